@@ -1,0 +1,1 @@
+"""One command, raftkv, with subcommands; configuration files."""

@@ -1,0 +1,234 @@
+"""What a client can ask of a shard, and what a shard answers.
+
+These structs are the vocabulary of the whole project: the front end parses HTTP into them, the
+engine carries them, the Raft log stores them (inside a :class:`Batch`) and the state machine
+applies them. They are msgspec structs, encoded as MessagePack arrays with a small tag, so that a
+decoder accepts exactly these messages with exactly these fields and nothing else.
+
+Fields may only be appended, with defaults; anything else needs a new ``BATCH_FORMAT``.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+BATCH_FORMAT = 1
+"""Version of the encoding of :class:`Batch`; a replica stops at one it does not know."""
+
+KEY_BYTES_MAX = 1024
+"""Longest key, in bytes; the shortest is one byte."""
+
+REVISION_LIMIT = 2**53
+"""Revisions stay below this, so that a JSON number holds them exactly."""
+
+Key = Annotated[bytes, msgspec.Meta(min_length=1, max_length=KEY_BYTES_MAX)]
+
+
+class Operation(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Base of everything that is encoded by this module."""
+
+
+# --- writes ---------------------------------------------------------------------------------
+
+
+class Put(Operation, tag=1, frozen=True):
+    """Set ``key`` to ``value``.
+
+    ``if_revision``: only if the key exists with this mod revision (HTTP ``If-Match``).
+    ``if_absent``: only if the key does not exist (HTTP ``If-None-Match: *``).
+    """
+
+    key: Key
+    value: bytes
+    if_revision: int | None = None
+    if_absent: bool = False
+
+
+class Delete(Operation, tag=2, frozen=True):
+    """Remove ``key``; deleting a missing key succeeds and changes nothing."""
+
+    key: Key
+    if_revision: int | None = None
+
+
+class Get(Operation, tag=3, frozen=True):
+    """Read one key inside a transaction or batch."""
+
+    key: Key
+
+
+class Range(Operation, tag=4, frozen=True):
+    """Read ``start <= key < end`` in byte order; ``end`` None means to the end of the key space.
+
+    ``limit`` counts entries; ``bytes_max`` bounds the keys and values together, and at least one
+    entry is returned whatever its size.
+    """
+
+    start: bytes
+    end: bytes | None
+    limit: int
+    keys_only: bool = False
+    bytes_max: int = 2**20
+
+
+class Compare(Operation, tag=5, frozen=True):
+    """One condition of a transaction.
+
+    ``target`` says what of the key is compared; a missing key has value ``b""`` and create, mod
+    and version 0, as in etcd. ``operand`` is bytes for ``value`` and an integer otherwise.
+    """
+
+    key: Key
+    target: Literal["value", "create", "mod", "version"]
+    operator: Literal["=", "!=", "<", ">"]
+    operand: int | bytes
+
+
+class Txn(Operation, tag=6, frozen=True):
+    """If every comparison holds do ``then``, else ``otherwise``, atomically, in one shard.
+
+    All writes of one transaction get the same revision, as in etcd. The conditional fields of
+    its puts and deletes are not allowed here: conditions belong into ``compare``.
+    """
+
+    compare: tuple[Compare, ...]
+    then: tuple[Put | Delete | Get | Range, ...]
+    otherwise: tuple[Put | Delete | Get | Range, ...]
+
+
+class Forget(Operation, tag=7, frozen=True):
+    """Drop idempotency memory: free-form keys and sessions by name.
+
+    Proposed by the leader only, once its own monotonic clock says that they have had their time
+    (at least 120 s); replicas never look at a clock.
+    """
+
+    keys: tuple[str, ...]
+    sessions: tuple[str, ...]
+
+
+class Seal(Operation, tag=8, frozen=True):
+    """The last command of a group's generation; everything after it is refused as moved.
+
+    Handover to a successor generation starts from the state sealed here.
+    """
+
+    successor_generation: int
+
+
+Write = Put | Delete | Txn
+ReadOnly = Get | Range
+
+
+# --- idempotency (Raft dissertation, section 6.3) --------------------------------------------
+
+
+class FreeKey(Operation, tag=1, frozen=True):
+    """A free-form idempotency key chosen by the client, 1 to 255 characters."""
+
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class SessionKey(Operation, tag=2, frozen=True):
+    """A client session's key: ``sequence`` of this request; all below ``low`` are answered.
+
+    The shard forgets outcomes below ``low``, which keeps its table small.
+    """
+
+    session: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    low: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+Idempotency = FreeKey | SessionKey
+
+
+# --- the log ---------------------------------------------------------------------------------
+
+
+class Command(Operation, tag=30, frozen=True):
+    """One operation of the log, with the idempotency key under which its outcome is kept."""
+
+    operation: Put | Delete | Txn | Forget | Seal
+    idempotency: FreeKey | SessionKey | None = None
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One Raft entry: everything that waited when the leader proposed (group commit).
+
+    ``clock_us`` is the leader's wall clock in microseconds; it only feeds revisions.
+    """
+
+    format: int
+    generation: int
+    clock_us: int
+    commands: tuple[Command, ...]
+
+
+# --- results ---------------------------------------------------------------------------------
+
+
+class Entry(Operation, tag=1, frozen=True):
+    """A key with its value and its three numbers. ``value`` is empty in a keys-only range."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+
+
+class PutResult(Operation, tag=1, frozen=True):
+    """The put was applied. ``version`` is 1 for a created key."""
+
+    revision: int
+    version: int
+
+
+class DeleteResult(Operation, tag=2, frozen=True):
+    """The delete was applied; ``revision`` is None and ``deleted`` false for a missing key."""
+
+    deleted: bool
+    revision: int | None
+
+
+class GetResult(Operation, tag=3, frozen=True):
+    """``entry`` is None for a missing key."""
+
+    entry: Entry | None
+
+
+class RangeResult(Operation, tag=4, frozen=True):
+    """Entries in key order; ``more`` says that the limit or byte bound cut the range."""
+
+    entries: tuple[Entry, ...]
+    more: bool
+
+
+class TxnResult(Operation, tag=5, frozen=True):
+    """``succeeded`` says which branch ran; ``revision`` is None if it wrote nothing."""
+
+    succeeded: bool
+    revision: int | None
+    results: tuple[PutResult | DeleteResult | GetResult | RangeResult, ...]
+
+
+class Refused(Operation, tag=6, frozen=True):
+    """The command reached the state machine and was not applied: definite.
+
+    Reasons: ``precondition`` (a condition failed; ``current_revision`` is the key's mod revision,
+    None if it does not exist), ``moved`` (the group does not own the key, or is sealed),
+    ``key_reused`` (another request came under the same idempotency key), ``table_full`` (the
+    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark).
+    """
+
+    reason: Literal["precondition", "moved", "key_reused", "table_full", "forgotten"]
+    current_revision: int | None = None
+
+
+class Done(Operation, tag=7, frozen=True):
+    """A command without a result of its own (:class:`Forget`, :class:`Seal`) was applied."""
+
+
+WriteResult = PutResult | DeleteResult | TxnResult | Refused | Done
+ReadResult = GetResult | RangeResult

@@ -1,0 +1,1 @@
+"""Node runtime: peer links, router, local RPC server, snapshots in the background."""

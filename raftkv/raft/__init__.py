@@ -1,0 +1,1 @@
+"""PySyncObj, hardened from outside. The only package that imports pysyncobj."""

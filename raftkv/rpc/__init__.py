@@ -1,0 +1,1 @@
+"""Messages and framing that the front end and the engine share."""

@@ -1,0 +1,187 @@
+"""What a front end asks of its engine and what it is answered; engines forward with the same.
+
+Every request carries the time that is left for it; every answer is either a result or a
+:class:`Failure`, and says who served it. A failure is *definite* when the operation is known not
+to have been applied and never to be applied later; saying so wrongly is a safety bug, so the
+default is not definite.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from raftkv.core.operations import (
+    Command,
+    DeleteResult,
+    GetResult,
+    Key,
+    PutResult,
+    RangeResult,
+    Refused,
+    TxnResult,
+)
+
+Consistency = Literal["linearizable", "stale"]
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Base of everything that is encoded by this module."""
+
+
+# --- requests --------------------------------------------------------------------------------
+
+
+class GetRequest(Message, tag=1, frozen=True):
+    """Read one key. ``max_age_ms`` goes with ``stale`` only and bounds the age of the answer."""
+
+    key: Key
+    consistency: Consistency = "linearizable"
+    max_age_ms: int | None = None
+
+
+class ScanRequest(Message, tag=2, frozen=True):
+    """Read ``start <= key < end`` over all shards, in key order, at most ``limit`` entries.
+
+    Linearizable per shard; not a snapshot of all shards.
+    """
+
+    start: bytes
+    end: bytes | None
+    limit: int
+    keys_only: bool = False
+    consistency: Consistency = "linearizable"
+    max_age_ms: int | None = None
+    bytes_max: int = 2**20
+
+
+class WriteRequest(Message, tag=3, frozen=True):
+    """Apply one command: a put, delete or single-shard transaction."""
+
+    command: Command
+
+
+class BatchRequest(Message, tag=4, frozen=True):
+    """Many independent operations; each succeeds or fails by itself, results in order."""
+
+    operations: tuple[Command | GetRequest, ...]
+
+
+class StatusRequest(Message, tag=5, frozen=True):
+    """Ask for JSON-able facts.
+
+    ``local``: about this node alone; never asks a peer, works without quorum. ``cluster``: about
+    all nodes; asks peers, says which did not answer. ``ready``: which readiness checks fail.
+    """
+
+    scope: Literal["local", "cluster", "ready"]
+
+
+class ExplainRequest(Message, tag=6, frozen=True):
+    """Where does ``key`` live and why."""
+
+    key: Key
+
+
+class TransferRequest(Message, tag=7, frozen=True):
+    """Hand the leadership of ``shard`` to ``target`` (None: the preferred node)."""
+
+    shard: int
+    target: str | None = None
+
+
+Request = (
+    GetRequest
+    | ScanRequest
+    | WriteRequest
+    | BatchRequest
+    | StatusRequest
+    | ExplainRequest
+    | TransferRequest
+)
+
+
+class Call(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A request on a pipelined connection. ``remaining_ms``: give up after this long."""
+
+    id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    remaining_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)]
+    request: Request
+    map_epoch: int = 0
+    hops: int = 0
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+class Served(Message, frozen=True):
+    """Who answered: node name, shard (None if several or none), the group's term, applied index.
+
+    ``age_ms``: for stale reads, how old the data may be at most by the follower's own clock, None
+    if no leader has confirmed recently enough to say.
+    """
+
+    node: str
+    shard: int | None = None
+    term: int | None = None
+    age_ms: int | None = None
+
+
+FailureCode = Literal[
+    "no_leader",  # 503: no leader reachable within the deadline; nothing was sent
+    "busy",  # 429: a queue is full; retry later
+    "unavailable",  # 503: shutting down, starting, or the replica cannot serve this now
+    "timeout",  # 504: outcome unknown if it was a write
+    "unknown",  # 504: outcome unknown (link lost, leader lost after proposing)
+    "disk_full",  # 507: refused before it reached the log
+    "too_large",  # 413: larger than an entry may be
+    "cross_shard",  # 422: the keys of a transaction live on several shards
+    "moved",  # 503: the map changed under the request; retry
+    "too_stale",  # 503: no local data within max_age_ms
+    "not_found",  # 404: no such shard or node
+    "refused",  # 409: a transfer that cannot be done now, with the reason in detail
+    "invalid",  # 400: a request that makes no sense, with the reason in detail
+    "internal",  # 500: a bug; logged with its trace
+]
+
+
+class Failure(Message, tag=20, frozen=True):
+    """The request did not succeed. ``definite``: it was not applied and never will be."""
+
+    code: FailureCode
+    detail: str
+    definite: bool = False
+    retry_after_ms: int | None = None
+
+
+class BatchResult(Message, tag=21, frozen=True):
+    """One result per operation of the batch, in its order."""
+
+    results: tuple[PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure, ...]
+
+
+class Facts(Message, tag=22, frozen=True):
+    """JSON-able facts for operators (status, explain, transfer)."""
+
+    facts: dict[str, Any]
+
+
+Response = (
+    PutResult
+    | DeleteResult
+    | GetResult
+    | RangeResult
+    | TxnResult
+    | Refused
+    | Failure
+    | BatchResult
+    | Facts
+)
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The answer to the :class:`Call` with the same ``id``."""
+
+    id: int
+    response: Response
+    served: Served
+    map_epoch: int = 0

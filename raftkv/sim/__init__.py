@@ -1,0 +1,1 @@
+"""Small deterministic world: simulated clock, disk and network."""

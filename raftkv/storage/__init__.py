@@ -1,0 +1,1 @@
+"""Disk seam, write-ahead log and snapshot files."""

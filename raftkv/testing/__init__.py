@@ -1,0 +1,1 @@
+"""LocalCluster and pytest fixtures, for our own tests and for users'."""

@@ -1,0 +1,1 @@
+"""Front end: pure request and response functions, Flask application, async data lane, pages."""
