@@ -1,0 +1,163 @@
+"""Reading ``node.toml``: every mistake becomes one line that names the file and the option."""
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from raftkv.engine.config import InvalidOption, NodeConfig, SecurityOptions, check
+
+SECRET_BYTES_MIN = 16
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message is one line for the operator."""
+
+
+def load(path: str | os.PathLike[str]) -> NodeConfig:
+    """Read, check and complete a configuration file.
+
+    Paths in the file are relative to the file, so that a directory with its node.toml can be
+    moved; ``secret_file`` is read here, so that what comes out needs no file any more to be used.
+    """
+    file = Path(path)
+    try:
+        config = _resolve(_convert(_read(file)), file.resolve().parent)
+        check(config)
+    except InvalidOption as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+
+
+_MESSAGE = re.compile(
+    r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$\.?(?P<where>[^`]*)`)?$", re.DOTALL
+)
+_FIELD = re.compile(r"(?:unknown|missing required) field `(?P<field>[^`]*)`")
+_WORDING = (
+    (re.compile(r"Expected `str` matching regex .*"), "does not have the right form"),
+    (re.compile(r"Invalid enum value '(.*)'"), r"\1 is not one of the values allowed"),
+    (re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`"), r"must be \1, not \2"),
+    (re.compile(r"Expected `int` ([<>]=?) (-?[0-9]+)"), r"must be \1 \2"),
+    (re.compile(r"`"), ""),
+)
+_TYPES = {"str": "a string", "int": "an integer", "bool": "true or false", "object": "a table"}
+
+
+def _convert(tables: dict[str, Any]) -> NodeConfig:
+    try:
+        return msgspec.convert(tables, NodeConfig)
+    except msgspec.ValidationError as error:
+        raise _invalid_option(str(error)) from error
+
+
+def _invalid_option(message: str) -> InvalidOption:
+    """Translate msgspec's wording (``$.http`` and fields) into ours (``http.workers``)."""
+    match = _MESSAGE.match(message)
+    what, table = (match["what"], match["where"] or "") if match else (message, "")
+    if match and match["key"]:
+        return InvalidOption(table, "a name in it does not have the right form")
+    field = _FIELD.search(what)
+    if field is None:
+        return InvalidOption(table, _plain(what))
+    option = f"{table}.{field['field']}" if table else field["field"]
+    if "missing" in what:
+        return InvalidOption(option, "is missing")
+    return InvalidOption(option, "unknown option" + _suggestion(table, field["field"]))
+
+
+def _plain(what: str) -> str:
+    for pattern, replacement in _WORDING:
+        what = pattern.sub(replacement, what)
+    words = (_TYPES.get(word.rstrip(","), word) + "," * word.endswith(",") for word in what.split())
+    return " ".join(words)
+
+
+def _suggestion(table: str, misspelt: str) -> str:
+    close = difflib.get_close_matches(misspelt, _options_of(table), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _options_of(table: str) -> list[str]:
+    """The option names of one table; ``[...]`` in it is an array's place."""
+    kind: Any = NodeConfig
+    for part in table.split(".") if table else []:
+        name = part.partition("[")[0]
+        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        kind = fields.get(name)
+        if "[" in part:
+            kind = kind.__args__[0]
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return []
+    return [field.name for field in msgspec.structs.fields(kind)]
+
+
+_PATH_OPTIONS = {
+    "node": ("data_dir", "pid_file"),
+    "http": ("tls_cert", "tls_key"),
+    "security": ("peer_ca", "peer_cert", "peer_key", "secret_file"),
+}
+
+
+def _resolve(config: NodeConfig, base: Path) -> NodeConfig:
+    tables: dict[str, Any] = {}
+    for table, options in _PATH_OPTIONS.items():
+        old = getattr(config, table)
+        paths = {option: getattr(old, option) for option in options}
+        absolute = {option: str(base / path) for option, path in paths.items() if path is not None}
+        tables[table] = msgspec.structs.replace(old, **absolute)
+    tables["security"] = _with_secret(tables["security"])
+    config = msgspec.structs.replace(config, **tables)
+    _check_readable(config)
+    return config
+
+
+def _check_readable(config: NodeConfig) -> None:
+    """A certificate that is not there is found now, not at the first connection."""
+    for table in ("http", "security"):
+        for option in _PATH_OPTIONS[table]:
+            path = getattr(getattr(config, table), option)
+            if path is not None and not os.access(path, os.R_OK):
+                reason = "cannot be read" if Path(path).exists() else "no such file"
+                raise InvalidOption(f"{table}.{option}", f"{path}: {reason}")
+
+
+def _with_secret(security: SecurityOptions) -> SecurityOptions:
+    if security.secret is not None and security.secret_file is not None:
+        raise InvalidOption("security.secret", "give either secret or secret_file, not both")
+    option, secret = "security.secret", security.secret
+    if security.secret_file is not None:
+        option, secret = "security.secret_file", _read_secret(Path(security.secret_file))
+    if secret is not None and len(secret.encode()) < SECRET_BYTES_MIN:
+        raise InvalidOption(option, f"the secret is shorter than {SECRET_BYTES_MIN} bytes")
+    return msgspec.structs.replace(security, secret=secret)
+
+
+def _read_secret(file: Path) -> str:
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InvalidOption("security.secret_file", f"{file}: {reason}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise InvalidOption(
+            "security.secret_file",
+            f"{file}: others may read it (mode {stat.S_IMODE(mode):04o}); chmod 600 it",
+        )
+    return text
