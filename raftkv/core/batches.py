@@ -1,0 +1,57 @@
+"""Raft entries as bytes: MessagePack of a :class:`~raftkv.core.operations.Batch`, and nothing else.
+
+The decoder is typed: it builds only the structs of :mod:`raftkv.core.operations`, with their
+fields and bounds, whatever the bytes say. There is no pickle and no open set of types.
+"""
+
+import msgspec
+
+from raftkv.core.errors import CorruptBatch, UnknownFormat
+from raftkv.core.operations import BATCH_FORMAT, Batch
+
+__all__ = ["CorruptBatch", "UnknownFormat", "decode_batch", "encode_batch"]
+
+
+class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
+    format: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Batch)
+_format_decoder = msgspec.msgpack.Decoder(_FormatOnly)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Encode a batch for the log and the wire."""
+    return _encoder.encode(batch)
+
+
+def decode_batch(data: bytes | memoryview) -> Batch:
+    """Decode a log entry.
+
+    Raises:
+        UnknownFormat: A newer version wrote it; the replica must stop before it, not skip it.
+        CorruptBatch: It is not a batch.
+    """
+    try:
+        batch = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        # Only now is it worth telling a newer format from damage: this reads everything twice.
+        _refuse_other_format(data)
+        raise CorruptBatch(f"not an encoded batch: {error}") from error
+    if batch.format != BATCH_FORMAT:
+        raise _unknown(batch.format)
+    return batch
+
+
+def _refuse_other_format(data: bytes | memoryview) -> None:
+    try:
+        version = _format_decoder.decode(data).format
+    except msgspec.DecodeError:
+        return
+    if version != BATCH_FORMAT:
+        raise _unknown(version)
+
+
+def _unknown(version: int) -> UnknownFormat:
+    return UnknownFormat(f"batch of format {version}, this version knows {BATCH_FORMAT}")

@@ -1,0 +1,34 @@
+"""What decoding the formats of this package can raise: bytes are either known, or refused whole.
+
+``UndecodableError`` is the root, so that a caller who only wants to stop can catch one name::
+
+    UndecodableError
+    ├── UnknownFormat     a version that this program does not speak (upgrade it, lose nothing)
+    ├── CorruptBatch      a Raft entry that is not a batch
+    ├── CorruptMap        a cluster map that is malformed or contradicts itself
+    └── CorruptSnapshot   a snapshot that is malformed or whose digest does not match
+"""
+
+
+class UndecodableError(ValueError):
+    """Bytes that this version cannot turn into a value; nothing of them was used."""
+
+
+class UnknownFormat(UndecodableError):
+    """A format version other than the one known here.
+
+    Not damage: a newer node wrote it. Skipping it would make replicas differ, so whoever meets
+    it stops instead.
+    """
+
+
+class CorruptBatch(UndecodableError):
+    """A log entry that is not an encoded batch of this format."""
+
+
+class CorruptMap(UndecodableError):
+    """A cluster map that is malformed or contradicts itself."""
+
+
+class CorruptSnapshot(UndecodableError):
+    """Snapshot records that are malformed, incomplete, or do not add up to their digest."""
