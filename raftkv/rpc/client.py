@@ -1,0 +1,358 @@
+"""The front end's connection to its engine: one Unix socket, many calls in flight.
+
+Every call gets exactly one truthful answer, also when the engine hangs or dies: a write that may
+have left this process has an unknown outcome then, a read or a write that certainly has not left
+is definite. The connection is never made again behind the caller's back: when it is lost
+``closed`` is set, and an HTTP worker ends with its engine.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import msgspec
+import uvloop
+
+from raftkv.core.operations import Command
+from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.local import (
+    CHANNEL_CALL,
+    CHANNEL_HELLO,
+    HELLO_BYTES_MAX,
+    IN_FLIGHT_MAX,
+    PAYLOAD_BYTES_MAX,
+    PROTOCOL_VERSION,
+    Hello,
+    Welcome,
+    socket_address,
+)
+from raftkv.rpc.messages import (
+    BatchRequest,
+    Call,
+    Failure,
+    FailureCode,
+    Reply,
+    Request,
+    Served,
+    TransferRequest,
+    WriteRequest,
+)
+
+__all__ = ["EngineClient", "EngineUnavailableError", "SyncEngineClient", "may_write"]
+
+GRACE_S = 0.25
+"""How much longer than the engine the client waits: the engine's own answer says more."""
+
+_SWEEP_S = 0.1
+_CONNECT_RETRY_S = 0.01
+_WAITING_BYTES_MAX = 64 * 1024 * 1024
+_REMAINING_MS_MAX = 600_000
+_BUSY_RETRY_AFTER_MS = 100
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineUnavailableError(Exception):
+    """No engine answers at the socket, or it does not let this process in."""
+
+
+class _Pending(NamedTuple):
+    future: asyncio.Future[Reply]
+    writes: bool
+    deadline: float
+
+
+def may_write(request: Request) -> bool:
+    """Tell whether losing the answer to ``request`` leaves its outcome unknown."""
+    if isinstance(request, BatchRequest):
+        return any(isinstance(operation, Command) for operation in request.operations)
+    return isinstance(request, WriteRequest | TransferRequest)
+
+
+class EngineClient:
+    """Calls to the engine over one pipelined connection; belongs to the loop that made it.
+
+    Made by :meth:`connect`. ``closed`` is set once the connection is lost, for whatever reason.
+    """
+
+    def __init__(self, protocol: "_ClientProtocol", welcome: Welcome) -> None:
+        self._protocol = protocol
+        self._writer = protocol.writer
+        self._loop = asyncio.get_running_loop()
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._served = Served(node=welcome.node)
+        self._in_flight_max = welcome.in_flight_max
+        self._payload_bytes_max = welcome.payload_bytes_max
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = self._writer.frames_flushed + 1  # an id is its frame's number
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.node = welcome.node
+        self.closed = asyncio.Event()
+        protocol.client = self
+
+    @classmethod
+    async def connect(
+        cls,
+        path: Path,
+        token: bytes,
+        *,
+        in_flight_max: int = IN_FLIGHT_MAX,
+        timeout_s: float = 5.0,
+    ) -> "EngineClient":
+        """Connect to the engine that listens at ``path``.
+
+        Raises:
+            EngineUnavailableError: nobody listens, or the engine refused the token.
+        """
+        loop = asyncio.get_running_loop()
+        protocol = _ClientProtocol(loop)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.create_unix_connection(lambda: protocol, sock=await _dial(path))
+                protocol.writer.send(
+                    CHANNEL_HELLO,
+                    msgspec.msgpack.encode(Hello(protocol=PROTOCOL_VERSION, token=token)),
+                )
+                welcome = await protocol.welcomed
+        except TimeoutError:
+            protocol.abort()
+            raise EngineUnavailableError(f"{path}: the engine does not answer") from None
+        except OSError as error:
+            raise EngineUnavailableError(f"{path}: {error.strerror or error}") from error
+        except EngineUnavailableError as error:
+            protocol.abort()
+            raise EngineUnavailableError(f"{path}: {error}") from None
+        bounded = min(in_flight_max, welcome.in_flight_max)
+        return cls(protocol, msgspec.structs.replace(welcome, in_flight_max=bounded))
+
+    @property
+    def in_flight(self) -> int:
+        """Calls without an answer yet."""
+        return len(self._pending)
+
+    async def call(self, request: Request, timeout_s: float) -> Reply:
+        """Ask the engine; a reply always comes, a :class:`Failure` if need be."""
+        if self.closed.is_set():
+            return self._failed("unavailable", "the engine is gone", definite=True)
+        if (
+            len(self._pending) >= self._in_flight_max
+            or self._writer.waiting_bytes >= _WAITING_BYTES_MAX
+        ):
+            return self._failed("busy", "too many requests wait for the engine", definite=True)
+        call = Call(
+            id=self._next_id,
+            remaining_ms=min(max(int(timeout_s * 1000), 0), _REMAINING_MS_MAX),
+            request=request,
+        )
+        payload = self._encode(call)
+        if len(payload) > self._payload_bytes_max:
+            return self._failed("too_large", "larger than a request may be", definite=True)
+        self._next_id += 1
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        deadline = self._loop.time() + timeout_s + GRACE_S
+        self._pending[call.id] = _Pending(future, may_write(request), deadline)
+        self._writer.send(CHANNEL_CALL, payload)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+        try:
+            return await future
+        finally:
+            self._pending.pop(call.id, None)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight get their answer as if it had been lost."""
+        self._protocol.abort()
+        await self.closed.wait()
+
+    def deliver(self, reply: Reply) -> None:
+        """Hand a reply to its call; an answer that comes after its time is dropped."""
+        pending = self._pending.pop(reply.id, None)
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(reply)
+
+    def connection_lost(self) -> None:
+        """Answer every call in flight truthfully."""
+        self.closed.set()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        pending, self._pending = self._pending, {}
+        for call_id, call in pending.items():
+            if call.future.done():
+                continue
+            if call.writes and call_id <= self._writer.frames_flushed:
+                reply = self._failed("unknown", "the engine was lost", definite=False)
+            else:
+                reply = self._failed("unavailable", "the engine was lost", definite=True)
+            call.future.set_result(reply)
+
+    def _sweep(self) -> None:
+        """Answer for an engine that has not: one timer for all calls, each may be late by it."""
+        now = self._loop.time()
+        late = [call_id for call_id, call in self._pending.items() if call.deadline <= now]
+        for call_id in late:
+            call = self._pending.pop(call_id)
+            if not call.future.done():
+                call.future.set_result(
+                    self._failed("timeout", "the engine did not answer", definite=not call.writes)
+                )
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._pending else None
+
+    def _failed(self, code: FailureCode, detail: str, *, definite: bool) -> Reply:
+        retry_after_ms = _BUSY_RETRY_AFTER_MS if code == "busy" else None
+        failure = Failure(code, detail, definite=definite, retry_after_ms=retry_after_ms)
+        return Reply(id=0, response=failure, served=self._served)
+
+
+async def _dial(path: Path) -> socket.socket:
+    """Connect by hand, because the address of a long path only lives while it is used."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(0)
+    try:
+        with socket_address(path) as address:
+            while True:
+                try:
+                    connection.connect(address)
+                except BlockingIOError:  # the engine's backlog is full
+                    await asyncio.sleep(_CONNECT_RETRY_S)
+                else:
+                    return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+class _ClientProtocol(asyncio.BufferedProtocol):
+    """The socket's side of :class:`EngineClient`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._decoder = FrameDecoder(HELLO_BYTES_MAX)
+        self._decode = msgspec.msgpack.Decoder(Reply).decode
+        self.client: EngineClient | None = None
+        self.welcomed: asyncio.Future[Welcome] = loop.create_future()
+        self.writer: FrameWriter
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream's transport always is one; uvloop's do not inherit from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self.writer = FrameWriter(self._loop, self._transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._decoder.received(nbytes)
+        try:
+            for channel, payload in self._decoder.frames():
+                if channel == CHANNEL_CALL and self.client is not None:
+                    self.client.deliver(self._decode(payload))
+                else:
+                    self._take_welcome(channel, payload)
+        except (FrameError, msgspec.MsgspecError) as error:
+            _logger.error("the engine sent what is not an answer: %s", error)  # noqa: TRY400 - no bug of ours
+            self.abort()
+
+    def pause_writing(self) -> None:
+        self.writer.pause()
+
+    def resume_writing(self) -> None:
+        self.writer.resume()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if not self.welcomed.done():
+            self.welcomed.set_exception(
+                EngineUnavailableError("the engine closed the connection: is the token right?")
+            )
+            self.welcomed.exception()  # nobody may be waiting for it any more
+        if self.client is not None:
+            self.client.connection_lost()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take_welcome(self, channel: int, payload: memoryview) -> None:
+        if channel != CHANNEL_HELLO or self.welcomed.done():
+            raise FrameError(f"unexpected frame on channel {channel}")
+        welcome = msgspec.msgpack.decode(payload, type=Welcome)
+        if welcome.protocol != PROTOCOL_VERSION:
+            raise FrameError(f"speaks protocol {welcome.protocol}, this is {PROTOCOL_VERSION}")
+        self._decoder.payload_bytes_max = PAYLOAD_BYTES_MAX
+        self.welcomed.set_result(welcome)
+
+
+class SyncEngineClient:
+    """The same calls for threads: the Flask application alone under any WSGI server.
+
+    A background thread runs the loop. It is started by the first call, not by the constructor,
+    because WSGI servers fork after importing the application. A lost connection is made again by
+    the next call: here nobody ends the process with its engine.
+
+    ``_lock`` guards starting the loop, connecting and closing.
+    """
+
+    def __init__(self, path: Path, token: bytes, *, timeout_s: float = 5.0) -> None:
+        self._path = path
+        self._token = token
+        self._connect_timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._client: EngineClient | None = None
+        self._node = ""
+
+    def call(self, request: Request, timeout_s: float) -> Reply:
+        """Ask the engine and wait; as :meth:`EngineClient.call`."""
+        started = time.monotonic()
+        try:
+            loop, client = self._connected()
+        except EngineUnavailableError as error:
+            failure = Failure("unavailable", str(error), definite=True)
+            return Reply(id=0, response=failure, served=Served(node=self._node))
+        left_s = max(timeout_s - (time.monotonic() - started), 0.0)
+        return asyncio.run_coroutine_threadsafe(client.call(request, left_s), loop).result()
+
+    def close(self) -> None:
+        """Close the connection and end the thread; a later call starts anew."""
+        with self._lock:
+            loop, thread, client = self._loop, self._thread, self._client
+            self._loop = self._thread = self._client = None
+        if loop is None or thread is None:
+            return
+        if client is not None:
+            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+    def _connected(self) -> tuple[asyncio.AbstractEventLoop, EngineClient]:
+        loop, client = self._loop, self._client
+        if loop is not None and client is not None and not client.closed.is_set():
+            return loop, client
+        with self._lock:
+            if self._loop is None:
+                self._start_loop()
+            assert self._loop is not None  # noqa: S101 - just started
+            if self._client is None or self._client.closed.is_set():
+                connecting = EngineClient.connect(
+                    self._path, self._token, timeout_s=self._connect_timeout_s
+                )
+                self._client = asyncio.run_coroutine_threadsafe(connecting, self._loop).result()
+                self._node = self._client.node
+            return self._loop, self._client
+
+    def _start_loop(self) -> None:
+        loop = uvloop.new_event_loop()
+
+        def run() -> None:
+            with contextlib.closing(loop):
+                loop.run_forever()
+
+        self._loop = loop
+        self._thread = threading.Thread(target=run, name="engine-client", daemon=True)
+        self._thread.start()

@@ -1,0 +1,333 @@
+"""The engine's side of the Unix socket: decodes calls, hands them on, writes replies.
+
+There is no task per call: the handler gets the call and a function to answer it with, now or
+later. A connection that has too many calls unanswered, or does not take its replies, is not read
+any further until it has caught up.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hmac
+import logging
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.local import (
+    CHANNEL_CALL,
+    CHANNEL_HELLO,
+    HELLO_BYTES_MAX,
+    IN_FLIGHT_MAX,
+    PAYLOAD_BYTES_MAX,
+    PROTOCOL_VERSION,
+    Hello,
+    Welcome,
+    socket_address,
+)
+from raftkv.rpc.messages import Call, Failure, Reply, Served
+
+__all__ = ["Handler", "LocalServer", "Respond", "SocketInUseError"]
+
+Respond = Callable[[Reply], None]
+"""Answers one call; to be called exactly once for it, on the loop's thread."""
+
+Handler = Callable[[Call, Respond], None]
+"""Takes a call; must not block."""
+
+_BACKLOG = 128
+_CONNECTIONS_MAX = 256
+_HELLO_DEADLINE_S = 5.0
+_CLOSE_DEADLINE_S = 1.0
+_OUTPUT_BYTES_MAX = 512 * 1024 * 1024
+
+_logger = logging.getLogger(__name__)
+
+
+class SocketInUseError(Exception):
+    """The socket's path is taken: by a living process or by something that is no socket."""
+
+
+class LocalServer:
+    """Serves ``handler`` on a Unix socket that only this user may open, behind a token."""
+
+    def __init__(
+        self,
+        path: Path,
+        token: bytes,
+        handler: Handler,
+        *,
+        node: str,
+        in_flight_max: int = IN_FLIGHT_MAX,
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+    ) -> None:
+        if not token:
+            raise ValueError("the socket's token must not be empty")
+        self.path = path
+        self.token = token
+        self.handler = handler
+        self.node = node
+        self.in_flight_max = in_flight_max
+        self.payload_bytes_max = payload_bytes_max
+        self.connections: set[_Connection] = set()
+        self._all_gone = asyncio.Event()
+        self._all_gone.set()
+        self._server: asyncio.Server | None = None
+        self._inode: int | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SocketInUseError: a living process listens there, or the path is not a socket.
+        """
+        loop = asyncio.get_running_loop()
+        listening = _bind(self.path)
+        self._inode = self.path.stat().st_ino
+        self._server = await loop.create_unix_server(
+            lambda: _Connection(self, loop), sock=listening, backlog=_BACKLOG
+        )
+
+    async def close(self) -> None:
+        """Stop listening and close every connection once what is written has left."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._unlink()
+        for connection in tuple(self.connections):
+            connection.close()
+        try:
+            async with asyncio.timeout(_CLOSE_DEADLINE_S):
+                await self._all_gone.wait()
+        except TimeoutError:
+            for connection in tuple(self.connections):
+                connection.abort()
+            await self._all_gone.wait()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of all connections that wait for their reply."""
+        return sum(len(connection.in_flight) for connection in self.connections)
+
+    def add(self, connection: "_Connection") -> None:
+        """Count a connection, authenticated or not."""
+        self.connections.add(connection)
+        self._all_gone.clear()
+
+    def remove(self, connection: "_Connection") -> None:
+        """Forget a lost connection."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._all_gone.set()
+
+    def _unlink(self) -> None:
+        """Remove the socket, unless the path is another's by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._inode is not None and self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+        self._inode = None
+
+
+def _bind(path: Path) -> socket.socket:
+    _remove_stale(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.settimeout(0)
+    try:
+        with socket_address(path) as address:
+            listening.bind(address)
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)  # nobody can connect before listen()
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a dead process left; refuse to touch anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketInUseError(f"{path}: is there and is not a socket")
+    with (
+        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe,
+        socket_address(path) as address,
+    ):
+        probe.settimeout(0)
+        result = probe.connect_ex(address)
+    if result != errno.ECONNREFUSED:
+        raise SocketInUseError(f"{path}: another process listens there")
+    path.unlink()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One front end process."""
+
+    def __init__(self, server: LocalServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._decoder = FrameDecoder(HELLO_BYTES_MAX)
+        self._decode = msgspec.msgpack.Decoder(Call).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._authenticated = False
+        self._reading = True
+        self._writable = True
+        self._respond: Respond = self.respond  # one bound method for all calls
+        self._hello_deadline: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+        self._writer: FrameWriter
+        self.in_flight: set[int] = set()
+
+    # --- asyncio ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream's transport always is one; uvloop's do not inherit from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._writer = FrameWriter(self._loop, self._transport)
+        self._server.add(self)
+        self._hello_deadline = self._loop.call_later(
+            _HELLO_DEADLINE_S, self._refuse, "no hello in time"
+        )
+        if len(self._server.connections) > _CONNECTIONS_MAX:
+            self._refuse("too many connections")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._decoder.received(nbytes)
+        self._take_frames()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._pace()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._pace()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._cancel_deadline()
+        self._server.remove(self)
+        self.in_flight.clear()
+
+    # --- calls and replies -----------------------------------------------------------------
+
+    def respond(self, reply: Reply) -> None:
+        """Write the reply to a call of this connection."""
+        if self._transport.is_closing():
+            return
+        try:
+            self.in_flight.remove(reply.id)
+        except KeyError:
+            _logger.exception("call %d was answered twice", reply.id)
+            return
+        payload = self._encode(reply)
+        if len(payload) > self._server.payload_bytes_max:
+            payload = self._encode(self._too_large(reply))
+        self._writer.send(CHANNEL_CALL, payload)
+        if not self._reading:
+            self._pace()
+        if not self._writable and self._writer.backlog_bytes() > _OUTPUT_BYTES_MAX:
+            self._refuse("does not take its replies")
+
+    def close(self) -> None:
+        self._writer.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _take_frames(self) -> None:
+        try:
+            for channel, payload in self._decoder.frames():
+                if not self._authenticated:
+                    self._take_hello(channel, payload)
+                elif channel == CHANNEL_CALL:
+                    self._take_call(self._decode(payload))
+                else:
+                    raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 - one place closes
+                if self._transport.is_closing() or not self._may_read():
+                    break
+        except (FrameError, msgspec.MsgspecError) as error:
+            self._refuse(f"malformed: {error}")
+        self._pace()
+
+    def _take_hello(self, channel: int, payload: memoryview) -> None:
+        if channel != CHANNEL_HELLO:
+            raise FrameError("no hello")
+        hello = msgspec.msgpack.decode(payload, type=Hello)
+        if not hmac.compare_digest(hello.token, self._server.token):
+            self._refuse("wrong token")
+            return
+        if hello.protocol != PROTOCOL_VERSION:
+            self._refuse(f"speaks protocol {hello.protocol}, this is {PROTOCOL_VERSION}")
+            return
+        self._authenticated = True
+        self._cancel_deadline()
+        self._decoder.payload_bytes_max = self._server.payload_bytes_max
+        welcome = Welcome(
+            protocol=PROTOCOL_VERSION,
+            node=self._server.node,
+            in_flight_max=self._server.in_flight_max,
+            payload_bytes_max=self._server.payload_bytes_max,
+        )
+        self._writer.send(CHANNEL_HELLO, msgspec.msgpack.encode(welcome))
+
+    def _take_call(self, call: Call) -> None:
+        if call.id in self.in_flight:
+            raise FrameError(f"two calls under the id {call.id}")
+        self.in_flight.add(call.id)
+        try:
+            self._server.handler(call, self._respond)
+        except Exception:
+            _logger.exception("a %s failed", type(call.request).__name__)
+            if call.id in self.in_flight:
+                # Not definite: nobody knows how far the handler came.
+                failure = Failure("internal", "a bug in the engine; its log has the trace")
+                self.respond(Reply(call.id, failure, Served(node=self._server.node)))
+
+    def _too_large(self, reply: Reply) -> Reply:
+        """Say so, and not that nothing was done: the reply may be a write's."""
+        failure = Failure(
+            "too_large", f"the answer is larger than {self._server.payload_bytes_max} bytes"
+        )
+        return Reply(reply.id, failure, reply.served, reply.map_epoch)
+
+    # --- pace ------------------------------------------------------------------------------
+
+    def _may_read(self) -> bool:
+        return self._writable and len(self.in_flight) < self._server.in_flight_max
+
+    def _pace(self) -> None:
+        """Stop or go on reading. Frames already read are taken before new ones are."""
+        if self._transport.is_closing() or self._reading == self._may_read():
+            return
+        self._reading = not self._reading
+        if self._reading:
+            self._transport.resume_reading()
+            if self._decoder.buffered_bytes:
+                # Not at once: respond() may be running inside a handler.
+                self._loop.call_soon(self._take_frames_kept)
+        else:
+            self._transport.pause_reading()
+
+    def _take_frames_kept(self) -> None:
+        if self._reading and not self._transport.is_closing():
+            self._take_frames()
+
+    def _refuse(self, why: str) -> None:
+        if not self._transport.is_closing():
+            _logger.warning("front end connection closed: %s", why)
+            self._transport.abort()
+
+    def _cancel_deadline(self) -> None:
+        if self._hello_deadline is not None:
+            self._hello_deadline.cancel()
+            self._hello_deadline = None
