@@ -1,0 +1,179 @@
+"""The HTTP worker processes of a node: spawned, watched, stopped by their engine.
+
+The engine binds the clients' port and every worker inherits the one listening socket: a port in
+use is found before anything is started, no second process can slip in beside the first, and a
+connection that arrives while a worker is replaced waits in the queue and is not refused.
+
+A worker never outlives its engine: it ends when the engine's Unix socket closes and asks the
+kernel to be killed with its parent. So nothing here has to work when the engine is killed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from raftkv.engine.config import Address, NodeConfig
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+STEADY_S = 10.0
+"""A worker that lived this long was well; its end begins the back-off anew."""
+
+LISTEN_BACKLOG = 4096
+WORKER_COMMAND = (sys.executable, "-m", "raftkv.web.worker")
+
+_logger = logging.getLogger(__name__)
+
+
+class ListenError(Exception):
+    """The clients' address cannot be listened at; the message is one line for the operator."""
+
+
+def listen(option: str, address: Address) -> socket.socket:
+    """Bind and listen, or say in one line why not."""
+    try:
+        family, _, _, _, _ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
+    except socket.gaierror as error:
+        raise ListenError(f"{option}: {address}: {error.strerror}") from error
+    except OSError as error:
+        # create_server adds the address in its own words; the error number says it all.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"{option}: cannot listen at {address}: {reason}") from error
+
+
+def web_config(
+    config: NodeConfig, *, worker: int, listen_fd: int, engine_socket: str, engine_token: str
+) -> dict[str, Any]:
+    """What one worker is told: the members of ``raftkv.web.config.WebConfig``.
+
+    A plain dictionary, as the engine does not import the front end.
+    """
+    http = config.http
+    return {
+        "node_name": config.node.name,
+        "engine_socket": engine_socket,
+        "engine_token": engine_token,
+        "worker": worker,
+        "host": config.http_listen.host,
+        "port": config.http_listen.port,
+        "listen_fd": listen_fd,
+        "tls_cert": http.tls_cert,
+        "tls_key": http.tls_key,
+        "tokens": [
+            {"sha256": token.sha256, "role": token.role} for token in config.security.tokens
+        ],
+        "limits": {
+            "value_bytes_max": http.max_value_bytes,
+            # Each worker takes its share, rounded up: the kernel does not deal them out evenly.
+            "connections_max": -(-http.max_connections // http.workers),
+        },
+    }
+
+
+class HttpWorkers:
+    """All HTTP workers of a node. Use from the engine's event loop."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        listener: socket.socket,
+        *,
+        engine_socket: str,
+        engine_token: str,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._engine_socket = engine_socket
+        self._engine_token = engine_token
+        self._command = tuple(command)
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    async def start(self) -> None:
+        """Spawn every worker; each is replaced when it ends until :meth:`stop`."""
+        for worker in range(self._config.http.workers):
+            process = await self._spawn(worker)
+            watcher = asyncio.create_task(self._watch(worker, process), name=f"worker-{worker}")
+            self._watchers.append(watcher)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of the workers that run now."""
+        return tuple(process.pid for process in self._processes.values())
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Ask every worker to finish what it has (SIGTERM), and end those that do not in time."""
+        self._stopping.set()
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        if self._watchers:
+            await asyncio.wait(self._watchers, timeout=grace_s)
+        for worker, process in self._processes.items():
+            _logger.warning("HTTP worker %d did not end within %.0f s: killed", worker, grace_s)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await asyncio.gather(*self._watchers)
+        self._listener.close()
+
+    async def _spawn(self, worker: int) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=(self._listener.fileno(),),
+        )
+        self._processes[worker] = process
+        document = web_config(
+            self._config,
+            worker=worker,
+            listen_fd=self._listener.fileno(),
+            engine_socket=self._engine_socket,
+            engine_token=self._engine_token,
+        )
+        assert process.stdin is not None  # noqa: S101 -- asked for above
+        # A worker that died at once has closed its end: the watcher sees that, not we.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(msgspec.json.encode(document))
+            await process.stdin.drain()
+            process.stdin.close()
+            await process.stdin.wait_closed()
+        return process
+
+    async def _watch(self, worker: int, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of one worker and replace it, ever more slowly if it keeps failing."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            started = time.monotonic()
+            code = await process.wait()
+            del self._processes[worker]
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - started >= STEADY_S:
+                backoff_s = BACKOFF_FIRST_S
+            _logger.warning(
+                "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
+            )
+            if await self._stopped_within(backoff_s):
+                return
+            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+            process = await self._spawn(worker)
+            if self._stopping.is_set():
+                # stop() may have looked for processes just before this one was there.
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()

@@ -1,0 +1,179 @@
+"""HTTP workers: spawned with their configuration, replaced when they die, stopped in the end."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raftkv.engine import workers as workers_module
+from raftkv.engine.config import (
+    Address,
+    ClusterOptions,
+    HttpOptions,
+    NodeConfig,
+    NodeOptions,
+    SecurityOptions,
+    TokenOptions,
+)
+from raftkv.engine.workers import HttpWorkers, ListenError, listen, web_config
+from raftkv.web.config import WebConfig
+
+# Writes what it was told to a file named by its pid, then waits; ignores SIGTERM if asked to.
+WORKER = """
+import json, os, pathlib, signal, socket, sys
+directory, mode = sys.argv[1:]
+told = json.load(sys.stdin)
+told["listening"] = socket.socket(fileno=told["listen_fd"]).getsockname()[1]
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+path = pathlib.Path(directory, f"{os.getpid()}.json")
+path.with_suffix(".new").write_text(json.dumps(told))
+path.with_suffix(".new").rename(path)
+if mode == "dying":
+    sys.exit(3)
+signal.pause()
+signal.pause()
+"""
+
+TOKEN = TokenOptions(role="read", sha256="0" * 64, name="reporting")
+
+
+def config_for(directory: Path, workers: int = 2) -> NodeConfig:
+    """One node with HTTP on a port that the test has bound already."""
+    return NodeConfig(
+        cluster=ClusterOptions(id="test", nodes={"n1": "127.0.0.1:1"}, replicas=1),
+        node=NodeOptions(name="n1", data_dir=str(directory)),
+        http=HttpOptions(workers=workers, max_connections=1001),
+        security=SecurityOptions(secret="s" * 32, tokens=(TOKEN,)),
+    )
+
+
+def free_listener() -> socket.socket:
+    """A listening socket on a port of the kernel's choice."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def workers_in(directory: Path, mode: str = "steady", workers: int = 2) -> HttpWorkers:
+    """Workers that run the little program above."""
+    return HttpWorkers(
+        config_for(directory, workers),
+        free_listener(),
+        engine_socket="/some/engine.sock",
+        engine_token="token",
+        command=(sys.executable, "-c", WORKER, str(directory), mode),
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; the test's own time limit ends a wait in vain."""
+    while not condition():  # noqa: ASYNC110 -- what is awaited happens in other processes
+        await asyncio.sleep(0.01)
+
+
+def reports(directory: Path) -> list[Path]:
+    """What the workers have written."""
+    return list(directory.glob("*.json"))
+
+
+def test_every_worker_gets_its_configuration_and_the_socket(tmp_path: Path) -> None:
+    """Configuration comes over standard input, the one listening socket by inheritance."""
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 2)
+        told = [json.loads(path.read_text()) for path in reports(tmp_path)]
+        assert {document["worker"] for document in told} == {0, 1}
+        assert {document["engine_token"] for document in told} == {"token"}
+        assert len({document["listening"] for document in told}) == 1
+        await group.stop()
+        assert group.pids == ()
+
+    asyncio.run(scenario())
+
+
+def test_the_configuration_is_one_that_the_front_end_takes(tmp_path: Path) -> None:
+    """The dictionary has the members of WebConfig, no others, and carries what was configured."""
+    import msgspec  # noqa: PLC0415 -- only this test compares both layers
+
+    document = web_config(
+        config_for(tmp_path), worker=1, listen_fd=5, engine_socket="/s", engine_token="t"
+    )
+    told = msgspec.convert(document, WebConfig)
+    assert (told.node_name, told.worker, told.listen_fd) == ("n1", 1, 5)
+    assert [token.role for token in told.tokens] == ["read"]
+    assert told.limits.connections_max == 501
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+    """After kill -9 of a worker another one runs with the same number."""
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        (first,) = group.pids
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: len(reports(tmp_path)) == 2)
+        (second,) = group.pids
+        assert second != first
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_keeps_dying_is_replaced_ever_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The back-off doubles up to its bound, so that a broken worker does not eat the machine."""
+    pauses: list[float] = []
+
+    async def note(self: HttpWorkers, seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) == 8
+
+    monkeypatch.setattr(HttpWorkers, "_stopped_within", note)
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, "dying", workers=1)
+        await group.start()
+        await until(lambda: len(pauses) == 8)
+        await group.stop()
+
+    asyncio.run(scenario())
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    """A stop ends within its grace, whatever a worker does with SIGTERM."""
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, "stubborn", workers=1)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        (pid,) = group.pids
+        await group.stop(grace_s=0.1)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    asyncio.run(scenario())
+
+
+def test_an_address_in_use_is_one_line() -> None:
+    """The line names the option, the address and the reason."""
+    with free_listener() as taken:
+        address = Address(*taken.getsockname())
+        with pytest.raises(ListenError) as caught:
+            listen("http.listen", address)
+    assert str(caught.value) == f"http.listen: cannot listen at {address}: Address already in use"
+
+
+def test_the_worker_command_is_this_python() -> None:
+    """Workers run in the interpreter of their engine, so in the same installation."""
+    assert workers_module.WORKER_COMMAND[0] == sys.executable
