@@ -1,0 +1,647 @@
+"""Front end and engine over the Unix socket: every call answered once and truthfully."""
+
+import asyncio
+import logging
+import socket
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+import uvloop
+
+from raftkv.core.operations import Command, Delete, GetResult, Put
+from raftkv.rpc import client as client_module
+from raftkv.rpc import server as server_module
+from raftkv.rpc.client import EngineClient, EngineUnavailableError, SyncEngineClient, may_write
+from raftkv.rpc.framing import FrameDecoder, encode_frame
+from raftkv.rpc.local import CHANNEL_CALL, CHANNEL_HELLO, PROTOCOL_VERSION, Hello
+from raftkv.rpc.messages import (
+    BatchRequest,
+    Call,
+    Facts,
+    Failure,
+    GetRequest,
+    Reply,
+    Request,
+    Served,
+    StatusRequest,
+    TransferRequest,
+    WriteRequest,
+)
+from raftkv.rpc.server import Handler, LocalServer, Respond, SocketInUseError
+
+TOKEN = b"a token of this test"
+READ = GetRequest(b"key")
+WRITE = WriteRequest(Command(Put(b"key", b"value")))
+SERVED = Served(node="n1")
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on the loop of production, and fail if it hangs."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(20):
+            return await main
+
+    return uvloop.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition of another part of this loop."""
+    while not condition():  # noqa: ASYNC110 - the condition has no event
+        await asyncio.sleep(0.001)
+
+
+def echo(call: Call, respond: Respond) -> None:
+    """Answer a read with nothing found, anything else with the remaining time."""
+    if isinstance(call.request, GetRequest):
+        respond(Reply(call.id, GetResult(None), SERVED))
+    else:
+        respond(Reply(call.id, Facts({"remaining_ms": call.remaining_ms}), SERVED))
+
+
+class Held:
+    """A handler that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Call, Respond]] = []
+
+    def __call__(self, call: Call, respond: Respond) -> None:
+        """Keep the call."""
+        self.calls.append((call, respond))
+
+    def release(self) -> None:
+        """Answer all that are kept."""
+        calls, self.calls = self.calls, []
+        for call, respond in calls:
+            respond(Reply(call.id, GetResult(None), SERVED))
+
+
+@asynccontextmanager
+async def serving(path: Path, handler: Handler, **options: int) -> AsyncIterator[LocalServer]:
+    """Run a server around a block."""
+    server = LocalServer(path, TOKEN, handler, node="n1", **options)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def connected(
+    path: Path, handler: Handler, **options: int
+) -> AsyncIterator[tuple[LocalServer, EngineClient]]:
+    """Run a server and one client around a block."""
+    async with serving(path, handler, **options) as server:
+        client = await EngineClient.connect(path, TOKEN)
+        try:
+            yield server, client
+        finally:
+            await client.close()
+
+
+def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -> None:
+    """Replies find their calls, also when the engine answers in another order."""
+    seen: list[tuple[Call, Respond]] = []
+
+    def backwards(call: Call, respond: Respond) -> None:
+        seen.append((call, respond))
+        if len(seen) == 100:
+            for held, answer in reversed(seen):
+                assert isinstance(held.request, GetRequest)
+                answer(Reply(held.id, Facts({"key": held.request.key.decode()}), SERVED))
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", backwards) as (_, client):
+            keys = [f"k{number}" for number in range(100)]
+            replies = await asyncio.gather(
+                *(client.call(GetRequest(key.encode()), 5) for key in keys)
+            )
+            assert [reply.response for reply in replies] == [Facts({"key": key}) for key in keys]
+            assert client.in_flight == 0
+
+    run(main())
+
+
+def test_the_engine_is_told_the_remaining_time_and_the_client_its_node(tmp_path: Path) -> None:
+    """Deadlines travel as milliseconds that are left; the welcome names the node."""
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo) as (_, client):
+            reply = await client.call(StatusRequest("local"), 1.5)
+            assert reply.response == Facts({"remaining_ms": 1500})
+            assert client.node == "n1"
+
+    run(main())
+
+
+def test_large_values_pass(tmp_path: Path) -> None:
+    """A frame of many reads comes through whole, in both directions."""
+    value = bytes(range(256)) * 4096 * 8
+
+    def handler(call: Call, respond: Respond) -> None:
+        assert isinstance(call.request, WriteRequest)
+        assert isinstance(call.request.command.operation, Put)
+        respond(Reply(call.id, Facts({"value": call.request.command.operation.value}), SERVED))
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", handler) as (_, client):
+            reply = await client.call(WriteRequest(Command(Put(b"k", value))), 5)
+            assert reply.response == Facts({"value": value})
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("request_", "writes"),
+    [
+        (READ, False),
+        (WRITE, True),
+        (TransferRequest(0), True),
+        (StatusRequest("cluster"), False),
+        (BatchRequest((READ, READ)), False),
+        (BatchRequest((READ, Command(Delete(b"k")))), True),
+    ],
+)
+def test_what_may_write(request_: Request, writes: bool) -> None:  # noqa: FBT001 - a parameter
+    """Only what may change something leaves an unknown outcome behind."""
+    assert may_write(request_) is writes
+
+
+def test_when_the_engine_is_lost_writes_are_unknown_and_reads_definite(tmp_path: Path) -> None:
+    """A write that was sent may have been applied; a read never was; ``closed`` is set."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (server, client):
+            calls = asyncio.gather(client.call(WRITE, 5), client.call(READ, 5))
+            await until(lambda: len(held.calls) == 2)
+            for connection in tuple(server.connections):
+                connection.abort()
+            write, read = (reply.response for reply in await calls)
+            assert isinstance(write, Failure)
+            assert isinstance(read, Failure)
+            assert (write.code, write.definite) == ("unknown", False)
+            assert (read.code, read.definite) == ("unavailable", True)
+            assert client.closed.is_set()
+            late = (await client.call(WRITE, 5)).response
+            assert isinstance(late, Failure)
+            assert (late.code, late.definite) == ("unavailable", True)
+
+    run(main())
+
+
+def test_a_write_that_never_left_is_definite(tmp_path: Path) -> None:
+    """What still waits in this process when the engine is lost was certainly not applied."""
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo) as (server, client):
+            client._writer.pause()  # as the transport does when the engine does not read
+            call = asyncio.ensure_future(client.call(WRITE, 5))
+            await until(lambda: client.in_flight == 1)
+            for connection in tuple(server.connections):
+                connection.abort()
+            response = (await call).response
+            assert isinstance(response, Failure)
+            assert (response.code, response.definite) == ("unavailable", True)
+
+    run(main())
+
+
+def test_an_engine_that_hangs_gets_a_truthful_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client answers by itself, after the engine's own deadline; late replies are dropped."""
+    monkeypatch.setattr(client_module, "GRACE_S", 0.02)
+    monkeypatch.setattr(client_module, "_SWEEP_S", 0.01)
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (_, client):
+            started = asyncio.get_running_loop().time()
+            replies = await asyncio.gather(client.call(WRITE, 0.05), client.call(READ, 0.05))
+            assert asyncio.get_running_loop().time() - started >= 0.07
+            write, read = (reply.response for reply in replies)
+            assert isinstance(write, Failure)
+            assert isinstance(read, Failure)
+            assert (write.code, write.definite) == ("timeout", False)
+            assert (read.code, read.definite) == ("timeout", True)
+            held.release()
+            again = asyncio.ensure_future(client.call(READ, 5))
+            await until(lambda: len(held.calls) == 1)
+            held.release()
+            assert (await again).response == GetResult(None)
+
+    run(main())
+
+
+def test_more_calls_than_allowed_are_busy_and_definite(tmp_path: Path) -> None:
+    """The client refuses what the engine has said it will not take at once."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held, in_flight_max=2) as (_, client):
+            calls = [asyncio.ensure_future(client.call(WRITE, 5)) for _ in range(2)]
+            await until(lambda: len(held.calls) == 2)
+            refused = (await client.call(WRITE, 5)).response
+            assert isinstance(refused, Failure)
+            assert (refused.code, refused.definite) == ("busy", True)
+            assert refused.retry_after_ms is not None
+            held.release()
+            await asyncio.gather(*calls)
+
+    run(main())
+
+
+def test_a_request_that_is_too_large_is_definite(tmp_path: Path) -> None:
+    """It is refused here, instead of costing the whole connection there."""
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo, payload_bytes_max=1000) as (_, client):
+            reply = await client.call(WriteRequest(Command(Put(b"k", bytes(1000)))), 5)
+            assert isinstance(reply.response, Failure)
+            assert (reply.response.code, reply.response.definite) == ("too_large", True)
+            assert (await client.call(READ, 5)).response == GetResult(None)
+
+    run(main())
+
+
+def test_an_answer_that_is_too_large_is_not_called_definite(tmp_path: Path) -> None:
+    """The write behind it may well have been applied."""
+
+    def handler(call: Call, respond: Respond) -> None:
+        respond(Reply(call.id, Facts({"x": bytes(2000)}), SERVED))
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", handler, payload_bytes_max=1000) as (_, client):
+            reply = await client.call(WRITE, 5)
+            assert isinstance(reply.response, Failure)
+            assert (reply.response.code, reply.response.definite) == ("too_large", False)
+
+    run(main())
+
+
+def test_a_cancelled_call_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A client that went away does not hold a place in flight."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (_, client):
+            call = asyncio.ensure_future(client.call(WRITE, 5))
+            await until(lambda: len(held.calls) == 1)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            assert client.in_flight == 0
+            held.release()
+            again = asyncio.ensure_future(client.call(READ, 5))
+            await until(lambda: len(held.calls) == 1)
+            held.release()
+            await again
+
+    run(main())
+
+
+def test_a_handler_that_raises_is_an_internal_failure_with_a_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug costs one call, not the connection, and is not called definite."""
+
+    def handler(call: Call, respond: Respond) -> None:
+        if call.request == WRITE:
+            raise RuntimeError("a bug")
+        echo(call, respond)
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", handler) as (_, client):
+            reply = await client.call(WRITE, 5)
+            assert isinstance(reply.response, Failure)
+            assert (reply.response.code, reply.response.definite) == ("internal", False)
+            assert (await client.call(READ, 5)).response == GetResult(None)
+
+    run(main())
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_a_second_answer_to_a_call_is_logged_and_not_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bookkeeping of what is in flight survives a handler that answers twice."""
+
+    def handler(call: Call, respond: Respond) -> None:
+        echo(call, respond)
+        echo(call, respond)
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", handler) as (server, client):
+            await client.call(READ, 5)
+            await client.call(READ, 5)
+            assert server.in_flight == 0
+
+    run(main())
+    assert "answered twice" in caplog.text
+
+
+# --- the door ---------------------------------------------------------------------------------
+
+
+def hello(token: bytes, protocol: int = PROTOCOL_VERSION) -> bytes:
+    """Return a front end's first frame."""
+    return encode_frame(CHANNEL_HELLO, msgspec.msgpack.encode(Hello(protocol, token)))
+
+
+def call_frame(call_id: int, request: Request = READ) -> bytes:
+    """Return the frame of a call."""
+    return encode_frame(CHANNEL_CALL, msgspec.msgpack.encode(Call(call_id, 1000, request)))
+
+
+async def talk(path: Path, data: bytes) -> bytes:
+    """Send ``data`` and return everything that comes back until the server closes."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "logged"),
+    [
+        (hello(b"wrong") + call_frame(1), "wrong token"),
+        (hello(b"") + call_frame(1), "wrong token"),
+        (call_frame(1), "no hello"),
+        (b"GET / HTTP/1.1\r\n\r\n", "malformed"),
+        (b"\xff\xff\xff\x7f\0", "malformed"),
+        (encode_frame(CHANNEL_HELLO, bytes(4000)), "malformed"),
+        (hello(TOKEN, protocol=99), "speaks protocol 99"),
+    ],
+)
+def test_nothing_but_the_right_token_gets_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes, logged: str
+) -> None:
+    """A stranger gets not one byte, and a log line says why; the others are served on."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (_, client):
+            assert await talk(tmp_path / "s", data) == b""
+            assert not held.calls
+            assert not client.closed.is_set()
+
+    run(main())
+    assert logged in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode_frame(CHANNEL_CALL, b"\xc1"),
+        encode_frame(CHANNEL_CALL, msgspec.msgpack.encode([1, 1000, [99]])),
+        encode_frame(7, b""),
+        call_frame(1) + call_frame(1),
+        hello(TOKEN),
+        (2**31).to_bytes(4, "little") + b"\1",
+    ],
+)
+def test_a_malformed_frame_closes_that_connection_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    """Behind a broken frame nothing can be understood, but the neighbours are."""
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", Held()) as (server, client):
+            await talk(tmp_path / "s", hello(TOKEN) + data)
+            await until(lambda: len(server.connections) == 1)
+            assert not client.closed.is_set()
+
+    run(main())
+    assert "malformed" in caplog.text
+
+
+def test_a_connection_without_hello_is_closed_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holding the door open costs nothing."""
+    monkeypatch.setattr(server_module, "_HELLO_DEADLINE_S", 0.02)
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", echo):
+            assert await talk(tmp_path / "s", b"") == b""
+
+    run(main())
+
+
+def test_the_wrong_token_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
+    """The HTTP worker can say in one line why it does not start."""
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", echo):
+            with pytest.raises(EngineUnavailableError, match=f"{tmp_path}/s: .*token"):
+                await EngineClient.connect(tmp_path / "s", b"wrong")
+
+    run(main())
+
+
+def test_no_engine_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
+    """Nobody listens, or nobody answers."""
+
+    async def main() -> None:
+        with pytest.raises(EngineUnavailableError, match=f"{tmp_path}/s: No such file"):
+            await EngineClient.connect(tmp_path / "s", TOKEN)
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(tmp_path / "s"))
+            silent.listen()
+            with pytest.raises(EngineUnavailableError, match="does not answer"):
+                await EngineClient.connect(tmp_path / "s", TOKEN, timeout_s=0.05)
+
+    run(main())
+
+
+def test_garbage_from_the_engine_ends_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client never guesses; what is in flight is answered as lost."""
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", Held()) as (server, client):
+            call = asyncio.ensure_future(client.call(WRITE, 5))
+            await until(lambda: server.in_flight == 1)
+            for connection in server.connections:
+                connection._writer.send(CHANNEL_CALL, b"garbage")
+            response = (await call).response
+            assert isinstance(response, Failure)
+            assert response.code == "unknown"
+            assert client.closed.is_set()
+
+    run(main())
+    assert "not an answer" in caplog.text
+
+
+def test_only_the_owner_may_open_the_socket(tmp_path: Path) -> None:
+    """Permissions are the first door, the token the second."""
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", echo):
+            assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+        assert not (tmp_path / "s").exists()
+
+    run(main())
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    """A killed engine leaves its socket file behind; the next one starts all the same."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "s"))
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo) as (_, client):
+            assert (await client.call(READ, 5)).response == GetResult(None)
+
+    run(main())
+
+
+def test_a_living_socket_or_another_file_is_left_alone(tmp_path: Path) -> None:
+    """Nothing that is in use or is no socket is removed."""
+    (tmp_path / "file").write_text("precious")
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo) as (_, client):
+            with pytest.raises(SocketInUseError, match="another process"):
+                await LocalServer(tmp_path / "s", TOKEN, echo, node="n1").start()
+            assert (await client.call(READ, 5)).response == GetResult(None)
+            with pytest.raises(SocketInUseError, match="not a socket"):
+                await LocalServer(tmp_path / "file", TOKEN, echo, node="n1").start()
+
+    run(main())
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+    """An engine without a token would be open to every process of this user."""
+    with pytest.raises(ValueError, match="token"):
+        LocalServer(tmp_path / "s", b"", echo, node="n1")
+
+
+def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None:
+    """Data directories may be as deep as the user likes."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+
+    async def main() -> None:
+        async with connected(deep / "engine.sock", echo) as (_, client):
+            assert (await client.call(READ, 5)).response == GetResult(None)
+
+    run(main())
+
+
+# --- back-pressure ------------------------------------------------------------------------------
+
+
+def test_a_connection_with_too_much_in_flight_is_not_read(tmp_path: Path) -> None:
+    """The server stops taking calls at the bound and goes on when replies make room."""
+    held = Held()
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", held, in_flight_max=3):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+            writer.write(hello(TOKEN) + b"".join(call_frame(number) for number in range(10)))
+            await until(lambda: len(held.calls) == 3)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(held.calls) == 3
+            answered = 0
+            while answered < 10:
+                await until(lambda: len(held.calls) in {1, 3})
+                assert len(held.calls) <= 3
+                answered += len(held.calls)
+                held.release()
+            decoder, replies = FrameDecoder(4096), 0
+            while replies < 11:  # the welcome and ten replies
+                decoder.feed(await reader.read(4096))
+                replies += sum(1 for _ in decoder.frames())
+            writer.close()
+
+    run(main())
+
+
+def test_a_front_end_that_takes_no_replies_is_not_read(tmp_path: Path) -> None:
+    """Replies do not pile up for a reader that has stopped."""
+    calls = 0
+
+    def handler(call: Call, respond: Respond) -> None:
+        nonlocal calls
+        calls += 1
+        respond(Reply(call.id, Facts({"x": bytes(2**20)}), SERVED))
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", handler) as server:
+            stuck = socket.socket(socket.AF_UNIX)
+            stuck.connect(str(tmp_path / "s"))
+            stuck.sendall(hello(TOKEN))
+            with stuck:
+                stuck.setblocking(False)  # noqa: FBT003 - its own signature
+                sent = 0
+                for number in range(50):
+                    stuck.send(call_frame(number))
+                    sent += 1
+                    await asyncio.sleep(0.001)
+                (connection,) = server.connections
+                await until(lambda: not connection._reading)
+                seen = calls
+                assert seen < sent
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert calls == seen
+
+    run(main())
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def test_threads_share_one_connection(tmp_path: Path) -> None:
+    """The synchronous client is what a WSGI server's threads need; it connects by itself again."""
+
+    async def main() -> None:
+        sync = SyncEngineClient(tmp_path / "s", TOKEN)
+        missing = (await asyncio.to_thread(sync.call, WRITE, 5)).response
+        assert isinstance(missing, Failure)
+        assert (missing.code, missing.definite) == ("unavailable", True)
+        for _ in range(2):
+            async with serving(tmp_path / "s", echo) as server:
+                replies = await asyncio.gather(
+                    *(asyncio.to_thread(sync.call, READ, 5) for _ in range(8))
+                )
+                assert {reply.response for reply in replies} == {GetResult(None)}
+                assert len(server.connections) == 1
+            client = sync._client
+            assert client is not None
+            await until(client.closed.is_set)
+        await asyncio.to_thread(sync.close)
+
+    threads = threading.active_count()
+    run(main())
+    assert "engine-client" not in {thread.name for thread in threading.enumerate()}, threads
+
+
+def test_the_log_names_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the right token nor a wrong one reaches the log."""
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", echo):
+            await talk(tmp_path / "s", hello(b"nearly right"))
+
+    run(main())
+    assert TOKEN.decode() not in caplog.text
+    assert "nearly right" not in caplog.text
