@@ -1,0 +1,86 @@
+"""When a leader may forget idempotency memory: its own monotonic clock, never a replica's.
+
+A leader makes an :class:`ExpiryClock` when it begins to lead and polls it now and then with its
+monotonic time. The clock knows nothing of the time before, so every name that it finds gets a
+whole lifetime from then; a change of leader makes names live longer, never shorter.
+
+It needs no list of names: :class:`~raftkv.core.idempotency.OutcomeMemory` stamps every use of a
+name with an epoch, and an epoch ends with each ``Forget`` applied. The clock notes when it saw
+each epoch begin; names last used before an epoch that began a lifetime ago have had their time.
+While names are in use it proposes a ``Forget`` every ``interval_s``, if need be without names, so
+that epochs go by; on an idle shard it proposes nothing.
+"""
+
+from collections import deque
+
+from raftkv.core.idempotency import OutcomeMemory
+from raftkv.core.operations import Forget
+
+LIFETIME_S = 120.0
+"""How long the outcome of a request is remembered at least, after its name was last used (a
+session) or first used (a free-form key)."""
+
+NAMES_PER_FORGET = 1_000
+
+
+class ExpiryClock:
+    """Decides what a leader proposes to forget.
+
+    Args:
+        memory: The shard's memory, read only.
+        lifetime_s: How long a name lives at least.
+        interval_s: How often epochs change while names are in use; names live up to twice this
+            longer than they must.
+        retry_s: After how long a ``Forget`` that was not applied is given up and made again.
+    """
+
+    def __init__(
+        self,
+        memory: OutcomeMemory,
+        *,
+        lifetime_s: float = LIFETIME_S,
+        interval_s: float = LIFETIME_S / 12,
+        retry_s: float = 5.0,
+    ) -> None:
+        self._memory = memory
+        self._lifetime_s = lifetime_s
+        self._interval_s = interval_s
+        self._retry_s = retry_s
+        self._begun: deque[tuple[int, float]] = deque()  # (epoch, when it was seen to have begun)
+        self._proposed: tuple[int, float] | None = None  # (epoch at the time, when)
+
+    def poll(self, now_s: float) -> Forget | None:
+        """Return what to propose now, if anything.
+
+        Call it every second or so. Applying the result is the only way on: until then, or until
+        ``retry_s`` has passed, there is nothing more to propose.
+        """
+        epoch = self._memory.epoch
+        if not self._begun or self._begun[-1][0] != epoch:
+            self._begun.append((epoch, now_s))
+        if self._is_pending(epoch, now_s):
+            return None
+        forget = self._due(epoch, now_s)
+        self._proposed = None if forget is None else (epoch, now_s)
+        return forget
+
+    def _is_pending(self, epoch: int, now_s: float) -> bool:
+        if self._proposed is None:
+            return False
+        proposed_in, proposed_at = self._proposed
+        return proposed_in == epoch and now_s - proposed_at < self._retry_s
+
+    def _due(self, epoch: int, now_s: float) -> Forget | None:
+        # Keep the newest epoch that is old enough: names last used before it have had their time.
+        while len(self._begun) > 1 and now_s - self._begun[1][1] >= self._lifetime_s:
+            self._begun.popleft()
+        first_epoch, begun_at = self._begun[0]
+        if now_s - begun_at >= self._lifetime_s:
+            due = self._memory.unused_since(first_epoch, NAMES_PER_FORGET)
+            if due.keys or due.sessions:
+                return due
+        # Names used in the present epoch can only ever be forgotten after it has ended.
+        is_used = self._memory.newest_epoch() == epoch
+        if is_used and now_s - self._begun[-1][1] >= self._interval_s:
+            return Forget((), ())
+        return None

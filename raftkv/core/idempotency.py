@@ -1,0 +1,316 @@
+"""What a shard remembers of writes, so that a retry after a lost answer is applied once.
+
+The scheme of Ongaro's Raft dissertation, section 6.3, for two kinds of names. A *session* numbers
+its requests and says below which number it has all answers; its memory stays a few outcomes small.
+A *free-form key* names one request and is kept until it is forgotten. Either is bound to a
+fingerprint of the request, so that reusing a name for something else is refused, not answered with
+another request's outcome. A full table refuses new names; it never forgets early, for that could
+apply a retry twice.
+
+**Forgetting** is measured by the leader's monotonic clock but decided in the log, and between the
+leader's look and the command's place in the log a name may be used again. So the memory counts
+*epochs*: each :class:`~raftkv.core.operations.Forget` begins a new one, every use of a name is
+stamped with the epoch of its place in the log, and a ``Forget`` spares names used since the one
+before. :class:`raftkv.core.expiry.ExpiryClock` is the leader's half of this.
+
+Each outcome is kept as one encoded record, which is also what snapshots hold and the digest
+hashes: small, unknown to the garbage collector, and decoded only when a retry really comes.
+"""
+
+from collections.abc import Iterator
+from itertools import takewhile
+
+import msgspec
+from mmh3 import mmh3_x64_128_digest, mmh3_x64_128_uintdigest
+
+from raftkv.core.operations import (
+    Delete,
+    DeleteResult,
+    Forget,
+    Idempotency,
+    Put,
+    PutResult,
+    Refused,
+    SessionKey,
+    Txn,
+    TxnResult,
+)
+
+Outcome = PutResult | DeleteResult | TxnResult | Refused
+
+
+class MemoryLimits(msgspec.Struct, frozen=True):
+    """How much a shard remembers. All replicas must use the same, as refusing is an outcome too.
+
+    The defaults let a shard take 2,000 free-form keys a second that live 120 s.
+    """
+
+    free_keys_max: int = 250_000
+    sessions_max: int = 50_000
+    session_outcomes_max: int = 1_024
+    outcome_bytes_max: int = 64 * 2**20
+
+
+class _Record(
+    msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+): ...
+
+
+class FreeRecord(_Record, tag=1, frozen=True):
+    """The outcome of a request under a free-form key, applied in ``epoch``."""
+
+    key: str
+    epoch: int
+    fingerprint: bytes
+    outcome: Outcome
+
+
+class SessionRecord(_Record, tag=2, frozen=True):
+    """The outcome of one request of a session."""
+
+    session: str
+    sequence: int
+    fingerprint: bytes
+    outcome: Outcome
+
+
+class SessionHead(_Record, tag=3, frozen=True):
+    """A session: its low watermark and the epoch in which it was last used."""
+
+    session: str
+    low: int
+    epoch: int
+
+
+class _FreeEpoch(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """The first fields of a :class:`FreeRecord`; decoding it skips the outcome."""
+
+    key: str
+    epoch: int
+
+
+class _Session(msgspec.Struct, gc=False):
+    # gc=False: a session holds only integers and bytes, so it cannot be part of a cycle.
+    low: int
+    epoch: int
+    outcomes: dict[int, bytes]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_record_decoder: msgspec.msgpack.Decoder[FreeRecord | SessionRecord | SessionHead] = (
+    msgspec.msgpack.Decoder(FreeRecord | SessionRecord | SessionHead)
+)
+_decode_record = _record_decoder.decode
+_decode_epoch = msgspec.msgpack.Decoder(_FreeEpoch).decode
+
+_TABLE_FULL = Refused("table_full")
+_KEY_REUSED = Refused("key_reused")
+_FORGOTTEN = Refused("forgotten")
+
+
+def fingerprint_of(operation: Put | Delete | Txn) -> bytes:
+    """Return 128 bits that tell this request from any other under the same name."""
+    return mmh3_x64_128_digest(_encode(operation))
+
+
+class OutcomeMemory:
+    """The outcomes a shard remembers. Deterministic: all changes come from the log."""
+
+    __slots__ = ("_free", "_limits", "_outcomes_of_sessions", "_sessions", "bytes", "epoch", "hash")
+
+    def __init__(self, limits: MemoryLimits, epoch: int = 0) -> None:
+        self._limits = limits
+        # Both in order of their epochs: used in a later one means moved to the end.
+        self._free: dict[str, bytes] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._outcomes_of_sessions = 0
+        self.bytes = 0
+        """Bytes of all outcome records."""
+        self.epoch = epoch
+        """How many ``Forget`` commands have been applied."""
+        self.hash = 0
+        """Exclusive or of the hashes of all records and session heads."""
+
+    def __len__(self) -> int:
+        """Return the number of outcomes."""
+        return len(self._free) + self._outcomes_of_sessions
+
+    @property
+    def free_key_count(self) -> int:
+        """How many free-form keys are known."""
+        return len(self._free)
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions are known."""
+        return len(self._sessions)
+
+    def free_keys(self) -> Iterator[str]:
+        """Yield the free-form keys, those of earlier epochs first."""
+        return iter(self._free)
+
+    def sessions(self) -> Iterator[str]:
+        """Yield the sessions' names, those last used in earlier epochs first."""
+        return iter(self._sessions)
+
+    # --- the life of an outcome ---
+
+    def recall(self, name: Idempotency, fingerprint: bytes) -> Outcome | None:
+        """Return how a request must be answered without applying it; None to apply it.
+
+        After None the caller applies the request and calls :meth:`remember`.
+        """
+        if isinstance(name, SessionKey):
+            return self._recall_in_session(name, fingerprint)
+        record = self._free.get(name.key)
+        if record is not None:
+            return _answer(record, fingerprint)
+        if len(self._free) >= self._limits.free_keys_max or self._is_out_of_bytes():
+            return _TABLE_FULL
+        return None
+
+    def remember(self, name: Idempotency, fingerprint: bytes, outcome: Outcome) -> None:
+        """Keep the outcome of a request for which :meth:`recall` has just returned None."""
+        if isinstance(name, SessionKey):
+            record = _encode(SessionRecord(name.session, name.sequence, fingerprint, outcome))
+            self._sessions[name.session].outcomes[name.sequence] = record
+            self._outcomes_of_sessions += 1
+        else:
+            record = _encode(FreeRecord(name.key, self.epoch, fingerprint, outcome))
+            self._free[name.key] = record
+        self._count_in(record)
+
+    def forget(self, forget: Forget) -> None:
+        """Drop the named keys and sessions, except those used in this epoch; begin the next."""
+        for key in forget.keys:
+            record = self._free.get(key)
+            if record is not None and _decode_epoch(record).epoch < self.epoch:
+                del self._free[key]
+                self._count_out(record)
+        for name in forget.sessions:
+            session = self._sessions.get(name)
+            if session is not None and session.epoch < self.epoch:
+                self._raise_low(session, None)
+                self._toggle_head(name, session)
+                del self._sessions[name]
+        self.epoch += 1
+
+    def unused_since(self, epoch: int, limit: int) -> Forget:
+        """Return up to ``limit`` keys and as many sessions last used before ``epoch``."""
+        keys = takewhile(lambda key: _decode_epoch(self._free[key]).epoch < epoch, self._free)
+        names = takewhile(lambda name: self._sessions[name].epoch < epoch, self._sessions)
+        return Forget(_first(limit, keys), _first(limit, names))
+
+    def newest_epoch(self) -> int | None:
+        """Return the epoch in which a name was last used, None if no name is known."""
+        epochs = []
+        if self._free:
+            epochs.append(_decode_epoch(self._free[next(reversed(self._free))]).epoch)
+        if self._sessions:
+            epochs.append(self._sessions[next(reversed(self._sessions))].epoch)
+        return max(epochs, default=None)
+
+    # --- snapshots ---
+
+    def records(self) -> Iterator[bytes]:
+        """Yield everything as encoded records; :meth:`restore_record` takes them in this order."""
+        yield from self._free.values()
+        for name, session in self._sessions.items():
+            yield _encode(SessionHead(name, session.low, session.epoch))
+            yield from session.outcomes.values()
+
+    def restore_record(self, data: bytes) -> None:
+        """Add one record of :meth:`records`.
+
+        Raises:
+            msgspec.DecodeError: It is not a record.
+            KeyError: An outcome of a session that was not restored before.
+        """
+        record = _decode_record(data)
+        if isinstance(record, FreeRecord):
+            self._free[record.key] = data
+            self._count_in(data)
+        elif isinstance(record, SessionRecord):
+            self._sessions[record.session].outcomes[record.sequence] = data
+            self._outcomes_of_sessions += 1
+            self._count_in(data)
+        else:
+            session = _Session(record.low, record.epoch, {})
+            self._sessions[record.session] = session
+            self._toggle_head(record.session, session)
+
+    # --- inside ---
+
+    def _recall_in_session(self, name: SessionKey, fingerprint: bytes) -> Outcome | None:
+        session = self._sessions.get(name.session)
+        if name.sequence < (name.low if session is None else max(name.low, session.low)):
+            return _FORGOTTEN
+        if session is None:
+            if len(self._sessions) >= self._limits.sessions_max or self._is_out_of_bytes():
+                return _TABLE_FULL
+            session = _Session(name.low, self.epoch, {})
+            self._sessions[name.session] = session
+            self._toggle_head(name.session, session)
+        else:
+            self._use(name, session)
+        record = session.outcomes.get(name.sequence)
+        if record is not None:
+            return _answer(record, fingerprint)
+        if len(session.outcomes) >= self._limits.session_outcomes_max or self._is_out_of_bytes():
+            return _TABLE_FULL
+        return None
+
+    def _use(self, name: SessionKey, session: _Session) -> None:
+        """Stamp a session with this epoch and drop what its client has been answered."""
+        is_stale = session.epoch != self.epoch
+        if not is_stale and name.low <= session.low:
+            return
+        self._toggle_head(name.session, session)
+        if is_stale:
+            session.epoch = self.epoch
+            self._sessions[name.session] = self._sessions.pop(name.session)
+        if name.low > session.low:
+            self._raise_low(session, name.low)
+            session.low = name.low
+        self._toggle_head(name.session, session)
+
+    def _raise_low(self, session: _Session, low: int | None) -> None:
+        """Drop the outcomes below ``low``, all of them for None."""
+        outcomes = session.outcomes
+        if low is None:
+            answered = list(outcomes)
+        elif low - session.low <= len(outcomes):
+            # Usually the watermark moves by one or two while many requests are in flight.
+            answered = [sequence for sequence in range(session.low, low) if sequence in outcomes]
+        else:
+            answered = [sequence for sequence in outcomes if sequence < low]
+        for sequence in answered:
+            self._count_out(outcomes.pop(sequence))
+        self._outcomes_of_sessions -= len(answered)
+
+    def _is_out_of_bytes(self) -> bool:
+        return self.bytes >= self._limits.outcome_bytes_max
+
+    def _count_in(self, record: bytes) -> None:
+        self.bytes += len(record)
+        self.hash ^= mmh3_x64_128_uintdigest(record)
+
+    def _count_out(self, record: bytes) -> None:
+        self.bytes -= len(record)
+        self.hash ^= mmh3_x64_128_uintdigest(record)
+
+    def _toggle_head(self, name: str, session: _Session) -> None:
+        """Take a session's head into the hash, or out of it: exclusive or undoes itself."""
+        head = SessionHead(name, session.low, session.epoch)
+        self.hash ^= mmh3_x64_128_uintdigest(_encode(head))
+
+
+def _answer(data: bytes, fingerprint: bytes) -> Outcome:
+    record = _decode_record(data)
+    if isinstance(record, SessionHead) or record.fingerprint != fingerprint:
+        return _KEY_REUSED
+    return record.outcome
+
+
+def _first(limit: int, names: Iterator[str]) -> tuple[str, ...]:
+    return tuple(name for _, name in zip(range(limit), names, strict=False))
