@@ -1,1 +1,55 @@
 """Python client library; imports no server code."""
+
+from raftkv.client.client import Client
+from raftkv.client.errors import (
+    AccessError,
+    BusyError,
+    CrossShardError,
+    DefiniteError,
+    DiskFullError,
+    InvalidRequestError,
+    KeyReusedError,
+    NotFoundError,
+    PreconditionFailedError,
+    RaftkvError,
+    ServerError,
+    TooLargeError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from raftkv.client.types import (
+    Compare,
+    Delete,
+    DeleteResult,
+    Entry,
+    Get,
+    Put,
+    PutResult,
+    TxnResult,
+)
+
+__all__ = [
+    "AccessError",
+    "BusyError",
+    "Client",
+    "Compare",
+    "CrossShardError",
+    "DefiniteError",
+    "Delete",
+    "DeleteResult",
+    "DiskFullError",
+    "Entry",
+    "Get",
+    "InvalidRequestError",
+    "KeyReusedError",
+    "NotFoundError",
+    "PreconditionFailedError",
+    "Put",
+    "PutResult",
+    "RaftkvError",
+    "ServerError",
+    "TooLargeError",
+    "TxnResult",
+    "UnavailableError",
+    "UnknownOutcomeError",
+]

@@ -1,0 +1,125 @@
+"""A batch: many operations in one request, and only those sent again that need it."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from raftkv.client import codec
+from raftkv.client.calls import RESEND_WINDOW_S, Call, Caller, Problem, backoff_s
+from raftkv.client.errors import PreconditionFailedError, RaftkvError, UnknownOutcomeError
+from raftkv.client.session import Session, Ticket
+from raftkv.client.types import Delete, Get, OperationResult, Put
+
+BatchResult = OperationResult | RaftkvError
+"""What became of one operation of a batch."""
+
+Operation = Put | Delete | Get
+
+
+def run_batch(
+    caller: Caller, session: Session | None, operations: Sequence[Operation], timeout_s: float
+) -> list[BatchResult]:
+    """Send ``operations``; see :meth:`raftkv.client.Client.batch`."""
+    if not operations:
+        return []
+    with contextlib.ExitStack() as stack:
+        ticket = None
+        if session is not None:
+            ticket = stack.enter_context(session.writes(len(operations)))
+        return _Batch(caller, ticket, operations).run(timeout_s)
+
+
+class _Batch:
+    """The rounds of one batch. Operation ``i`` has sequence ``ticket.first + i`` in all of them."""
+
+    def __init__(
+        self, caller: Caller, ticket: Ticket | None, operations: Sequence[Operation]
+    ) -> None:
+        self._caller = caller
+        self._ticket = ticket
+        self._operations = operations
+        self._results: list[BatchResult] = [None] * len(operations)
+        self._unknown: set[int] = set()
+
+    def run(self, timeout_s: float) -> list[BatchResult]:
+        started = time.monotonic()
+        deadline = started + timeout_s
+        waiting = list(range(len(self._operations)))
+        rounds = 0
+        while True:
+            try:
+                failed = self._round(waiting, deadline - time.monotonic())
+            except RaftkvError as error:
+                if rounds == 0:
+                    raise
+                for place in waiting:
+                    self._results[place] = self._error(place, error)
+                return self._results
+            rounds += 1
+            waiting = [place for place, problem in failed.items() if self._again(place, problem)]
+            asked_ms = max((failed[place].retry_after_ms or 0 for place in waiting), default=0)
+            pause_s = backoff_s(rounds, asked_ms / 1000)
+            now = time.monotonic()
+            if not waiting or now + pause_s >= min(deadline, started + RESEND_WINDOW_S):
+                return self._results
+            time.sleep(pause_s)
+
+    def _round(self, places: Sequence[int], timeout_s: float) -> dict[int, Problem]:
+        """Send the operations at these places; return what failed."""
+        chosen = [self._operations[place] for place in places]
+        reads = all(isinstance(operation, Get) for operation in chosen)
+        body = codec.batch_body([self._member(place) for place in places])
+        call = Call(
+            "POST",
+            "/v1/batch",
+            headers=lambda: {"Content-Type": codec.MSGPACK, "Accept": codec.MSGPACK},
+            body=body,
+            reads=reads,
+            repeatable=reads or self._ticket is not None,
+        )
+        answer = self._caller.run(call, timeout_s)
+        failed = {}
+        for place, result in zip(places, codec.batch_results(answer, len(places)), strict=True):
+            if isinstance(result, Problem):
+                problem = self._judged(place, result)
+                failed[place] = problem
+                self._results[place] = self._error(place, problem.error())
+            else:
+                self._results[place] = result
+        return failed
+
+    def _member(self, place: int) -> dict[str, object]:
+        session = None
+        if self._ticket is not None:
+            session = {
+                "id": self._ticket.session,
+                "sequence": self._ticket.first + place,
+                "low": self._ticket.low,
+            }
+        return codec.batch_member(self._operations[place], session)
+
+    def _judged(self, place: int, problem: Problem) -> Problem:
+        """A failed read changed nothing, whatever the server says of the batch it was in."""
+        if isinstance(self._operations[place], Get):
+            return msgspec.structs.replace(problem, definite=True)
+        if not problem.definite and problem.code != "precondition":
+            self._unknown.add(place)
+        return problem
+
+    def _error(self, place: int, error: RaftkvError) -> RaftkvError:
+        """What the caller may believe of one operation after all rounds so far."""
+        read = isinstance(self._operations[place], Get)
+        if isinstance(error, UnknownOutcomeError) and read:
+            return Problem(code="unknown", detail=str(error), definite=True).error()
+        if place in self._unknown and not isinstance(
+            error, UnknownOutcomeError | PreconditionFailedError
+        ):
+            return UnknownOutcomeError(f"{error}, after an attempt of unknown outcome")
+        return error
+
+    def _again(self, place: int, problem: Problem) -> bool:
+        """Whether sending the operation again can help and cannot harm."""
+        repeatable = self._ticket is not None or isinstance(self._operations[place], Get)
+        return problem.transient and (repeatable or problem.definite)

@@ -1,0 +1,313 @@
+"""Trying until there is an answer, the time is up, or trying again could do harm.
+
+The rule that everything here serves: a write that may have been applied is sent again only if it
+carries its own idempotency, and once any attempt had an unknown outcome, only an answer that
+speaks for the write itself (a result or a failed precondition) makes the call definite again.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from raftkv.client.endpoints import Endpoints
+from raftkv.client.errors import (
+    AccessError,
+    BusyError,
+    CrossShardError,
+    DefiniteError,
+    DiskFullError,
+    InvalidRequestError,
+    KeyReusedError,
+    NotFoundError,
+    PreconditionFailedError,
+    RaftkvError,
+    ServerError,
+    TooLargeError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from raftkv.client.transport import Answer, Lost, NotSent, Transport
+
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 1.0
+RESEND_WINDOW_S = 100.0
+"""The server remembers an outcome for at least 120 s; a write is not sent again near that age."""
+
+SERVER_TIMEOUT_MS_MAX = 60_000
+_ANSWER_MARGIN_S = 0.2
+"""The server gives up this much earlier than we do, so that its own account of it arrives."""
+
+_STATUS_SUCCESS = range(200, 300)
+_STATUS_NOT_MODIFIED = 304
+_STATUS_NOT_FOUND = 404
+
+_ERRORS: dict[str, type[DefiniteError]] = {
+    "invalid": InvalidRequestError,
+    "method_not_allowed": InvalidRequestError,
+    "unsupported_media_type": InvalidRequestError,
+    "not_acceptable": InvalidRequestError,
+    "too_large": TooLargeError,
+    "cross_shard": CrossShardError,
+    "key_reused": KeyReusedError,
+    "not_found": NotFoundError,
+    "unauthorized": AccessError,
+    "forbidden": AccessError,
+    "busy": BusyError,
+    "table_full": BusyError,
+    "overloaded": BusyError,
+    "disk_full": DiskFullError,
+    "no_leader": UnavailableError,
+    "unavailable": UnavailableError,
+    "moved": UnavailableError,
+    "too_stale": UnavailableError,
+    "request_timeout": UnavailableError,
+    "refused": UnavailableError,
+    "timeout": UnavailableError,
+    "unknown": UnavailableError,
+}
+_TRANSIENT = frozenset(
+    {
+        "busy",
+        "table_full",
+        "overloaded",
+        "disk_full",
+        "no_leader",
+        "unavailable",
+        "moved",
+        "too_stale",
+        "request_timeout",
+        "timeout",
+        "unknown",
+    }
+)
+_CODE_OF_STATUS = {
+    400: "invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    412: "precondition",
+    413: "too_large",
+    429: "busy",
+    502: "unknown",
+    503: "unknown",
+    504: "unknown",
+}
+"""For answers without a problem document, which come from something between us and the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What to do: the same for every attempt.
+
+    ``reads``: it changes nothing, so failure is always definite. ``repeatable``: applying it twice
+    is applying it once, because it reads or carries its own idempotency. ``headers`` is called for
+    each attempt, as the watermark in them moves.
+    """
+
+    method: str
+    target: str
+    headers: Callable[[], Mapping[str, str]] = dict
+    body: bytes | None = None
+    reads: bool = False
+    repeatable: bool = False
+    missing_is_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's."""
+
+    error: RaftkvError
+    definite: bool
+    transient: bool
+    about_write: bool = False
+    retry_after_s: float = 0.0
+    node_is_suspect: bool = False
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A problem document (RFC 9457), or one result of a batch that failed."""
+
+    code: str
+    detail: str = ""
+    title: str = ""
+    status: int | None = None
+    definite: bool = False
+    retry_after_ms: int | None = None
+    revision: int | None = None
+
+    def error(self) -> RaftkvError:
+        """The exception that says the same."""
+        message = self.detail or self.title or self.code
+        if self.code == "precondition":
+            return PreconditionFailedError(
+                message, status=self.status, current_revision=self.revision
+            )
+        if not self.definite:
+            return UnknownOutcomeError(message, status=self.status)
+        return _ERRORS.get(self.code, ServerError)(message, status=self.status)
+
+    @property
+    def transient(self) -> bool:
+        """Whether trying again may help."""
+        return self.code in _TRANSIENT
+
+
+class Caller:
+    """Carries out calls over several nodes, each within one deadline for all its attempts."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        transport: Transport,
+        *,
+        attempt_timeout_s: float,
+        headers: Mapping[str, str],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._endpoints = endpoints
+        self._transport = transport
+        self._attempt_timeout_s = attempt_timeout_s
+        self._headers = headers
+        self._sleep = sleep
+
+    def run(self, call: Call, timeout_s: float) -> Answer:
+        """Return the answer of success, or raise what the last attempt or the worst one says."""
+        started = time.monotonic()
+        deadline = started + timeout_s
+        unknown: RaftkvError | None = None
+        attempts = 0
+        while True:
+            answer, failure = self._attempt(call, deadline)
+            attempts += 1
+            if failure is None:
+                return answer
+            if not failure.definite:
+                unknown = failure.error
+            pause_s = self._pause_s(failure, attempts)
+            now = time.monotonic()
+            if (
+                not failure.transient
+                or now + pause_s >= deadline
+                or (unknown is not None and not call.repeatable)
+                or (unknown is not None and not call.reads and now - started > RESEND_WINDOW_S)
+            ):
+                raise _verdict(failure, unknown)
+            self._sleep(pause_s)
+
+    def _attempt(self, call: Call, deadline: float) -> tuple[Answer, _Failure | None]:
+        """One attempt; an answer beside a failure is empty."""
+        endpoint = self._endpoints.pick()
+        timeout_s = max(0.001, deadline - time.monotonic())
+        if call.repeatable:
+            # A node may be frozen: keep time for asking another one.
+            timeout_s = min(timeout_s, self._attempt_timeout_s)
+        try:
+            answer = self._transport.send(
+                endpoint,
+                call.method,
+                call.target,
+                headers={**self._headers, **call.headers(), **_time_left(timeout_s)},
+                body=call.body,
+                timeout_s=timeout_s,
+            )
+        except NotSent as error:
+            self._endpoints.suspect(endpoint)
+            return _NO_ANSWER, _Failure(
+                UnavailableError(str(error)),
+                definite=True,
+                transient=True,
+                node_is_suspect=True,
+            )
+        except Lost as error:
+            self._endpoints.suspect(endpoint)
+            kind = UnavailableError if call.reads else UnknownOutcomeError
+            return _NO_ANSWER, _Failure(
+                kind(str(error)), definite=call.reads, transient=True, node_is_suspect=True
+            )
+        failure = _failure_of(answer, call)
+        if failure is not None and failure.transient:
+            self._endpoints.move_on(endpoint)
+        return answer, failure
+
+    def _pause_s(self, failure: _Failure, attempts: int) -> float:
+        """How long to wait: not at all for another node, else ever longer with jitter."""
+        if failure.node_is_suspect and attempts < len(self._endpoints):
+            return 0.0
+        return backoff_s(attempts, failure.retry_after_s)
+
+
+_NO_ANSWER = Answer(0, {}, b"")
+
+
+def backoff_s(attempts: int, retry_after_s: float) -> float:
+    """How long to wait after that many attempts: at least what the server asks for.
+
+    The jitter keeps clients that failed together from coming back together.
+    """
+    longest_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempts - 1, 10))
+    return retry_after_s + longest_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter only
+
+
+def _time_left(timeout_s: float) -> dict[str, str]:
+    server_s = timeout_s - _ANSWER_MARGIN_S if timeout_s > 2 * _ANSWER_MARGIN_S else timeout_s / 2
+    return {"Raftkv-Timeout-Ms": str(min(SERVER_TIMEOUT_MS_MAX, max(1, int(server_s * 1000))))}
+
+
+def _verdict(failure: _Failure, unknown: RaftkvError | None) -> RaftkvError:
+    """What the caller may believe after all attempts."""
+    if unknown is None or failure.about_write:
+        return failure.error
+    if isinstance(failure.error, UnknownOutcomeError):
+        return failure.error
+    verdict = UnknownOutcomeError(f"{unknown}; then: {failure.error}", status=failure.error.status)
+    verdict.__cause__ = unknown
+    return verdict
+
+
+def _failure_of(answer: Answer, call: Call) -> _Failure | None:
+    """None if the answer is a success (or says that a key is missing, where that is one)."""
+    if answer.status in _STATUS_SUCCESS or answer.status == _STATUS_NOT_MODIFIED:
+        return None
+    problem = problem_of(answer)
+    if call.missing_is_answer and problem.code == "key_not_found":
+        return None
+    definite = problem.definite or call.reads
+    return _Failure(
+        msgspec.structs.replace(problem, definite=definite).error(),
+        definite=definite,
+        transient=problem.transient,
+        about_write=problem.code == "precondition",
+        retry_after_s=_retry_after_s(problem, answer),
+    )
+
+
+def problem_of(answer: Answer) -> Problem:
+    """Read a problem document; without one only the status speaks, and a 5xx is not definite."""
+    if answer.headers.get("content-type", "").startswith("application/problem+json"):
+        try:
+            problem = msgspec.json.decode(answer.body, type=Problem)
+        except msgspec.MsgspecError:
+            pass  # not ours: judged by its status below, like any other foreign answer
+        else:
+            return msgspec.structs.replace(problem, status=answer.status)
+    refused = 400 <= answer.status < 500  # noqa: PLR2004 -- the class of client errors
+    return Problem(
+        code=_CODE_OF_STATUS.get(answer.status, "internal"),
+        detail=f"HTTP status {answer.status} without a problem document",
+        status=answer.status,
+        definite=refused,
+    )
+
+
+def _retry_after_s(problem: Problem, answer: Answer) -> float:
+    if problem.retry_after_ms is not None:
+        return problem.retry_after_ms / 1000
+    text: Any = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0

@@ -1,0 +1,293 @@
+"""How keys, operations and results travel over HTTP (docs/http-api.md), and nothing else.
+
+Single keys are raw bytes; batches and transactions go as MessagePack, which has bytes of its own;
+pages of a scan come as JSON, with base64 where bytes are not UTF-8.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from raftkv.client.calls import Problem
+from raftkv.client.errors import InvalidRequestError, ServerError
+from raftkv.client.transport import Answer
+from raftkv.client.types import (
+    KEY_BYTES_MAX,
+    Bytes,
+    Compare,
+    Consistency,
+    Delete,
+    DeleteResult,
+    Entry,
+    Get,
+    OperationResult,
+    Put,
+    PutResult,
+    TxnResult,
+    to_bytes,
+)
+
+MSGPACK = "application/msgpack"
+_STATUS_ERRORS_FROM = 400
+
+
+class _Page(msgspec.Struct):
+    entries: list[dict[str, Any]]
+    cursor: str | None = None
+
+
+class _Put(msgspec.Struct):
+    revision: int
+    version: int
+
+
+class _Delete(msgspec.Struct):
+    deleted: bool
+    revision: int | None
+
+
+class _Batch(msgspec.Struct):
+    results: list[dict[str, Any]]
+
+
+class _Txn(msgspec.Struct):
+    succeeded: bool
+    revision: int | None
+    results: list[dict[str, Any]]
+
+
+def check_key(key: Bytes) -> bytes:
+    """The key as bytes; a length that no server takes is refused here."""
+    data = to_bytes(key)
+    if not 1 <= len(data) <= KEY_BYTES_MAX:
+        raise InvalidRequestError(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(data)}")
+    return data
+
+
+def key_target(key: Bytes) -> str:
+    """The path of a key. Every byte survives, also where a whole key reads ``.`` or ``..``."""
+    data = check_key(key)
+    path = quote(data, safe="")
+    return "/v1/kv/" + (path if data.strip(b".") else path.replace(".", "%2E"))
+
+
+def read_query(consistency: Consistency, max_age_ms: int | None) -> dict[str, str]:
+    """The parameters of a read that are not the default."""
+    query: dict[str, str] = {}
+    if consistency != "linearizable":
+        query["consistency"] = consistency
+    if max_age_ms is not None:
+        query["max_age_ms"] = str(max_age_ms)
+    return query
+
+
+def with_query(path: str, query: Mapping[str, Bytes]) -> str:
+    """A path with its parameters; values may be any bytes."""
+    return f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+
+
+def condition_headers(*, if_revision: int | None, if_absent: bool) -> dict[str, str]:
+    """The conditions of a single write."""
+    headers = {}
+    if if_revision is not None:
+        headers["If-Match"] = f'"{if_revision}"'
+    if if_absent:
+        headers["If-None-Match"] = "*"
+    return headers
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+_page = msgspec.json.Decoder(_Page)
+_put = msgspec.json.Decoder(_Put)
+_delete = msgspec.json.Decoder(_Delete)
+_batch = msgspec.msgpack.Decoder(_Batch)
+_txn = msgspec.msgpack.Decoder(_Txn)
+
+
+def entry_of(key: Bytes, answer: Answer) -> Entry:
+    """The entry that a GET of one key gave; its numbers are in the headers."""
+    headers = answer.headers
+    try:
+        return Entry(
+            key=to_bytes(key),
+            value=answer.body,
+            revision=int(headers["etag"].strip('"')),
+            version=int(headers["raftkv-version"]),
+            create_revision=int(headers["raftkv-create-revision"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise _foreign(answer) from error
+
+
+def put_of(answer: Answer) -> PutResult:
+    """The result of a put."""
+    try:
+        result = _put.decode(answer.body)
+    except msgspec.MsgspecError as error:
+        raise _foreign(answer) from error
+    return PutResult(result.revision, result.version)
+
+
+def delete_of(answer: Answer) -> DeleteResult:
+    """The result of a delete."""
+    try:
+        result = _delete.decode(answer.body)
+    except msgspec.MsgspecError as error:
+        raise _foreign(answer) from error
+    return DeleteResult(result.deleted, result.revision)
+
+
+def page_of(answer: Answer) -> tuple[list[Entry], str | None]:
+    """One page of a scan and the cursor of the next one."""
+    try:
+        page = _page.decode(answer.body)
+        return [_entry(member) for member in page.entries], page.cursor
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise _foreign(answer) from error
+
+
+def document_of(answer: Answer) -> dict[str, Any]:
+    """A JSON document for operators."""
+    try:
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise _foreign(answer) from error
+
+
+def _entry(member: Mapping[str, Any]) -> Entry:
+    """An entry of a page (JSON) or of a result (MessagePack)."""
+    return Entry(
+        key=_bytes(member, "key"),
+        value=_bytes(member, "value"),
+        revision=member["revision"],
+        version=member["version"],
+        create_revision=member["create_revision"],
+    )
+
+
+def _bytes(member: Mapping[str, Any], name: str) -> bytes:
+    encoded = member.get(f"{name}_base64")
+    if encoded is not None:
+        return base64.b64decode(encoded, validate=True)
+    return to_bytes(member.get(name, b""))
+
+
+def _foreign(answer: Answer) -> ServerError:
+    return ServerError(
+        f"an answer with status {answer.status} that is not of a raftkv server",
+        status=answer.status,
+    )
+
+
+def transfer_body(to: str | None) -> bytes:
+    """The body that asks for a leader."""
+    return msgspec.json.encode({} if to is None else {"target": to})
+
+
+# --- batches and transactions -------------------------------------------------------------------
+
+
+def batch_member(
+    operation: Put | Delete | Get, session: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """One operation of a batch, a write with its place in the client's session."""
+    member = _operation(operation)
+    if not isinstance(operation, Get):
+        if session is not None:
+            member["session"] = session
+        if operation.if_revision is not None:
+            member["if_revision"] = operation.if_revision
+    if isinstance(operation, Put) and operation.if_absent:
+        member["if_absent"] = True
+    return member
+
+
+def batch_body(members: Sequence[Mapping[str, Any]]) -> bytes:
+    """The body of a batch."""
+    return msgspec.msgpack.encode({"operations": members})
+
+
+def batch_results(answer: Answer, count: int) -> list[OperationResult | Problem]:
+    """What became of each operation; a problem is a value here, as the others have results."""
+    try:
+        members = _batch.decode(answer.body).results
+        results = [_batch_result(member) for member in members]
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise _foreign(answer) from error
+    if len(results) != count:
+        raise _foreign(answer)
+    return results
+
+
+def _batch_result(member: Mapping[str, Any]) -> OperationResult | Problem:
+    if member["status"] < _STATUS_ERRORS_FROM:
+        return _result(member)
+    problem = msgspec.convert(member, Problem)
+    return None if problem.code == "key_not_found" else problem
+
+
+def txn_body(
+    compare: Sequence[Compare],
+    then: Sequence[Put | Delete | Get],
+    otherwise: Sequence[Put | Delete | Get],
+) -> bytes:
+    """The body of a transaction."""
+    for operation in (*then, *otherwise):
+        conditional = isinstance(operation, Put) and operation.if_absent
+        if conditional or getattr(operation, "if_revision", None) is not None:
+            raise InvalidRequestError("the conditions of a transaction belong into compare")
+    return msgspec.msgpack.encode(
+        {
+            "compare": [_comparison(comparison) for comparison in compare],
+            "then": [_operation(operation) for operation in then],
+            "else": [_operation(operation) for operation in otherwise],
+        }
+    )
+
+
+def txn_of(answer: Answer) -> TxnResult:
+    """The result of a transaction."""
+    try:
+        txn = _txn.decode(answer.body)
+        results = tuple(_result(member) for member in txn.results)
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise _foreign(answer) from error
+    return TxnResult(txn.succeeded, txn.revision, results)
+
+
+def _operation(operation: Put | Delete | Get) -> dict[str, Any]:
+    key = check_key(operation.key)
+    match operation:
+        case Put(value=value):
+            return {"op": "put", "key": key, "value": to_bytes(value)}
+        case Delete():
+            return {"op": "delete", "key": key}
+        case Get():
+            return {"op": "get", "key": key}
+
+
+def _comparison(comparison: Compare) -> dict[str, Any]:
+    operand = comparison.operand
+    return {
+        "key": check_key(comparison.key),
+        "target": comparison.target,
+        "operator": comparison.operator,
+        "operand": operand if isinstance(operand, int) else to_bytes(operand),
+    }
+
+
+def _result(member: Mapping[str, Any]) -> OperationResult:
+    match member["op"]:
+        case "put":
+            return PutResult(member["revision"], member["version"])
+        case "delete":
+            return DeleteResult(member["deleted"], member["revision"])
+        case "get":
+            return None if member["entry"] is None else _entry(member["entry"])
+        case other:
+            raise ValueError(f"a result of an unknown kind: {other!r}")

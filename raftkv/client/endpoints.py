@@ -1,0 +1,70 @@
+"""Which node to ask: stay with one that answers, leave one that does not for a while."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+SUSPECT_S = 1.0
+"""How long a node that did not answer is asked only if all others do not either."""
+
+
+class Endpoints:
+    """The nodes' URLs. The lock guards the choice and the suspicions."""
+
+    def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        if isinstance(urls, str):
+            urls = [urls]
+        if not urls:
+            raise ValueError("at least one endpoint is needed")
+        self._urls = [_normalize(url) for url in urls]
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._suspect_until = dict.fromkeys(self._urls, float("-inf"))
+        # Each client begins somewhere else, so that many of them do not all ask the first node.
+        self._current = random.randrange(len(self._urls))  # noqa: S311 -- spreads load only
+
+    def __len__(self) -> int:
+        return len(self._urls)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All of them, in the order given."""
+        return tuple(self._urls)
+
+    def pick(self) -> str:
+        """The current node, or the next one that is not suspected."""
+        with self._lock:
+            now = self._clock()
+            for offset in range(len(self._urls)):
+                place = (self._current + offset) % len(self._urls)
+                if self._suspect_until[self._urls[place]] <= now:
+                    self._current = place
+                    break
+            return self._urls[self._current]
+
+    def suspect(self, url: str) -> None:
+        """``url`` did not answer: ask the next one, and come back to it later."""
+        with self._lock:
+            self._suspect_until[url] = self._clock() + SUSPECT_S
+            self._leave(url)
+
+    def move_on(self, url: str) -> None:
+        """``url`` answered that it cannot now: ask the next one, without suspecting it."""
+        with self._lock:
+            self._leave(url)
+
+    def _leave(self, url: str) -> None:
+        # Of several threads that leave the same node at once only the first moves the choice.
+        if self._urls[self._current] == url:
+            self._current = (self._current + 1) % len(self._urls)
+
+
+def _normalize(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"{url!r}: an endpoint is scheme, host and port only")
+    return f"{parts.scheme}://{parts.netloc}"

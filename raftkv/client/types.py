@@ -1,0 +1,108 @@
+"""What goes into the client and what comes out: keys, entries, operations, results.
+
+Keys and values are bytes; a ``str`` is taken as its UTF-8 bytes wherever one is given.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Bytes = bytes | str
+"""A key or value as callers may give it."""
+
+Consistency = Literal["linearizable", "stale"]
+
+KEY_BYTES_MAX = 1024
+
+
+def to_bytes(data: Bytes) -> bytes:
+    """The bytes of a key or value."""
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+# --- operations of a batch or transaction -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Set a key. The conditions are for batches; a transaction has ``compare`` for that."""
+
+    key: Bytes
+    value: Bytes
+    if_revision: int | None = None
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a key, if it is there."""
+
+    key: Bytes
+    if_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a key."""
+
+    key: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One condition of a transaction, say ``Compare("stock", "value", "=", b"1")``.
+
+    A missing key has the value ``b""`` and the revisions and version 0.
+    """
+
+    key: Bytes
+    target: Literal["value", "create", "mod", "version"]
+    operator: Literal["=", "!=", "<", ">"]
+    operand: int | Bytes
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key as it was read. ``value`` is empty when only keys were asked for."""
+
+    key: bytes
+    value: bytes
+    revision: int
+    version: int
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """A put was applied under ``revision``; ``version`` 1 means that it created the key."""
+
+    revision: int
+    version: int
+
+    @property
+    def created(self) -> bool:
+        """Whether the key did not exist before."""
+        return self.version == 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """A delete was applied; a key that was not there gives ``deleted`` False and no revision."""
+
+    deleted: bool
+    revision: int | None
+
+
+OperationResult = PutResult | DeleteResult | Entry | None
+"""What one operation gave; None is a :class:`Get` of a missing key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """Which branch of a transaction ran and what its operations gave, in their order."""
+
+    succeeded: bool
+    revision: int | None
+    results: tuple[OperationResult, ...]
