@@ -1,0 +1,292 @@
+"""How two engines make sure of each other before a link between them counts. No I/O here.
+
+::
+
+    acceptor                                 dialer
+       |  Challenge(protocol, nonce)           |
+       | ------------------------------------> |
+       |  Hello(names, identity, nonce, proof) |
+       | <------------------------------------ |
+       |  Welcome(names, identity, proof)      |      (or Refusal, to a dialer that was proven)
+       | ------------------------------------> |
+       |  Ready                                |
+       | <------------------------------------ |
+
+A proof is an HMAC-SHA256 under the cluster's secret over the role, both nonces, both names and
+both identities, so that it fits one connection, one direction and one pair of nodes; the secret
+itself is never sent. With mutual TLS a node is proven by a certificate that carries its name, and
+the proofs may be empty. The dialer proves itself first: a stranger learns one random number.
+
+Identities (see the data directory's) catch a node that returns under its old name with an emptied
+disk: it has forgotten its votes and acknowledgements, so nobody may count it (H19).
+"""
+
+import hmac
+from collections.abc import Collection
+from typing import Annotated
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+NONCE_BYTES = 32
+SECRET_BYTES_MIN = 16
+
+Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+Proof = Annotated[bytes, msgspec.Meta(max_length=32)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class HandshakeError(Exception):
+    """The other side is not let in, for the reason in the message.
+
+    ``proven``: it has proven to be of this cluster, so it may be told the reason.
+    """
+
+    def __init__(self, reason: str, *, proven: bool = False) -> None:
+        super().__init__(reason)
+        self.proven = proven
+
+
+class LinkHello(msgspec.Struct, frozen=True):
+    """Who a node says it is."""
+
+    cluster_id: str
+    node_name: str
+    identity: str
+
+
+class Step(msgspec.Struct, array_like=True, frozen=True):
+    """Base of the handshake's messages."""
+
+
+class Challenge(Step, tag=1, frozen=True):
+    """The acceptor's first message; fresh for every connection, so a recorded hello is no use."""
+
+    protocol: int
+    nonce: Nonce
+
+
+class Hello(Step, tag=2, frozen=True):
+    """The dialer names itself and whom it means to reach."""
+
+    cluster_id: Name
+    node: Name
+    identity: Name
+    peer: Name
+    nonce: Nonce
+    proof: Proof
+
+
+class Welcome(Step, tag=3, frozen=True):
+    """The acceptor lets the dialer in and proves itself."""
+
+    cluster_id: Name
+    node: Name
+    identity: Name
+    proof: Proof
+
+
+class Ready(Step, tag=4, frozen=True):
+    """The dialer lets the acceptor in; both count the link from here on."""
+
+
+class Refusal(Step, tag=5, frozen=True):
+    """Why a proven peer is not let in all the same; for the operator who reads its log."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[Challenge | Hello | Welcome | Ready | Refusal]
+_decoder = msgspec.msgpack.Decoder(Challenge | Hello | Welcome | Ready | Refusal)
+
+
+def encode_refusal(reason: str) -> bytes:
+    """Return the refusal to send."""
+    return _encode(Refusal(reason[:1024]))
+
+
+class _Side:
+    """What both sides know and check.
+
+    ``secret`` None means that TLS proves the peer; then ``certified`` are the names in its
+    certificate. Both may be given, and both are checked then.
+    """
+
+    def __init__(
+        self,
+        me: LinkHello,
+        nonce: bytes,
+        *,
+        secret: bytes | None,
+        certified: Collection[str] | None = None,
+    ) -> None:
+        if secret is None and certified is None:
+            raise ValueError("a link needs a secret or TLS")
+        if secret is not None and len(secret) < SECRET_BYTES_MIN:
+            raise ValueError(f"the cluster secret is shorter than {SECRET_BYTES_MIN} bytes")
+        self._me = me
+        self._nonce = nonce
+        self._secret = secret
+        self._certified = certified
+
+    def _prove(self, role: str, *facts: str | bytes) -> bytes:
+        if self._secret is None:
+            return b""
+        message = _encode((f"raftkv link {PROTOCOL_VERSION} {role}", *facts))
+        return hmac.digest(self._secret, message, "sha256")
+
+    def _check_proof(self, proof: bytes, expected: bytes) -> None:
+        if not hmac.compare_digest(proof, expected):
+            raise HandshakeError("does not know the cluster's secret")
+
+    def _check_certificate(self, claimed: str) -> None:
+        if self._certified is not None and claimed not in self._certified:
+            names = ", ".join(sorted(self._certified)) or "nobody"
+            raise HandshakeError(f"claims to be {claimed!r} with a certificate for {names}")
+
+    def _check_cluster(self, cluster_id: str) -> None:
+        if cluster_id != self._me.cluster_id:
+            raise HandshakeError(
+                f"belongs to cluster {cluster_id!r}, this is {self._me.cluster_id!r}", proven=True
+            )
+
+
+class Acceptor(_Side):
+    """The side that was connected to; ``dialers`` are the nodes that should connect to it."""
+
+    def __init__(
+        self,
+        me: LinkHello,
+        nonce: bytes,
+        *,
+        dialers: Collection[str],
+        secret: bytes | None,
+        certified: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(me, nonce, secret=secret, certified=certified)
+        self._dialers = dialers
+        self._hello: Hello | None = None
+        self.proven: str | None = None
+        """Who the dialer is, once that is proven; it may still be refused."""
+
+    def challenge(self) -> bytes:
+        """Return the first message."""
+        return _encode(Challenge(PROTOCOL_VERSION, self._nonce))
+
+    def receive_hello(self, payload: bytes) -> LinkHello:
+        """Check a hello and return who it is from; raises HandshakeError."""
+        hello = decode(payload)
+        if not isinstance(hello, Hello):
+            raise HandshakeError("sent no hello")
+        self._check_proof(hello.proof, self._proof("dialer", hello))
+        self._check_certificate(hello.node)
+        self.proven = hello.node
+        self._check_cluster(hello.cluster_id)
+        me = self._me.node_name
+        if hello.peer != me:
+            raise HandshakeError(f"looks for node {hello.peer!r}, this is {me!r}", proven=True)
+        if hello.node not in self._dialers:
+            raise HandshakeError(f"{hello.node!r} is not a node that dials {me!r}", proven=True)
+        self._hello = hello
+        return LinkHello(hello.cluster_id, hello.node, hello.identity)
+
+    def welcome(self) -> bytes:
+        """Return the answer to the hello that was accepted."""
+        if self._hello is None:
+            raise RuntimeError("no hello was accepted")
+        me, proof = self._me, self._proof("acceptor", self._hello)
+        return _encode(Welcome(me.cluster_id, me.node_name, me.identity, proof))
+
+    def receive_ready(self, payload: bytes) -> None:
+        """Check that the dialer lets this side in as well; raises HandshakeError."""
+        step = decode(payload)
+        if isinstance(step, Refusal):
+            raise HandshakeError(f"refuses this node: {step.reason}")
+        if not isinstance(step, Ready):
+            raise HandshakeError("did not say that it is ready")
+
+    def _proof(self, role: str, hello: Hello) -> bytes:
+        dialer = (hello.cluster_id, hello.node, hello.identity, hello.peer)
+        mine = (self._me.cluster_id, self._me.node_name, self._me.identity)
+        facts = dialer if role == "dialer" else (*dialer, *mine)
+        return self._prove(role, self._nonce, hello.nonce, *facts)
+
+
+class Dialer(_Side):
+    """The side that connects, to reach ``peer`` and nobody else."""
+
+    def __init__(
+        self,
+        me: LinkHello,
+        nonce: bytes,
+        *,
+        peer: str,
+        secret: bytes | None,
+        certified: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(me, nonce, secret=secret, certified=certified)
+        self._peer = peer
+        self._challenge: Challenge | None = None
+
+    @property
+    def challenged(self) -> bool:
+        """Whether the acceptor's first message has come."""
+        return self._challenge is not None
+
+    def receive_challenge(self, payload: bytes) -> bytes:
+        """Return the hello that answers a challenge; raises HandshakeError."""
+        challenge = decode(payload)
+        if not isinstance(challenge, Challenge):
+            raise HandshakeError("sent no challenge")
+        if challenge.protocol != PROTOCOL_VERSION:
+            raise HandshakeError(
+                f"speaks link protocol {challenge.protocol}, this node speaks {PROTOCOL_VERSION}"
+            )
+        self._check_certificate(self._peer)
+        self._challenge = challenge
+        me = self._me
+        return _encode(
+            Hello(
+                cluster_id=me.cluster_id,
+                node=me.node_name,
+                identity=me.identity,
+                peer=self._peer,
+                nonce=self._nonce,
+                proof=self._prove("dialer", *self._facts()),
+            )
+        )
+
+    def receive_welcome(self, payload: bytes) -> LinkHello:
+        """Check the answer and return who it is from; raises HandshakeError."""
+        welcome = decode(payload)
+        if isinstance(welcome, Refusal):
+            raise HandshakeError(f"refuses this node: {welcome.reason}")
+        if not isinstance(welcome, Welcome):
+            raise HandshakeError("sent no welcome")
+        his = (welcome.cluster_id, welcome.node, welcome.identity)
+        self._check_proof(welcome.proof, self._prove("acceptor", *self._facts(), *his))
+        self._check_certificate(welcome.node)
+        self._check_cluster(welcome.cluster_id)
+        if welcome.node != self._peer:
+            raise HandshakeError(f"is node {welcome.node!r}, not {self._peer!r}", proven=True)
+        return LinkHello(*his)
+
+    def ready(self) -> bytes:
+        """Return the last message."""
+        return _encode(Ready())
+
+    def _facts(self) -> tuple[str | bytes, ...]:
+        if self._challenge is None:
+            raise HandshakeError("sent a welcome before a challenge")
+        me = self._me
+        mine = (me.cluster_id, me.node_name, me.identity, self._peer)
+        return (self._challenge.nonce, self._nonce, *mine)
+
+
+def decode(payload: bytes) -> Challenge | Hello | Welcome | Ready | Refusal:
+    """Decode one step; raises HandshakeError."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise HandshakeError(f"sent what is no handshake: {error}") from error

@@ -1,0 +1,317 @@
+"""Links to the other engines: one per pair of nodes, for all groups and for forwarded requests.
+
+The node with the smaller name dials. A link counts once both sides have proven themselves and
+each has stored the other's identity; from then on messages arrive in order, and are lost only by
+losing the link, of which both sides hear.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from raftkv.engine.config import Address
+from raftkv.engine.connection import CHANNEL_MAX, Connection, LinkLimits
+from raftkv.engine.handshake import NONCE_BYTES, Acceptor, Dialer, HandshakeError, LinkHello
+from raftkv.engine.network import Listener, Network, TcpNetwork
+from raftkv.engine.security import LinkSecurity, check_addresses
+from raftkv.raft.clock import Clock, SystemClock
+
+__all__ = ["IdentityBook", "LinkHandler", "LinkHello", "LinkLimits", "PeerLinks"]
+
+_LOG_AGAIN_S = 60.0
+_LOG_KEYS_MAX = 1000
+_CLOSE_DEADLINE_S = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+class LinkHandler(Protocol):
+    """Who gets what the links bring. Called on the loop; must not block."""
+
+    def on_connected(self, peer: str) -> None:
+        """The link to ``peer`` counts from now on; alternates strictly with the next."""
+
+    def on_disconnected(self, peer: str) -> None:
+        """The link is lost, and with it any messages that were under way."""
+
+    def on_message(self, peer: str, channel: int, payload: bytes) -> None:
+        """A message came. If this raises, the link is closed."""
+
+
+class IdentityBook(Protocol):
+    """Remembers, durably, under which identity each node was first met (H19)."""
+
+    def known(self, name: str) -> str | None:
+        """Return the identity stored for ``name``."""
+
+    def remember(self, name: str, identity: str) -> None:
+        """Store it; on disk when this returns. Raises if that failed."""
+
+
+class PeerLinks:
+    """All links of one node. ``listen`` and ``peers`` are (host, port)."""
+
+    def __init__(
+        self,
+        *,
+        hello: LinkHello,
+        peers: Mapping[str, tuple[str, int]],
+        listen: tuple[str, int],
+        security: LinkSecurity,
+        identities: IdentityBook,
+        handler: LinkHandler,
+        clock: Clock | None = None,
+        network: Network | None = None,
+        limits: LinkLimits | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._hello = hello
+        self._peers = {name: Address(*address) for name, address in peers.items()}
+        self._listen = Address(*listen)
+        self._security = security
+        self._identities = identities
+        self._handler = handler
+        self._network: Network = TcpNetwork() if network is None else network
+        self._random_bytes = random_bytes
+        self._dialers = frozenset(name for name in self._peers if name < hello.node_name)
+        self._links: dict[str, Connection] = {}
+        self._connections: dict[Connection, None] = {}  # oldest first, proven or not
+        self._unproven: dict[Connection, None] = {}  # accepted ones only, oldest first
+        self._dialing: list[asyncio.Task[None]] = []
+        self._listener: Listener | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
+        self._logged_at: dict[tuple[str, str], float] = {}
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self.limits = LinkLimits() if limits is None else limits
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen and begin to dial.
+
+        Raises:
+            SecurityError: an address off loopback without mutual TLS.
+            OSError: the address cannot be listened on.
+        """
+        check_addresses(self._listen, self._peers.values(), self._security)
+        loop = asyncio.get_running_loop()
+        tls = self._security.tls
+        self._listener = await self._network.listen(
+            lambda: Connection(self, loop), *self._listen, None if tls is None else tls.server
+        )
+        self._ticked_at = self.clock.monotonic()
+        self._ticker = loop.call_later(self.limits.tick_s, self._tick)
+        self._dialing = [
+            loop.create_task(self._keep_dialing(peer), name=f"dial {peer}")
+            for peer in self._peers
+            if peer > self._hello.node_name
+        ]
+
+    async def close(self) -> None:
+        """End all links, after what was queued on them (bulk excepted) has been sent."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for task in self._dialing:
+            task.cancel()
+        await asyncio.gather(*self._dialing, return_exceptions=True)
+        self._dialing = []
+        if self._listener is not None:
+            await self._listener.close()
+            self._listener = None
+        ending = list(self._connections)
+        for connection in ending:
+            connection.close("this node stops")
+        if ending:
+            finished = [connection.finished for connection in ending]
+            await asyncio.wait(finished, timeout=_CLOSE_DEADLINE_S)
+            for connection in ending:
+                connection.abort()
+            await asyncio.wait(finished)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        if self._listener is None:
+            raise RuntimeError("the links are not started")
+        return self._listener.port
+
+    # --- use -------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Peers that can be sent to."""
+        return frozenset(peer for peer, link in self._links.items() if not link.closing)
+
+    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
+        """Queue a message for the end of this loop turn.
+
+        ``bulk`` messages are overtaken by all others and leave only as fast as the peer takes
+        them; False for one of them may mean that their queue is full. False for any other means
+        that there is no link, or none any more: over its bound a link is closed, and
+        ``on_disconnected`` follows.
+        """
+        if not 0 <= channel <= CHANNEL_MAX:
+            raise ValueError(f"channel {channel} is not between 0 and {CHANNEL_MAX}")
+        if len(payload) > self.limits.frame_bytes_max:
+            raise ValueError(f"a message of {len(payload)} bytes is larger than a frame may be")
+        link = self._links.get(peer)
+        if link is None:
+            return False
+        return link.send_bulk(channel, payload) if bulk else link.send(channel, payload)
+
+    def backlog_bytes(self, peer: str) -> int:
+        """Bytes for ``peer`` that wait in this process."""
+        link = self._links.get(peer)
+        return 0 if link is None else link.backlog_bytes()
+
+    def round_trip_s(self, peer: str) -> float | None:
+        """Smoothed round trip time; None before the first ping was answered."""
+        link = self._links.get(peer)
+        return None if link is None else link.round_trip_s
+
+    # --- for connections (see connection.Owner) -----------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        """Bound what strangers can hold open; the oldest goes, as honest handshakes are short."""
+        self._connections[connection] = None
+        if connection.dialing is None:
+            self._unproven[connection] = None
+            if len(self._unproven) > self.limits.unauthenticated_max:
+                oldest = next(iter(self._unproven))
+                del self._unproven[oldest]
+                self._say("flood", oldest.remote, "too many unauthenticated peer connections")
+                oldest.fail("too many unauthenticated connections")
+
+    def dialer(self, peer: str, certified: frozenset[str] | None) -> Dialer:
+        """Make the dialling side of a handshake."""
+        return Dialer(
+            self._hello,
+            self._random_bytes(NONCE_BYTES),
+            peer=peer,
+            secret=self._security.secret,
+            certified=certified,
+        )
+
+    def acceptor(self, certified: frozenset[str] | None) -> Acceptor:
+        """Make the accepting side of a handshake."""
+        return Acceptor(
+            self._hello,
+            self._random_bytes(NONCE_BYTES),
+            dialers=self._dialers,
+            secret=self._security.secret,
+            certified=certified,
+        )
+
+    def admit(self, hello: LinkHello) -> None:
+        """Let a peer in under the identity that it was first met with, and under no other."""
+        name = hello.node_name
+        known = self._identities.known(name)
+        if known is None:
+            try:
+                self._identities.remember(name, hello.identity)
+            except Exception as error:
+                _logger.exception("the identity of %s could not be stored", name)
+                raise HandshakeError("its identity could not be stored", proven=True) from error
+        elif known != hello.identity:
+            raise HandshakeError(
+                f"node {name} came back with another identity ({hello.identity}, was {known}): "
+                "its data directory was emptied or replaced, and it must not vote or count",
+                proven=True,
+            )
+
+    def established(self, connection: Connection, peer: str) -> None:
+        """Count the link; a newer one replaces an older one, which may be dead unnoticed."""
+        self._unproven.pop(connection, None)
+        old = self._links.get(peer)
+        if old is not None:
+            old.fail("replaced by a newer connection")
+            self._drop(peer, "replaced by a newer connection")
+        self._links[peer] = connection
+        self._logged_at = {key: at for key, at in self._logged_at.items() if key[1] != peer}
+        _logger.info("link to %s is up", peer)
+        try:
+            self._handler.on_connected(peer)
+        except Exception:
+            _logger.exception("the new link to %s could not be handled", peer)
+            connection.fail("the new link could not be handled")
+
+    def deliver(self, peer: str, channel: int, payload: bytes) -> None:
+        """Hand a message on."""
+        self._handler.on_message(peer, channel, payload)
+
+    def refused(self, connection: Connection, reason: str) -> None:
+        """Say why, but not ten times a second."""
+        self._say("refused", connection.remote, reason)
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """Forget a connection; if it was a link that counted, tell."""
+        self._connections.pop(connection, None)
+        self._unproven.pop(connection, None)
+        peer = connection.peer
+        if peer is not None and self._links.get(peer) is connection:
+            self._drop(peer, reason)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _drop(self, peer: str, reason: str) -> None:
+        del self._links[peer]
+        _logger.info("link to %s is down: %s", peer, reason)
+        try:
+            self._handler.on_disconnected(peer)
+        except Exception:
+            _logger.exception("the loss of the link to %s could not be handled", peer)
+
+    async def _keep_dialing(self, peer: str) -> None:
+        """Connect to ``peer`` again and again, for as long as this node runs."""
+        while True:
+            refused = False
+            try:
+                refused = await self._dial(peer)
+            except Exception:
+                _logger.exception("dialling %s failed", peer)
+            limits = self.limits
+            await asyncio.sleep(limits.refused_retry_s if refused else limits.reconnect_s)
+
+    async def _dial(self, peer: str) -> bool:
+        """Make one connection and stay until it is lost; tell whether it was refused."""
+        address, tls = self._peers[peer], self._security.tls
+        connection = Connection(self, asyncio.get_running_loop(), dialing=peer)
+        try:
+            async with asyncio.timeout(self.limits.connect_deadline_s):
+                await self._network.connect(
+                    lambda: connection, *address, None if tls is None else tls.client
+                )
+        except OSError as error:  # TimeoutError is one
+            connection.abort()
+            why = error.strerror or type(error).__name__
+            self._say("unreachable", peer, f"cannot be reached at {address}: {why}")
+            return False
+        await connection.finished
+        return connection.was_refused
+
+    def _tick(self) -> None:
+        """Let time pass for all links, but never more than two ticks' worth at once.
+
+        Silence is what a peer did not say while this process was listening. After a stall its
+        messages are still in the socket, and they are read between this tick and the next.
+        """
+        now = self.clock.monotonic()
+        elapsed_s = min(now - self._ticked_at, 2 * self.limits.tick_s)
+        self._ticked_at = now
+        for link in tuple(self._links.values()):
+            link.tick(elapsed_s)
+        self._ticker = asyncio.get_running_loop().call_later(self.limits.tick_s, self._tick)
+
+    def _say(self, what: str, who: str, text: str) -> None:
+        """Log a warning, the same for one peer once a minute at most."""
+        now = self.clock.monotonic()
+        said_at = self._logged_at.get((what, who))
+        if said_at is not None and now - said_at < _LOG_AGAIN_S:
+            return
+        if len(self._logged_at) >= _LOG_KEYS_MAX:
+            self._logged_at.clear()
+        self._logged_at[what, who] = now
+        _logger.warning("peer %s: %s", who, text)

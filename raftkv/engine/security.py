@@ -1,0 +1,139 @@
+"""How peers trust each other: the cluster's secret, mutual TLS, and what is refused without.
+
+A node's certificate carries the node's name as a DNS name; a peer is who its certificate says,
+compared exactly. Host names play no part, so nodes may move between machines, and a certificate
+with a wildcard stands for no node at all.
+"""
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raftkv.engine.config import Address, SecurityOptions
+from raftkv.engine.handshake import SECRET_BYTES_MIN
+
+__all__ = [
+    "LinkSecurity",
+    "PeerContexts",
+    "SecurityError",
+    "certificate_names",
+    "check_addresses",
+    "link_security",
+    "peer_contexts",
+]
+
+
+class SecurityError(Exception):
+    """The configuration would be unsafe, or its keys cannot be used; one line for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerContexts:
+    """Mutual TLS for both directions of dialling."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSecurity:
+    """What proves a peer: the secret, its certificate, or both. ``insecure`` lifts the refusals."""
+
+    secret: bytes | None = field(default=None, repr=False)
+    tls: PeerContexts | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.secret is None and self.tls is None:
+            raise SecurityError("peers need a cluster secret or mutual TLS")
+        if self.secret is not None and len(self.secret) < SECRET_BYTES_MIN:
+            raise SecurityError(f"the cluster secret is shorter than {SECRET_BYTES_MIN} bytes")
+
+
+def link_security(options: SecurityOptions) -> LinkSecurity:
+    """Load what the configuration names.
+
+    Raises:
+        SecurityError: a file cannot be used, or nothing would prove a peer.
+    """
+    tls = None
+    if (
+        options.peer_ca is not None
+        and options.peer_cert is not None
+        and options.peer_key is not None
+    ):
+        tls = peer_contexts(Path(options.peer_ca), Path(options.peer_cert), Path(options.peer_key))
+    secret = options.secret.encode() if options.secret else None
+    return LinkSecurity(secret=secret, tls=tls, insecure=options.insecure)
+
+
+def peer_contexts(ca: Path, certificate: Path, key: Path) -> PeerContexts:
+    """Make the contexts of peer links: both sides show a certificate of this CA.
+
+    Both ends are raftkv, so nothing older than TLS 1.3 is spoken, and sessions are not resumed:
+    every link proves itself anew.
+
+    Raises:
+        SecurityError: a file is missing, unreadable or not what it should be.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False  # the node's name is compared instead, on both sides
+    server.num_tickets = 0
+    for context in (server, client):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        _load(context, ca, certificate, key)
+    return PeerContexts(server=server, client=client)
+
+
+def _load(context: ssl.SSLContext, ca: Path, certificate: Path, key: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one; its text does not say which file it means
+        raise SecurityError(f"{ca}: {_reason(error, 'no certificate of a CA')}") from error
+    try:
+        # An encrypted key would ask for its password on the terminal and hang a service.
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except OSError as error:
+        why = _reason(error, "certificate and key cannot be used together")
+        raise SecurityError(f"{certificate}, {key}: {why}") from error
+
+
+def _no_password() -> str:
+    return ""
+
+
+def _reason(error: OSError, otherwise: str) -> str:
+    if isinstance(error, ssl.SSLError) or error.strerror is None:
+        return otherwise
+    return error.strerror
+
+
+def certificate_names(certificate: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the DNS names of a verified peer certificate, as ``getpeercert`` shows it."""
+    if not certificate:
+        return frozenset()
+    names = certificate.get("subjectAltName", ())
+    return frozenset(value for kind, value in names if kind == "DNS")
+
+
+def check_addresses(listen: Address, peers: Iterable[Address], security: LinkSecurity) -> None:
+    """Refuse to talk to other machines without TLS.
+
+    The configuration refuses this in the user's words already; this is the door itself, for those
+    who build a node without a configuration file.
+
+    Raises:
+        SecurityError: an address off loopback without mutual TLS.
+    """
+    if security.tls is not None or security.insecure:
+        return
+    for address in (listen, *peers):
+        if not address.is_loopback:
+            raise SecurityError(
+                f"peer address {address} is not loopback and there is no mutual TLS: set "
+                "security.peer_ca, peer_cert and peer_key, or security.insecure = true"
+            )
