@@ -123,12 +123,14 @@ class SnapshotChunk(Wire, tag=13, frozen=True):
 class SnapshotProgress(Wire, tag=14, frozen=True):
     """The receiver of a snapshot wants byte ``offset`` of the one at ``index`` next.
 
-    ``size_bytes`` once it has all of it; installing follows, and then an AppendResponse.
+    ``in_order`` false: something is missing, send from there again. When it has all of it,
+    installing follows, and then an AppendResponse.
     """
 
     term: Term
     index: Index
     offset: int
+    in_order: bool
 
 
 class DigestCheck(Wire, tag=15, frozen=True):

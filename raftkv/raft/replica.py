@@ -20,7 +20,7 @@ from pysyncobj.transport import Transport
 
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
-from raftkv.raft.journal import NO_OP, REGULAR, GroupJournal
+from raftkv.raft.journal import FIRST_INDEX, NO_OP, REGULAR, GroupJournal
 from raftkv.raft.seams import TURN, NullPoller, PeerNode
 
 MESSAGE_BYTES_MAX = 512 * 1024
@@ -309,6 +309,11 @@ class Replica(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
             self._leader_contact = float("-inf")
             soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+
+    @property
+    def awaits_sync(self) -> bool:
+        """Whether something here waits for the disk."""
+        return bool(self._held) or self.journal.durable_index < self.journal.last_index
 
     def wal_synced(self) -> None:
         """Let go what waited for the disk, and count our own copies."""
@@ -609,7 +614,7 @@ class Replica(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
                 self._append_to(peer, node)
         else:
             self._in_flight.pop(peer, None)
-            floor = self._match[peer] + 1
+            floor = max(self._match[peer], FIRST_INDEX) + 1
             next_index[node] = max(floor, min(message.next_index, self.journal.last_index + 1))
             if next_index[node] > self.journal.first_index:
                 self._append_to(peer, node)

@@ -1,0 +1,702 @@
+"""One node's replica of one Raft group, with the shard's state machine: what the engine drives.
+
+Sans I/O: the engine ticks it, hands it messages and tells it when the disk has synced; it answers
+through callbacks, which run at the end of the call that caused them, never in the middle of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal, Protocol
+
+import msgspec
+
+from raftkv.core.batches import decode_batch, encode_batch
+from raftkv.core.cluster_map import GroupId
+from raftkv.core.errors import CorruptBatch, UnknownFormat
+from raftkv.core.expiry import ExpiryClock
+from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Forget
+from raftkv.core.state_machine import Restorer, StateMachine
+from raftkv.raft import messages as wire
+from raftkv.raft.clock import Clock
+from raftkv.raft.freshness import Freshness
+from raftkv.raft.journal import GroupJournal, LogStore, Recovered
+from raftkv.raft.proposals import Done, Limits, Proposal, ProposalQueue, Rejection
+from raftkv.raft.reads import ReadDone, ReadIndex
+from raftkv.raft.replica import LEADER, RandomSource, Replica, ReplicaError, Timing
+from raftkv.raft.snapshot_transfer import (
+    STALLED_S,
+    Receiver,
+    Sender,
+    SnapshotFiles,
+    SnapshotId,
+)
+
+DIGESTS_KEPT = 256
+"""Applied indexes whose digests are kept to be compared with the leader's."""
+
+RESTORE_RECORDS_PER_TICK = 4
+"""Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
+
+READS_WAITING_MAX = 8192
+"""Reads of one group that may wait for a confirm round."""
+
+SNAPSHOT_LOG_BYTES_MIN = 16 * 1024 * 1024
+SNAPSHOT_LOG_BYTES_MAX = 256 * 1024 * 1024
+SNAPSHOT_LOG_ENTRIES = 100_000
+"""A snapshot is due when the log is as large as half the state, within the two bounds, or has
+this many entries: writing snapshots then costs a bounded share of writing the log."""
+
+HOUSEKEEPING_S = 1.0
+"""How often a leader compares digests and looks for idempotency memory to forget."""
+
+
+STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
+STATE_EVENTS = ("follower", "candidate", "leader")
+"""Names of PySyncObj's states, in its order."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that an operator may want to know."""
+
+    kind: Literal[
+        "leader",
+        "follower",
+        "candidate",
+        "transfer",
+        "snapshot_installed",
+        "snapshot_failed",
+        "digest_mismatch",
+    ]
+    group: GroupId
+    term: int
+    detail: str = ""
+
+
+class Host(Protocol):
+    """What a group asks of its node."""
+
+    def send(self, group: GroupId, peer: str, message: wire.RaftMessage) -> None:
+        """Send in order, or lose it with a disconnect."""
+
+    def wake(self, group: "Group") -> None:
+        """Tick the group at the end of this loop turn."""
+
+    def run_job(self, job: Callable[[], object], done: Callable[..., None]) -> None:
+        """Run a blocking job off the loop, then call ``done(result, error)`` on it."""
+
+    def event(self, event: Event) -> None:
+        """Hear what happened."""
+
+    def disk_stalled(self) -> bool:
+        """Tell whether an fdatasync has not returned for an election time-out (H20)."""
+
+    def has_space(self) -> bool:
+        """Tell whether new proposals may be taken."""
+
+
+class _Transfer:
+    """A leadership transfer under way: proposals wait until it is over."""
+
+    def __init__(self, target: str, deadline: float, done: ReadDone) -> None:
+        self.target = target
+        self.deadline = deadline
+        self.done = done
+        self.asked = False
+
+
+class GroupConfig(msgspec.Struct, frozen=True):
+    """What a group is, apart from the seams it is given."""
+
+    id: GroupId
+    node: str
+    members: tuple[str, ...]
+    owns: Callable[[bytes], bool]
+    timing: Timing = Timing()
+    limits: Limits = Limits()
+
+
+class Group:
+    """A replica with its state machine, its queues and its snapshots.
+
+    Args:
+        config: name, members, which keys it owns, times and bounds.
+        store: the node's write-ahead log.
+        recovered: what that remembers of this group.
+        files: this group's snapshots; the state is loaded from the latest here, all at once.
+
+    Raises:
+        ReplicaError: the log was compacted beyond the snapshot that is there (H5).
+    """
+
+    def __init__(
+        self,
+        config: GroupConfig,
+        *,
+        store: LogStore,
+        recovered: Recovered | None,
+        files: SnapshotFiles,
+        host: Host,
+        clock: Clock,
+        random: RandomSource,
+    ) -> None:
+        self.id = config.id
+        self.config = config
+        self._host = host
+        self._clock = clock
+        self._files = files
+        self._outcomes: list[Callable[[], None]] = []
+        self._journal = GroupJournal(store, config.id, recovered)
+        self.state = self._load_state()
+        self._queue = ProposalQueue(config.limits)
+        self._expiry: ExpiryClock | None = None
+        self._transfer: _Transfer | None = None
+        self._senders: dict[str, Sender] = {}
+        self._receiver: Receiver | None = None
+        self._restoring: tuple[SnapshotId, Iterator[bytes], Restorer, str] | None = None
+        self._digests: dict[int, int] = {}
+        self._digest_asked: tuple[int, int, str] | None = None
+        self.digest_mismatch = False
+        self._housekeeping_at = 0.0
+        self.leader_since = clock.monotonic()
+        self.elections = 0
+        snapshot = files.latest()
+        self._replica = Replica(
+            name=config.node,
+            members=config.members,
+            journal=self._journal,
+            applied_index=snapshot.index if snapshot else self._journal.first_index,
+            owner=self,
+            clock=clock,
+            random=random,
+            timing=config.timing,
+            preferred=config.members[0] == config.node,
+        )
+        self._reads = ReadIndex(
+            self._replica, self._broadcast, clock, config.timing.heartbeat_s, READS_WAITING_MAX
+        )
+        self._freshness = Freshness(clock)
+
+    def _load_state(self) -> StateMachine:
+        snapshot, journal = self._files.latest(), self._journal
+        if snapshot is None:
+            if journal.first_index > 1:
+                raise ReplicaError(
+                    f"group {self.id}: the log starts after entry {journal.first_index}, but the "
+                    "snapshot that covers what is before is missing"
+                )
+            return StateMachine(self.id.generation, self.config.owns)
+        if snapshot.index < journal.first_index:
+            raise ReplicaError(
+                f"group {self.id}: the snapshot ends at entry {snapshot.index}, but the log "
+                f"starts after entry {journal.first_index}"
+            )
+        restorer = StateMachine.restore(self.id.generation, self.config.owns)
+        for record in self._files.records():
+            restorer.feed(record)
+        journal.restart_at(snapshot.index, snapshot.term)
+        return restorer.finish()
+
+    # --- what the engine reads ----------------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return self._replica.term
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica believes that it leads."""
+        return self._replica.is_leader
+
+    @property
+    def leader(self) -> str | None:
+        """Name of the leader as far as known."""
+        return self._replica.leader_name
+
+    @property
+    def applied_index(self) -> int:
+        """Highest applied index."""
+        return self._replica.applied_index
+
+    @property
+    def commit_index(self) -> int:
+        """Highest index known to be committed."""
+        return self._replica.commit_index
+
+    @property
+    def last_index(self) -> int:
+        """Last index of the log."""
+        return self._journal.last_index
+
+    @property
+    def first_index(self) -> int:
+        """Everything up to this index lives in the snapshot only."""
+        return self._journal.first_index
+
+    @property
+    def log_bytes(self) -> int:
+        """Memory of the log, in bytes."""
+        return self._journal.bytes_total
+
+    @property
+    def leader_contact_age_s(self) -> float | None:
+        """Seconds since the leader was last heard; 0 on the leader, None if never."""
+        if self.is_leader:
+            return 0.0
+        age = self._clock.monotonic() - self._replica.leader_contact
+        return None if age == float("inf") else age
+
+    @property
+    def waiting_operations(self) -> int:
+        """Writes and reads that are not answered yet."""
+        return self._queue.operations + len(self._reads)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this replica follows or leads, and has applied what it knows to be committed."""
+        leads = self.is_leader and self._replica.no_op_applied
+        follows = self.leader is not None and not self.is_leader
+        return (leads or follows) and self.applied_index >= self.commit_index
+
+    @property
+    def installing_snapshot(self) -> bool:
+        """Whether a leader's snapshot is on its way in."""
+        return self._receiver is not None or self._restoring is not None
+
+    def match_index(self, peer: str) -> int:
+        """Leader only: up to where ``peer`` durably agrees."""
+        return self._replica.match_index(peer)
+
+    def next_deadline(self) -> float:
+        """When the group must be ticked at the latest, in monotonic seconds."""
+        deadline = min(self._replica.next_deadline(), self._reads.next_deadline())
+        return min(deadline, self._transfer.deadline) if self._transfer else deadline
+
+    # --- driving ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do whatever is due, then answer whom it concerns."""
+        self._replica.tick()
+        if self.is_leader:
+            self._housekeeping()
+        self._tick_transfer()
+        self._serve_reads()
+        if self._restoring is not None:
+            self._restore_some()
+        if self._replica.apply_budget_spent or self._restoring is not None:
+            self._host.wake(self)
+        self._answer()
+
+    def receive(self, peer: str, message: wire.RaftMessage) -> None:
+        """Take a message from an authenticated peer."""
+        match message:
+            case wire.ConfirmLeader():
+                self._on_confirm(peer, message)
+            case wire.LeaderConfirmed():
+                if self._reads.on_confirmed(peer, message):
+                    self._serve_reads()
+            case wire.FreshnessQuery():
+                self._on_freshness_query(peer, message)
+            case wire.FreshnessEcho():
+                self._freshness.on_echo(message, self.applied_index)
+                self._host.wake(self)
+            case wire.SnapshotChunk():
+                self._on_chunk(peer, message)
+            case wire.SnapshotProgress():
+                self._on_snapshot_progress(peer, message)
+            case wire.DigestCheck():
+                self._on_digest(peer, message)
+            case _:
+                self._replica.receive(peer, message)
+                self._host.wake(self)
+        self._answer()
+
+    def peer_connected(self, peer: str) -> None:
+        """Hear that ``peer`` can be sent to."""
+        self._replica.peer_connected(peer)
+        self._host.wake(self)
+
+    def peer_disconnected(self, peer: str) -> None:
+        """Hear that it cannot, and that what was in flight is lost."""
+        if peer == self.leader:
+            lost = Rejection("not_leader", "the link to the leader is lost")
+            self._later([(done, lost) for done in self._freshness.fail_all()])
+        self._replica.peer_disconnected(peer)
+        if (sender := self._senders.pop(peer, None)) is not None:
+            sender.close()
+        self._host.wake(self)
+        self._answer()
+
+    def wal_synced(self) -> None:
+        """Hear that the write-ahead log is durable further than before."""
+        if self._replica.awaits_sync:
+            self._replica.wal_synced()
+            self._host.wake(self)
+
+    def stop(self) -> None:
+        """Answer everybody who waits: refused if it never reached the log, else unknown."""
+        stopping = Rejection("stopping", "the node is shutting down")
+        self._later(self._queue.fail_waiting(stopping))
+        unknown = Rejection("unknown", "the node is shutting down; the write may yet be committed")
+        self._later(self._queue.fail_in_flight(None, unknown))
+        self._later([(done, stopping) for done in self._reads.fail_all()])
+        self._later([(done, stopping) for done in self._freshness.fail_all()])
+        for sender in self._senders.values():
+            sender.close()
+        if self._receiver is not None:
+            self._receiver.close()
+        self._answer()
+
+    # --- writes and reads ---------------------------------------------------------------------
+
+    def propose(self, commands: Sequence[Command], done: Done) -> None:
+        """Put commands into the log together; ``done`` gets their results, in order."""
+        rejection = self._why_not_propose()
+        if rejection is None:
+            rejection = self._queue.offer(Proposal(commands, done))
+        if rejection is not None:
+            done(rejection)
+        else:
+            self._host.wake(self)
+
+    def _why_not_propose(self) -> Rejection | None:
+        if not self.is_leader:
+            return Rejection("not_leader")
+        if not self._host.has_space():
+            return Rejection("disk_full", f"the disk of {self.config.node} is full")
+        return None
+
+    def confirm_read(self, done: ReadDone) -> None:
+        """Call ``done(None)`` once ``state`` may be read linearizably, at that very moment."""
+        rejection = self._reads.ask(done)
+        if rejection is not None:
+            done(rejection)
+        else:
+            self._host.wake(self)
+
+    def stale_age_ms(self) -> int | None:
+        """How old the local state is at most, by this node's own clock; None if not known."""
+        return self._freshness.age_ms()
+
+    def ensure_fresh(self, max_age_ms: int, done: ReadDone) -> None:
+        """Call ``done(None)`` once the local state is at most ``max_age_ms`` old.
+
+        Asks the leader for a confirmed commit index if need be; a follower that cannot reach one
+        is told so at once, one whose leader is silent waits until the caller gives up.
+        """
+        if self.is_leader:
+            self.confirm_read(done)
+            return
+        age = self._freshness.age_ms()
+        if age is not None and age <= max_age_ms:
+            done(None)
+        elif self.leader is None:
+            done(Rejection("not_leader", "no leader can confirm how old the local data is"))
+        else:
+            if self._freshness.waiting >= READS_WAITING_MAX:
+                done(Rejection("busy", "too many reads are waiting for this shard"))
+                return
+            stamp = self._freshness.ask(max_age_ms, done)
+            if stamp is not None:
+                self._host.send(self.id, self.leader, wire.FreshnessQuery(stamp))
+
+    def transfer_to(self, target: str, done: ReadDone) -> None:
+        """Hand the leadership to ``target``; writes wait meanwhile, they do not fail.
+
+        ``done(None)`` once this replica no longer leads.
+        """
+        why = self._why_not_transfer(target)
+        if why is not None:
+            done(Rejection("refused" if self.is_leader else "not_leader", why))
+            return
+        deadline = self._clock.monotonic() + self.config.timing.election_min_s
+        self._transfer = _Transfer(target, deadline, done)
+        self._host.wake(self)
+
+    def _why_not_transfer(self, target: str) -> str | None:
+        if not self.is_leader:
+            return "this replica does not lead"
+        if target == self.config.node:
+            return f"{target} leads already"
+        if target not in self._replica.peers:
+            return f"{target} holds no replica of shard {self.id.shard}"
+        if self._transfer is not None:
+            return "a transfer is under way"
+        lag = self.last_index - self.match_index(target)
+        if lag > self.config.limits.entries_in_flight_max:
+            return f"{target} lags by {lag} entries"
+        return None
+
+    # --- what the replica asks (its Owner) ----------------------------------------------------
+
+    def send(self, peer: str, message: wire.RaftMessage) -> None:
+        """Send for the replica."""
+        self._host.send(self.id, peer, message)
+
+    def take_entry(self) -> bytes | None:
+        """Everything that waits, as one entry."""
+        if self._transfer is not None or not self._queue.has_waiting:
+            return None
+        commands = self._queue.take(self.last_index + 1, self.term)
+        clock_us = self._clock.time_us()
+        return encode_batch(Batch(BATCH_FORMAT, self.id.generation, clock_us, commands))
+
+    def apply_entry(self, index: int, term: int, command: bytes | None) -> int:
+        """Apply a committed entry and answer whoever proposed it."""
+        results = []
+        if command is not None:
+            try:
+                batch = decode_batch(command)
+            except (UnknownFormat, CorruptBatch) as error:
+                raise ReplicaError(f"group {self.id}, entry {index}: {error}") from error
+            results = self.state.apply(batch)
+        self._later(self._queue.applied(index, term, results))
+        self._note_digest(index)
+        return len(results)
+
+    def state_changed(self, old: int, new: int) -> None:
+        """Hear from stock code that this replica leads, follows or stands for election."""
+        self.leader_since = self._clock.monotonic()
+        self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term))
+        if new == LEADER:
+            self.elections += 1
+            self._expiry = ExpiryClock(self.state.memory)
+            self._housekeeping_at = 0.0
+        elif old == LEADER:
+            not_leader = Rejection("not_leader", "this replica stopped leading")
+            self._later(self._queue.fail_waiting(not_leader))
+            self._later([(done, not_leader) for done in self._reads.fail_all()])
+            for sender in self._senders.values():
+                sender.close()
+            self._senders.clear()
+
+    def disk_stalled(self) -> bool:
+        """Ask the node."""
+        return self._host.disk_stalled()
+
+    def _broadcast(self, message: wire.RaftMessage) -> None:
+        for peer in self._replica.peers:
+            self._host.send(self.id, peer, message)
+
+    def _later(self, answers: Sequence[tuple[Callable[..., None], object]]) -> None:
+        """Answer at the end of this call: callbacks may call back into the group."""
+        for done, answer in answers:
+            self._outcomes.append(lambda done=done, answer=answer: done(answer))  # type: ignore[misc]
+
+    def _answer(self) -> None:
+        while self._outcomes:
+            outcomes, self._outcomes = self._outcomes, []
+            for outcome in outcomes:
+                outcome()
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def _serve_reads(self) -> None:
+        for done in self._reads.tick():
+            done(None)
+        for done in self._freshness.satisfied(self.applied_index):
+            done(None)
+
+    def _on_confirm(self, peer: str, message: wire.ConfirmLeader) -> None:
+        """Say yes only in the same term: no newer leader exists for this member."""
+        if message.term == self.term:
+            confirmed = wire.LeaderConfirmed(message.term, message.round)
+            self._host.send(self.id, peer, confirmed)
+        elif message.term < self.term:
+            self._host.send(self.id, peer, wire.HigherTerm(self.term))
+
+    def _on_freshness_query(self, peer: str, message: wire.FreshnessQuery) -> None:
+        def confirmed(rejection: Rejection | None) -> None:
+            if rejection is None:
+                echo = wire.FreshnessEcho(message.stamp_us, self.commit_index)
+                self._host.send(self.id, peer, echo)
+
+        self.confirm_read(confirmed)
+
+    # --- leadership transfer ------------------------------------------------------------------
+
+    def _tick_transfer(self) -> None:
+        """Wait until the target has everything, ask it to stand, and give up in time."""
+        transfer = self._transfer
+        if transfer is None:
+            return
+        now = self._clock.monotonic()
+        if not self.is_leader:
+            self._transfer = None
+            self._later([(transfer.done, None)])
+        elif now > transfer.deadline:
+            self._transfer = None
+            late = Rejection("refused", f"{transfer.target} did not take over in time")
+            self._later([(transfer.done, late)])
+            self._host.wake(self)  # what waited goes on here
+        elif not transfer.asked and self._replica.start_transfer(transfer.target):
+            transfer.asked = True
+            self._host.event(Event("transfer", self.id, self.term, f"to {transfer.target}"))
+
+    # --- digests and housekeeping -------------------------------------------------------------
+
+    def _note_digest(self, index: int) -> None:
+        self._digests[index] = self.state.digest
+        self._digests.pop(index - DIGESTS_KEPT, None)
+        if self._digest_asked is not None and self._digest_asked[0] <= index:
+            asked, self._digest_asked = self._digest_asked, None
+            self._compare_digest(*asked)
+
+    def _on_digest(self, peer: str, message: wire.DigestCheck) -> None:
+        digest = int.from_bytes(message.digest, "big")
+        if message.index > self.applied_index:
+            self._digest_asked = (message.index, digest, peer)
+        else:
+            self._compare_digest(message.index, digest, peer)
+
+    def _compare_digest(self, index: int, digest: int, peer: str) -> None:
+        own = self._digests.get(index)
+        if own is not None and own != digest:
+            self.digest_mismatch = True
+            detail = f"at entry {index} the state differs from that of {peer}"
+            self._host.event(Event("digest_mismatch", self.id, self.term, detail))
+
+    def _housekeeping(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._housekeeping_at:
+            return
+        self._housekeeping_at = now + HOUSEKEEPING_S
+        own = self._digests.get(self.applied_index)
+        if own is not None:
+            self._broadcast(wire.DigestCheck(self.applied_index, own.to_bytes(16, "big")))
+        forget = self._expiry.poll(now) if self._expiry is not None else None
+        if forget is not None:
+            self._propose_forget(forget)
+
+    def _propose_forget(self, forget: Forget) -> None:
+        # Whether it is applied shows in the state; the clock asks again otherwise.
+        self.propose((Command(forget),), lambda _: None)
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the log has grown enough to be replaced by a snapshot."""
+        if self.applied_index <= self._journal.first_index or self.installing_snapshot:
+            return False
+        half_state = self.state.bytes_total // 2
+        bound = max(SNAPSHOT_LOG_BYTES_MIN, min(SNAPSHOT_LOG_BYTES_MAX, half_state))
+        return self.log_bytes > bound or len(self._journal) > SNAPSHOT_LOG_ENTRIES
+
+    def snapshot_point(self) -> tuple[int, int]:
+        """(index, term) of the last applied entry: what a snapshot taken now ends with."""
+        term = self._journal.term_at(self.applied_index)
+        if term is None:
+            raise ReplicaError(f"group {self.id}: applied entry {self.applied_index} is not there")
+        return self.applied_index, term
+
+    def snapshot_written(self, index: int) -> None:
+        """Drop the log up to ``index``: a durable snapshot covers it now (H3)."""
+        if index > self._journal.first_index:
+            self._journal.compact(index)
+
+    def snapshot_needed(self, peer: str) -> None:
+        """Send the latest snapshot to a follower whose next entry is gone."""
+        now = self._clock.monotonic()
+        sender = self._senders.get(peer)
+        if sender is not None:
+            if now - sender.progress_at < STALLED_S:
+                return
+            sender.close()
+        snapshot = self._files.latest()
+        if snapshot is None:
+            raise ReplicaError(f"group {self.id}: the log is compacted without a snapshot")
+        sender = Sender(
+            snapshot,
+            reader=self._files.open(),
+            run_job=self._host.run_job,
+            send=lambda chunk: self._host.send(self.id, peer, chunk),
+            failed=lambda error: self._sending_failed(peer, error),
+            now=now,
+        )
+        self._senders[peer] = sender
+        sender.go_on(self.term)
+
+    def _sending_failed(self, peer: str, error: BaseException) -> None:
+        """Give up this transfer; the follower still needs one, so another is started later."""
+        self._senders.pop(peer, None)
+        detail = f"to {peer}: {error}"
+        self._host.event(Event("snapshot_failed", self.id, self.term, detail))
+
+    def _on_snapshot_progress(self, peer: str, message: wire.SnapshotProgress) -> None:
+        sender = self._senders.get(peer)
+        if sender is None or message.term != self.term or not self.is_leader:
+            return
+        if message.index == sender.snapshot.index:
+            sender.on_progress(message, self._clock.monotonic())
+
+    def _on_chunk(self, peer: str, message: wire.SnapshotChunk) -> None:
+        """Take a piece of a snapshot that is newer than what is here (H7)."""
+        if message.term < self.term:
+            self._host.send(self.id, peer, wire.HigherTerm(self.term))
+            return
+        if message.index <= self.applied_index:
+            self._acknowledge_snapshot(peer, message.index)
+            return
+        if self._restoring is not None:
+            return  # the one before is being loaded; the leader starts again if need be
+        snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
+        if self._receiver is None or self._receiver.snapshot != snapshot:
+            if self._receiver is not None:
+                self._receiver.close()
+            self._receiver = self._new_receiver(snapshot, peer)
+        self._receiver.take(message.offset, message.data)
+
+    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
+        def progress(offset: int, *, in_order: bool) -> None:
+            message = wire.SnapshotProgress(self.term, snapshot.index, offset, in_order)
+            self._host.send(self.id, peer, message)
+
+        def complete(error: BaseException | None) -> None:
+            self._receiver = None
+            if error is not None:  # nothing is acknowledged, so the leader sends it again
+                detail = f"from {peer}: {error}"
+                self._host.event(Event("snapshot_failed", self.id, self.term, detail))
+                return
+            restorer = StateMachine.restore(self.id.generation, self.config.owns)
+            self._restoring = (snapshot, self._files.records(), restorer, peer)
+            self._host.wake(self)
+
+        return Receiver(
+            snapshot,
+            file=self._files.receive(snapshot),
+            run_job=self._host.run_job,
+            report=partial(progress, in_order=True),
+            ask_again=partial(progress, in_order=False),
+            on_complete=complete,
+        )
+
+    def _restore_some(self) -> None:
+        """Build the new state in slices beside the old one, then swap."""
+        if self._restoring is None:
+            return
+        snapshot, records, restorer, peer = self._restoring
+        for _ in range(RESTORE_RECORDS_PER_TICK):
+            record = next(records, None)
+            if record is None:
+                self._restoring = None
+                self._install(snapshot, restorer.finish(), peer)
+                return
+            restorer.feed(record)
+
+    def _install(self, snapshot: SnapshotId, state: StateMachine, peer: str) -> None:
+        if snapshot.index <= self.applied_index:
+            return  # entries have overtaken it
+        self.state = state
+        self._replica.installed(snapshot.index, snapshot.term)
+        jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
+        self._later(self._queue.fail_in_flight(snapshot.index, jumped))
+        self._digests.clear()
+        self._digests[snapshot.index] = state.digest
+        detail = f"at entry {snapshot.index}, from {peer}"
+        self._host.event(Event("snapshot_installed", self.id, self.term, detail))
+        self._acknowledge_snapshot(peer, snapshot.index)
+
+    def _acknowledge_snapshot(self, peer: str, index: int) -> None:
+        """Acknowledge exactly what the snapshot covers: that is committed, and durable here."""
+        self._host.send(self.id, peer, wire.AppendResponse(self.term, index + 1, success=True))

@@ -1,0 +1,122 @@
+"""Linearizable reads without the log: ReadIndex (Raft dissertation, section 6.4).
+
+The leader, having applied its own term's no-op, notes its commit index and asks the members
+whether they still follow it in this term. When a majority has said so, after the question was
+sent, no newer leader can have committed anything before the read arrived. One round serves every
+read that was waiting when it was sent; later ones wait for the next.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from raftkv.raft import messages as wire
+from raftkv.raft.clock import Clock
+from raftkv.raft.proposals import Rejection
+from raftkv.raft.replica import Replica
+
+ReadDone = Callable[[Rejection | None], None]
+"""Called once; None: read the state machine now, before anything else is applied."""
+
+
+class ReadIndex:
+    """The reads of one replica that wait to be confirmed or for their index to be applied."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        broadcast: Callable[[wire.RaftMessage], None],
+        clock: Clock,
+        resend_s: float,
+        waiting_max: int,
+    ) -> None:
+        self._replica = replica
+        self._broadcast = broadcast
+        self._clock = clock
+        self._resend_s = resend_s
+        self._waiting_max = waiting_max
+        self._majority = (len(replica.peers) + 1) // 2 + 1
+        self._round = 0
+        self._waiting: list[ReadDone] = []
+        self._asking: list[ReadDone] = []
+        self._asking_index = 0
+        self._asking_term = 0
+        self._asked_at = 0.0
+        self._confirmed: set[str] = set()
+        self._ready: deque[tuple[int, ReadDone]] = deque()  # (index to be applied, read)
+
+    def __len__(self) -> int:
+        """Return how many reads are not answered yet."""
+        return len(self._waiting) + len(self._asking) + len(self._ready)
+
+    def ask(self, done: ReadDone) -> Rejection | None:
+        """Queue a read, or say why not."""
+        if not self._replica.is_leader:
+            return Rejection("not_leader")
+        if len(self) >= self._waiting_max:
+            return Rejection("busy", "too many reads are waiting for this shard")
+        self._waiting.append(done)
+        return None
+
+    def tick(self) -> list[ReadDone]:
+        """Start a round if one is due; return the reads that may be served now."""
+        replica = self._replica
+        if not replica.is_leader or not (self._waiting or self._asking):
+            return self._served()
+        overdue = bool(self._asking) and self._clock.monotonic() - self._asked_at > self._resend_s
+        if replica.no_op_applied and (not self._asking or overdue):
+            self._start_round()
+        return self._served()
+
+    def _start_round(self) -> None:
+        """Ask about everything that waits; an unanswered round is asked anew, with a new index."""
+        self._round += 1
+        self._asking += self._waiting
+        self._waiting = []
+        self._asking_index = self._replica.commit_index
+        self._asking_term = self._replica.term
+        self._asked_at = self._clock.monotonic()
+        self._confirmed = set()
+        if self._majority == 1:
+            self._complete()
+        else:
+            self._broadcast(wire.ConfirmLeader(self._asking_term, self._round))
+
+    def next_deadline(self) -> float:
+        """When an unanswered round is asked anew, in monotonic seconds."""
+        return self._asked_at + self._resend_s if self._asking else float("inf")
+
+    def on_confirmed(self, peer: str, message: wire.LeaderConfirmed) -> bool:
+        """Count a member's yes to this very round; whether the round is complete now (H15)."""
+        if (
+            not self._asking
+            or message.round != self._round
+            or message.term != self._asking_term
+            or peer not in self._replica.peers
+        ):
+            return False
+        self._confirmed.add(peer)
+        if len(self._confirmed) + 1 < self._majority:
+            return False
+        if not self._replica.is_leader or self._replica.term != self._asking_term:
+            return False
+        self._complete()
+        return True
+
+    def _complete(self) -> None:
+        self._ready.extend((self._asking_index, done) for done in self._asking)
+        self._asking = []
+
+    def _served(self) -> list[ReadDone]:
+        served = []
+        applied = self._replica.applied_index
+        while self._ready and self._ready[0][0] <= applied:
+            served.append(self._ready.popleft()[1])
+        return served
+
+    def fail_all(self) -> list[ReadDone]:
+        """Give up every read that is not confirmed: this replica stopped leading.
+
+        Confirmed reads stay: their index is fixed, and is applied whoever leads.
+        """
+        failed, self._asking, self._waiting = self._asking + self._waiting, [], []
+        return failed

@@ -1,0 +1,221 @@
+"""Sending a snapshot to a follower whose entries are gone, beside everything else that goes on.
+
+Stock PySyncObj cuts a pickled dump into appends that skip log matching (H1), acknowledges a failed
+install (H6) and installs older states (H7). Here chunks are messages of their own, windowed and of
+lower priority than anything else; the file is checked and synced before it counts; the state is
+built in slices; and exactly the snapshot's index is acknowledged.
+
+File reads and writes run as jobs off the loop, one at a time per transfer.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from raftkv.raft import messages as wire
+
+CHUNK_BYTES = 256 * 1024
+WINDOW_CHUNKS = 8
+STALLED_S = 5.0
+"""A transfer without progress for this long is started again."""
+
+
+class SnapshotId(msgspec.Struct, frozen=True):
+    """A snapshot ends with the entry (``index``, ``term``); ``size_bytes`` is its file's size."""
+
+    index: int
+    term: int
+    size_bytes: int
+
+
+class SnapshotReader(Protocol):
+    """An open snapshot file; it stays readable when a newer one replaces it."""
+
+    def read_chunk(self, offset: int, size: int) -> bytes:
+        """Return raw bytes of the file."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class SnapshotReceiver(Protocol):
+    """A snapshot file that is being written from a leader's chunks."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write raw bytes at ``offset``."""
+
+    def finish(self) -> None:
+        """Check, sync and rename into place; raises if the file is not a good snapshot."""
+
+    def abort(self) -> None:
+        """Remove what was written."""
+
+
+class SnapshotFiles(Protocol):
+    """The snapshots of one group on this node's disk."""
+
+    def latest(self) -> SnapshotId | None:
+        """Return the one that is in place."""
+
+    def open(self) -> SnapshotReader:
+        """Open the one that is in place."""
+
+    def records(self) -> Iterator[bytes]:
+        """Return the state's records in the one that is in place."""
+
+    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
+        """Begin to write one that a leader sends."""
+
+
+Job = Callable[[], object]
+RunJob = Callable[[Job, Callable[[object, BaseException | None], None]], None]
+"""Run a blocking job off the loop, then call back on it with the result or the exception."""
+
+
+class Sender:
+    """One snapshot on its way to one follower, in the order of its bytes."""
+
+    def __init__(
+        self,
+        snapshot: SnapshotId,
+        *,
+        reader: SnapshotReader,
+        run_job: RunJob,
+        send: Callable[[wire.SnapshotChunk], None],
+        failed: Callable[[BaseException], None],
+        now: float,
+    ) -> None:
+        self.snapshot = snapshot
+        self.progress_at = now
+        self._reader = reader
+        self._run_job = run_job
+        self._send = send
+        self._failed = failed
+        self._sent = 0
+        self._acknowledged = 0
+        self._reading = False
+        self._closed = False
+
+    def go_on(self, term: int) -> None:
+        """Read and send the next chunk, if the window has room."""
+        size = self.snapshot.size_bytes
+        window_full = self._sent - self._acknowledged >= WINDOW_CHUNKS * CHUNK_BYTES
+        if self._closed or self._reading or window_full or self._sent >= size:
+            return
+        offset = self._sent
+        self._reading = True
+
+        def read_done(data: object, error: BaseException | None) -> None:
+            self._reading = False
+            if self._closed:
+                self._reader.close()
+                return
+            if error is not None:
+                self.close()
+                self._failed(error)
+                return
+            if offset != self._sent:  # the follower asked for another place meanwhile
+                self.go_on(term)
+                return
+            if not isinstance(data, bytes) or not data:
+                self.close()
+                self._failed(ValueError(f"{self.snapshot} ends early, at byte {offset}"))
+                return
+            self._sent += len(data)
+            self._send(
+                wire.SnapshotChunk(
+                    term, self.snapshot.index, self.snapshot.term, size, offset, data
+                )
+            )
+            self.go_on(term)
+
+        self._run_job(lambda: self._reader.read_chunk(offset, CHUNK_BYTES), read_done)
+
+    def on_progress(self, message: wire.SnapshotProgress, now: float) -> None:
+        """Hear which byte the follower wants next."""
+        self.progress_at = now
+        self._acknowledged = max(0, min(message.offset, self.snapshot.size_bytes))
+        if not message.in_order:
+            self._sent = self._acknowledged
+        self.go_on(message.term)
+
+    def close(self) -> None:
+        """Stop sending."""
+        if not self._closed:
+            self._closed = True
+            if not self._reading:
+                self._reader.close()
+
+
+class Receiver:
+    """One snapshot on its way in. ``on_complete`` runs once the file is in place, checked."""
+
+    def __init__(
+        self,
+        snapshot: SnapshotId,
+        *,
+        file: SnapshotReceiver,
+        run_job: RunJob,
+        report: Callable[[int], None],
+        ask_again: Callable[[int], None],
+        on_complete: Callable[[BaseException | None], None],
+    ) -> None:
+        self.snapshot = snapshot
+        self.complete = False
+        self._file = file
+        self._run_job = run_job
+        self._report = report
+        self._ask_again = ask_again
+        self._on_complete = on_complete
+        self._expected = 0
+        self._busy = False
+        self._closed = False
+        self._chunks: list[tuple[int, bytes]] = []
+
+    def take(self, offset: int, data: bytes) -> None:
+        """Take a chunk; one that is not next is answered with what is."""
+        if self._closed or self.complete:
+            self._report(self._expected)
+            return
+        if offset != self._expected or len(self._chunks) > 2 * WINDOW_CHUNKS:
+            self._ask_again(self._expected)
+            return
+        self._expected += len(data)
+        self._chunks.append((offset, data))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._busy or self._closed:
+            return
+        if self._chunks:
+            offset, data = self._chunks.pop(0)
+            self._busy = True
+            self._run_job(lambda: self._file.write(offset, data), self._written)
+        elif self._expected >= self.snapshot.size_bytes:
+            self._busy = self.complete = True
+            self._run_job(self._file.finish, self._finished)
+
+    def _written(self, _: object, error: BaseException | None) -> None:
+        self._busy = False
+        if self._closed:
+            self._file.abort()
+        elif error is not None:
+            self.close()
+            self._on_complete(error)
+        else:
+            self._report(self._expected)
+            self._go_on()
+
+    def _finished(self, _: object, error: BaseException | None) -> None:
+        self._busy = False
+        if not self._closed:
+            self._closed = True
+            self._on_complete(error)
+
+    def close(self) -> None:
+        """Give up and remove what was written."""
+        if not self._closed:
+            self._closed = True
+            if not self._busy:
+                self._file.abort()
