@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
-from mmh3 import hash64
+from mmh3 import mmh3_x64_128_utupledigest
 
 VNODES_DEFAULT = 512
 """Virtual nodes per shard. A shard's share spreads by about 1/sqrt(vnodes), here 4.4 %: enough for
@@ -25,10 +25,6 @@ to search in well under a microsecond."""
 
 RING_POSITIONS = 2**64
 """Size of the circle."""
-
-_SEED = 0
-_X64 = True
-_UNSIGNED = False
 
 
 class RingParameters(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +67,7 @@ def position_of(key: bytes) -> int:
     """Return where ``key`` stands on the circle: 64 bits of its hash tag's mmh3."""
     # The test for a brace is cheaper than the call, and most keys have none.
     tag = hash_tag(key) if b"{" in key else key
-    return hash64(tag, _SEED, _X64, _UNSIGNED)[0]
+    return mmh3_x64_128_utupledigest(tag)[0]
 
 
 class Ring:
@@ -96,7 +92,7 @@ class Ring:
     def shard_of(self, key: bytes) -> int:
         """Return the shard whose point is the first at or after the key's position."""
         tag = hash_tag(key) if b"{" in key else key  # position_of, inlined: this is the hot path
-        return self._owners[bisect_left(self._points, hash64(tag, _SEED, _X64, _UNSIGNED)[0])]
+        return self._owners[bisect_left(self._points, mmh3_x64_128_utupledigest(tag)[0])]
 
     def shard_at(self, position: int) -> int:
         """Return the shard that owns ``position`` of the circle."""
@@ -105,8 +101,8 @@ class Ring:
     def arcs(self) -> Iterator[tuple[int, int, int]]:
         """Yield the circle as ``(start, end, shard)``: positions ``start < p <= end`` are its.
 
-        The first arc begins below zero where the circle closes: it is the part of the last arc
-        that lies beyond position zero, so the arcs cover every position exactly once.
+        The circle is cut open below position zero, so the first and the last arc, which have the
+        same owner, are two parts of one. Together they cover every position exactly once.
         """
         before = -1
         for position, owner in zip(self._points, self._owners, strict=False):
@@ -140,7 +136,7 @@ def partitioner(parameters: RingParameters) -> Ring | Modulo:
 
 
 def _point(shard: int, vnode: int) -> int:
-    return hash64(b"shard-%d/vnode-%d" % (shard, vnode), _SEED, _X64, _UNSIGNED)[0]
+    return mmh3_x64_128_utupledigest(b"shard-%d/vnode-%d" % (shard, vnode))[0]
 
 
 def _checked(shards: Sequence[int]) -> tuple[int, ...]:
