@@ -1,0 +1,121 @@
+"""The Flask application: every route of the API, complete under any WSGI server.
+
+Under Granian the async lane (:mod:`raftkv.web.lane`) answers the data routes before they get
+here; the views below answer them from the same functions for every other WSGI server and for
+Flask's test client.
+"""
+
+import logging
+import time
+
+import flask
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
+
+from raftkv.web.auth import Authenticator
+from raftkv.web.config import WebConfig
+from raftkv.web.engine import SyncEngine
+from raftkv.web.metrics import WorkerMetrics
+from raftkv.web.operators import operator_routes
+from raftkv.web.problems import HttpError
+from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
+from raftkv.web.wsgi import Carrier, path_bytes, to_flask
+
+_LOG = logging.getLogger("raftkv.web")
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class KeyConverter(BaseConverter):
+    """Matches what is left of the path, whatever bytes: slashes, dots and newlines too."""
+
+    regex = "(?s:.*)"
+    part_isolating = False
+
+
+def create_app(
+    engine: SyncEngine, config: WebConfig, metrics: WorkerMetrics | None = None
+) -> flask.Flask:
+    """Return the complete application, asking ``engine``."""
+    app = flask.Flask("raftkv.web", template_folder="templates", static_folder="static")
+    app.url_map.converters["key"] = KeyConverter
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = True
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    metrics = metrics or WorkerMetrics(config.worker)
+    carrier = Carrier(engine, config, Authenticator(config.tokens))
+    _add_data_routes(app, carrier)
+    app.register_blueprint(operator_routes(carrier, metrics))
+    _add_error_handlers(app, carrier)
+    _add_hooks(app, carrier, metrics)
+    return app
+
+
+def _add_data_routes(app: flask.Flask, carrier: Carrier) -> None:
+    routes = DataRoutes(carrier.limits)
+    listed = {path.decode(): route for path, route in routes.exact.items()}
+    listed[KEY_PREFIX.decode() + "<key:key>"] = routes.key
+    for path, route in listed.items():
+        app.add_url_rule(
+            path,
+            endpoint=path,
+            view_func=carrier.data_view(route),
+            methods=list(route.actions),
+            provide_automatic_options=False,
+        )
+
+
+def _add_error_handlers(app: flask.Flask, carrier: Carrier) -> None:
+    @app.errorhandler(HttpError)
+    def refused(error: HttpError) -> flask.Response:
+        return to_flask(error.response(carrier.me))
+
+    @app.errorhandler(HTTPException)
+    def aborted(error: HTTPException) -> flask.Response:
+        return to_flask(_translate(error).response(carrier.me))
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> flask.Response:
+        _LOG.exception("request failed: %s", flask.request.method, exc_info=error)
+        bug = HttpError("internal", "see the server's log", definite=False)
+        return to_flask(bug.response(carrier.me))
+
+
+def _translate(error: HTTPException) -> HttpError:
+    if isinstance(error, MethodNotAllowed):
+        methods = sorted(set(error.valid_methods or ()) - {"OPTIONS"})
+        return method_not_allowed(flask.request.method, ", ".join(methods).encode())
+    if error.code == HttpError("not_found", "").status:
+        return HttpError("not_found", "no such route")
+    if isinstance(error, RequestEntityTooLarge):
+        return HttpError("too_large", "the body is too large")
+    return HttpError("invalid", error.description or error.name)
+
+
+def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> None:
+    @app.before_request
+    def begin() -> None:
+        flask.g.started = time.perf_counter()
+        flask.g.label = "unmatched"
+        if path_bytes().startswith(b"//"):
+            # Werkzeug would drop the first slash, and the key would lose its first byte.
+            raise HttpError("not_found", "no such route")
+
+    @app.after_request
+    def finish(response: flask.Response) -> flask.Response:
+        for name, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        if "Raftkv-Node" not in response.headers:
+            for raw_name, raw_value in carrier.me:
+                response.headers.add(raw_name.decode(), raw_value.decode("latin-1"))
+        seconds = time.perf_counter() - flask.g.started
+        metrics.observe(flask.g.label, response.status_code, seconds)
+        return response

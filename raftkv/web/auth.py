@@ -1,0 +1,92 @@
+"""Bearer tokens and their three roles; both carriers ask here before they do anything.
+
+``admin`` may all that ``write`` may, ``write`` all that ``read`` may.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from raftkv.web.config import Role, TokenHash
+from raftkv.web.problems import HttpError
+
+_RANKS: dict[Role, int] = {"read": 1, "write": 2, "admin": 3}
+_TOKEN_BYTES_MAX = 1024
+
+
+class Authenticator:
+    """Checks the ``Authorization`` header of a request against the configured tokens.
+
+    Without tokens everything is allowed.
+    """
+
+    def __init__(self, tokens: Sequence[TokenHash]) -> None:
+        self._tokens = [(bytes.fromhex(t.sha256), _RANKS[t.role]) for t in tokens]
+
+    def check(self, authorization: bytes | None, role: Role, *, page: bool = False) -> None:
+        """Return if the request may do what ``role`` may.
+
+        A ``page`` also takes HTTP Basic with the token as the password, because a browser
+        cannot send a bearer token; nothing that changes anything does, so that another site
+        cannot make a logged-in browser change things.
+
+        Raises:
+            HttpError: 401 without a valid token, 403 with one of too small a role.
+        """
+        if not self._tokens:
+            return
+        token = _bearer(authorization)
+        if token is None and page:
+            token = _basic_password(authorization)
+        rank = self._rank(token) if token is not None else 0
+        if rank == 0:
+            raise _unauthorized(page=page, presented=token is not None)
+        if rank < _RANKS[role]:
+            raise HttpError(
+                "forbidden",
+                f"this needs a token with role {role!r}",
+                headers=((b"www-authenticate", b'Bearer error="insufficient_scope"'),),
+            )
+
+    def _rank(self, token: bytes) -> int:
+        # Every stored hash is compared, whichever matches: the time tells nothing.
+        digest = hashlib.sha256(token).digest()
+        rank = 0
+        for stored, stored_rank in self._tokens:
+            if hmac.compare_digest(stored, digest):
+                rank = max(rank, stored_rank)
+        return rank
+
+
+def _unauthorized(*, page: bool, presented: bool) -> HttpError:
+    bearer = b'Bearer realm="raftkv"' + (b', error="invalid_token"' if presented else b"")
+    challenges = [(b"www-authenticate", bearer)]
+    if page:
+        challenges.append((b"www-authenticate", b'Basic realm="raftkv", charset="UTF-8"'))
+    return HttpError(
+        "unauthorized",
+        "the token is not known" if presented else "no bearer token came with the request",
+        headers=tuple(challenges),
+    )
+
+
+def _bearer(authorization: bytes | None) -> bytes | None:
+    if authorization is None or len(authorization) > _TOKEN_BYTES_MAX:
+        return None
+    scheme, _, token = authorization.partition(b" ")
+    return token.strip() or None if scheme.lower() == b"bearer" else None
+
+
+def _basic_password(authorization: bytes | None) -> bytes | None:
+    if authorization is None or len(authorization) > _TOKEN_BYTES_MAX:
+        return None
+    scheme, _, encoded = authorization.partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        _, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        return None
+    return password or None

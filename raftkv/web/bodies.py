@@ -1,0 +1,419 @@
+"""The bodies of batches and transactions: JSON, NDJSON and MessagePack to operations.
+
+A body with one bad operation is refused whole, naming the operation, before any of it is done.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from raftkv.core.operations import (
+    REVISION_LIMIT,
+    Command,
+    Compare,
+    Delete,
+    FreeKey,
+    Get,
+    Idempotency,
+    Put,
+    Range,
+    Txn,
+)
+from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
+from raftkv.web.config import Limits
+from raftkv.web.encoding import check_key, parse_query, prefix_end
+from raftkv.web.exchange import HttpRequest
+from raftkv.web.problems import HttpError, invalid
+from raftkv.web.requests import (
+    Plan,
+    idempotency,
+    media_type_of,
+    negotiate,
+    session_key,
+    timeout_s,
+)
+from raftkv.web.responses import JSON, MSGPACK, NDJSON, render_batch, render_txn
+
+_BATCH_TYPES = (JSON, NDJSON, MSGPACK)
+_TXN_TYPES = (JSON, MSGPACK)
+_MAX_AGE_MS_MAX = 86_400_000
+_RANGE_LIMIT_DEFAULT = 100
+_RANGE_LIMIT_MAX = 10_000
+
+# In JSON bytes are text or base64 (msgspec decodes base64 for a field of type bytes); MessagePack
+# has bytes of its own, and text there means its UTF-8.
+Text = str | UnsetType
+Base64 = bytes | UnsetType
+Binary = bytes | str
+
+Revision = Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | None
+IdempotencyText = Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | None
+Age = Annotated[int, Meta(ge=0, le=_MAX_AGE_MS_MAX)] | None
+RangeLimit = Annotated[int, Meta(ge=1, le=_RANGE_LIMIT_MAX)]
+CompareTarget = Literal["value", "create", "mod", "version"]
+CompareOperator = Literal["=", "!=", "<", ">"]
+Sequence64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Member = TypeVar("_Member", bound=Struct)
+
+
+class _Session(Struct, forbid_unknown_fields=True):
+    id: Annotated[str, Meta(pattern="^[!-~]{1,64}$")]
+    sequence: Sequence64
+    low: Sequence64
+
+
+class _Body(Struct, forbid_unknown_fields=True, tag_field="op"):
+    """Base of the members of a body; an unknown field is an error, never ignored."""
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+class _JsonPut(_Body, tag="put"):
+    key: Text = UNSET
+    key_base64: Base64 = UNSET
+    value: Text = UNSET
+    value_base64: Base64 = UNSET
+    if_revision: Revision = None
+    if_absent: bool = False
+    idempotency_key: IdempotencyText = None
+    session: _Session | None = None
+
+
+class _JsonDelete(_Body, tag="delete"):
+    key: Text = UNSET
+    key_base64: Base64 = UNSET
+    if_revision: Revision = None
+    idempotency_key: IdempotencyText = None
+    session: _Session | None = None
+
+
+class _JsonGet(_Body, tag="get"):
+    key: Text = UNSET
+    key_base64: Base64 = UNSET
+    consistency: Consistency = "linearizable"
+    max_age_ms: Age = None
+
+
+class _JsonRange(_Body, tag="range"):
+    prefix: Text = UNSET
+    prefix_base64: Base64 = UNSET
+    start: Text = UNSET
+    start_base64: Base64 = UNSET
+    end: Text = UNSET
+    end_base64: Base64 = UNSET
+    limit: RangeLimit = _RANGE_LIMIT_DEFAULT
+    keys_only: bool = False
+
+
+class _JsonCompare(Struct, forbid_unknown_fields=True):
+    target: CompareTarget
+    operator: CompareOperator
+    key: Text = UNSET
+    key_base64: Base64 = UNSET
+    operand: int | str | UnsetType = UNSET
+    operand_base64: Base64 = UNSET
+
+
+_JsonTxnOperation = _JsonPut | _JsonDelete | _JsonGet | _JsonRange
+
+
+class _JsonTxn(Struct, forbid_unknown_fields=True, rename={"otherwise": "else"}):
+    compare: list[_JsonCompare] = []
+    then: list[_JsonTxnOperation] = []
+    otherwise: list[_JsonTxnOperation] = []
+
+
+_JsonOperation = _JsonPut | _JsonDelete | _JsonGet
+
+
+class _JsonBatch(Struct, forbid_unknown_fields=True):
+    operations: list[_JsonOperation]
+
+
+# --- MessagePack --------------------------------------------------------------------------------
+
+
+class _PackPut(_Body, tag="put"):
+    key: Binary
+    value: Binary
+    if_revision: Revision = None
+    if_absent: bool = False
+    idempotency_key: IdempotencyText = None
+    session: _Session | None = None
+
+
+class _PackDelete(_Body, tag="delete"):
+    key: Binary
+    if_revision: Revision = None
+    idempotency_key: IdempotencyText = None
+    session: _Session | None = None
+
+
+class _PackGet(_Body, tag="get"):
+    key: Binary
+    consistency: Consistency = "linearizable"
+    max_age_ms: Age = None
+
+
+class _PackRange(_Body, tag="range"):
+    prefix: Binary | UnsetType = UNSET
+    start: Binary | UnsetType = UNSET
+    end: Binary | UnsetType = UNSET
+    limit: RangeLimit = _RANGE_LIMIT_DEFAULT
+    keys_only: bool = False
+
+
+class _PackCompare(Struct, forbid_unknown_fields=True):
+    target: CompareTarget
+    operator: CompareOperator
+    key: Binary
+    operand: int | bytes | str
+
+
+_PackTxnOperation = _PackPut | _PackDelete | _PackGet | _PackRange
+
+
+class _PackTxn(Struct, forbid_unknown_fields=True, rename={"otherwise": "else"}):
+    compare: list[_PackCompare] = []
+    then: list[_PackTxnOperation] = []
+    otherwise: list[_PackTxnOperation] = []
+
+
+_PackOperation = _PackPut | _PackDelete | _PackGet
+
+
+class _PackBatch(Struct, forbid_unknown_fields=True):
+    operations: list[_PackOperation]
+
+
+_json_batch = msgspec.json.Decoder(_JsonBatch).decode
+_json_line = msgspec.json.Decoder(_JsonOperation).decode
+_json_txn = msgspec.json.Decoder(_JsonTxn).decode
+_pack_batch = msgspec.msgpack.Decoder(_PackBatch).decode
+_pack_txn = msgspec.msgpack.Decoder(_PackTxn).decode
+
+
+# --- batch --------------------------------------------------------------------------------------
+
+
+def parse_batch(http: HttpRequest, limits: Limits) -> Plan:
+    """``POST /v1/batch``: independent operations, each with its own idempotency key if any."""
+    parse_query(http.query, frozenset())
+    headers = http.headers
+    for name in (b"idempotency-key", b"raftkv-session", b"if-match", b"if-none-match"):
+        if name in headers:
+            raise invalid(f"{name.decode()} belongs to each operation of a batch, not to it")
+    media_type = media_type_of(headers.get(b"content-type"), _BATCH_TYPES)
+    answer_type = _answer_type(headers.get(b"accept"), media_type, _BATCH_TYPES)
+    wait_s = timeout_s(headers, limits)
+    members = _batch_members(http.body, media_type, limits.batch_operations_max)
+    operations = tuple(_at(i, _batch_operation, m, limits) for i, m in enumerate(members))
+    render = functools.partial(render_batch, answer_type, len(operations))
+    return Plan(BatchRequest(operations), wait_s, render)
+
+
+def _answer_type(accept: bytes | None, asked_in: bytes, types: tuple[bytes, ...]) -> bytes:
+    return negotiate(accept, (asked_in, *(t for t in types if t != asked_in)))
+
+
+def _batch_members(body: bytes, media_type: bytes, operations_max: int) -> Sequence[Struct]:
+    members: Sequence[Struct]
+    if media_type == NDJSON:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        _check_count(len(lines), operations_max)
+        members = [_at(i, _decode, line, _json_line) for i, line in enumerate(lines)]
+    elif media_type == MSGPACK:
+        members = _decode(body, _pack_batch).operations
+    else:
+        members = _decode(body, _json_batch).operations
+    _check_count(len(members), operations_max)
+    return members
+
+
+def _check_count(count: int, operations_max: int) -> None:
+    if count == 0:
+        raise invalid("at least one operation is needed")
+    if count > operations_max:
+        raise HttpError("too_large", f"at most {operations_max} operations are allowed")
+
+
+def _decode(body: bytes, decoder: Callable[[bytes], _Member]) -> _Member:
+    try:
+        return decoder(body)
+    except msgspec.ValidationError as error:
+        raise invalid(f"the body does not fit: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the body is malformed: {error}") from error
+
+
+_Result = TypeVar("_Result")
+
+
+def _at(
+    index: int,
+    function: Callable[..., _Result],
+    *arguments: Any,
+) -> _Result:
+    """Call ``function`` and name the operation in its error."""
+    try:
+        return function(*arguments)
+    except HttpError as error:
+        raise HttpError(error.code, f"operation {index}: {error.detail}") from error
+
+
+def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
+    match member:
+        case _JsonPut() | _PackPut():
+            return Command(_put(member, limits), _member_idempotency(member))
+        case _JsonDelete() | _PackDelete():
+            return Command(_delete(member), _member_idempotency(member))
+        case _JsonGet() | _PackGet():
+            if member.max_age_ms is not None and member.consistency != "stale":
+                raise invalid("max_age_ms goes with consistency 'stale' only")
+            return GetRequest(_key(member), member.consistency, member.max_age_ms)
+        case _:
+            raise TypeError(f"the decoder let a {type(member).__name__} through")
+
+
+def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:
+    if member.if_absent and member.if_revision is not None:
+        raise invalid("if_revision and if_absent exclude each other")
+    value = _bytes(member, "value")
+    if value is None:
+        raise invalid("value or value_base64 is needed")
+    if len(value) > limits.value_bytes_max:
+        raise HttpError("too_large", f"a value has at most {limits.value_bytes_max} bytes")
+    return Put(_key(member), value, member.if_revision, member.if_absent)
+
+
+def _delete(member: _JsonDelete | _PackDelete) -> Delete:
+    return Delete(_key(member), member.if_revision)
+
+
+def _member_idempotency(
+    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete,
+) -> Idempotency | None:
+    session = member.session
+    if session is None:
+        return None if member.idempotency_key is None else FreeKey(member.idempotency_key)
+    if member.idempotency_key is not None:
+        raise invalid("idempotency_key and session exclude each other")
+    return session_key(session.id, session.sequence, session.low)
+
+
+def _key(member: Struct) -> bytes:
+    key = _bytes(member, "key")
+    if key is None:
+        raise invalid("key or key_base64 is needed")
+    return check_key(key)
+
+
+def _bytes(member: Struct, name: str) -> bytes | None:
+    """Return the bytes called ``name`` of a member of either format; None if they are not there."""
+    plain = getattr(member, name)
+    encoded = getattr(member, name + "_base64", UNSET)
+    if encoded is not UNSET:
+        if plain is not UNSET:
+            raise invalid(f"{name} and {name}_base64 exclude each other")
+        return bytes(encoded)
+    if plain is UNSET:
+        return None
+    return plain.encode() if isinstance(plain, str) else bytes(plain)
+
+
+# --- transaction --------------------------------------------------------------------------------
+
+
+def parse_txn(http: HttpRequest, limits: Limits) -> Plan:
+    """``POST /v1/txn``: compare, then one branch or the other, atomically in one shard."""
+    parse_query(http.query, frozenset())
+    headers = http.headers
+    media_type = media_type_of(headers.get(b"content-type"), _TXN_TYPES)
+    answer_type = _answer_type(headers.get(b"accept"), media_type, _TXN_TYPES)
+    document: _JsonTxn | _PackTxn
+    if media_type == MSGPACK:
+        document = _decode(http.body, _pack_txn)
+    else:
+        document = _decode(http.body, _json_txn)
+    branches = (document.then, document.otherwise)
+    _check_count(sum(map(len, branches)), limits.txn_operations_max)
+    if len(document.compare) > limits.txn_operations_max:
+        raise HttpError("too_large", f"at most {limits.txn_operations_max} comparisons are allowed")
+    txn = Txn(
+        compare=tuple(_at(i, _compare, c) for i, c in enumerate(document.compare)),
+        then=tuple(_at(i, _txn_operation, m, limits) for i, m in enumerate(document.then)),
+        otherwise=tuple(
+            _at(i, _txn_operation, m, limits) for i, m in enumerate(document.otherwise)
+        ),
+    )
+    keys_only = (_keys_only(document.then), _keys_only(document.otherwise))
+    render = functools.partial(render_txn, answer_type, keys_only)
+    request = WriteRequest(Command(txn, idempotency(headers)))
+    return Plan(request, timeout_s(headers, limits), render)
+
+
+def _keys_only(branch: Sequence[Struct]) -> tuple[bool, ...]:
+    return tuple(getattr(member, "keys_only", False) for member in branch)
+
+
+def _compare(member: _JsonCompare | _PackCompare) -> Compare:
+    operand = _operand(member)
+    if isinstance(operand, bytes) != (member.target == "value"):
+        raise invalid(
+            "operand must be a number, except for the target 'value', where it is "
+            "a string, or operand_base64",
+        )
+    if isinstance(operand, int) and not 0 <= operand < REVISION_LIMIT:
+        raise invalid(f"operand must be from 0 to {REVISION_LIMIT - 1}")
+    return Compare(_key(member), member.target, member.operator, operand)
+
+
+def _operand(member: _JsonCompare | _PackCompare) -> int | bytes:
+    if isinstance(member.operand, int) and getattr(member, "operand_base64", UNSET) is UNSET:
+        return member.operand
+    operand = _bytes(member, "operand")
+    if operand is None:
+        raise invalid("operand or operand_base64 is needed")
+    return operand
+
+
+def _txn_operation(member: Any, limits: Limits) -> Put | Delete | Get | Range:
+    match member:
+        case _JsonPut() | _PackPut():
+            _refuse_own_conditions(member, conditional=member.if_absent)
+            return _put(member, limits)
+        case _JsonDelete() | _PackDelete():
+            _refuse_own_conditions(member, conditional=False)
+            return _delete(member)
+        case _JsonGet() | _PackGet():
+            if member.consistency != "linearizable" or member.max_age_ms is not None:
+                raise invalid("a get of a transaction reads what the transaction sees")
+            return Get(_key(member))
+        case _JsonRange() | _PackRange():
+            return _range(member)
+        case _:
+            raise TypeError(f"the decoder let a {type(member).__name__} through")
+
+
+def _refuse_own_conditions(
+    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete, *, conditional: bool
+) -> None:
+    if conditional or member.if_revision is not None:
+        raise invalid("conditions of a transaction belong into 'compare'")
+    if member.idempotency_key is not None or member.session is not None:
+        raise invalid("the idempotency key of a transaction belongs into the header")
+
+
+def _range(member: _JsonRange | _PackRange) -> Range:
+    prefix, start, end = (_bytes(member, name) for name in ("prefix", "start", "end"))
+    if prefix is not None:
+        if start is not None or end is not None:
+            raise invalid("prefix excludes start and end")
+        start, end = prefix, prefix_end(prefix)
+    if end is not None and end <= (start or b""):
+        raise invalid("end must be after start")
+    return Range(start or b"", end, member.limit, member.keys_only)

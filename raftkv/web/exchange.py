@@ -1,0 +1,43 @@
+"""The two values that the pure functions work on: a parsed request and a finished response.
+
+Neither knows which carrier (WSGI or ASGI) it came through or goes out by.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+Header = tuple[bytes, bytes]
+
+
+class HttpRequest(msgspec.Struct, gc=False):
+    """A request as both carriers see it.
+
+    Header names are lower case; a header that came more than once is joined with commas, as
+    RFC 9110 section 5.2 says. ``key`` is the percent-decoded key of a single-key route.
+    """
+
+    method: str
+    query: bytes
+    headers: Mapping[bytes, bytes]
+    key: bytes = b""
+    body: bytes = b""
+
+
+class HttpResponse(msgspec.Struct, gc=False):
+    """A complete response. ``body`` is not sent for HEAD, though its length is."""
+
+    status: int
+    headers: list[Header]
+    body: bytes = b""
+
+
+def join_headers(pairs: Sequence[Header]) -> dict[bytes, bytes]:
+    """Make a mapping of header fields; the common case without repeats stays in C."""
+    joined = dict(pairs)
+    if len(joined) == len(pairs):
+        return joined
+    joined.clear()
+    for name, value in pairs:
+        joined[name] = joined[name] + b", " + value if name in joined else value
+    return joined

@@ -1,0 +1,228 @@
+"""The ASGI application: an async lane for the data routes in front of the Flask application.
+
+The lane answers keys, scans, batches and transactions itself, from the same pure functions as
+the Flask views, at a fraction of their cost and without a thread per request. Everything else
+goes to the Flask application, which runs in a small pool of threads; its request bodies are
+read here first, so that no slow client ever holds a thread.
+"""
+
+import logging
+import time
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any, cast
+
+from a2wsgi import WSGIMiddleware
+
+from raftkv.rpc.messages import Reply, Request, Served
+from raftkv.web.auth import Authenticator
+from raftkv.web.config import WebConfig
+from raftkv.web.encoding import percent_decode
+from raftkv.web.engine import Engine
+from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
+from raftkv.web.intake import BodyIntake, ClientGoneError, Message, Receive
+from raftkv.web.metrics import WorkerMetrics
+from raftkv.web.problems import HttpError
+from raftkv.web.requests import Plan, ScanStream
+from raftkv.web.responses import served_headers
+from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, check_declared_length
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+_LOG = logging.getLogger("raftkv.web")
+_KEY_PREFIX_BYTES = len(KEY_PREFIX)
+_ASCII_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+class RawPath:
+    """WSGI middleware that restores the bytes of the path which the ASGI bridge has lost.
+
+    ASGI's ``path`` is text: bytes that are not UTF-8 were replaced on the way. ``raw_path``
+    still has them.
+    """
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        self._app = app
+
+    def __call__(  # noqa: D102 (as WSGI defines it)
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        raw_path = environ["asgi.scope"]["raw_path"]
+        environ["PATH_INFO"] = urllib.parse.unquote_to_bytes(raw_path).decode("latin-1")
+        return self._app(environ, start_response)
+
+
+class Lane:
+    """The ASGI application of one worker."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: WebConfig,
+        operators: "WSGIApplication",
+        metrics: WorkerMetrics,
+    ) -> None:
+        limits = config.limits
+        self._engine = engine
+        self._limits = limits
+        self._metrics = metrics
+        self._auth = Authenticator(config.tokens)
+        self._routes = DataRoutes(limits)
+        self._intake = BodyIntake(
+            timeout_s=limits.body_timeout_s, bytes_max=limits.bodies_bytes_max
+        )
+        self._me = served_headers(Served(node=config.node_name))
+        self._in_flight = 0
+        self._operators = WSGIMiddleware(
+            cast("Any", RawPath(operators)), workers=limits.operator_threads
+        )
+        self._operators_busy = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
+        metrics.body_bytes.set_function(lambda: self._intake.bytes_held)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (or the server's lifespan), as ASGI defines it."""
+        if scope["type"] != "http":
+            await self._operators(cast("Any", scope), cast("Any", receive), cast("Any", send))
+            return
+        path: bytes = scope["raw_path"]
+        if path.startswith(KEY_PREFIX):
+            await self._serve(self._routes.key, path[_KEY_PREFIX_BYTES:], scope, receive, send)
+            return
+        route = self._routes.exact.get(path)
+        if route is not None:
+            await self._serve(route, b"", scope, receive, send)
+            return
+        await self._mounted(scope, receive, send)
+
+    # --- data routes ---------------------------------------------------------------------------
+
+    async def _serve(
+        self, route: Route, raw_key: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        started = time.perf_counter()
+        label = "unmatched"
+        try:
+            action = route.action(scope["method"])
+            label = action.label
+            response = await self._answer(action, raw_key, scope, receive, send)
+        except HttpError as error:
+            response = error.response(self._me)
+        except ClientGoneError:
+            return
+        except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
+            _LOG.exception("request failed: %s %r", scope["method"], scope["raw_path"][:200])
+            bug = HttpError("internal", "see the server's log", definite=False)
+            response = bug.response(self._me)
+        if response is None:
+            self._metrics.observe(label, 200, time.perf_counter() - started)
+            return
+        await _send(response, scope["method"], send)
+        self._metrics.observe(label, response.status, time.perf_counter() - started)
+
+    async def _answer(
+        self, action: Action, raw_key: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> HttpResponse | None:
+        """Return the response; None if it was streamed already."""
+        headers = join_headers(scope["headers"])
+        self._auth.check(headers.get(b"authorization"), action.role)
+        body = b""
+        if action.body_bytes_max:
+            check_declared_length(headers, action.body_bytes_max)
+            body = await self._intake.read(receive, action.body_bytes_max)
+        try:
+            plan = action.parse(
+                HttpRequest(
+                    scope["method"],
+                    scope["query_string"],
+                    headers,
+                    percent_decode(raw_key),
+                    body,
+                ),
+                self._limits,
+            )
+            if isinstance(plan, Plan):
+                return plan.respond(await self._call(plan.request, plan.timeout_s))
+            return await self._stream(plan, scope["method"], send)
+        finally:
+            self._intake.release(len(body))
+
+    async def _call(self, request: Request, timeout_s: float) -> Reply:
+        if self._in_flight >= self._limits.in_flight_max:
+            raise HttpError("overloaded", "as many requests wait for the engine as may")
+        self._in_flight += 1
+        try:
+            return await self._engine.call(request, timeout_s)
+        finally:
+            self._in_flight -= 1
+
+    async def _stream(self, scan: ScanStream, method: str, send: Send) -> HttpResponse | None:
+        """Send page after page; ``send`` waits for a slow client, so memory stays bounded."""
+        request = scan.request
+        if request is None:
+            raise RuntimeError("a scan begins with a request")
+        reply = await self._call(request, scan.timeout_s)
+        chunk = scan.first(reply)
+        if isinstance(chunk, HttpResponse):
+            return chunk
+        headers = scan.headers(reply.served)
+        if method == "HEAD":
+            return HttpResponse(200, headers)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        while scan.request is not None:
+            try:
+                chunk = scan.feed(await self._call(scan.request, scan.timeout_s))
+            except HttpError as error:
+                chunk = scan.fail(error)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
+
+    # --- everything else -----------------------------------------------------------------------
+
+    async def _mounted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._operator_body(scope, receive)
+        except HttpError as error:
+            await _send(error.response(self._me), scope["method"], send)
+            return
+        except ClientGoneError:
+            return
+        query: bytes = scope["query_string"]
+        if not query.isascii():
+            # The bridge takes ASCII only; percent-encoding the other bytes means the same.
+            quoted = urllib.parse.quote_from_bytes(query, safe=_ASCII_PRINTABLE)
+            scope["query_string"] = quoted.encode()
+
+        async def replay() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        self._operators_busy += 1
+        try:
+            await self._operators(cast("Any", scope), cast("Any", replay), cast("Any", send))
+        finally:
+            self._operators_busy -= 1
+            self._intake.release(len(body))
+
+    async def _operator_body(self, scope: Scope, receive: Receive) -> bytes:
+        headers = join_headers(scope["headers"])
+        check_declared_length(headers, self._limits.operator_body_bytes_max)
+        body = b""
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            body = await self._intake.read(receive, self._limits.operator_body_bytes_max)
+        if self._operators_busy >= self._limits.operator_queue_max:
+            self._intake.release(len(body))
+            raise HttpError("overloaded", "as many operators' requests wait as may")
+        return body
+
+
+async def _send(response: HttpResponse, method: str, send: Send) -> None:
+    headers: list[Header] = response.headers
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    body = b"" if method == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,141 @@
+"""Figures for Prometheus: of this HTTP worker, and of its engine as it reports itself.
+
+Each worker counts for itself, under its own label ``worker``: a scrape reaches one of them and
+shows that one's series, which therefore never jump back. Add them up in the query
+(``sum without (worker)``). The engine's figures are asked for at each scrape and are the same
+through every worker. All labels are from fixed sets or bounded by the cluster's own size.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+_SHARD_FIGURES = {
+    "generation": "Generation of the group that holds the shard",
+    "term": "Raft term of this replica",
+    "commit_index": "Highest log index known to be committed",
+    "applied_index": "Highest log index applied to the state",
+    "keys": "Keys in the shard",
+    "bytes": "Bytes of keys and values in the shard",
+    "log_bytes": "Bytes of log entries that are not compacted yet",
+}
+
+
+class WorkerMetrics:
+    """The counters of one worker; label children are looked up once and kept."""
+
+    def __init__(self, worker: int) -> None:
+        self.registry = CollectorRegistry()
+        self._worker = str(worker)
+        self._requests = Counter(
+            "raftkv_http_requests",
+            "Requests answered, by route and status",
+            ("worker", "route", "status"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "raftkv_http_request_seconds",
+            "Time from the request's head to its complete answer",
+            ("worker", "route"),
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.in_flight = self._gauge("in_flight", "Data requests that are being worked on")
+        self.body_bytes = self._gauge("body_bytes", "Bytes of request bodies held in memory")
+        self._counts: dict[tuple[str, int], Counter] = {}
+        self._times: dict[str, Histogram] = {}
+        ProcessCollector(registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        gauge = Gauge(f"raftkv_http_{name}", documentation, ("worker",), registry=self.registry)
+        return gauge.labels(self._worker)
+
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        try:
+            self._counts[route, status].inc()
+            self._times[route].observe(seconds)
+        except KeyError:
+            self._counts[route, status] = self._requests.labels(self._worker, route, str(status))
+            self._times[route] = self._seconds.labels(self._worker, route)
+            self._counts[route, status].inc()
+            self._times[route].observe(seconds)
+
+    def expose(self, facts: Mapping[str, Any] | None) -> bytes:
+        """Return the exposition text; ``facts`` None means that the engine did not answer."""
+        engine = CollectorRegistry()
+        engine.register(_EngineFacts(facts))
+        return bytes(generate_latest(self.registry)) + bytes(generate_latest(engine))
+
+
+class _EngineFacts(Collector):
+    """Figures from the engine's local status, taken as they are found."""
+
+    def __init__(self, facts: Mapping[str, Any] | None) -> None:
+        self._facts = facts
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        up = GaugeMetricFamily("raftkv_engine_up", "Whether the engine answered this scrape")
+        up.add_metric([], 0.0 if self._facts is None else 1.0)
+        yield up
+        if self._facts is None:
+            return
+        yield from self._shards(_rows(self._facts.get("shards")))
+        yield from self._peers(_rows(self._facts.get("nodes")))
+        yield from self._engine(self._facts.get("metrics"))
+
+    def _shards(self, shards: list[Mapping[str, Any]]) -> Iterable[GaugeMetricFamily]:
+        leads = GaugeMetricFamily(
+            "raftkv_shard_leader", "1 on the node whose replica leads the shard", labels=["shard"]
+        )
+        for row in shards:
+            leads.add_metric([str(row.get("shard"))], float(row.get("role") == "leader"))
+        yield leads
+        for name, documentation in _SHARD_FIGURES.items():
+            family = GaugeMetricFamily(f"raftkv_shard_{name}", documentation, labels=["shard"])
+            for row in shards:
+                if _is_number(row.get(name)):
+                    family.add_metric([str(row.get("shard"))], float(row[name]))
+            yield family
+
+    def _peers(self, nodes: list[Mapping[str, Any]]) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "raftkv_peer_connected", "1 while the link to the peer is up", labels=["peer"]
+        )
+        for row in nodes:
+            if isinstance(row.get("connected"), bool):
+                family.add_metric([str(row.get("name"))], float(row["connected"]))
+        yield family
+
+    def _engine(self, figures: Any) -> Iterable[GaugeMetricFamily]:
+        if not isinstance(figures, Mapping):
+            return
+        for name, value in figures.items():
+            if _is_number(value) and str(name).isidentifier():
+                yield GaugeMetricFamily(
+                    f"raftkv_engine_{name}", "A figure of the engine", value=float(value)
+                )
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [row for row in value if isinstance(row, Mapping)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,271 @@
+"""What operators ask for: status, nodes, shards, explain, metrics, health, and the front page.
+
+The facts are the engine's. These are the members that this module looks into; whatever else an
+engine reports is passed on as it is:
+
+``local`` and ``cluster`` status
+    ``node``, ``cluster``, ``map_epoch``;
+    ``nodes``: a list of ``{name, reachable | connected, ...}``;
+    ``shards``: a list of ``{shard, generation, leader, term, replicas, role, commit_index,
+    applied_index, keys, bytes, log_bytes, ...}``, where ``leader`` is null if none is known;
+    ``metrics`` (local only): figures for ``/metrics``, by name.
+``ready``
+    ``ready``: bool; ``failing``: a list of the checks that fail.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flask
+import msgspec
+
+from raftkv.rpc.messages import (
+    ExplainRequest,
+    Facts,
+    Reply,
+    Request,
+    StatusRequest,
+    TransferRequest,
+)
+from raftkv.version import __version__
+from raftkv.web.config import Role
+from raftkv.web.encoding import check_key, parse_query
+from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics
+from raftkv.web.openapi import openapi_document
+from raftkv.web.problems import HttpError, invalid
+from raftkv.web.requests import media_type_of, timeout_s
+from raftkv.web.responses import JSON, facts_of, render_json
+from raftkv.web.wsgi import Carrier, path_bytes, read_body, request_headers, to_flask
+
+_NO_PARAMETERS: frozenset[bytes] = frozenset()
+_SCOPE = frozenset({b"scope"})
+_EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
+_PAGE_TIMEOUT_S = 2.0
+_SCRAPE_TIMEOUT_S = 2.0
+
+
+class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
+    target: str | None = None
+
+
+_decode_transfer = msgspec.json.Decoder(_Transfer).decode
+
+
+class Operators:
+    """The views; each checks the role, then the parameters, then asks the engine."""
+
+    def __init__(self, carrier: Carrier, metrics: WorkerMetrics) -> None:
+        self._carrier = carrier
+        self._metrics = metrics
+        self._openapi = msgspec.json.encode(openapi_document(carrier.limits))
+
+    # --- pieces --------------------------------------------------------------------------------
+
+    def _begin(
+        self, role: Role | None, allowed: frozenset[bytes] = _NO_PARAMETERS
+    ) -> dict[bytes, bytes]:
+        flask.g.label = str(flask.request.endpoint).rpartition(".")[2]
+        if role is not None:
+            page = flask.g.label == "index"
+            header = flask.request.headers.get("Authorization")
+            raw = None if header is None else header.encode("latin-1")
+            self._carrier.auth.check(raw, role, page=page)
+        return parse_query(flask.request.query_string, allowed)
+
+    def _ask(self, request: Request) -> Reply:
+        wait_s = timeout_s(request_headers(), self._carrier.limits)
+        return self._carrier.engine.call(request, wait_s)
+
+    def _json(self, reply: Reply, document: object, status: int = 200) -> flask.Response:
+        return to_flask(render_json(document, reply.served, status))
+
+    # --- JSON ----------------------------------------------------------------------------------
+
+    def status(self) -> flask.Response:
+        """``GET /v1/status``: this node alone, or with ``scope=cluster`` all nodes."""
+        scope = self._begin("read", _SCOPE).get(b"scope", b"local")
+        if scope == b"local":
+            reply = self._ask(StatusRequest("local"))
+        elif scope == b"cluster":
+            reply = self._ask(StatusRequest("cluster"))
+        else:
+            raise invalid("scope is 'local' or 'cluster'")
+        return self._json(reply, facts_of(reply))
+
+    def nodes(self) -> flask.Response:
+        """``GET /v1/nodes``: every node and whether it answers."""
+        self._begin("read")
+        reply = self._ask(StatusRequest("cluster"))
+        return self._json(reply, {"nodes": rows(facts_of(reply), "nodes")})
+
+    def shards(self) -> flask.Response:
+        """``GET /v1/shards``: every shard with its leader and replicas."""
+        self._begin("read")
+        reply = self._ask(StatusRequest("cluster"))
+        return self._json(reply, {"shards": rows(facts_of(reply), "shards")})
+
+    def shard(self, shard: int) -> flask.Response:
+        """``GET /v1/shards/{shard}``: one of them."""
+        self._begin("read")
+        reply = self._ask(StatusRequest("cluster"))
+        for row in rows(facts_of(reply), "shards"):
+            if row.get("shard") == shard:
+                return self._json(reply, row)
+        raise HttpError("not_found", f"there is no shard {shard}")
+
+    def explain(self, key: str) -> flask.Response:
+        """``GET /v1/explain/{key}``: where the key lives, and why."""
+        del key  # routing has made text of it; the bytes are taken from the environment
+        self._begin("read")
+        reply = self._ask(ExplainRequest(check_key(path_bytes()[_EXPLAIN_PREFIX_BYTES:])))
+        return self._json(reply, facts_of(reply))
+
+    def transfer(self, shard: int) -> flask.Response:
+        """``POST /v1/shards/{shard}/transfer-leader``: hand leadership over.
+
+        The content type must say JSON even without a body: a page of another site can make a
+        browser send a bare POST to a node on loopback, but not one with that type.
+        """
+        self._begin("admin")
+        content_type = flask.request.headers.get("Content-Type", "")
+        media_type_of(content_type.encode("latin-1"), (JSON,))
+        body = read_body(self._carrier.limits.operator_body_bytes_max)
+        try:
+            wanted = _decode_transfer(body or b"{}")
+        except msgspec.MsgspecError as error:
+            raise invalid(f"the body does not fit: {error}") from error
+        reply = self._ask(TransferRequest(shard, wanted.target))
+        return self._json(reply, facts_of(reply))
+
+    # --- conventions ---------------------------------------------------------------------------
+
+    def healthz(self) -> flask.Response:
+        """``GET /healthz``: this worker lives; it would have ended with its engine."""
+        self._begin(None)
+        return flask.Response("ok\n", mimetype="text/plain")
+
+    def readyz(self) -> flask.Response:
+        """``GET /readyz``: 200 if this node can serve, 503 with the reasons if not."""
+        self._begin(None)
+        reply = self._carrier.engine.call(StatusRequest("ready"), _SCRAPE_TIMEOUT_S)
+        facts = facts_of(reply)
+        ready = facts.get("ready") is True
+        document = {"ready": ready, "failing": list(facts.get("failing") or ())}
+        return self._json(reply, document, 200 if ready else 503)
+
+    def metrics(self) -> flask.Response:
+        """``GET /metrics``: this worker's figures and its engine's."""
+        self._begin("read")
+        reply = self._carrier.engine.call(StatusRequest("local"), _SCRAPE_TIMEOUT_S)
+        facts = reply.response.facts if isinstance(reply.response, Facts) else None
+        text = self._metrics.expose(facts)
+        return flask.Response(text, content_type=CONTENT_TYPE.decode())
+
+    def openapi(self) -> flask.Response:
+        """``GET /openapi.json``: the description of all this."""
+        self._begin(None)
+        return flask.Response(self._openapi, mimetype="application/json")
+
+    # --- the front page ------------------------------------------------------------------------
+
+    def index(self) -> flask.Response:
+        """``GET /``: every shard's leader, on a node without quorum too.
+
+        Asking all nodes can fail exactly when an operator needs the page most; then it shows
+        what this node alone knows, and says so.
+        """
+        self._begin("read")
+        scope = "cluster"
+        reply = self._carrier.engine.call(StatusRequest("cluster"), _PAGE_TIMEOUT_S)
+        if not isinstance(reply.response, Facts):
+            scope = "local"
+            reply = self._carrier.engine.call(StatusRequest("local"), _PAGE_TIMEOUT_S)
+        answered = isinstance(reply.response, Facts)
+        facts = reply.response.facts if isinstance(reply.response, Facts) else {}
+        shards, nodes = rows(facts, "shards"), rows(facts, "nodes")
+        page = flask.render_template(
+            "index.html",
+            node=reply.served.node,
+            cluster=facts.get("cluster"),
+            map_epoch=facts.get("map_epoch"),
+            scope=scope,
+            answered=answered,
+            sentence=health_sentence(shards, nodes) if answered else "The engine does not answer.",
+            healthy=answered and not missing_leaders(shards) and not silent_nodes(nodes),
+            shards=shards,
+            nodes=[{**row, "reachable": reachable(row)} for row in nodes],
+            version=__version__,
+        )
+        response = flask.Response(page, status=200 if answered else 503)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+
+def rows(facts: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the list called ``name`` of the facts, whatever an engine put there."""
+    listed = facts.get(name)
+    if not isinstance(listed, (list, tuple)):
+        return []
+    return [row for row in listed if isinstance(row, Mapping)]
+
+
+def reachable(node: Mapping[str, Any]) -> bool:
+    """Whether a node answered, or at least its link is up."""
+    return bool(node.get("reachable", node.get("connected", False)))
+
+
+def missing_leaders(shards: list[Mapping[str, Any]]) -> list[str]:
+    """Return the shards without a known leader."""
+    return [str(row.get("shard")) for row in shards if not row.get("leader")]
+
+
+def silent_nodes(nodes: list[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the nodes that do not answer."""
+    return [str(row.get("name")) for row in nodes if not reachable(row)]
+
+
+def health_sentence(shards: list[Mapping[str, Any]], nodes: list[Mapping[str, Any]]) -> str:
+    """Say in one or two plain sentences how the cluster is."""
+    leaderless, silent = missing_leaders(shards), silent_nodes(nodes)
+    if not shards:
+        first = "No shard is known here."
+    elif not leaderless:
+        first = f"All {len(shards)} shards have a leader."
+    elif len(leaderless) == 1:
+        first = f"Shard {leaderless[0]} has no leader: its keys cannot be read or written now."
+    else:
+        first = (
+            f"{len(leaderless)} of {len(shards)} shards have no leader "
+            f"({', '.join(leaderless)}): their keys cannot be read or written now."
+        )
+    if not silent:
+        second = f"All {len(nodes)} nodes answer."
+    elif len(silent) == 1:
+        second = f"Node {silent[0]} does not answer."
+    else:
+        second = f"Nodes {', '.join(silent)} do not answer."
+    return f"{first} {second}"
+
+
+def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint:
+    """Return the routes for operators."""
+    views = Operators(carrier, metrics)
+    blueprint = flask.Blueprint("operators", __name__)
+    listed: list[tuple[str, Any, str]] = [
+        ("/", views.index, "GET"),
+        ("/v1/status", views.status, "GET"),
+        ("/v1/nodes", views.nodes, "GET"),
+        ("/v1/shards", views.shards, "GET"),
+        ("/v1/shards/<int:shard>", views.shard, "GET"),
+        ("/v1/shards/<int:shard>/transfer-leader", views.transfer, "POST"),
+        ("/v1/explain/<key:key>", views.explain, "GET"),
+        ("/healthz", views.healthz, "GET"),
+        ("/readyz", views.readyz, "GET"),
+        ("/metrics", views.metrics, "GET"),
+        ("/openapi.json", views.openapi, "GET"),
+    ]
+    for path, view, method in listed:
+        blueprint.add_url_rule(
+            path, view.__name__, view, methods=[method], provide_automatic_options=False
+        )
+    return blueprint

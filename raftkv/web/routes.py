@@ -1,0 +1,106 @@
+"""The data routes, once, for both carriers: what exists, who may use it, and what it takes.
+
+The Flask application and the async lane both ask this table, so that a route cannot exist in
+one of them only or ask for another role there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from raftkv.web.bodies import parse_batch, parse_txn
+from raftkv.web.config import Limits, Role
+from raftkv.web.exchange import HttpRequest
+from raftkv.web.problems import HttpError
+from raftkv.web.requests import (
+    Plan,
+    ScanStream,
+    parse_delete,
+    parse_get,
+    parse_put,
+    parse_scan,
+)
+
+KEY_PREFIX = b"/v1/kv/"
+
+Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
+
+
+class Action(NamedTuple):
+    """One method of one route. ``label`` names it in metrics; a body of 0 bytes is not read."""
+
+    label: str
+    role: Role
+    parse: Parse
+    body_bytes_max: int
+
+
+class Route(NamedTuple):
+    """One data route; ``allow`` is the value of the ``Allow`` header."""
+
+    actions: Mapping[str, Action]
+    allow: bytes
+
+    def action(self, method: str) -> Action:
+        """Return the action for ``method``.
+
+        Raises:
+            HttpError: 405, saying what is allowed.
+        """
+        action = self.actions.get(method)
+        if action is None:
+            raise method_not_allowed(method, self.allow)
+        return action
+
+
+class DataRoutes:
+    """The data routes under one worker's limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        get = Action("kv_get", "read", parse_get, 0)
+        scan = Action("kv_scan", "read", parse_scan, 0)
+        self.key = _route(
+            GET=get,
+            HEAD=get._replace(label="kv_head"),
+            PUT=Action("kv_put", "write", parse_put, limits.value_bytes_max),
+            DELETE=Action("kv_delete", "write", parse_delete, 0),
+        )
+        self.exact = {
+            b"/v1/kv": _route(GET=scan, HEAD=scan),
+            b"/v1/batch": _route(
+                POST=Action("batch", "write", parse_batch, limits.batch_bytes_max)
+            ),
+            b"/v1/txn": _route(POST=Action("txn", "write", parse_txn, limits.txn_bytes_max)),
+        }
+
+
+def _route(**actions: Action) -> Route:
+    return Route(actions, ", ".join(actions).encode())
+
+
+def method_not_allowed(method: str, allow: bytes) -> HttpError:
+    """Return the error for a method that a route does not have."""
+    return HttpError(
+        "method_not_allowed",
+        f"{method} is not allowed here",
+        headers=((b"allow", allow),),
+    )
+
+
+def check_declared_length(headers: Mapping[bytes, bytes], bytes_max: int) -> None:
+    """Refuse a body that says itself that it is too large, before any of it is read."""
+    declared = headers.get(b"content-length")
+    if declared is None:
+        return
+    if not declared.isdigit():
+        raise HttpError("invalid", "bad Content-Length")
+    if len(declared) > len(str(bytes_max)) + 20 or int(declared) > bytes_max:
+        raise too_large(bytes_max)
+
+
+def too_large(bytes_max: int) -> HttpError:
+    """Return the error for a body over its limit; the rest of it is never read."""
+    return HttpError(
+        "too_large",
+        f"the body is larger than {bytes_max} bytes",
+        headers=((b"connection", b"close"),),
+    )

@@ -1,0 +1,111 @@
+"""Carries the pure functions over WSGI: what Flask's views share."""
+
+from collections.abc import Callable, Iterator
+
+import flask
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from raftkv.rpc.messages import Served
+from raftkv.web.auth import Authenticator
+from raftkv.web.config import Limits, WebConfig
+from raftkv.web.engine import SyncEngine
+from raftkv.web.exchange import HttpRequest, HttpResponse
+from raftkv.web.requests import Plan, ScanStream
+from raftkv.web.responses import served_headers
+from raftkv.web.routes import KEY_PREFIX, Action, Route, check_declared_length, too_large
+
+
+class ApiResponse(flask.Response):
+    """A response that has no content type unless it is given one (304 has none)."""
+
+    default_mimetype = None
+
+
+class Carrier:
+    """Carries the pure functions over WSGI."""
+
+    def __init__(self, engine: SyncEngine, config: WebConfig, auth: Authenticator) -> None:
+        self.engine = engine
+        self.limits: Limits = config.limits
+        self.auth = auth
+        self.me = served_headers(Served(node=config.node_name))
+
+    def data_view(self, route: Route) -> Callable[..., flask.Response]:
+        """Return the view for a data route."""
+
+        def view(key: str = "") -> flask.Response:
+            del key  # routing has made text of it; the bytes are taken from the environment
+            return self._data(route.action(flask.request.method))
+
+        return view
+
+    def _data(self, action: Action) -> flask.Response:
+        flask.g.label = action.label
+        headers = request_headers()
+        self.auth.check(headers.get(b"authorization"), action.role)
+        body = b""
+        if action.body_bytes_max:
+            check_declared_length(headers, action.body_bytes_max)
+            body = read_body(action.body_bytes_max)
+        plan = action.parse(
+            HttpRequest(
+                flask.request.method,
+                flask.request.query_string,
+                headers,
+                path_bytes()[len(KEY_PREFIX) :],
+                body,
+            ),
+            self.limits,
+        )
+        if isinstance(plan, Plan):
+            return to_flask(plan.respond(self.engine.call(plan.request, plan.timeout_s)))
+        return self._stream(plan)
+
+    def _stream(self, scan: ScanStream) -> flask.Response:
+        if scan.request is None:
+            raise RuntimeError("a scan begins with a request")
+        reply = self.engine.call(scan.request, scan.timeout_s)
+        first = scan.first(reply)
+        if isinstance(first, HttpResponse):
+            return to_flask(first)
+        response = ApiResponse(self._pages(scan, first))
+        for name, value in scan.headers(reply.served):
+            response.headers.add(name.decode(), value.decode("latin-1"))
+        return response
+
+    def _pages(self, scan: ScanStream, first: bytes) -> Iterator[bytes]:
+        yield first
+        while scan.request is not None:
+            yield scan.feed(self.engine.call(scan.request, scan.timeout_s))
+
+
+def path_bytes() -> bytes:
+    """Return the decoded path, byte for byte; WSGI hands it over as Latin-1."""
+    path: str = flask.request.environ["PATH_INFO"]
+    return path.encode("latin-1")
+
+
+def request_headers() -> dict[bytes, bytes]:
+    """Return the request's headers as the pure functions expect them."""
+    return {
+        name.lower().encode("latin-1"): value.encode("latin-1")
+        for name, value in flask.request.headers.items()
+    }
+
+
+def read_body(bytes_max: int) -> bytes:
+    """Return the body, reading no more than ``bytes_max`` of it."""
+    flask.request.max_content_length = bytes_max
+    try:
+        return flask.request.get_data(cache=False)
+    except RequestEntityTooLarge as error:
+        raise too_large(bytes_max) from error
+
+
+def to_flask(response: HttpResponse) -> flask.Response:
+    """Translate a finished response."""
+    return ApiResponse(
+        response.body,
+        response.status,
+        [(name.decode(), value.decode("latin-1")) for name, value in response.headers],
+    )
