@@ -189,14 +189,19 @@ class SimNetwork(Generic[P]):
             link for link, queue in self._queues.items() if queue and link not in self._held
         )
 
+    def deliver_oldest(self) -> Link | None:
+        """Deliver what was sent first of all that is ready; None if nothing is."""
+        ready = self.ready()
+        if not ready:
+            return None
+        oldest = min(ready, key=lambda link: self._queues[link][0][0])
+        self._deliver_head(oldest)
+        return oldest
+
     def deliver(self, count: int = 1) -> int:
         """Deliver up to ``count`` messages in the order of sending; returns how many."""
         delivered = 0
-        while delivered < count:
-            ready = self.ready()
-            if not ready:
-                break
-            self._deliver_head(min(ready, key=lambda link: self._queues[link][0][0]))
+        while delivered < count and self.deliver_oldest():
             delivered += 1
         return delivered
 
