@@ -5,7 +5,7 @@ addresses, by which HTTP clients do. It may be shown by either end of a connecti
 command keeps the CA and makes new certificates: that is how they are renewed.
 """
 
-import datetime
+import datetime as dt
 import ipaddress
 import os
 import re
@@ -25,7 +25,7 @@ __all__ = ["CertsError", "certs_command", "make_certificates"]
 CA_DAYS = 3650
 DAYS = 730
 
-_CLOCKS_APART = datetime.timedelta(minutes=10)
+_CLOCKS_APART = dt.timedelta(minutes=10)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
@@ -46,7 +46,7 @@ def make_certificates(
     nodes: dict[str, Sequence[str]],
     *,
     days: int = DAYS,
-    now: datetime.datetime | None = None,
+    now: dt.datetime | None = None,
 ) -> list[Path]:
     """Write ``ca.crt`` and ``ca.key`` if missing, and ``NODE.crt`` and ``NODE.key`` for each node.
 
@@ -57,13 +57,15 @@ def make_certificates(
         CertsError: a name cannot be used, or a file cannot be read or written.
     """
     _check_names(nodes)
-    now = datetime.datetime.now(datetime.UTC) if now is None else now
+    now = dt.datetime.now(dt.UTC) if now is None else now
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority, written = _authority(directory, now)
         for name, hosts in nodes.items():
             key = ec.generate_private_key(ec.SECP256R1())
-            certificate = _node_certificate(authority, key, name, hosts, days, now)
+            certificate = _node_certificate(
+                authority, key, name=name, hosts=hosts, days=days, now=now
+            )
             written += _write_pair(directory, name, certificate, key)
     except OSError as error:
         raise CertsError(f"{error.filename or directory}: {error.strerror}") from error
@@ -82,7 +84,7 @@ def _check_names(nodes: dict[str, Sequence[str]]) -> None:
                 raise CertsError(f"host {host!r} of node {name!r} is the name of another node")
 
 
-def _authority(directory: Path, now: datetime.datetime) -> tuple[_Authority, list[Path]]:
+def _authority(directory: Path, now: dt.datetime) -> tuple[_Authority, list[Path]]:
     """Load the CA, or make one where there is neither its certificate nor its key."""
     certificate_file, key_file = directory / "ca.crt", directory / "ca.key"
     if not certificate_file.exists() and not key_file.exists():
@@ -105,12 +107,12 @@ def _authority(directory: Path, now: datetime.datetime) -> tuple[_Authority, lis
     return _Authority(certificate, loaded), []
 
 
-def _ca_certificate(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> x509.Certificate:
+def _ca_certificate(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certificate:
     serial = x509.random_serial_number()
     # CAs made by two runs differ in their name, or clients mix them up.
     name = _name(f"raftkv CA {serial % 16**8:08x}")
     return (
-        _builder(name, name, key.public_key(), now, now + datetime.timedelta(days=CA_DAYS))
+        _builder(name, name, key.public_key(), now, now + dt.timedelta(days=CA_DAYS))
         .serial_number(serial)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(sign_certificates=True), critical=True)
@@ -122,14 +124,15 @@ def _ca_certificate(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> 
 def _node_certificate(
     authority: _Authority,
     key: ec.EllipticCurvePrivateKey,
+    *,
     name: str,
     hosts: Sequence[str],
     days: int,
-    now: datetime.datetime,
+    now: dt.datetime,
 ) -> x509.Certificate:
-    ends = min(now + datetime.timedelta(days=days), authority.certificate.not_valid_after_utc)
+    ends = min(now + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    alternatives = [x509.DNSName(name)]
+    alternatives: list[x509.GeneralName] = [x509.DNSName(name)]
     alternatives += [_general_name(host) for host in dict.fromkeys(hosts) if host != name]
     return (
         _builder(_name(name), authority.certificate.subject, key.public_key(), now, ends)
@@ -147,8 +150,8 @@ def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
-    begins: datetime.datetime,
-    ends: datetime.datetime,
+    begins: dt.datetime,
+    ends: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

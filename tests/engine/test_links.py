@@ -1,0 +1,1014 @@
+"""Links between engines over real loopback sockets: order, loss, liveness, and who is let in."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+from raftkv.cli.certs import make_certificates
+from raftkv.engine.connection import CHANNEL_CONTROL
+from raftkv.engine.handshake import Dialer, LinkHello
+from raftkv.engine.links import LinkLimits, PeerLinks
+from raftkv.engine.network import TcpNetwork
+from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
+from raftkv.rpc.framing import FrameDecoder, encode_frame
+from raftkv.sim.clock import SimClock
+
+T = TypeVar("T")
+
+SECRET = b"the secret of this test's cluster"
+FAST = LinkLimits(
+    tick_s=0.01,
+    ping_interval_s=0.02,
+    dead_after_s=0.3,
+    reconnect_s=0.01,
+    refused_retry_s=0.02,
+    hello_deadline_s=1.0,
+)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on the loop of production, and fail if it hangs."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(20):
+            return await main
+
+    return uvloop.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that another part of this loop makes true."""
+    while not condition():  # noqa: ASYNC110 - the condition has no event
+        await asyncio.sleep(0.001)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Book:
+    """An identity book in memory."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self.broken = False
+
+    def known(self, name: str) -> str | None:
+        """Look up."""
+        return self.names.get(name)
+
+    def remember(self, name: str, identity: str) -> None:
+        """Store, unless the disk of this test is full."""
+        if self.broken:
+            raise OSError(28, "No space left on device")
+        self.names[name] = identity
+
+
+class Recorder:
+    """A handler that writes down what happens to it."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.messages: list[tuple[str, int, bytes]] = []
+        self.on: Callable[[str, int, bytes], None] | None = None
+
+    def on_connected(self, peer: str) -> None:
+        """Write down."""
+        self.events.append(("up", peer))
+
+    def on_disconnected(self, peer: str) -> None:
+        """Write down."""
+        self.events.append(("down", peer))
+
+    def on_message(self, peer: str, channel: int, payload: bytes) -> None:
+        """Write down and do what the test wants."""
+        self.messages.append((peer, channel, payload))
+        if self.on is not None:
+            self.on(peer, channel, payload)
+
+    def downs(self, peer: str) -> int:
+        """How often the link to ``peer`` was lost."""
+        return self.events.count(("down", peer))
+
+    def check_alternation(self) -> None:
+        """For each peer, up and down come by turns, up first."""
+        for peer in {peer for _, peer in self.events}:
+            kinds = [kind for kind, name in self.events if name == peer]
+            assert kinds == ["up", "down"] * (len(kinds) // 2) + ["up"] * (len(kinds) % 2)
+
+
+class Node:
+    """Links with a recorder and a book; addresses are shared by all nodes of a test."""
+
+    def __init__(
+        self,
+        name: str,
+        addresses: dict[str, tuple[str, int]],
+        *,
+        secret: bytes | None = SECRET,
+        tls: PeerContexts | None = None,
+        identity: str | None = None,
+        cluster_id: str = "c",
+        limits: LinkLimits = FAST,
+    ) -> None:
+        self.recorder = Recorder()
+        self.book = Book()
+        self.links = PeerLinks(
+            hello=LinkHello(cluster_id, name, identity or f"identity of {name}"),
+            peers={peer: address for peer, address in addresses.items() if peer != name},
+            listen=addresses[name],
+            security=LinkSecurity(secret=secret, tls=tls),
+            identities=self.book,
+            handler=self.recorder,
+            limits=limits,
+        )
+
+    def connected_to(self, *peers: str) -> bool:
+        """Whether exactly these peers can be sent to."""
+        return self.links.connected == set(peers)
+
+
+def addresses(*names: str) -> dict[str, tuple[str, int]]:
+    """Return a free port for each name."""
+    return {name: ("127.0.0.1", free_port()) for name in names}
+
+
+@contextlib.asynccontextmanager
+async def running(*nodes: Node) -> AsyncIterator[None]:
+    """Run nodes around a block and check their callbacks afterwards."""
+    for node in nodes:
+        await node.links.start()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            await node.links.close()
+            node.recorder.check_alternation()
+            assert not node.links._connections
+
+
+@contextlib.asynccontextmanager
+async def pair(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
+    """Run two nodes that are linked."""
+    where = addresses("n1", "n2")
+    one, two = Node("n1", where, **options), Node("n2", where, **options)
+    async with running(one, two):
+        await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+        yield one, two
+
+
+# --- carrying messages ------------------------------------------------------------------------
+
+
+def test_three_nodes_have_one_link_per_pair() -> None:
+    """The smaller name dials; every node can send to every other."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2", "n3")
+        nodes = [Node(name, where) for name in where]
+        async with running(*nodes):
+            await until(lambda: all(len(node.links.connected) == 2 for node in nodes))
+            for sender in nodes:
+                for peer in sender.links.connected:
+                    assert sender.links.send(peer, 3, b"hello")
+            await until(lambda: all(len(node.recorder.messages) == 2 for node in nodes))
+            assert sum(len(node.links._connections) for node in nodes) == 6  # three links
+        assert all(len(node.recorder.events) == 4 for node in nodes)
+
+    run(main())
+
+
+def test_messages_arrive_in_order_and_whole() -> None:
+    """Whatever their sizes, in both directions at once."""
+    sizes = [0, 1, 100, 70_000, 3, 2_000_000, 5] * 5
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            payloads = [os.urandom(size) for size in sizes]
+            for number, payload in enumerate(payloads):
+                assert one.links.send("n2", number % 127, payload)
+                assert two.links.send("n1", number % 127, payload)
+            await until(lambda: len(one.recorder.messages) == len(two.recorder.messages) == 35)
+            for node, peer in ((one, "n2"), (two, "n1")):
+                assert node.recorder.messages == [
+                    (peer, number % 127, payload) for number, payload in enumerate(payloads)
+                ]
+
+    run(main())
+
+
+def test_sending_without_a_link_says_so() -> None:
+    """No link, an unknown peer and this node itself are all just False."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where)
+        async with running(one):
+            assert not any(one.links.send(peer, 0, b"") for peer in ("n1", "n2", "n9"))
+            assert one.links.backlog_bytes("n2") == 0
+            assert one.links.round_trip_s("n2") is None
+
+    run(main())
+
+
+def test_nonsense_to_send_is_refused_at_once() -> None:
+    """The link's own channel and a message that the peer would refuse never leave."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(frame_bytes_max=1000)) as (one, _):
+            for channel in (-1, CHANNEL_CONTROL, 128):
+                with pytest.raises(ValueError, match="channel"):
+                    one.links.send("n2", channel, b"")
+            with pytest.raises(ValueError, match="larger"):
+                one.links.send("n2", 0, bytes(1001))
+
+    run(main())
+
+
+def msgspec_limits(**changes: Any) -> LinkLimits:
+    """Return the fast limits with changes."""
+    values = {name: getattr(FAST, name) for name in FAST.__dataclass_fields__}
+    return LinkLimits(**{**values, **changes})
+
+
+def test_a_queue_over_its_bound_closes_the_link_instead_of_dropping_a_message() -> None:
+    """Raft's transport may lose messages only by losing the link, and hears of it."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(send_bytes_max=1_000_000)) as (one, two):
+            sent = 0
+            while one.links.send("n2", 0, bytes(100_000)):
+                sent += 1
+            assert sent == 9  # ten and their headers are one too many
+            assert not one.links.connected
+            assert one.recorder.downs("n2") == 0  # not from inside send()
+            await until(lambda: one.recorder.downs("n2") == 1)
+            await until(lambda: one.connected_to("n2") and two.recorder.downs("n1") == 1)
+            assert len(two.recorder.messages) < sent
+
+    run(main())
+
+
+def test_a_message_that_cannot_be_handled_closes_the_link_with_a_trace(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The messages behind it are lost with the link; the next link works."""
+
+    def fail(_peer: str, channel: int, _payload: bytes) -> None:
+        if channel == 9:
+            raise RuntimeError("a bug")
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            two.recorder.on = fail
+            one.links.send("n2", 9, b"bad")
+            one.links.send("n2", 1, b"never seen")
+            await until(lambda: one.recorder.downs("n2") == 1)
+            await until(lambda: one.connected_to("n2"))
+            one.links.send("n2", 1, b"good")
+            await until(lambda: ("n1", 1, b"good") in two.recorder.messages)
+            assert ("n1", 1, b"never seen") not in two.recorder.messages
+
+    run(main())
+    assert "RuntimeError: a bug" in caplog.text
+
+
+# --- bulk -----------------------------------------------------------------------------------------
+
+
+def test_small_messages_overtake_bulk() -> None:
+    """A heartbeat queued behind a snapshot arrives after one window of it at most."""
+    limits = msgspec_limits(bulk_window_bytes=100_000)
+
+    async def main() -> None:
+        async with pair(limits=limits) as (one, two):
+            for _ in range(100):
+                assert one.links.send("n2", 2, bytes(50_000), bulk=True)
+            await until(lambda: len(two.recorder.messages) >= 4)
+            assert one.links.backlog_bytes("n2") > 1_000_000
+            one.links.send("n2", 1, b"heartbeat")
+            seen = len(two.recorder.messages)
+            await until(lambda: ("n1", 1, b"heartbeat") in two.recorder.messages)
+            place = two.recorder.messages.index(("n1", 1, b"heartbeat"))
+            assert place <= seen + 2
+            await until(lambda: len(two.recorder.messages) == 101)
+
+    run(main())
+
+
+def test_bulk_leaves_behind_what_is_sent_in_the_same_turn() -> None:
+    """Also when it was queued first."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            one.links.send("n2", 2, b"bulk", bulk=True)
+            one.links.send("n2", 1, b"heartbeat")
+            await until(lambda: len(two.recorder.messages) == 2)
+            assert [payload for *_, payload in two.recorder.messages] == [b"heartbeat", b"bulk"]
+
+    run(main())
+
+
+def test_a_full_bulk_queue_is_refused_and_costs_no_link() -> None:
+    """The sender of a snapshot waits and tries again."""
+    limits = msgspec_limits(bulk_queue_bytes_max=100_000, bulk_window_bytes=10_000)
+
+    async def main() -> None:
+        async with pair(limits=limits) as (one, two):
+            sent = 0
+            while one.links.send("n2", 2, bytes(30_000), bulk=True):
+                sent += 1
+            assert sent == 3
+            await until(lambda: len(two.recorder.messages) == sent)
+            assert one.links.send("n2", 2, bytes(30_000), bulk=True)
+            assert one.connected_to("n2")
+
+    run(main())
+
+
+# --- liveness -------------------------------------------------------------------------------------
+
+
+def test_round_trips_are_measured_while_the_link_is_idle() -> None:
+    """Pings keep an idle link alive well past the time of death, and measure it."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(dead_after_s=0.1)) as (one, two):
+            (link,) = one.links._connections
+            await until(lambda: link._ping_number >= 10)
+            await until(lambda: one.links.round_trip_s("n2") is not None)
+            round_trip_s = one.links.round_trip_s("n2")
+            assert round_trip_s is not None
+            assert 0 < round_trip_s < 1
+            assert one.recorder.events == [("up", "n2")]
+            assert two.recorder.events == [("up", "n1")]
+
+    run(main())
+
+
+def test_a_silent_peer_is_given_up() -> None:
+    """A stopped process keeps its sockets open; only silence shows it."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            (stopped,) = two.links._connections
+            assert stopped._transport is not None
+            stopped._transport.pause_reading()  # reads no pings, so sends no pongs
+            two.links._ticker.cancel()  # type: ignore[union-attr]  # and no pings
+            await until(lambda: one.recorder.downs("n2") == 1)
+            assert one.links._connections or not one.links.connected
+
+    run(main())
+
+
+def test_our_own_stall_is_not_the_peers_silence() -> None:
+    """However long this process was stopped, a peer is judged by what it says afterwards."""
+    clock = SimClock()
+
+    class Ears:
+        def __init__(self) -> None:
+            self.elapsed: list[float] = []
+
+        closing = False
+
+        def tick(self, elapsed_s: float) -> None:
+            self.elapsed.append(elapsed_s)
+
+    async def main() -> None:
+        where = addresses("n1")
+        links = PeerLinks(
+            hello=LinkHello("c", "n1", "i"),
+            peers={},
+            listen=where["n1"],
+            security=LinkSecurity(secret=SECRET),
+            identities=Book(),
+            handler=Recorder(),
+            clock=clock,
+            limits=FAST,
+        )
+        ears = Ears()
+        await links.start()
+        links._links["n2"] = ears  # type: ignore[assignment]  # only listens to ticks
+        clock.advance(3600)
+        await until(lambda: any(ears.elapsed))
+        assert max(ears.elapsed) <= 2 * FAST.tick_s
+        del links._links["n2"]
+        await links.close()
+
+    run(main())
+
+
+def test_a_stalled_loop_keeps_its_links() -> None:
+    """The same with real sockets: both sides stall for longer than the time of death."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            (link,) = one.links._connections
+            for _ in range(3):
+                seen = link._ping_number
+                blocking_sleep(FAST.dead_after_s * 1.2)
+                await until(lambda seen=seen: link._ping_number > seen + 2)  # type: ignore[misc]
+            assert one.recorder.events == [("up", "n2")]
+            assert two.recorder.events == [("up", "n1")]
+
+    run(main())
+
+
+def blocking_sleep(seconds: float) -> None:
+    """Stall the loop, as a long garbage collection does."""
+    import time  # noqa: PLC0415 - nothing else here may sleep like this
+
+    time.sleep(seconds)
+
+
+def test_a_lost_link_is_back_within_200_ms() -> None:
+    """With the limits of production."""
+
+    async def main() -> None:
+        async with pair(limits=LinkLimits()) as (one, two):
+            loop = asyncio.get_running_loop()
+            for losses in range(1, 4):
+                (link,) = two.links._connections
+                link.abort()
+                await until(lambda n=losses: one.recorder.downs("n2") == n)  # type: ignore[misc]
+                began = loop.time()
+                await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+                assert loop.time() - began < 0.2
+
+    run(main())
+
+
+def test_a_node_that_starts_later_is_found() -> None:
+    """Dialling goes on until somebody is there, and after a restart again."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where)
+        async with running(one):
+            for round_ in range(1, 3):
+                two = Node("n2", where)
+                async with running(two):
+                    await until(lambda two=two: two.connected_to("n1"))  # type: ignore[misc]
+                    await until(lambda: one.connected_to("n2"))
+                await until(lambda n=round_: one.recorder.downs("n2") == n)  # type: ignore[misc]
+
+    run(main())
+
+
+def test_a_newer_connection_replaces_the_older() -> None:
+    """A peer that came back before its death was noticed is down first, then up."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where, limits=msgspec_limits(dead_after_s=60.0))
+        first, second = Node("n1", where), Node("n1", {**where, "n1": ("127.0.0.1", free_port())})
+        async with running(two, first):
+            await until(lambda: two.connected_to("n1"))
+            async with running(second):
+                await until(lambda: two.recorder.downs("n1") >= 1)
+                assert two.recorder.events[:3] == [("up", "n1"), ("down", "n1"), ("up", "n1")]
+
+    run(main())
+
+
+def test_what_was_sent_before_closing_arrives() -> None:
+    """A node that stops hands over its last messages."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            one.links.send("n2", 1, b"goodbye")
+            await one.links.close()
+            await until(lambda: two.recorder.messages == [("n1", 1, b"goodbye")])
+            assert one.recorder.events == [("up", "n2"), ("down", "n2")]
+
+    run(main())
+
+
+# --- identities (H19) -----------------------------------------------------------------------------
+
+
+def test_identities_are_stored_before_the_link_counts() -> None:
+    """Both sides know each other's identity from the first contact on."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            assert one.book.names == {"n2": "identity of n2"}
+            assert two.book.names == {"n1": "identity of n1"}
+
+    run(main())
+
+
+@pytest.mark.parametrize("returning", ["n1", "n2"])
+def test_a_node_with_an_emptied_disk_is_not_let_in(
+    returning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another identity under a known name never counts, whoever dials; one log line says so."""
+    other = "n2" if returning == "n1" else "n1"
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        stayed = Node(other, where)
+        stayed.book.names[returning] = "the identity before"
+        emptied = Node(returning, where)
+        async with running(stayed, emptied):
+            await until(lambda: "refuses this node" in caplog.text)
+            caplog_lines = [r for r in caplog.records if "another identity" in r.getMessage()]
+            assert caplog_lines
+            before = len(caplog.records)
+            attempts = len(seen_connections(stayed))
+            await until(lambda: len(seen_connections(stayed)) > attempts + 3)
+            assert len(caplog.records) == before
+            assert not stayed.recorder.events
+            assert not emptied.recorder.events
+        assert stayed.book.names[returning] == "the identity before"
+
+    seen = count_opened()
+    try:
+        run(main())
+    finally:
+        seen.close()
+
+
+_OPENED: dict[int, list[object]] = {}
+
+
+def seen_connections(node: Node) -> list[object]:
+    """Return the connections that a node has had so far."""
+    return _OPENED.setdefault(id(node.links), [])
+
+
+def count_opened() -> contextlib.ExitStack:
+    """Write down every connection that is opened, until the stack is closed."""
+    stack = contextlib.ExitStack()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    opened = PeerLinks.opened
+
+    def counted(self: PeerLinks, connection: Any) -> None:
+        _OPENED.setdefault(id(self), []).append(connection)
+        opened(self, connection)
+
+    patch.setattr(PeerLinks, "opened", counted)
+    stack.callback(_OPENED.clear)
+    return stack
+
+
+def test_no_link_counts_without_a_durable_identity(caplog: pytest.LogCaptureFixture) -> None:
+    """A disk that cannot store the peer's identity keeps the peer out until it can."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one, two = Node("n1", where), Node("n2", where)
+        two.book.broken = True
+        async with running(one, two):
+            await until(lambda: "could not be stored" in caplog.text)
+            assert not one.recorder.events
+            assert not two.recorder.events
+            two.book.broken = False
+            await until(lambda: two.connected_to("n1"))
+
+    run(main())
+
+
+# --- doors ----------------------------------------------------------------------------------------
+
+
+def test_a_node_with_another_secret_gets_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither side counts a link, and the log says what is wrong."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where)
+        two = Node("n2", where, secret=b"quite another secret")
+        async with running(one, two):
+            await until(lambda: "does not know the cluster's secret" in caplog.text)
+            assert not one.recorder.events
+            assert not two.recorder.events
+            assert not one.book.names
+            assert not two.book.names
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("stranger", "logged"),
+    [
+        ({"cluster_id": "other"}, "belongs to cluster 'other'"),
+        ({"name": "n0"}, "'n0' is not a node that dials"),
+    ],
+)
+def test_a_node_of_another_cluster_or_of_no_map_gets_nowhere(
+    stranger: dict[str, str], logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also with the right secret; and the stranger's own log says why."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where)
+        options = {"name": "n1", **stranger}
+        name = options.pop("name")
+        other = Node(name, {**where, name: ("127.0.0.1", free_port())}, **options)  # type: ignore[arg-type]
+        async with running(two, other):
+            await until(lambda: "refuses this node: " + logged in caplog.text)
+            assert not two.recorder.events
+            assert "n2" not in other.links.connected
+
+    run(main())
+
+
+class Stranger:
+    """A raw connection to a peer port."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.decoder = FrameDecoder(4096)
+
+    @classmethod
+    async def connect(cls, node: Node, tls: ssl.SSLContext | None = None) -> "Stranger":
+        """Connect to a node."""
+        return cls(*await asyncio.open_connection("127.0.0.1", node.links.port, ssl=tls))
+
+    async def frame(self) -> bytes:
+        """Return the next frame's payload."""
+        while True:
+            for _, payload in self.decoder.frames():
+                return bytes(payload)
+            data = await self.reader.read(4096)
+            if not data:
+                raise EOFError
+            self.decoder.feed(data)
+
+    def send(self, payload: bytes, channel: int = CHANNEL_CONTROL) -> None:
+        """Send a frame."""
+        self.writer.write(encode_frame(channel, payload))
+
+    async def is_shut_out(self) -> bool:
+        """Wait until the node closes; whether it said anything before."""
+        try:
+            data = await self.reader.read()
+        except ConnectionResetError:
+            data = b""
+        return data == b""
+
+    def close(self) -> None:
+        """Go away."""
+        self.writer.close()
+
+
+def dialer(secret: bytes = SECRET, name: str = "n1") -> Dialer:
+    """Return the dialling side of a handshake with n2."""
+    hello = LinkHello("c", name, f"identity of {name}")
+    return Dialer(hello, os.urandom(32), peer="n2", secret=secret)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\xff\xff\xff\xff\x7f",
+        b"\0\0\0\0",
+        encode_frame(CHANNEL_CONTROL, bytes(4000)),
+        encode_frame(CHANNEL_CONTROL, bytes(5000)),
+        encode_frame(1, b"a message before any hello"),
+        encode_frame(CHANNEL_CONTROL, b"\x91\x04"),  # Ready, before Hello
+        b"\x80\x04\x95readonly",
+    ],
+)
+def test_garbage_at_the_peer_port_is_shut_out(data: bytes) -> None:
+    """A stranger gets a random number and is closed; the links of others stay."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            stranger = await Stranger.connect(two)
+            await stranger.frame()
+            stranger.writer.write(data)
+            assert await stranger.is_shut_out()
+            stranger.close()
+            assert two.recorder.events == [("up", "n1")]
+            assert not two.recorder.messages
+            assert one.connected_to("n2")
+
+    run(main())
+
+
+def test_a_wrong_proof_is_shut_out_without_a_reason() -> None:
+    """Only those who know the secret are told anything."""
+
+    async def main() -> None:
+        async with pair() as (_, two):
+            stranger = await Stranger.connect(two)
+            stranger.send(dialer(b"not the right secret").receive_challenge(await stranger.frame()))
+            assert await stranger.is_shut_out()
+            stranger.close()
+
+    run(main())
+
+
+def test_a_recorded_hello_cannot_be_used_again() -> None:
+    """Every connection has a challenge of its own, which the hello must fit."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where)
+        async with running(two):
+            honest = await Stranger.connect(two)
+            side = dialer()
+            recorded = side.receive_challenge(await honest.frame())
+            honest.send(recorded)
+            assert side.receive_welcome(await honest.frame()).node_name == "n2"
+            replayed = await Stranger.connect(two)
+            await replayed.frame()
+            replayed.send(recorded)
+            replayed.send(side.ready())
+            assert await replayed.is_shut_out()
+            assert not two.recorder.events
+            honest.send(side.ready())
+            await until(lambda: two.connected_to("n1"))
+            honest.close()
+            replayed.close()
+
+    run(main())
+
+
+def test_a_connection_without_hello_is_closed_in_time() -> None:
+    """Doing nothing is not a way to stay."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(hello_deadline_s=0.03)) as (_, two):
+            stranger = await Stranger.connect(two)
+            await stranger.frame()
+            assert await stranger.is_shut_out()
+            stranger.close()
+
+    run(main())
+
+
+def test_strangers_cannot_keep_a_peer_out() -> None:
+    """Beyond the bound the oldest unproven connection goes; a peer still gets in."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        limits = msgspec_limits(unauthenticated_max=5, hello_deadline_s=60.0)
+        two = Node("n2", where, limits=limits)
+        async with running(two):
+            strangers = [await Stranger.connect(two) for _ in range(20)]
+            await until(lambda: len(two.links._connections) == 5)
+            one = Node("n1", where)
+            async with running(one):
+                await until(lambda: two.connected_to("n1"))
+            for stranger in strangers:
+                stranger.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode_frame(CHANNEL_CONTROL, b"\x01"),
+        encode_frame(CHANNEL_CONTROL, b"\x09" + bytes(8)),
+        encode_frame(CHANNEL_CONTROL, b"\x03" + b"\xff" * 8),  # took bulk that was never sent
+        (2**30).to_bytes(4, "little") + b"\1",
+    ],
+)
+def test_a_proven_peer_that_talks_nonsense_is_closed(data: bytes) -> None:
+    """Trust ends where understanding does."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where)
+        async with running(two):
+            stranger = await Stranger.connect(two)
+            side = dialer()
+            stranger.send(side.receive_challenge(await stranger.frame()))
+            side.receive_welcome(await stranger.frame())
+            stranger.send(side.ready())
+            await until(lambda: two.connected_to("n1"))
+            stranger.writer.write(data)
+            await until(lambda: two.recorder.downs("n1") == 1)
+            stranger.close()
+
+    run(main())
+
+
+def test_secrets_are_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Not even at the finest level."""
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        async with pair() as (one, _):
+            assert SECRET.decode() not in repr(one.links._security)
+
+    run(main())
+    assert SECRET.decode() not in caplog.text
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of two CAs: ``good`` and ``evil``."""
+    directory = tmp_path_factory.mktemp("certificates")
+    for ca in ("good", "evil"):
+        make_certificates(directory / ca, {name: ["127.0.0.1"] for name in ("n1", "n2", "n3")})
+    return directory
+
+
+def contexts(directory: Path, name: str, ca: str = "good") -> PeerContexts:
+    """Return the contexts of the node with this certificate."""
+    of = directory / ca
+    return peer_contexts(directory / "good" / "ca.crt", of / f"{name}.crt", of / f"{name}.key")
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_nodes_talk_over_mutual_tls(certificates: Path, secret: bytes | None) -> None:
+    """With certificates alone, and with the secret as well; large and small messages."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where, secret=secret, tls=contexts(certificates, "n1"))
+        two = Node("n2", where, secret=secret, tls=contexts(certificates, "n2"))
+        async with running(one, two):
+            await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+            payloads = [os.urandom(size) for size in (0, 10, 3_000_000, 1)]
+            for payload in payloads:
+                assert one.links.send("n2", 1, payload)
+                assert two.links.send("n1", 2, payload)
+                assert one.links.send("n2", 3, payload, bulk=True)
+            await until(lambda: len(one.recorder.messages) == 4)
+            await until(lambda: len(two.recorder.messages) == 8)
+            assert [payload for *_, payload in one.recorder.messages] == payloads
+            await until(lambda: one.links.round_trip_s("n2") is not None)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "ca", "logged"),
+    [
+        ("n3", "good", "claims to be 'n1' with a certificate for n3"),
+        ("n1", "evil", "TLS handshake"),
+    ],
+)
+def test_a_certificate_of_another_name_or_ca_gets_nowhere(
+    certificates: Path, name: str, ca: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dialer is who its certificate says, even with the right secret."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        liar = Node("n1", where, tls=contexts(certificates, name, ca))
+        two = Node("n2", where, tls=contexts(certificates, "n2"))
+        async with running(liar, two):
+            await until(lambda: logged in caplog.text)
+            assert not two.recorder.events
+            assert not two.book.names
+
+    run(main())
+
+
+def test_a_node_with_another_nodes_certificate_is_not_dialled(
+    certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dialer checks the name too, and says nothing of itself before."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where, tls=contexts(certificates, "n1"))
+        liar = Node("n2", where, tls=contexts(certificates, "n3"))
+        async with running(one, liar):
+            await until(lambda: "claims to be 'n2' with a certificate for n3" in caplog.text)
+            assert not one.recorder.events
+            assert not liar.recorder.events
+
+    run(main())
+
+
+def test_without_a_client_certificate_nothing_is_said(certificates: Path) -> None:
+    """Not even a challenge comes back; neither to TLS without certificate nor to plain text."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where, secret=None, tls=contexts(certificates, "n2"))
+        bare = ssl.create_default_context(cafile=str(certificates / "good" / "ca.crt"))
+        async with running(two):
+            stranger = await Stranger.connect(two, bare)
+            with contextlib.suppress(ssl.SSLError):  # "certificate required"
+                assert await stranger.is_shut_out()
+            stranger.close()
+            plain = await Stranger.connect(two)
+            plain.writer.write(b"no TLS at all\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                answer = await plain.reader.read()
+                assert len(answer) < 20  # a TLS alert at most
+            plain.close()
+            assert not two.links._connections
+            assert not two.recorder.events
+
+    run(main())
+
+
+def test_unfinished_tls_handshakes_cannot_keep_a_peer_out(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are bounded before asyncio's protocols hear of them."""
+    monkeypatch.setattr("raftkv.engine.network._HANDSHAKES_MAX", 5)
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        two = Node("n2", where, tls=contexts(certificates, "n2"))
+        async with running(two):
+            strangers = [await Stranger.connect(two) for _ in range(20)]
+            one = Node("n1", where, tls=contexts(certificates, "n1"))
+            async with running(one):
+                await until(lambda: two.connected_to("n1"))
+                listener: Any = two.links._listener
+                await until(lambda: len(listener._handshakes) <= 5)
+            for stranger in strangers:
+                stranger.close()
+
+    run(main())
+
+
+def test_links_off_loopback_need_tls() -> None:
+    """Even a node built without a configuration file refuses to start."""
+
+    async def main() -> None:
+        for where in ({"n1": ("0.0.0.0", 1)}, {"n1": ("127.0.0.1", 1), "n2": ("10.0.0.1", 1)}):
+            with pytest.raises(SecurityError, match="is not loopback"):
+                await Node("n1", where).links.start()
+
+    run(main())
+
+
+def test_a_port_in_use_is_an_error() -> None:
+    """Two nodes on one address do not both start."""
+
+    async def main() -> None:
+        where = addresses("n1")
+        async with running(Node("n1", where)):
+            with pytest.raises(OSError, match=r"[Aa]ddress already in use"):
+                await Node("n1", where).links.start()
+
+    run(main())
+
+
+def test_sockets_are_tuned() -> None:
+    """Small messages leave at once, in both directions."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            for node in (one, two):
+                (link,) = node.links._connections
+                assert link._transport is not None
+                raw = link._transport.get_extra_info("socket")
+                assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    run(main())
+
+
+def test_the_network_is_a_seam() -> None:
+    """Everything goes through the network that was given in."""
+    seen: list[str] = []
+
+    class Watched(TcpNetwork):
+        async def connect(self, *arguments: Any) -> None:
+            seen.append("connect")
+            await super().connect(*arguments)
+
+        async def listen(self, *arguments: Any) -> Any:
+            seen.append("listen")
+            return await super().listen(*arguments)
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        links = PeerLinks(
+            hello=LinkHello("c", "n1", "i"),
+            peers={"n2": where["n2"]},
+            listen=where["n1"],
+            security=LinkSecurity(secret=SECRET),
+            identities=Book(),
+            handler=Recorder(),
+            network=Watched(),
+            limits=FAST,
+            random_bytes=bytes,
+        )
+        await links.start()
+        await until(lambda: "connect" in seen)
+        await links.close()
+        assert seen[0] == "listen"
+
+    run(main())
