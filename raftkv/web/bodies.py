@@ -44,10 +44,9 @@ _RANGE_LIMIT_DEFAULT = 100
 _RANGE_LIMIT_MAX = 10_000
 
 # In JSON bytes are text or base64 (msgspec decodes base64 for a field of type bytes); MessagePack
-# has bytes of its own, and text there means its UTF-8.
+# has bytes of its own.
 Text = str | UnsetType
 Base64 = bytes | UnsetType
-Binary = bytes | str
 
 Revision = Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | None
 IdempotencyText = Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | None
@@ -138,8 +137,8 @@ class _JsonBatch(Struct, forbid_unknown_fields=True):
 
 
 class _PackPut(_Body, tag="put"):
-    key: Binary
-    value: Binary
+    key: bytes
+    value: bytes
     if_revision: Revision = None
     if_absent: bool = False
     idempotency_key: IdempotencyText = None
@@ -147,22 +146,22 @@ class _PackPut(_Body, tag="put"):
 
 
 class _PackDelete(_Body, tag="delete"):
-    key: Binary
+    key: bytes
     if_revision: Revision = None
     idempotency_key: IdempotencyText = None
     session: _Session | None = None
 
 
 class _PackGet(_Body, tag="get"):
-    key: Binary
+    key: bytes
     consistency: Consistency = "linearizable"
     max_age_ms: Age = None
 
 
 class _PackRange(_Body, tag="range"):
-    prefix: Binary | UnsetType = UNSET
-    start: Binary | UnsetType = UNSET
-    end: Binary | UnsetType = UNSET
+    prefix: bytes | UnsetType = UNSET
+    start: bytes | UnsetType = UNSET
+    end: bytes | UnsetType = UNSET
     limit: RangeLimit = _RANGE_LIMIT_DEFAULT
     keys_only: bool = False
 
@@ -170,8 +169,8 @@ class _PackRange(_Body, tag="range"):
 class _PackCompare(Struct, forbid_unknown_fields=True):
     target: CompareTarget
     operator: CompareOperator
-    key: Binary
-    operand: int | bytes | str
+    key: bytes
+    operand: int | bytes
 
 
 _PackTxnOperation = _PackPut | _PackDelete | _PackGet | _PackRange

@@ -1,0 +1,183 @@
+"""The HTTP worker process: ``python -m raftkv.web.worker``.
+
+It reads its settings (:class:`~raftkv.web.config.WebConfig`, JSON) from standard input or from
+the descriptor that ``RAFTKV_WEB_CONFIG_FD`` names, connects to its engine, and serves HTTP with
+Granian inside this process. It belongs to its engine: SIGTERM lets it finish what is in flight,
+the end of the engine's socket ends it at once, and the kernel kills it with its parent, so that
+no worker goes on answering for a node that is gone.
+"""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import uvloop
+from granian import net
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from raftkv.rpc.client import EngineClient, EngineUnavailableError
+from raftkv.web.app import create_app
+from raftkv.web.config import WebConfig
+from raftkv.web.engine import Engine, LoopBridge
+from raftkv.web.lane import Lane
+from raftkv.web.metrics import WorkerMetrics
+
+CONFIG_FD_VARIABLE = "RAFTKV_WEB_CONFIG_FD"
+EXIT_ENGINE_GONE = 3
+EXIT_UNUSABLE = 2
+
+LISTEN_BACKLOG = 4096
+HEADER_TIMEOUT_MS = 30_000
+"""For the head of a request, so that half-sent ones do not stay for ever."""
+
+_PR_SET_PDEATHSIG = 1
+_LOG = logging.getLogger("raftkv.web")
+
+
+class _Server(Server):
+    """Granian inside our own loop, on a socket that we were given.
+
+    Granian itself would bind with SO_REUSEPORT, which lets a second node slip in beside the
+    first on the same port, and loses what waits in the queue of a worker that dies.
+    """
+
+    def __init__(self, app: Lane, config: WebConfig, listener: socket.socket) -> None:
+        self._listener_fd = listener.fileno()
+        super().__init__(
+            app,
+            address=config.host,
+            port=config.port,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
+            websockets=False,
+            backlog=LISTEN_BACKLOG,
+            # It counts open connections, idle ones too, and stops accepting at that many.
+            backpressure=config.limits.connections_max,
+            log_level=LogLevels.error,
+            log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
+            ssl_cert=None if config.tls_cert is None else Path(config.tls_cert),
+            ssl_key=None if config.tls_key is None else Path(config.tls_key),
+            ssl_ca=None if config.tls_client_ca is None else Path(config.tls_client_ca),
+            ssl_client_verify=config.tls_client_ca is not None,
+        )
+
+    def _init_shared_socket(self) -> None:
+        self._ssp = None
+        # Granian's stubs do not know the constructor that its own workers use.
+        holder = cast("Any", net).SocketHolder
+        self._shd = holder(self._listener_fd, False, LISTEN_BACKLOG)  # noqa: FBT003 (its order)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, however it dies."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def raise_file_limit() -> None:
+    """Take all the descriptors that this process may have: every connection needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_listener(config: WebConfig) -> socket.socket:
+    """Return the listening socket: inherited, or bound here.
+
+    Accepted connections inherit TCP_NODELAY; without it an answer can wait 40 ms for an
+    acknowledgement of the one before.
+    """
+    if config.listen_fd is not None:
+        listener = socket.socket(fileno=config.listen_fd)
+    else:
+        family, _, _, _, _ = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.create_server(
+            (config.host, config.port), family=family, backlog=LISTEN_BACKLOG
+        )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setblocking(False)  # noqa: FBT003 (the standard library's own order)
+    return listener
+
+
+def read_config() -> WebConfig:
+    """Read the settings that the parent hands over."""
+    fd = int(os.environ.get(CONFIG_FD_VARIABLE, sys.stdin.fileno()))
+    with open(fd, "rb") as source:
+        return msgspec.json.decode(source.read(), type=WebConfig)
+
+
+async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -> int:
+    """Serve HTTP until SIGTERM (return 0) or until the engine is gone."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    # Ctrl-C reaches the whole process group; the engine hears it too and then stops us in order.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    metrics = WorkerMetrics(config.worker)
+    app = create_app(LoopBridge(engine, loop, config.node_name), config, metrics)
+    lane = Lane(engine, config, app.wsgi_app, metrics)
+    listener = open_listener(config)
+    server = _Server(lane, config, listener)
+    serving = asyncio.ensure_future(cast("Any", server).serve())
+    # What exists now lives as long as the process: never look through it again.
+    gc.collect()
+    gc.freeze()
+    stopped = asyncio.ensure_future(stop.wait())
+    gone = asyncio.ensure_future(engine_gone.wait())
+    await asyncio.wait({serving, stopped, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if gone.done():
+        _LOG.error("the engine is gone: HTTP worker %d ends", config.worker)
+        return EXIT_ENGINE_GONE
+    if serving.done():
+        serving.result()
+        return EXIT_UNUSABLE
+    cast("Any", server).stop()
+    finished, _ = await asyncio.wait({serving, gone}, timeout=config.limits.stop_grace_s)
+    if not finished:
+        _LOG.warning("HTTP worker %d ends with requests in flight", config.worker)
+    return 0
+
+
+async def run_worker(config: WebConfig) -> int:
+    """Connect to the engine and serve."""
+    try:
+        engine = await EngineClient.connect(
+            Path(config.engine_socket), config.engine_token.encode()
+        )
+    except EngineUnavailableError as error:
+        _LOG.error("no engine: %s", error)
+        return EXIT_UNUSABLE
+    return await serve(config, engine, engine.closed)
+
+
+def main() -> None:
+    """Run one worker; the process ends here, whatever threads are left."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    die_with_parent()
+    raise_file_limit()
+    code = EXIT_UNUSABLE
+    try:
+        code = uvloop.run(run_worker(read_config()))
+    except (OSError, msgspec.MsgspecError) as error:
+        _LOG.error("HTTP worker cannot start: %s", error)
+    finally:
+        # Threads of the Flask side may be waiting for an engine that is gone.
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
