@@ -6,7 +6,7 @@ fields and bounds, whatever the bytes say. There is no pickle and no open set of
 
 import msgspec
 
-from raftkv.core.errors import CorruptBatch, UnknownFormat
+from raftkv.core.errors import DECODE_FAILURES, CorruptBatch, UnknownFormat
 from raftkv.core.operations import BATCH_FORMAT, Batch
 
 __all__ = ["CorruptBatch", "UnknownFormat", "decode_batch", "encode_batch"]
@@ -35,7 +35,7 @@ def decode_batch(data: bytes | memoryview) -> Batch:
     """
     try:
         batch = _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except DECODE_FAILURES as error:
         # Only now is it worth telling a newer format from damage: this reads everything twice.
         _refuse_other_format(data)
         raise CorruptBatch(f"not an encoded batch: {error}") from error
@@ -47,7 +47,7 @@ def decode_batch(data: bytes | memoryview) -> Batch:
 def _refuse_other_format(data: bytes | memoryview) -> None:
     try:
         version = _format_decoder.decode(data).format
-    except msgspec.DecodeError:
+    except DECODE_FAILURES:
         return
     if version != BATCH_FORMAT:
         raise _unknown(version)

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from raftkv.core.errors import CorruptMap, UnknownFormat
+from raftkv.core.errors import DECODE_FAILURES, CorruptMap, UnknownFormat
 from raftkv.core.ring import Modulo, Ring, RingParameters, partitioner
 
 __all__ = [
@@ -131,7 +131,7 @@ def decode_map(data: bytes) -> ClusterMap:
         if version != MAP_FORMAT:
             raise UnknownFormat(f"cluster map of format {version}, this version knows {MAP_FORMAT}")
         cluster_map = _decoder.decode(data).map
-    except msgspec.DecodeError as error:
+    except DECODE_FAILURES as error:
         raise CorruptMap(f"not a cluster map: {error}") from error
     problem = contradiction(cluster_map)
     if problem is not None:

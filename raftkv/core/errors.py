@@ -9,6 +9,12 @@
     └── CorruptSnapshot   a snapshot that is malformed or whose digest does not match
 """
 
+import msgspec
+
+DECODE_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for bytes that are not what they should be: text that is not UTF-8 and
+nesting without end have exceptions of their own, which ``except msgspec.DecodeError`` misses."""
+
 
 class UndecodableError(ValueError):
     """Bytes that this version cannot turn into a value; nothing of them was used."""

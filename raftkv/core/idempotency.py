@@ -223,7 +223,7 @@ class OutcomeMemory:
         """Add one record of :meth:`records`.
 
         Raises:
-            msgspec.DecodeError: It is not a record.
+            msgspec.DecodeError: It is not a record (or another of ``DECODE_FAILURES``).
             KeyError: An outcome of a session that was not restored before.
         """
         record = _decode_record(data)

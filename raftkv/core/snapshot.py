@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from raftkv.core.errors import CorruptSnapshot, UnknownFormat
+from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
 from raftkv.core.operations import Entry
 
 SNAPSHOT_FORMAT = 1
@@ -81,7 +81,7 @@ def decode_header(record: bytes) -> SnapshotHeader:
                 f"snapshot of format {version}, this version knows {SNAPSHOT_FORMAT}"
             )
         return _header_decoder.decode(record)
-    except msgspec.DecodeError as error:
+    except DECODE_FAILURES as error:
         raise CorruptSnapshot(f"not a snapshot's header: {error}") from error
 
 
@@ -89,7 +89,7 @@ def decode_piece(record: bytes) -> EntryPiece | MemoryPiece:
     """Decode any other record; raise :class:`CorruptSnapshot`."""
     try:
         return _piece_decoder.decode(record)
-    except msgspec.DecodeError as error:
+    except DECODE_FAILURES as error:
         raise CorruptSnapshot(f"not a snapshot's piece: {error}") from error
 
 

@@ -25,7 +25,7 @@ import msgspec
 from mmh3 import mmh3_x64_128_uintdigest
 from sortedcontainers import SortedDict
 
-from raftkv.core.errors import CorruptSnapshot
+from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
 from raftkv.core.idempotency import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
 from raftkv.core.operations import (
     Batch,
@@ -447,7 +447,7 @@ class Restorer:
         try:
             for record in piece.records:
                 self._state.memory.restore_record(record)
-        except (msgspec.DecodeError, KeyError) as error:
+        except (*DECODE_FAILURES, KeyError) as error:
             raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
 
 
