@@ -1,34 +1,93 @@
-"""A batch: many operations in one request, and only those sent again that need it."""
+"""Batches: many operations in few requests, and only those sent again that need it.
+
+A shard remembers a bounded number of outcomes for each session, and all operations of a request
+stay remembered until the request is answered. So every request of a batch has a session to itself
+while it is under way, and is small enough for it.
+"""
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from raftkv.client import codec
 from raftkv.client.calls import RESEND_WINDOW_S, Call, Caller, Problem, backoff_s
-from raftkv.client.errors import PreconditionFailedError, RaftkvError, UnknownOutcomeError
-from raftkv.client.session import Session, Ticket
-from raftkv.client.types import Delete, Get, OperationResult, Put
+from raftkv.client.errors import (
+    PreconditionFailedError,
+    RaftkvError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from raftkv.client.session import SessionPool, Ticket
+from raftkv.client.types import Bytes, Delete, Get, OperationResult, Put
 
 BatchResult = OperationResult | RaftkvError
 """What became of one operation of a batch."""
 
 Operation = Put | Delete | Get
 
+PIECE_OPERATIONS = 1000
+PIECE_BYTES = 4 * 2**20
+OPERATION_BYTES = 160
+"""What an operation takes beside its key and value, generously."""
+
 
 def run_batch(
-    caller: Caller, session: Session | None, operations: Sequence[Operation], timeout_s: float
+    caller: Caller,
+    sessions: SessionPool | None,
+    operations: Sequence[Operation],
+    timeout_s: float,
 ) -> list[BatchResult]:
     """Send ``operations``; see :meth:`raftkv.client.Client.batch`."""
-    if not operations:
-        return []
+    deadline = time.monotonic() + timeout_s
+    results: list[BatchResult] = []
+    for piece in _pieces(operations):
+        try:
+            results += _run_piece(caller, sessions, piece, deadline)
+        except RaftkvError as error:
+            if not results:
+                raise
+            # What was answered must not be lost; what was not sent is as definite as can be.
+            results += [error] * len(piece)
+            left = len(operations) - len(results)
+            results += [UnavailableError(f"not sent, after: {error}")] * left
+            break
+    return results
+
+
+def _pieces(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
+    """Cut a batch into requests that servers take."""
+    start = size = 0
+    for place, operation in enumerate(operations):
+        bytes_now = OPERATION_BYTES + _length(operation.key)
+        if isinstance(operation, Put):
+            bytes_now += _length(operation.value)
+        if place > start and (place - start == PIECE_OPERATIONS or size + bytes_now > PIECE_BYTES):
+            yield operations[start:place]
+            start, size = place, 0
+        size += bytes_now
+    if start < len(operations):
+        yield operations[start:]
+
+
+def _length(data: Bytes) -> int:
+    """At most how many bytes it has; text is not encoded for this."""
+    return 4 * len(data) if isinstance(data, str) else len(data)
+
+
+def _run_piece(
+    caller: Caller,
+    sessions: SessionPool | None,
+    operations: Sequence[Operation],
+    deadline: float,
+) -> list[BatchResult]:
     with contextlib.ExitStack() as stack:
         ticket = None
-        if session is not None:
+        if sessions is not None:
+            session = stack.enter_context(sessions.borrow())
             ticket = stack.enter_context(session.writes(len(operations)))
-        return _Batch(caller, ticket, operations).run(timeout_s)
+        return _Batch(caller, ticket, operations).run(deadline)
 
 
 class _Batch:
@@ -43,9 +102,8 @@ class _Batch:
         self._results: list[BatchResult] = [None] * len(operations)
         self._unknown: set[int] = set()
 
-    def run(self, timeout_s: float) -> list[BatchResult]:
+    def run(self, deadline: float) -> list[BatchResult]:
         started = time.monotonic()
-        deadline = started + timeout_s
         waiting = list(range(len(self._operations)))
         rounds = 0
         while True:

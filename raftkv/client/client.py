@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from raftkv.client import codec
 from raftkv.client.batches import BatchResult, run_batch
 from raftkv.client.calls import Call, Caller
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.errors import InvalidRequestError, ServerError, UnknownOutcomeError
-from raftkv.client.session import Session
+from raftkv.client.session import Session, SessionPool
 from raftkv.client.transport import Answer, Transport
 from raftkv.client.types import (
     Bytes,
@@ -65,6 +65,7 @@ class Client:
         )
         self._timeout_s = timeout_s
         self._session = Session() if idempotent else None
+        self._batch_sessions = SessionPool() if idempotent else None
         headers = {"User-Agent": f"raftkv-python/{__version__}"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -216,15 +217,15 @@ class Client:
     def batch(
         self, operations: Sequence[Put | Delete | Get], *, timeout_s: float | None = None
     ) -> list[BatchResult]:
-        """Do many independent operations with one request; results are in their order.
+        """Do many independent operations with few requests; results are in their order.
 
         Not a transaction: each succeeds or fails by itself, so an error is a *value* in the list
         where it belongs. Only what failed for the moment is sent again.
 
         Raises:
-            RaftkvError: The whole request failed, and what kind of error it is holds for all.
+            RaftkvError: Nothing was answered, and what kind of error it is holds for all.
         """
-        return run_batch(self._caller, self._session, operations, self._timeout(timeout_s))
+        return run_batch(self._caller, self._batch_sessions, operations, self._timeout(timeout_s))
 
     def txn(
         self,
@@ -247,9 +248,14 @@ class Client:
 
     # --- operators ------------------------------------------------------------------------------
 
-    def status(self, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """What the cluster looks like from the node that answers."""
-        return codec.document_of(self._read("/v1/status", timeout_s))
+    def status(
+        self,
+        scope: Literal["local", "cluster"] = "cluster",
+        *,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """What the cluster looks like; ``local`` is what the node that answers knows alone."""
+        return codec.document_of(self._read(f"/v1/status?scope={scope}", timeout_s))
 
     def nodes(self, *, timeout_s: float | None = None) -> dict[str, Any]:
         """All nodes, and which of them answered."""

@@ -74,3 +74,22 @@ class Ticket:
     def low(self) -> int:
         """The watermark as it is now."""
         return self._owner.low(self)
+
+
+class SessionPool:
+    """Sessions for use by one caller at a time. The lock guards the idle ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+
+    @contextmanager
+    def borrow(self) -> Iterator[Session]:
+        """Have a session alone; the one used last is lent first, so that few are kept alive."""
+        with self._lock:
+            session = self._idle.pop() if self._idle else Session()
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._idle.append(session)

@@ -119,19 +119,26 @@ def _read(endpoint: str, response: urllib3.BaseHTTPResponse, deadline: float) ->
     """Read the body piece by piece: a socket time-out alone would let a dripping one go on."""
     pieces = []
     try:
-        for piece in response.stream(_BODY_CHUNK_BYTES):
+        while piece := _read_some(response, deadline):
             pieces.append(piece)
-            if time.monotonic() > deadline:
-                response.close()
-                break
-        else:
-            response.release_conn()
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status, headers, b"".join(pieces))
     except (HTTPError, OSError) as error:
         response.close()
         raise Lost(f"{endpoint}: {_reason(error)}") from error
-    raise Lost(f"{endpoint}: the answer came too slowly")
+    response.release_conn()
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(response.status, headers, b"".join(pieces))
+
+
+def _read_some(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """Wait for what comes next, not for a whole chunk of it, and never past the deadline."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the answer came too slowly")
+    # None where the server closes after its answer; the time-out of the request then goes on.
+    sock = getattr(response.connection, "sock", None)
+    if sock is not None:
+        sock.settimeout(left_s)
+    return response.read1(_BODY_CHUNK_BYTES)
 
 
 def _is_bad_certificate(error: Exception) -> bool:

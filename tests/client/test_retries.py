@@ -1,0 +1,254 @@
+"""When the client tries again, when it must not, and what it believes in the end."""
+
+import time
+
+import pytest
+from fake_server import (
+    Behaviour,
+    answer,
+    drip,
+    get_answer,
+    hang_up,
+    hang_up_in_the_body,
+    hang_up_in_the_head,
+    nobody,
+    problem,
+    put_answer,
+    reset,
+    serving,
+    silent,
+)
+
+from raftkv.client import (
+    AccessError,
+    BusyError,
+    Client,
+    DefiniteError,
+    DiskFullError,
+    PreconditionFailedError,
+    ServerError,
+    TooLargeError,
+    UnavailableError,
+    UnknownOutcomeError,
+    calls,
+)
+from raftkv.client.transport import Answer
+
+LOSSES = [hang_up, hang_up_in_the_head, hang_up_in_the_body, reset]
+NO_LEADER = problem(503, "no_leader", definite=True, retry_after_ms=1)
+UNKNOWN = problem(504, "unknown", definite=False)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "BACKOFF_FIRST_S", 0.001)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_write_whose_answer_is_lost_is_sent_again_under_the_same_number(
+    loss: Behaviour,
+) -> None:
+    """Wherever the connection breaks, the repetition carries the session and sequence."""
+    with serving(loss, put_answer(revision=9)) as server, Client(server.url) as client:
+        assert client.put("k", b"v").revision == 9
+    first, second = server.received
+    assert first.headers["raftkv-session"] == second.headers["raftkv-session"]
+    assert (first.method, first.target, first.body) == (second.method, second.target, second.body)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_write_without_idempotency_is_not_sent_again(loss: Behaviour) -> None:
+    """Wherever the connection breaks, one attempt is made and the outcome is called unknown."""
+    with (
+        serving(loss) as server,
+        Client(server.url, idempotent=False) as client,
+        pytest.raises(UnknownOutcomeError),
+    ):
+        client.put("k", b"v")
+    assert len(server.received) == 1
+    assert "raftkv-session" not in server.received[0].headers
+
+
+def test_a_write_without_idempotency_is_sent_again_after_a_definite_refusal() -> None:
+    """A refusal that says definite cannot have been applied, so repeating it is safe."""
+    with serving(NO_LEADER, put_answer()) as server, Client(server.url, idempotent=False) as c:
+        assert c.put("k", b"v").created
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        problem(503, "unavailable", definite=False),
+        answer(502, b"Bad Gateway", Content_Type="text/html"),
+    ],
+)
+def test_a_refusal_that_does_not_say_definite_counts_as_unknown(refusal: Behaviour) -> None:
+    """A 5xx without definite: true, and one without a problem document, may be applied."""
+    with (
+        serving(refusal) as server,
+        Client(server.url, idempotent=False) as client,
+        pytest.raises(UnknownOutcomeError),
+    ):
+        client.delete("k")
+
+
+def test_once_unknown_a_later_definite_refusal_does_not_make_it_definite() -> None:
+    """The refusal speaks for its own attempt; the lost one may have been applied."""
+    too_large = problem(413, "too_large", definite=True)
+    with (
+        serving(hang_up, too_large) as server,
+        Client(server.url) as client,
+        pytest.raises(UnknownOutcomeError, match="then: about too_large"),
+    ):
+        client.put("k", b"v")
+
+
+def test_once_unknown_a_failed_precondition_is_the_answer() -> None:
+    """The shard remembers the outcome under the number: 412 is the write's own result."""
+    failed = problem(412, "precondition", definite=True, revision=12)
+    with (
+        serving(hang_up, failed) as server,
+        Client(server.url) as client,
+        pytest.raises(PreconditionFailedError) as caught,
+    ):
+        client.cas("k", b"v", revision=11)
+    assert caught.value.current_revision == 12
+    assert [request.headers["if-match"] for request in server.received] == ['"11"', '"11"']
+
+
+def test_unknown_until_the_time_is_up_is_unknown() -> None:
+    """When every attempt ends without knowledge the caller is told so, in time."""
+    with serving(*[UNKNOWN] * 3, silent) as server, Client(server.url) as client:
+        started = time.monotonic()
+        with pytest.raises(UnknownOutcomeError):
+            client.put("k", b"v", timeout_s=0.3)
+        assert time.monotonic() - started < 1
+
+
+def test_unknown_then_success_is_success() -> None:
+    """The write's own idempotency makes the repetition's answer the answer."""
+    with serving(UNKNOWN, put_answer(3, 2)) as server, Client(server.url) as client:
+        assert client.put("k", b"v").version == 2
+
+
+def test_an_unknown_write_is_not_repeated_once_its_number_may_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Past the window in which outcomes are remembered a repetition could apply it twice."""
+    monkeypatch.setattr(calls, "RESEND_WINDOW_S", -1.0)
+    with (
+        serving(hang_up) as server,
+        Client(server.url) as client,
+        pytest.raises(UnknownOutcomeError),
+    ):
+        client.put("k", b"v")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_failed_read_is_definite(loss: Behaviour) -> None:
+    """A read changes nothing: it is repeated, and its failure is never called unknown."""
+    with serving(loss, get_answer(b"x")) as server, Client(server.url) as client:
+        entry = client.get("k")
+    assert entry is not None
+    assert entry.value == b"x"
+    with Client(nobody(), timeout_s=0.05) as client, pytest.raises(UnavailableError):
+        client.get("k")
+
+
+def test_a_node_that_refuses_connections_is_left_for_the_next_one() -> None:
+    """Nothing was sent, so even a write without idempotency goes on to another node."""
+    with serving(*[put_answer()] * 6) as server:
+        for _ in range(6):  # the first endpoint is chosen at random
+            with Client([nobody(), server.url], idempotent=False) as client:
+                assert client.put("k", b"v").revision == 7
+
+
+def test_a_frozen_node_is_left_after_the_time_of_one_attempt() -> None:
+    """A node that accepts and says nothing costs one attempt, not the whole deadline."""
+    with serving(silent) as frozen, serving(put_answer(), put_answer()) as alive:
+        client = Client([frozen.url, alive.url], attempt_timeout_s=0.2, timeout_s=5)
+        client._endpoints._current = 0
+        started = time.monotonic()
+        client.put("k", b"v")
+        assert 0.15 < time.monotonic() - started < 2
+        # Suspected now, the frozen node is not asked again.
+        client.put("k", b"w")
+        client.close()
+
+
+def test_without_any_node_the_failure_is_definite_and_in_time() -> None:
+    """Nothing was sent by any attempt."""
+    started = time.monotonic()
+    with Client([nobody(), nobody()], timeout_s=0.3) as client, pytest.raises(UnavailableError):
+        client.put("k", b"v")
+    assert time.monotonic() - started < 1
+
+
+def test_the_deadline_holds_against_an_answer_that_drips() -> None:
+    """Each byte comes in time, the whole does not: the call ends by its deadline."""
+    with serving(drip) as server, Client(server.url, timeout_s=0.3) as client:
+        started = time.monotonic()
+        with pytest.raises(UnavailableError):
+            client.get("k")
+        assert time.monotonic() - started < 1
+
+
+def test_retry_after_is_honoured_within_the_deadline() -> None:
+    """The pause is at least what the server asks; one longer than the deadline ends the call."""
+    busy = problem(429, "busy", definite=True, retry_after_ms=200)
+    with serving(busy, put_answer()) as server, Client(server.url) as client:
+        started = time.monotonic()
+        client.put("k", b"v")
+        assert time.monotonic() - started >= 0.2
+    very_busy = problem(429, "busy", definite=True, retry_after_ms=60_000)
+    with serving(very_busy) as server, Client(server.url, timeout_s=5) as client:
+        started = time.monotonic()
+        with pytest.raises(BusyError):
+            client.put("k", b"v")
+        assert time.monotonic() - started < 1
+
+
+def test_the_header_retry_after_is_understood_without_a_document() -> None:
+    """Something between client and server may say it in the header only."""
+    busy = Answer(429, {"retry-after": "2"}, b"")
+    assert calls._retry_after_s(calls.problem_of(busy), busy) == 2
+
+
+def test_the_server_is_told_the_time_that_is_left() -> None:
+    """It gives up a little earlier than the client, so that its own account arrives."""
+    with serving(put_answer()) as server, Client(server.url, idempotent=False) as client:
+        client.put("k", b"v", timeout_s=2.0)
+    assert 1500 < int(server.received[0].headers["raftkv-timeout-ms"]) <= 1800
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (401, "unauthorized", AccessError),
+        (403, "forbidden", AccessError),
+        (413, "too_large", TooLargeError),
+        (507, "disk_full", DiskFullError),
+    ],
+)
+def test_each_definite_refusal_has_its_exception(
+    status: int, code: str, kind: type[DefiniteError]
+) -> None:
+    """The exception is typed, definite, and carries the server's words and status."""
+    refusal = problem(status, code, definite=True, retry_after_ms=60_000)
+    with (
+        serving(refusal) as server,
+        Client(server.url) as client,
+        pytest.raises(kind, match=f"about {code}") as caught,
+    ):
+        client.put("k", b"v")
+    assert caught.value.status == status
+
+
+def test_a_success_that_is_no_answer_of_raftkv_is_not_trusted() -> None:
+    """A captive portal's 200 is no proof of a write, and none of a read."""
+    portal = answer(200, b"<html>", Content_Type="text/html")
+    with serving(portal, portal) as server, Client(server.url) as client:
+        with pytest.raises(UnknownOutcomeError):
+            client.put("k", b"v")
+        with pytest.raises(ServerError):
+            client.get("k")
