@@ -1,0 +1,400 @@
+"""Snapshot files: one per group, replaced as a whole and never by an older one.
+
+A snapshot is written under a temporary name, synced, renamed and its directory synced; so under
+its final name there is always one complete snapshot or none. Its checksum is checked before
+anything of it is used (H5, H6): a reader iterates records, a sender reads the same file in chunks,
+a receiver writes such chunks and ends with the same checks as a reader.
+
+Every call blocks and belongs into a worker thread (or, for :class:`SnapshotWriter` up to
+``seal``, into a forked child). One writer and one receiver per group may be at work at a time;
+the caller sees to that.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+import msgspec
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.storage.disk import Disk, DiskError, DiskFile, NoSuchFile
+
+FORMAT: Final = 1
+MAGIC: Final = b"raftkvSN"
+RECORD_BYTES_MAX: Final = 64 * 2**20
+"""A longer record is a mistake of the writer; the bound keeps a reader's memory in check."""
+
+_PREFIX: Final = struct.Struct("<8sII")  # magic, format, length of the encoded header
+_CRC: Final = struct.Struct("<I")
+_LENGTH: Final = struct.Struct("<I")
+_TRAILER: Final = struct.Struct("<IQI")  # END, number of records, CRC of everything before it
+_END: Final = 0xFFFF_FFFF
+_HEADER_BYTES_MAX: Final = 64 * 1024
+_BLOCK: Final = 2**20
+_SYNC_BYTES: Final = 8 * 2**20
+"""Sync after so many bytes: one huge sync at the end would hold up the log's syncs behind it."""
+
+_SUFFIX: Final = ".snap"
+_WRITING: Final = ".writing"
+_RECEIVING: Final = ".receiving"
+
+
+class SnapshotDamaged(Exception):  # noqa: N818 - says what the file is
+    """The file is not a whole snapshot; nothing of it may be used."""
+
+    def __init__(self, file: Path, offset: int, reason: str) -> None:
+        self.file = file
+        self.offset = offset
+        self.reason = reason
+        super().__init__(f"{file}: snapshot damaged at byte {offset}: {reason}")
+
+
+class SnapshotStale(Exception):  # noqa: N818 - says what the new snapshot is
+    """The group has a snapshot that is as new or newer; the new one was dropped."""
+
+    def __init__(self, file: Path, offered: int, present: int) -> None:
+        super().__init__(f"{file}: snapshot at index {offered} dropped, one at {present} is here")
+
+
+class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a snapshot is of: every entry of ``group`` up to ``index``, which has ``term``.
+
+    ``digest``: of the state, so that a receiver can check what it built.
+    """
+
+    group: GroupId
+    index: int
+    term: int
+    digest: bytes = b""
+
+
+_header_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(SnapshotHeader)
+
+
+class SnapshotWriter:
+    """Writes one snapshot; nothing is visible to others before :meth:`commit`."""
+
+    def __init__(
+        self, store: "SnapshotStore", disk: Disk, path: Path, header: SnapshotHeader
+    ) -> None:
+        self.header = header
+        self._store = store
+        self._disk = disk
+        self._path = path
+        self._file = _create_anew(disk, path)
+        self._offset = 0
+        self._synced = 0
+        self._crc = 0
+        self._records = 0
+        self._pending = bytearray()
+        encoded = _header_encoder.encode(header)
+        prefix = _PREFIX.pack(MAGIC, FORMAT, len(encoded)) + encoded
+        self._pending += prefix + _CRC.pack(zlib.crc32(prefix))
+
+    def write(self, record: bytes) -> None:
+        """Add one record."""
+        if len(record) > RECORD_BYTES_MAX:
+            raise ValueError(f"snapshot record of {len(record)} bytes")
+        self._pending += _LENGTH.pack(len(record))
+        self._pending += record
+        self._records += 1
+        if len(self._pending) >= _BLOCK:
+            self._flush()
+
+    def seal(self) -> None:
+        """End and sync the file, without giving it its name.
+
+        A forked child ends here; its parent then calls :meth:`SnapshotStore.publish`, which must
+        not run in two processes at once.
+        """
+        self._flush()
+        tail = _TRAILER.pack(_END, self._records, 0)[: -_CRC.size]
+        self._pending += tail + _CRC.pack(zlib.crc32(tail, self._crc))
+        self._flush()
+        self._file.fdatasync()
+        self._file.close()
+
+    def commit(self) -> None:
+        """Make this the group's snapshot, durably; SnapshotStale if it is older than that one."""
+        try:
+            self.seal()
+        except DiskError:
+            self.abort()
+            raise
+        self._store.publish(self.header.group)
+
+    def abort(self) -> None:
+        """Throw away what was written."""
+        self._file.close()
+        with suppress(DiskError):  # a leftover is removed at the next start
+            self._disk.unlink(self._path)
+
+    def _flush(self) -> None:
+        self._file.pwrite(self._pending, self._offset)
+        self._offset += len(self._pending)
+        self._crc = zlib.crc32(self._pending, self._crc)
+        self._pending = bytearray()
+        if self._offset >= self._synced + _SYNC_BYTES:
+            self._file.fdatasync()
+            self._synced = self._offset
+
+
+class SnapshotReader:
+    """An open snapshot. It stays readable when a newer one takes its place."""
+
+    def __init__(self, file: DiskFile, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.size = file.size()
+        self.header, self._start = _read_header(file, path)
+
+    def verify(self) -> None:
+        """Read the whole file and raise SnapshotDamaged unless every check holds."""
+        for _ in self._walk():
+            pass
+
+    def records(self) -> Iterator[bytes]:
+        """Return the records; raises SnapshotDamaged at the latest after the last one.
+
+        So what was built from the records counts only once the iterator has ended by itself.
+        """
+        return self._walk()
+
+    def read_chunk(self, offset: int, length: int) -> bytes:
+        """Bytes of the file as they are, for sending; shorter only at the end."""
+        return self._file.pread(length, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _walk(self) -> Iterator[bytes]:
+        """Yield records, check the trailer. One block and one record in memory."""
+        source = _Source(self._file, self._path, self.size)
+        source.take(self._start)
+        records = 0
+        while True:
+            at = source.position
+            (length,) = _LENGTH.unpack(source.take(_LENGTH.size))
+            if length == _END:
+                break
+            if length > RECORD_BYTES_MAX:
+                raise SnapshotDamaged(self._path, at, f"record of {length} bytes")
+            yield source.take(length)
+            records += 1
+        (count,) = struct.unpack("<Q", source.take(8))
+        crc = source.crc
+        (expected,) = _CRC.unpack(source.take(_CRC.size))
+        if crc != expected:
+            raise SnapshotDamaged(self._path, source.position, "checksum mismatch")
+        if count != records or source.position != self.size:
+            raise SnapshotDamaged(self._path, source.position, "it does not end where it should")
+
+
+class SnapshotReceiver:
+    """Takes the bytes of another node's snapshot file, in order.
+
+    Its bytes count for nothing before :meth:`finish` has returned: only then is it durable (H6).
+    """
+
+    def __init__(self, store: "SnapshotStore", disk: Disk, path: Path, group: GroupId) -> None:
+        self.received = 0
+        """How many bytes are here; the offset that comes next."""
+        self._store = store
+        self._disk = disk
+        self._path = path
+        self._group = group
+        self._synced = 0
+        self._file = _create_anew(disk, path)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Add ``data``; ``offset`` must be ``received``."""
+        if offset != self.received:
+            raise ValueError(f"snapshot chunk at {offset}, expected {self.received}")
+        self._file.pwrite(data, offset)
+        self.received += len(data)
+        if self.received >= self._synced + _SYNC_BYTES:
+            self._file.fdatasync()
+            self._synced = self.received
+
+    def finish(self) -> SnapshotHeader:
+        """Check, sync and make it the group's snapshot.
+
+        Raises SnapshotDamaged, SnapshotStale or DiskError; then the one that was here still is.
+        """
+        try:
+            header = self._checked_header()
+            self._file.fdatasync()
+        except (SnapshotDamaged, DiskError):
+            self.abort()
+            raise
+        self._file.close()
+        self._store.publish(self._group, received=True)
+        return header
+
+    def _checked_header(self) -> SnapshotHeader:
+        reader = SnapshotReader(self._file, self._path)
+        if reader.header.group != self._group:
+            reason = f"it is of group {reader.header.group}, not {self._group}"
+            raise SnapshotDamaged(self._path, 0, reason)
+        reader.verify()
+        return reader.header
+
+    def abort(self) -> None:
+        """Throw away what was received."""
+        self._file.close()
+        with suppress(DiskError):  # a leftover is removed at the next start
+            self._disk.unlink(self._path)
+
+
+class SnapshotStore:
+    """The snapshots of one node.
+
+    ``_publishing`` guards the step from "is it newer?" to the rename, so that a writer and a
+    receiver that end together cannot put the older one last.
+    """
+
+    def __init__(self, disk: Disk, directory: Path) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._publishing = Lock()
+        for name in disk.listdir(directory):
+            if name.endswith((_SUFFIX + _WRITING, _SUFFIX + _RECEIVING)):
+                disk.unlink(directory / name)
+        # A rename may be visible here that a crash of the machine could still undo.
+        disk.fsync_dir(directory)
+
+    def begin(self, header: SnapshotHeader) -> SnapshotWriter:
+        """Start to write a snapshot; an unfinished one of the same group is thrown away."""
+        path = self._path(header.group)
+        return SnapshotWriter(self, self._disk, path.with_name(path.name + _WRITING), header)
+
+    def receive(self, group: GroupId) -> SnapshotReceiver:
+        """Start to receive a snapshot; an unfinished one of the same group is thrown away."""
+        path = self._path(group)
+        return SnapshotReceiver(self, self._disk, path.with_name(path.name + _RECEIVING), group)
+
+    def open(self, group: GroupId) -> SnapshotReader | None:
+        """Open the group's snapshot, None if it has none; only the header is checked yet."""
+        return self._open(self._path(group))
+
+    def header(self, group: GroupId) -> SnapshotHeader | None:
+        """Header of the group's snapshot, None if it has none."""
+        reader = self.open(group)
+        if reader is None:
+            return None
+        reader.close()
+        return reader.header
+
+    def groups(self) -> list[GroupId]:
+        """Which groups have a snapshot."""
+        found = (_group_of(name) for name in self._disk.listdir(self._directory))
+        return sorted(group for group in found if group is not None)
+
+    def publish(self, group: GroupId, *, received: bool = False) -> None:
+        """Give a sealed snapshot its name; SnapshotStale, and it is gone, unless it is newer."""
+        path = self._path(group)
+        sealed = path.with_name(path.name + (_RECEIVING if received else _WRITING))
+        with self._publishing:
+            new, old = self._header_at(sealed), self._header_at(path)
+            if new is None:
+                raise NoSuchFile(sealed, "publish", "no sealed snapshot")
+            if old is not None and (new.index, new.term) <= (old.index, old.term):
+                self._disk.unlink(sealed)
+                raise SnapshotStale(path, new.index, old.index)
+            self._disk.rename(sealed, path)
+            self._disk.fsync_dir(self._directory)
+
+    def _header_at(self, path: Path) -> SnapshotHeader | None:
+        reader = self._open(path)
+        if reader is None:
+            return None
+        reader.close()
+        return reader.header
+
+    def _open(self, path: Path) -> SnapshotReader | None:
+        try:
+            file = self._disk.open(path)
+        except NoSuchFile:
+            return None
+        try:
+            return SnapshotReader(file, path)
+        except BaseException:
+            file.close()
+            raise
+
+    def _path(self, group: GroupId) -> Path:
+        return self._directory / f"group-{group.shard}-{group.generation}{_SUFFIX}"
+
+
+class _Source:
+    """Reads a file forwards in blocks and keeps the CRC of what was taken."""
+
+    def __init__(self, file: DiskFile, path: Path, size: int) -> None:
+        self.position = 0
+        self.crc = 0
+        self._file = file
+        self._path = path
+        self._size = size
+        self._block = b""
+        self._used = 0
+
+    def take(self, length: int) -> bytes:
+        """Return the next ``length`` bytes; SnapshotDamaged if the file ends before."""
+        if self.position + length > self._size:
+            raise SnapshotDamaged(self._path, self.position, "the file ends too early")
+        if self._used + length > len(self._block):
+            ahead = self._block[self._used :]
+            start = self.position + len(ahead)
+            self._block = ahead + self._file.pread(max(_BLOCK, length), start)
+            self._used = 0
+        data = self._block[self._used : self._used + length]
+        self._used += length
+        self.position += length
+        self.crc = zlib.crc32(data, self.crc)
+        return data
+
+
+def _read_header(file: DiskFile, path: Path) -> tuple[SnapshotHeader, int]:
+    """Return the header and where the records begin."""
+    prefix = file.pread(_PREFIX.size, 0)
+    if len(prefix) < _PREFIX.size:
+        raise SnapshotDamaged(path, 0, f"{len(prefix)} bytes are too few for a snapshot")
+    magic, form, length = _PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise SnapshotDamaged(path, 0, "this is not a raftkv snapshot")
+    if form != FORMAT:
+        reason = f"format {form} is unknown to this version (it knows {FORMAT})"
+        raise SnapshotDamaged(path, 0, reason)
+    if length > _HEADER_BYTES_MAX:
+        raise SnapshotDamaged(path, 0, f"header of {length} bytes")
+    rest = file.pread(length + _CRC.size, _PREFIX.size)
+    encoded, crc = rest[:length], rest[length:]
+    if crc != _CRC.pack(zlib.crc32(prefix + encoded)):
+        raise SnapshotDamaged(path, 0, "header checksum mismatch")
+    try:
+        return _header_decoder.decode(encoded), _PREFIX.size + length + _CRC.size
+    except msgspec.DecodeError as error:
+        raise SnapshotDamaged(path, _PREFIX.size, f"header is malformed: {error}") from error
+
+
+def _create_anew(disk: Disk, path: Path) -> DiskFile:
+    with suppress(NoSuchFile):
+        disk.unlink(path)
+    return disk.create(path)
+
+
+def _group_of(name: str) -> GroupId | None:
+    """Group of a snapshot's file name, None for any other name."""
+    parts = name.removesuffix(_SUFFIX).split("-")
+    if not name.endswith(_SUFFIX) or len(parts) != 3 or parts[0] != "group":  # noqa: PLR2004 - group-shard-generation
+        return None
+    try:
+        return GroupId(int(parts[1]), int(parts[2]))
+    except ValueError:
+        return None
