@@ -1,0 +1,142 @@
+"""When a leader forgets idempotency memory: never early, in the end always, idle when idle."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftkv.core.expiry import ExpiryClock
+from raftkv.core.operations import (
+    BATCH_FORMAT,
+    Batch,
+    Command,
+    Delete,
+    Forget,
+    FreeKey,
+    Idempotency,
+    Put,
+    SessionKey,
+    Txn,
+)
+from raftkv.core.state_machine import StateMachine
+
+LIFETIME_S = 120.0
+
+
+class Leader:
+    """A shard and its leader's clock, with a time that the test moves."""
+
+    def __init__(self) -> None:
+        self.state = StateMachine(1, lambda _key: True)
+        self.now_s = 1_000.0
+        self.proposals = 0
+        self.lead()
+
+    def lead(self) -> None:
+        """Begin to lead: a new clock that knows nothing."""
+        self.clock = ExpiryClock(self.state.memory, lifetime_s=LIFETIME_S)
+
+    def write(self, name: Idempotency) -> None:
+        """Apply a write under a name."""
+        self._apply(Put(b"k", b""), name)
+
+    def run(self, seconds: float, step_s: float = 1.0) -> None:
+        """Poll for some time and apply at once what is proposed."""
+        end_s = self.now_s + seconds
+        while self.now_s < end_s:
+            self.now_s += step_s
+            forget = self.clock.poll(self.now_s)
+            if forget is not None:
+                self.proposals += 1
+                self._apply(forget, None)
+
+    @property
+    def names(self) -> set[str]:
+        """All names remembered."""
+        return {*self.state.free_keys(), *self.state.sessions()}
+
+    def _apply(self, operation: Put | Delete | Txn | Forget, name: Idempotency | None) -> None:
+        self.state.apply(Batch(BATCH_FORMAT, 1, 0, (Command(operation, name),)))
+
+
+def test_a_name_lives_its_time_and_not_much_longer() -> None:
+    """Still there after 120 s, gone by 150 s."""
+    leader = Leader()
+    leader.write(FreeKey("f"))
+    leader.write(SessionKey("s", 0, 0))
+    leader.run(LIFETIME_S)
+    assert leader.names == {"f", "s"}
+    leader.run(30)
+    assert leader.names == set()
+
+
+def test_a_session_in_use_lives_on() -> None:
+    """Every use counts anew; a free-form key's time began when it was applied."""
+    leader = Leader()
+    leader.write(FreeKey("f"))
+    for sequence in range(10):
+        leader.write(SessionKey("s", sequence, sequence))
+        leader.run(60)
+    assert leader.names == {"s"}
+
+
+def test_an_idle_shard_proposes_nothing() -> None:
+    """After the last name is forgotten the log stays still."""
+    leader = Leader()
+    leader.run(500)
+    assert leader.proposals == 0
+    leader.write(FreeKey("f"))
+    leader.run(500)
+    assert (leader.proposals, leader.names) == (2, set())
+
+
+def test_a_new_leader_gives_every_name_its_whole_time() -> None:
+    """It cannot know how long they have lived."""
+    leader = Leader()
+    leader.write(FreeKey("f"))
+    leader.run(LIFETIME_S - 1)
+    leader.lead()
+    leader.run(LIFETIME_S)
+    assert leader.names == {"f"}
+    leader.run(30)
+    assert leader.names == set()
+
+
+def test_one_proposal_at_a_time_and_a_lost_one_is_made_again() -> None:
+    """Nothing piles up in the log while a proposal is on its way."""
+    leader = Leader()
+    leader.write(FreeKey("f"))
+    leader.run(LIFETIME_S + 9)
+    proposed = [leader.clock.poll(leader.now_s + second) for second in range(20)]
+    assert 2 <= sum(forget is not None for forget in proposed) <= 4
+    assert leader.names == {"f"}
+
+
+def test_many_names_are_forgotten_in_bounded_portions() -> None:
+    """A Forget is bounded, and the next poll goes on."""
+    leader = Leader()
+    for number in range(2_500):
+        leader.write(FreeKey(f"f{number}"))
+    leader.run(LIFETIME_S + 15)
+    assert leader.names == set()
+    assert leader.proposals == 4  # one that ends the epoch, and three portions
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c"]), st.floats(0, 200), st.booleans()), max_size=12
+    )
+)
+def test_no_name_is_ever_forgotten_early(steps: list[tuple[str, float, bool]]) -> None:
+    """Whatever is used when, and however often leaders change."""
+    leader = Leader()
+    used_at: dict[str, float] = {}
+    for name, pause_s, is_new_leader in steps:
+        sequence = len(used_at)
+        leader.write(SessionKey(name, sequence, 0))
+        used_at[name] = leader.now_s
+        if is_new_leader:
+            leader.lead()
+        leader.run(pause_s, step_s=3.0)
+        alive = {n for n, at in used_at.items() if leader.now_s - at < LIFETIME_S}
+        assert alive <= leader.names
+    leader.run(2 * LIFETIME_S)
+    assert leader.names == set()
