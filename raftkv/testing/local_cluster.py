@@ -191,7 +191,8 @@ class LocalCluster:
             check=False,
         )
         if result.returncode != 0:
-            raise ClusterError(result.stderr.strip() or f"init of {node.name} failed")
+            said = result.stderr.strip().removeprefix("raftkv: ")
+            raise ClusterError(said or f"init of {node.name} ended with {result.returncode}")
 
     def stop(self) -> None:
         """Stop every node cleanly; one that does not stop in time is killed."""

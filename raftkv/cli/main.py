@@ -1,0 +1,75 @@
+"""The ``raftkv`` command: what each subcommand is called and which module holds it.
+
+A subcommand's module is imported when it is run: ``raftkv get`` must not wait for the imports of
+``raftkv serve``.
+"""
+
+import importlib
+
+import click
+
+from raftkv.version import __version__
+
+# name: (module, the click command in it, one line for the overview)
+COMMANDS = {
+    "dev": ("raftkv.cli.dev", "dev_command", "Run a local cluster in the foreground."),
+    "init": ("raftkv.cli.serve", "init_command", "Make the data directory of a node."),
+    "serve": ("raftkv.cli.serve", "serve_command", "Run one node."),
+    "get": ("raftkv.cli.data", "get_command", "Read one key."),
+    "put": ("raftkv.cli.data", "put_command", "Set one key."),
+    "del": ("raftkv.cli.data", "del_command", "Remove one key."),
+    "scan": ("raftkv.cli.data", "scan_command", "List keys in byte order."),
+    "status": ("raftkv.cli.operators", "status_command", "Show nodes, shards and leaders."),
+    "explain": ("raftkv.cli.operators", "explain_command", "Show where a key lives and why."),
+    "transfer-leader": (
+        "raftkv.cli.operators",
+        "transfer_command",
+        "Hand the leadership of a shard to another node.",
+    ),
+    "ring": ("raftkv.cli.ring", "ring_command", "Show how evenly keys spread over shards."),
+    "certs": ("raftkv.cli.certs", "certs_command", "Make certificates for mutual TLS."),
+    "token": ("raftkv.cli.token", "token_command", "Make a bearer token for HTTP."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used; the overview imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which a newcomer meets them."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 -- the table above is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview from the table."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raftkv")
+def cli() -> None:
+    """A strongly consistent, sharded key-value store.
+
+    raftkv dev starts a cluster of three nodes on this machine; raftkv put, get and scan use it.
+    """
+
+
+def main() -> None:
+    """Run the command of this process's arguments."""
+    cli(prog_name="raftkv")
+
+
+if __name__ == "__main__":
+    main()

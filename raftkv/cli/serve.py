@@ -1,0 +1,164 @@
+"""``raftkv init`` and ``raftkv serve``: one node's directory, one node's life."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from raftkv.cli.config import ConfigError, load
+from raftkv.engine.config import NodeConfig
+from raftkv.engine.pidfile import PidFile, PidFileError
+
+EXIT_REFUSED = 1
+_TERMINAL = "/dev/tty"
+
+_config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=Path("node.toml"),
+    show_default=True,
+    help="The node's configuration.",
+)
+
+
+def refuse(message: object) -> NoReturn:
+    """End with one line for the operator."""
+    click.echo(f"raftkv: {message}", err=True)
+    sys.exit(EXIT_REFUSED)
+
+
+def load_or_refuse(config_file: Path) -> NodeConfig:
+    """Read the configuration, or end with what is wrong in it."""
+    try:
+        return load(config_file)
+    except ConfigError as error:
+        refuse(error)
+
+
+@click.command("init")
+@_config_option
+@click.option(
+    "--if-needed",
+    is_flag=True,
+    help="Succeed if the directory is this node's already. Beware: after the loss of a disk this "
+    "makes an empty node, which the others will refuse.",
+)
+def init_command(config_file: Path, *, if_needed: bool) -> None:
+    """Make the data directory of a new node and mint its identity."""
+    from raftkv.storage.data_dir import (  # noqa: PLC0415 -- after a bad configuration is refused
+        DataDirError,
+        init_data_dir,
+        open_data_dir,
+    )
+    from raftkv.storage.disk import RealDisk  # noqa: PLC0415 -- same
+
+    config = load_or_refuse(config_file)
+    disk, path = RealDisk(), Path(config.node.data_dir)
+    identity = (config.cluster.id, config.node.name)
+    try:
+        if if_needed and (path / "identity").exists():
+            open_data_dir(disk, path, *identity).close()
+            click.echo(f"{path} is the data directory of node {config.node.name} already")
+            return
+        init_data_dir(disk, path, *identity, segment_bytes=config.limits.wal_segment_bytes)
+    except DataDirError as error:
+        refuse(error)
+    click.echo(f"made {path} for node {config.node.name} of cluster {config.cluster.id}")
+
+
+@click.command("serve")
+@_config_option
+@click.option(
+    "--until-eof",
+    is_flag=True,
+    help="Stop when standard input ends, so that the node does not outlive its supervisor.",
+)
+def serve_command(config_file: Path, *, until_eof: bool) -> None:
+    """Run one node until SIGTERM or Ctrl-C.
+
+    The process leads a process group of its own; its HTTP workers are in it and end with it.
+    """
+    config = load_or_refuse(config_file)
+    _log_to_stderr(config.node.name)
+    from raftkv.engine.node import run_node  # noqa: PLC0415 -- after a bad configuration is refused
+
+    if until_eof:
+        threading.Thread(target=_stop_at_eof, name="until-eof", daemon=True).start()
+    pid_file = config.node.pid_file
+    try:
+        with _own_process_group(), PidFile(Path(pid_file)) if pid_file else nullcontext():
+            code = run_node(config)
+    except PidFileError as error:
+        refuse(error)
+    sys.exit(code)
+
+
+def _log_to_stderr(node: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s.%(msecs)03d {node} %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+def _stop_at_eof() -> None:
+    """Wait for the supervisor's end, then stop like on SIGTERM."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _own_process_group() -> Iterator[None]:
+    """Lead a process group, so that one signal reaches the whole node and nothing else.
+
+    Where the node runs in the foreground of a terminal without leading its group (started by a
+    script, by make), the new group takes the foreground over: Ctrl-C must still reach it.
+    """
+    old_group = os.getpgrp()
+    if old_group == os.getpid():
+        yield
+        return
+    os.setpgid(0, 0)
+    terminal = _terminal_in_foreground(old_group)
+    try:
+        if terminal is not None:
+            _set_foreground(terminal, os.getpid())
+        yield
+    finally:
+        if terminal is not None:
+            _set_foreground(terminal, old_group)
+            os.close(terminal)
+
+
+def _terminal_in_foreground(group: int) -> int | None:
+    """The controlling terminal, if ``group`` is the one that it talks to."""
+    try:
+        terminal = os.open(_TERMINAL, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None  # no terminal: nobody can press Ctrl-C
+    if os.tcgetpgrp(terminal) == group:
+        return terminal
+    os.close(terminal)
+    return None
+
+
+def _set_foreground(terminal: int, group: int) -> None:
+    # A group in the background that does this is stopped by SIGTTOU unless it ignores it.
+    old = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        # The old group can be gone by now; then there is nobody to give the terminal back to.
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(terminal, group)
+    finally:
+        signal.signal(signal.SIGTTOU, old)
