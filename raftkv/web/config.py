@@ -47,7 +47,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operator_threads: int = 8
     operator_queue_max: int = 64
     """Requests that run in or wait for the threads of the Flask side."""
-    stop_grace_s: float = 10.0
+    stop_grace_s: float = 5.0
     """How long a stopping worker waits for what is in flight."""
 
 

@@ -6,6 +6,7 @@ goes to the Flask application, which runs in a small pool of threads; its reques
 read here first, so that no slow client ever holds a thread.
 """
 
+import asyncio
 import logging
 import time
 import urllib.parse
@@ -77,6 +78,7 @@ class Lane:
         )
         self._me = served_headers(Served(node=config.node_name))
         self._in_flight = 0
+        self._answering = 0
         self._operators = WSGIMiddleware(
             cast("Any", RawPath(operators)), workers=limits.operator_threads
         )
@@ -84,8 +86,20 @@ class Lane:
         metrics.in_flight.set_function(lambda: self._in_flight)
         metrics.body_bytes.set_function(lambda: self._intake.bytes_held)
 
+    @property
+    def answering(self) -> int:
+        """Requests that have arrived in full and are not answered yet; a stop waits for them."""
+        return self._answering + self._operators_busy
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (or the server's lifespan), as ASGI defines it."""
+        try:
+            await self._dispatch(scope, receive, send)
+        except asyncio.CancelledError:
+            # Granian cancels the task when the client has gone: the end of it, and no error.
+            _LOG.debug("the client went away before its answer")
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._operators(cast("Any", scope), cast("Any", receive), cast("Any", send))
             return
@@ -134,6 +148,7 @@ class Lane:
         if action.body_bytes_max:
             check_declared_length(headers, action.body_bytes_max)
             body = await self._intake.read(receive, action.body_bytes_max)
+        self._answering += 1
         try:
             plan = action.parse(
                 HttpRequest(
@@ -149,6 +164,7 @@ class Lane:
                 return plan.respond(await self._call(plan.request, plan.timeout_s))
             return await self._stream(plan, scope["method"], send)
         finally:
+            self._answering -= 1
             self._intake.release(len(body))
 
     async def _call(self, request: Request, timeout_s: float) -> Reply:
@@ -179,6 +195,9 @@ class Lane:
                 chunk = scan.feed(await self._call(scan.request, scan.timeout_s))
             except HttpError as error:
                 chunk = scan.fail(error)
+            except Exception:  # noqa: BLE001 (too late for a 500: the last line has to say it)
+                _LOG.exception("a streamed scan failed")
+                chunk = scan.fail(HttpError("internal", "see the server's log"))
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None

@@ -43,6 +43,8 @@ HEADER_TIMEOUT_MS = 30_000
 """For the head of a request, so that half-sent ones do not stay for ever."""
 
 _PR_SET_PDEATHSIG = 1
+_QUIET_ROUNDS = 5
+_QUIET_ROUND_S = 0.05
 _LOG = logging.getLogger("raftkv.web")
 
 
@@ -146,10 +148,27 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
         serving.result()
         return EXIT_UNUSABLE
     cast("Any", server).stop()
-    finished, _ = await asyncio.wait({serving, gone}, timeout=config.limits.stop_grace_s)
-    if not finished:
+    quiet = asyncio.ensure_future(_quiet(lane))
+    await asyncio.wait(
+        {serving, gone, quiet},
+        timeout=config.limits.stop_grace_s,
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    if lane.answering:
         _LOG.warning("HTTP worker %d ends with requests in flight", config.worker)
     return 0
+
+
+async def _quiet(lane: Lane) -> None:
+    """Return once nothing has been answered for a moment.
+
+    Granian waits for its connections as well: one with half a request on it would hold up the
+    stop until its time-out.
+    """
+    quiet = 0
+    while quiet < _QUIET_ROUNDS:
+        await asyncio.sleep(_QUIET_ROUND_S)
+        quiet = 0 if lane.answering else quiet + 1
 
 
 async def run_worker(config: WebConfig) -> int:
