@@ -27,6 +27,8 @@ from typing import Annotated
 
 import msgspec
 
+from raftkv.rpc.framing import DECODE_ERRORS
+
 PROTOCOL_VERSION = 1
 NONCE_BYTES = 32
 SECRET_BYTES_MIN = 16
@@ -288,5 +290,5 @@ def decode(payload: bytes) -> Challenge | Hello | Welcome | Ready | Refusal:
     """Decode one step; raises HandshakeError."""
     try:
         return _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise HandshakeError(f"sent what is no handshake: {error}") from error

@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from raftkv.core.operations import Command
-from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
 from raftkv.rpc.local import (
     CHANNEL_CALL,
     CHANNEL_HELLO,
@@ -254,7 +254,7 @@ class _ClientProtocol(asyncio.BufferedProtocol):
                     self.client.deliver(self._decode(payload))
                 else:
                     self._take_welcome(channel, payload)
-        except (FrameError, msgspec.MsgspecError) as error:
+        except (FrameError, *DECODE_ERRORS) as error:
             _logger.error("the engine sent what is not an answer: %s", error)  # noqa: TRY400 - no bug of ours
             self.abort()
 

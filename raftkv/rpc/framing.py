@@ -13,6 +13,13 @@ from collections.abc import Iterator
 HEADER_BYTES = 5
 """Bytes of a frame beside its payload."""
 
+DECODE_ERRORS = (ValueError, RecursionError)
+"""What decoding a stranger's bytes with msgspec may raise.
+
+Not only its own errors (which are ValueErrors): a string that is not UTF-8 is a
+UnicodeDecodeError, and deep nesting a RecursionError.
+"""
+
 _BUFFER_BYTES_KEPT = 1024 * 1024
 _JOIN_BYTES_MAX = 128 * 1024
 

@@ -42,7 +42,8 @@ class GetRequest(Message, tag=1, frozen=True):
 class ScanRequest(Message, tag=2, frozen=True):
     """Read ``start <= key < end`` over all shards, in key order, at most ``limit`` entries.
 
-    Linearizable per shard; not a snapshot of all shards.
+    Linearizable per shard; not a snapshot of all shards. ``shard`` is set between engines, where
+    one shard is asked for its part.
     """
 
     start: bytes
@@ -52,6 +53,7 @@ class ScanRequest(Message, tag=2, frozen=True):
     consistency: Consistency = "linearizable"
     max_age_ms: int | None = None
     bytes_max: int = 2**20
+    shard: int | None = None
 
 
 class WriteRequest(Message, tag=3, frozen=True):
@@ -61,9 +63,13 @@ class WriteRequest(Message, tag=3, frozen=True):
 
 
 class BatchRequest(Message, tag=4, frozen=True):
-    """Many independent operations; each succeeds or fails by itself, results in order."""
+    """Many independent operations; each succeeds or fails by itself, results in order.
+
+    ``shard`` is set between engines, where all operations are of one shard.
+    """
 
     operations: tuple[Command | GetRequest, ...]
+    shard: int | None = None
 
 
 class StatusRequest(Message, tag=5, frozen=True):

@@ -18,7 +18,7 @@ from typing import cast
 
 import msgspec
 
-from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
 from raftkv.rpc.local import (
     CHANNEL_CALL,
     CHANNEL_HELLO,
@@ -255,7 +255,7 @@ class _Connection(asyncio.BufferedProtocol):
                     raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 - one place closes
                 if self._transport.is_closing() or not self._may_read():
                     break
-        except (FrameError, msgspec.MsgspecError) as error:
+        except (FrameError, *DECODE_ERRORS) as error:
             self._refuse(f"malformed: {error}")
         self._pace()
 

@@ -407,6 +407,8 @@ def test_nothing_but_the_right_token_gets_in(
     [
         encode_frame(CHANNEL_CALL, b"\xc1"),
         encode_frame(CHANNEL_CALL, msgspec.msgpack.encode([1, 1000, [99]])),
+        encode_frame(CHANNEL_CALL, b"\x93\x01\x0a\x92\x05\xa1\xb1"),  # a string not in UTF-8
+        encode_frame(CHANNEL_CALL, b"\x96\x01\x0a\x92\x01\xc4\x01k\0\0" + b"\x91" * 100_000),
         encode_frame(7, b""),
         call_frame(1) + call_frame(1),
         hello(TOKEN),

@@ -1,0 +1,199 @@
+"""What is refused for safety, and what the handshake makes of arbitrary bytes."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftkv.cli.certs import make_certificates
+from raftkv.engine.config import Address, SecurityOptions
+from raftkv.engine.handshake import Acceptor, Dialer, HandshakeError, LinkHello
+from raftkv.engine.security import (
+    LinkSecurity,
+    SecurityError,
+    certificate_names,
+    check_addresses,
+    link_security,
+    peer_contexts,
+)
+
+SECRET = b"the secret of this test"
+N1 = LinkHello("c", "n1", "identity of n1")
+N2 = LinkHello("c", "n2", "identity of n2")
+HERE = Address("127.0.0.1", 7000)
+
+
+def sides(secret: bytes | None = SECRET, certified: bool = False) -> tuple[Dialer, Acceptor]:  # noqa: FBT001, FBT002 - of a test
+    """Return both sides of a handshake between n1 and n2."""
+    dialer = Dialer(
+        N1, os.urandom(32), peer="n2", secret=secret, certified=["n2"] if certified else None
+    )
+    acceptor = Acceptor(
+        N2,
+        os.urandom(32),
+        dialers=["n1"],
+        secret=secret,
+        certified=["n1"] if certified else None,
+    )
+    return dialer, acceptor
+
+
+@pytest.mark.parametrize(("secret", "certified"), [(SECRET, False), (None, True), (SECRET, True)])
+def test_both_sides_learn_who_the_other_is(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 - a parameter
+    """By secret, by certificate, or by both."""
+    dialer, acceptor = sides(secret, certified)
+    assert acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge())) == N1
+    assert dialer.receive_welcome(acceptor.welcome()) == N2
+    acceptor.receive_ready(dialer.ready())
+
+
+def test_the_secret_is_never_sent() -> None:
+    """What travels are nonces, names and proofs."""
+    dialer, acceptor = sides()
+    sent = [acceptor.challenge()]
+    sent.append(dialer.receive_challenge(sent[0]))
+    acceptor.receive_hello(sent[1])
+    sent.append(acceptor.welcome())
+    dialer.receive_welcome(sent[2])
+    sent.append(dialer.ready())
+    assert not any(SECRET in payload for payload in sent)
+
+
+def test_a_proof_cannot_be_sent_back() -> None:
+    """An acceptor without the secret gains nothing by reflecting the dialer's proof."""
+    dialer, acceptor = sides()
+    hello = dialer.receive_challenge(acceptor.challenge())
+    acceptor.receive_hello(hello)
+    # Welcome has the hello's own proof in the place of the acceptor's.
+    proof = hello[-32:]
+    forged = acceptor.welcome()[:-32] + proof
+    with pytest.raises(HandshakeError, match="does not know"):
+        dialer.receive_welcome(forged)
+
+
+@given(flip=st.integers(min_value=0))
+def test_no_bit_of_a_hello_can_be_changed(flip: int) -> None:
+    """Names, identity and nonce are all under the proof."""
+    dialer, acceptor = sides()
+    hello = bytearray(dialer.receive_challenge(acceptor.challenge()))
+    flip %= len(hello) * 8
+    hello[flip // 8] ^= 1 << flip % 8
+    with pytest.raises(HandshakeError):
+        acceptor.receive_hello(bytes(hello))
+
+
+@given(flip=st.integers(min_value=0))
+def test_no_bit_of_a_welcome_can_be_changed(flip: int) -> None:
+    """The same in the other direction: the identity that gets stored is the proven one."""
+    dialer, acceptor = sides()
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    welcome = bytearray(acceptor.welcome())
+    flip %= len(welcome) * 8
+    welcome[flip // 8] ^= 1 << flip % 8
+    with pytest.raises(HandshakeError):
+        dialer.receive_welcome(bytes(welcome))
+
+
+@given(data=st.binary(max_size=500))
+def test_arbitrary_bytes_are_a_handshake_error_at_every_step(data: bytes) -> None:
+    """And never anything else."""
+    dialer, acceptor = sides()
+    with pytest.raises(HandshakeError):
+        acceptor.receive_hello(data)
+    with pytest.raises(HandshakeError):
+        dialer.receive_challenge(data)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    with pytest.raises(HandshakeError):
+        dialer.receive_welcome(data)
+
+
+def test_another_link_protocol_is_named() -> None:
+    """An upgrade that is half done says so in words."""
+    dialer, acceptor = sides()
+    challenge = bytearray(acceptor.challenge())
+    challenge[2] = 99  # [tag, protocol, nonce]
+    with pytest.raises(HandshakeError, match="speaks link protocol 99, this node speaks 1"):
+        dialer.receive_challenge(bytes(challenge))
+
+
+def test_a_hello_for_another_node_is_refused() -> None:
+    """Addresses that are mixed up in the configuration do not link the wrong nodes."""
+    _, acceptor = sides()
+    lost = Dialer(N1, os.urandom(32), peer="n3", secret=SECRET)
+    with pytest.raises(HandshakeError, match="looks for node 'n3', this is 'n2'") as caught:
+        acceptor.receive_hello(lost.receive_challenge(acceptor.challenge()))
+    assert caught.value.proven
+
+
+def test_something_must_prove_a_peer() -> None:
+    """No secret and no TLS is refused when it is configured, and again at the door."""
+    with pytest.raises(SecurityError, match="secret or mutual TLS"):
+        LinkSecurity()
+    with pytest.raises(SecurityError, match="shorter than 16 bytes"):
+        LinkSecurity(secret=b"short")
+    with pytest.raises(ValueError, match="secret or TLS"):
+        sides(None)
+    with pytest.raises(ValueError, match="shorter"):
+        sides(b"short")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "db.example", "fe80::1"])
+def test_addresses_off_loopback_need_tls(host: str) -> None:
+    """To listen there and to dial there; the one-line error names the options."""
+    there = Address(host, 7000)
+    plain = LinkSecurity(secret=SECRET)
+    for listen, peers in ((there, []), (HERE, [there])):
+        with pytest.raises(SecurityError, match=r"security\.peer_ca.*insecure = true"):
+            check_addresses(listen, peers, plain)
+        check_addresses(listen, peers, LinkSecurity(secret=SECRET, insecure=True))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_only_the_secret(host: str) -> None:
+    """Nobody but this machine can get there."""
+    check_addresses(Address(host, 7000), [Address(host, 7001)], LinkSecurity(secret=SECRET))
+
+
+def test_tls_lifts_the_refusal(tmp_path: Path) -> None:
+    """Options become contexts; with them any address will do."""
+    make_certificates(tmp_path, {"n1": ["10.1.2.3"]})
+    options = SecurityOptions(
+        peer_ca=str(tmp_path / "ca.crt"),
+        peer_cert=str(tmp_path / "n1.crt"),
+        peer_key=str(tmp_path / "n1.key"),
+    )
+    security = link_security(options)
+    assert security.secret is None
+    check_addresses(Address("10.1.2.3", 7000), [], security)
+
+
+def test_unusable_key_files_are_named(tmp_path: Path) -> None:
+    """Missing, garbled, or not belonging together: one line each, with the file."""
+    make_certificates(tmp_path, {"n1": ["127.0.0.1"], "n2": ["127.0.0.1"]})
+    ca, certificate, key = (tmp_path / name for name in ("ca.crt", "n1.crt", "n1.key"))
+    garbage = tmp_path / "garbage"
+    garbage.write_text("not PEM")
+    missing = tmp_path / "missing"
+    for bad, files in (
+        (missing, (missing, certificate, key)),
+        (garbage, (garbage, certificate, key)),
+        (missing, (ca, missing, key)),
+        (garbage, (ca, certificate, garbage)),
+        (certificate, (ca, certificate, tmp_path / "n2.key")),
+    ):
+        with pytest.raises(SecurityError) as caught:
+            peer_contexts(*files)
+        assert str(bad) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_only_dns_names_of_a_certificate_are_node_names() -> None:
+    """A node is not known by its address or common name, and nobody has no names."""
+    certificate = {
+        "subject": ((("commonName", "n9"),),),
+        "subjectAltName": (("DNS", "n1"), ("IP Address", "10.0.0.1"), ("DNS", "*.example")),
+    }
+    assert certificate_names(certificate) == {"n1", "*.example"}
+    assert certificate_names(None) == certificate_names({}) == frozenset()
