@@ -4,6 +4,7 @@ Sans I/O: the engine ticks it, hands it messages and tells it when the disk has 
 through callbacks, which run at the end of the call that caused them, never in the middle of it.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, Protocol
@@ -40,11 +41,7 @@ RESTORE_RECORDS_PER_TICK = 4
 READS_WAITING_MAX = 8192
 """Reads of one group that may wait for a confirm round."""
 
-SNAPSHOT_LOG_BYTES_MIN = 16 * 1024 * 1024
-SNAPSHOT_LOG_BYTES_MAX = 256 * 1024 * 1024
-SNAPSHOT_LOG_ENTRIES = 100_000
-"""A snapshot is due when the log is as large as half the state, within the two bounds, or has
-this many entries: writing snapshots then costs a bounded share of writing the log."""
+_logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 1.0
 """How often a leader compares digests and looks for idempotency memory to forget."""
@@ -104,6 +101,17 @@ class _Transfer:
         self.asked = False
 
 
+class SnapshotPolicy(msgspec.Struct, frozen=True):
+    """When the log is replaced by a snapshot: by bytes as well as by count.
+
+    A large state waits until the log is half as large, within four times ``after_bytes``, so that
+    writing snapshots costs a bounded share of writing the log.
+    """
+
+    after_bytes: int = 64 * 1024 * 1024
+    after_entries: int = 50_000
+
+
 class GroupConfig(msgspec.Struct, frozen=True):
     """What a group is, apart from the seams it is given."""
 
@@ -113,6 +121,7 @@ class GroupConfig(msgspec.Struct, frozen=True):
     owns: Callable[[bytes], bool]
     timing: Timing = Timing()
     limits: Limits = Limits()
+    snapshots: SnapshotPolicy = SnapshotPolicy()
 
 
 class Group:
@@ -487,7 +496,10 @@ class Group:
         while self._outcomes:
             outcomes, self._outcomes = self._outcomes, []
             for outcome in outcomes:
-                outcome()
+                try:
+                    outcome()
+                except Exception:  # one caller's bug must not leave the others unanswered
+                    _logger.exception("group %s: a caller failed to take its answer", self.id)
 
     # --- reads --------------------------------------------------------------------------------
 
@@ -575,13 +587,21 @@ class Group:
     # --- snapshots ----------------------------------------------------------------------------
 
     @property
+    def may_snapshot(self) -> bool:
+        """Whether a snapshot taken now would be newer than what there is."""
+        return self.applied_index > self._journal.first_index and not self.installing_snapshot
+
+    @property
     def snapshot_due(self) -> bool:
-        """Whether the log has grown enough to be replaced by a snapshot."""
-        if self.applied_index <= self._journal.first_index or self.installing_snapshot:
-            return False
+        """Whether the log has grown enough; later on each next replica, so that they take turns."""
+        policy = self.config.snapshots
         half_state = self.state.bytes_total // 2
-        bound = max(SNAPSHOT_LOG_BYTES_MIN, min(SNAPSHOT_LOG_BYTES_MAX, half_state))
-        return self.log_bytes > bound or len(self._journal) > SNAPSHOT_LOG_ENTRIES
+        after_bytes = max(policy.after_bytes, min(4 * policy.after_bytes, half_state))
+        turn = 1.0 + self.config.members.index(self.config.node) / 8
+        grown = (
+            self.log_bytes > after_bytes * turn or len(self._journal) > policy.after_entries * turn
+        )
+        return grown and self.may_snapshot
 
     def snapshot_point(self) -> tuple[int, int]:
         """(index, term) of the last applied entry: what a snapshot taken now ends with."""

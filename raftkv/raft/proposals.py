@@ -128,24 +128,25 @@ class ProposalQueue:
     def applied(
         self, index: int, term: int, results: Sequence[WriteResult]
     ) -> list[tuple[Done, Sequence[WriteResult] | Rejection]]:
-        """Answers for whatever was in flight at ``index``, now that something is applied there.
+        """Answers for what was in flight, now that the entry (``index``, ``term``) is applied.
 
-        If that is an entry of another term, ours can never be committed: log matching.
+        Terms never go back along a log, so an entry of ours with an older term, here or at any
+        later index, can never be committed any more: definite.
         """
-        in_flight = self._in_flight.pop(index, None)
-        if in_flight is None:
-            return []
-        proposed_term, proposals = in_flight
-        self._forget(proposals)
-        if proposed_term != term:
-            lost = Rejection("discarded", "another leader's entry was committed in its place")
-            return [(proposal.done, lost) for proposal in proposals]
         answers: list[tuple[Done, Sequence[WriteResult] | Rejection]] = []
-        start = 0
-        for proposal in proposals:
-            end = start + len(proposal.commands)
-            answers.append((proposal.done, results[start:end]))
-            start = end
+        for lost in [i for i, (older, _) in self._in_flight.items() if i >= index and older < term]:
+            proposals = self._in_flight.pop(lost)[1]
+            self._forget(proposals)
+            why = Rejection("discarded", "another leader's entry was committed in its place")
+            answers += [(proposal.done, why) for proposal in proposals]
+        if index in self._in_flight:
+            proposals = self._in_flight.pop(index)[1]
+            self._forget(proposals)
+            start = 0
+            for proposal in proposals:
+                end = start + len(proposal.commands)
+                answers.append((proposal.done, results[start:end]))
+                start = end
         return answers
 
     def fail_waiting(self, why: Rejection) -> list[tuple[Done, Rejection]]:

@@ -45,7 +45,7 @@ class SnapshotReceiver(Protocol):
     def write(self, offset: int, data: bytes) -> None:
         """Write raw bytes at ``offset``."""
 
-    def finish(self) -> None:
+    def finish(self) -> object:
         """Check, sync and rename into place; raises if the file is not a good snapshot."""
 
     def abort(self) -> None:

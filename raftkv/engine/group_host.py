@@ -1,0 +1,302 @@
+"""Drives all Raft groups of a node: one turn of the loop, one write to each peer, one fdatasync.
+
+A group is ticked when it has a message, a proposal or a due timer, never by polling. What the
+groups say in a turn leaves at its end, bundled per peer; what they record is made durable by one
+fdatasync that runs on a thread beside the next turns.
+"""
+
+import asyncio
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.engine.jobs import JobRunner
+from raftkv.raft import messages as wire
+from raftkv.raft.clock import Clock
+from raftkv.raft.group import Event, Group
+from raftkv.raft.replica import ReplicaError
+from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
+
+CHANNEL_RAFT = 1
+"""A list of envelopes on a peer link."""
+
+BUNDLE_BYTES = 1024 * 1024
+"""A bundle this large leaves before the end of the turn."""
+
+TIMER_GRID_S = 0.02
+"""Deadlines are rounded up to this, so that the heartbeats of many groups leave together."""
+
+EVENTS_KEPT = 200
+
+_logger = logging.getLogger(__name__)
+
+
+class Links(Protocol):
+    """What is needed of the peer links."""
+
+    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
+        """Queue a message; in order, or lost with the link."""
+
+
+class GroupHost:
+    """The groups of one node, its write-ahead log, and when each gets its turn.
+
+    Args:
+        loop: where everything runs.
+        sync_jobs: one thread, for the log's fdatasync alone.
+        other_jobs: for everything else that may block.
+        stall_s: an fdatasync that takes longer makes leaders step down (H20).
+        fatal: called when the node cannot go on; must stop it.
+    """
+
+    def __init__(
+        self,
+        *,
+        wal: Wal,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        sync_jobs: JobRunner,
+        other_jobs: JobRunner,
+        stall_s: float,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.wal = wal
+        self.groups: dict[GroupId, Group] = {}
+        self.links: Links | None = None
+        self.events: deque[tuple[int, Event]] = deque(maxlen=EVENTS_KEPT)
+        """(wall clock in microseconds, what happened), newest last."""
+        self.event_counts: dict[str, int] = {}
+        self.sync_seconds: deque[float] = deque(maxlen=1000)
+        """Durations of the latest fdatasync jobs."""
+        self.leader_changed: Callable[[], None] = lambda: None
+        """Called when a group of this node has got or lost its leader."""
+        self._clock = clock
+        self._loop = loop
+        self._sync_jobs = sync_jobs
+        self._other_jobs = other_jobs
+        self._stall_s = stall_s
+        self._fatal = fatal
+        self._dirty: dict[Group, None] = {}
+        self._turn_scheduled = False
+        self._due: list[tuple[float, int, int]] = []  # heap of (deadline, shard, generation)
+        self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._bundles: dict[str, list[bytes]] = {}
+        self._bundle_bytes: dict[str, int] = {}
+        self._leaders: dict[GroupId, str | None] = {}
+        self._syncing_since: float | None = None
+        self._stopped = False
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(tuple[wire.Envelope, ...]).decode
+
+    # --- Host, for the groups -----------------------------------------------------------------
+
+    def send(self, group: GroupId, peer: str, message: wire.RaftMessage) -> None:
+        """Put a message into this turn's bundle for ``peer``."""
+        envelope = self._encode(wire.Envelope(group.shard, group.generation, message))
+        if isinstance(message, wire.SnapshotChunk):
+            if self.links is not None:
+                self.links.send(peer, CHANNEL_RAFT, _bundle([envelope]), bulk=True)
+            return
+        bundle = self._bundles.setdefault(peer, [])
+        bundle.append(envelope)
+        size = self._bundle_bytes.get(peer, 0) + len(envelope)
+        self._bundle_bytes[peer] = size
+        if size > BUNDLE_BYTES:
+            self._send_bundle(peer)
+        self._schedule_turn()
+
+    def wake(self, group: Group) -> None:
+        """Tick ``group`` at the end of this turn."""
+        self._dirty[group] = None
+        self._schedule_turn()
+
+    def run_job(self, job: Callable[[], object], done: Callable[..., None]) -> None:
+        """Run a blocking job of a group."""
+
+        def finished(result: Any, error: BaseException | None) -> None:
+            self._guard(lambda: done(result, error))
+
+        self._other_jobs.run(job, finished)
+
+    def event(self, event: Event) -> None:
+        """Note and log what happened."""
+        self.events.append((self._clock.time_us(), event))
+        self.event_counts[event.kind] = self.event_counts.get(event.kind, 0) + 1
+        level = logging.CRITICAL if event.kind == "digest_mismatch" else logging.INFO
+        _logger.log(
+            level, "group %s, term %d: %s %s", event.group, event.term, event.kind, event.detail
+        )
+
+    def disk_stalled(self) -> bool:
+        """Whether an fdatasync has not returned for an election time-out (H20)."""
+        since = self._syncing_since
+        return since is not None and self._clock.monotonic() - since > self._stall_s
+
+    def has_space(self) -> bool:
+        """Whether new proposals may be taken."""
+        return self.wal.has_space()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def add(self, group: Group) -> None:
+        """Drive ``group`` from now on."""
+        self.groups[group.id] = group
+        self.wake(group)
+
+    def stop(self) -> None:
+        """Answer everybody who waits and tick no more."""
+        for group in self.groups.values():
+            group.stop()
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- from the links -----------------------------------------------------------------------
+
+    def on_connected(self, peer: str) -> None:
+        """A link counts from now on."""
+        for group in self._groups_with(peer):
+            group.peer_connected(peer)
+
+    def on_disconnected(self, peer: str) -> None:
+        """A link is lost, and what was on it."""
+        self._bundles.pop(peer, None)
+        self._bundle_bytes.pop(peer, None)
+        for group in self._groups_with(peer):
+            group.peer_disconnected(peer)
+
+    def on_bundle(self, peer: str, payload: bytes) -> None:
+        """Take a bundle of envelopes; msgspec.MsgspecError if it is not one."""
+        envelopes = self._decode(payload)
+        for envelope in envelopes:
+            group = self.groups.get(GroupId(envelope.shard, envelope.generation))
+            if group is not None:  # a group that this node does not hold (any more)
+                self._receive(group, peer, envelope.message)
+
+    def _receive(self, group: Group, peer: str, message: wire.RaftMessage) -> None:
+        try:
+            group.receive(peer, message)
+        except ReplicaError as error:
+            self._fatal(error)
+
+    def _groups_with(self, peer: str) -> Iterable[Group]:
+        return [group for group in self.groups.values() if peer in group.config.members]
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._stopped:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Tick who is due, let the messages out, start the next fdatasync."""
+        self._turn_scheduled = False
+        if self._stopped:
+            return
+        dirty, self._dirty = self._dirty, {}
+        for group in dirty:
+            self._guard(group.tick)
+            self._note(group)
+        for peer in list(self._bundles):
+            self._send_bundle(peer)
+        self._sync()
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Run a step of a group; one that cannot go on stops the node, not only itself."""
+        try:
+            step()
+        except ReplicaError as error:
+            self._fatal(error)
+
+    def _note(self, group: Group) -> None:
+        """Remember when the group is due next, and who leads it."""
+        deadline = math.ceil(group.next_deadline() / TIMER_GRID_S) * TIMER_GRID_S
+        if deadline < self._timed.get(group.id, math.inf):
+            self._timed[group.id] = deadline
+            heapq.heappush(self._due, (deadline, *group.id))
+            self._arm_timer()
+        if self._leaders.get(group.id) != group.leader:
+            self._leaders[group.id] = group.leader
+            self.leader_changed()
+
+    def _arm_timer(self) -> None:
+        if self._due and self._due[0][0] < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = self._due[0][0]
+            delay = max(0.0, self._timer_at - self._clock.monotonic())
+            self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Wake the groups that are due; those whose deadline has moved are put back."""
+        self._timer, self._timer_at = None, math.inf
+        now = self._clock.monotonic()
+        while self._due and self._due[0][0] <= now:
+            deadline, shard, generation = heapq.heappop(self._due)
+            group = self.groups.get(GroupId(shard, generation))
+            if group is None or self._timed.get(group.id) != deadline:
+                continue
+            del self._timed[group.id]
+            if group.next_deadline() <= now:
+                self.wake(group)
+            else:
+                self._note(group)
+        self._arm_timer()
+
+    def _send_bundle(self, peer: str) -> None:
+        bundle = self._bundles.pop(peer, None)
+        self._bundle_bytes.pop(peer, None)
+        if bundle and self.links is not None:
+            self.links.send(peer, CHANNEL_RAFT, _bundle(bundle))
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        """Start an fdatasync if something is recorded and none is under way."""
+        job = self.wal.begin_sync()
+        if job is None:
+            return
+        self._syncing_since = self._clock.monotonic()
+        self._sync_jobs.run(job.run, lambda _, error: self._synced(job, error))
+
+    def _synced(self, job: SyncJob, error: BaseException | None) -> None:
+        if error is not None:  # nothing is known about the disk now: a failed fsync is final
+            self._fatal(error)
+            return
+        started = self._syncing_since
+        self._syncing_since = None
+        if started is not None:
+            self.sync_seconds.append(self._clock.monotonic() - started)
+        self.wal.finish_sync(job)
+        for group in self.groups.values():
+            group.wal_synced()
+        self._sync()
+        if self.wal.has_space():
+            self.look_after_log()
+
+    def look_after_log(self) -> None:
+        """Delete segments that nobody needs and allocate the next one ahead; call every second."""
+        job = self.wal.begin_housekeeping()
+        if job is not None:
+            self._other_jobs.run(job.run, lambda _, error: self._kept_house(job, error))
+
+    def _kept_house(self, job: HousekeepingJob, error: BaseException | None) -> None:
+        if error is not None:
+            self._fatal(error)
+            return
+        self.wal.finish_housekeeping(job)
+        self._sync()
+
+
+def _bundle(envelopes: list[bytes]) -> bytes:
+    """Make one MessagePack array of encoded envelopes, without encoding them again."""
+    return b"\xdd" + len(envelopes).to_bytes(4, "big") + b"".join(envelopes)

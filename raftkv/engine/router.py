@@ -1,0 +1,437 @@
+"""Finds the leader for every request, here or on another node, and sees it through.
+
+A request is served by the group that holds its shard, if that leads here, and is forwarded to the
+node that leads otherwise; a refusal for want of leadership is tried again until the time is up
+(design, section 4). What is finally said is definite only if it truly is
+(:mod:`raftkv.engine.requests`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+import msgspec
+
+from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.operations import Command, Delete, Put, Range, Txn, WriteResult
+from raftkv.engine.deadlines import Deadlines
+from raftkv.engine.gather import BatchGather, BatchItem, LocalBatch, ScanGather
+from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure
+from raftkv.raft.clock import Clock
+from raftkv.raft.group import Group
+from raftkv.raft.proposals import Rejection
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Call,
+    Facts,
+    Failure,
+    GetRequest,
+    Reply,
+    Request,
+    Response,
+    ScanRequest,
+    Served,
+    TransferRequest,
+    WriteRequest,
+)
+
+CHANNEL_CALL = 2
+CHANNEL_REPLY = 3
+
+HOPS_MAX = 3
+"""A call that was forwarded this often is refused, so that stale beliefs cannot make it circle."""
+
+RETRY_S = 0.02
+"""How long a request waits for a leader to be found before it looks again."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Links(Protocol):
+    """What is needed of the peer links."""
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Peers that can be sent to."""
+
+    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
+        """Queue a message; in order, or lost with the link."""
+
+
+class Router:
+    """Routes the requests of this node's front end and those that other nodes forward.
+
+    Args:
+        groups: the groups of this node, kept by their host.
+        cluster_map: which shard has which replicas.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        cluster_map: ClusterMap,
+        groups: dict[GroupId, Group],
+        links: Links,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.map = cluster_map
+        self.refused: dict[str, int] = {}
+        """How often each failure was answered, by its code."""
+        self.served: dict[str, int] = {}
+        """How many requests of each kind this node has finished."""
+        self._node = node
+        self._groups = groups
+        self._links = links
+        self._clock = clock
+        self._loop = loop
+        self._deadlines = Deadlines(clock, loop, self._expired)
+        self._homeless: dict[Pending, None] = {}
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._forwarded: dict[int, tuple[str, Pending]] = {}
+        self._next_id = 0
+        self._hints: dict[int, str] = {}  # shard without a replica here -> who led it last
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode_call = msgspec.msgpack.Decoder(Call).decode
+        self._decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+    @property
+    def in_flight(self) -> int:
+        """Requests forwarded or waiting for a leader."""
+        return len(self._forwarded) + len(self._homeless)
+
+    # --- entrances ----------------------------------------------------------------------------
+
+    def handle(self, call: Call, respond: Callable[[Reply], None]) -> None:
+        """Take a call of this node's front end."""
+        call_id = call.id
+
+        def answer(response: Response, served: Served) -> None:
+            self._count(call.request, response)
+            respond(Reply(call_id, response, served, self.map.epoch))
+
+        self.route(call.request, call.remaining_ms, answer, call.hops)
+
+    def on_call(self, peer: str, payload: bytes) -> None:
+        """Take a call that another node forwards."""
+        call = self._decode_call(payload)
+        call_id = call.id
+
+        def answer(response: Response, served: Served) -> None:
+            reply = Reply(call_id, response, served, self.map.epoch)
+            self._links.send(peer, CHANNEL_REPLY, self._encode(reply))
+
+        self.route(call.request, call.remaining_ms, answer, call.hops)
+
+    def on_reply(self, peer: str, payload: bytes) -> None:
+        """Take the answer to a call that was forwarded to ``peer``."""
+        reply = self._decode_reply(payload)
+        expected, pending = self._forwarded.get(reply.id, (None, None))
+        if pending is None or expected != peer:
+            return  # it ran out of time here
+        del self._forwarded[reply.id]
+        response = reply.response
+        if isinstance(response, Failure) and response.code == "no_leader" and response.definite:
+            pending.sent = False
+            self._wait(pending)
+            return
+        if isinstance(response, Failure) and response.code == "unknown" and pending.lost():
+            self._wait(pending)
+            return
+        if reply.served.shard is not None:
+            self._hints[reply.served.shard] = reply.served.node
+        self._finish(pending, response, reply.served)
+
+    def on_disconnected(self, peer: str) -> None:
+        """Hear that whatever was forwarded to ``peer`` may or may not have arrived."""
+        lost = [(i, pending) for i, (to, pending) in self._forwarded.items() if to == peer]
+        for call_id, pending in lost:
+            del self._forwarded[call_id]
+            if pending.lost():
+                self._wait(pending)
+            else:
+                detail = f"the link to {peer} broke before it answered"
+                self._finish(pending, Failure("unknown", detail), self._me(pending.shard))
+
+    def leader_changed(self) -> None:
+        """Try again at once what waits for a leader."""
+        if self._homeless:
+            self._loop.call_soon(self._retry)
+
+    def close(self) -> None:
+        """Answer what still waits here; groups have answered what they had."""
+        self._deadlines.close()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        waiting = [*self._homeless, *(pending for _, pending in self._forwarded.values())]
+        self._homeless.clear()
+        self._forwarded.clear()
+        for pending in waiting:
+            pending.finish(pending.timed_out(), self._me(pending.shard))
+
+    # --- routing ------------------------------------------------------------------------------
+
+    def route(self, request: Request, remaining_ms: int, answer: Answer, hops: int) -> None:
+        """Send ``request`` where it belongs; ``answer`` runs once, in time."""
+        deadline = self._clock.monotonic() + remaining_ms / 1000
+        match request:
+            case WriteRequest():
+                shard = self._shard_of_command(request.command)
+                if isinstance(shard, Failure):
+                    answer(shard, self._me(None))
+                    return
+            case GetRequest():
+                shard = self.map.shard_of(request.key)
+            case ScanRequest(shard=None) | BatchRequest(shard=None):
+                self._fan_out(request, remaining_ms, answer, hops)
+                return
+            case ScanRequest() | BatchRequest() | TransferRequest():
+                if request.shard is None or request.shard not in self.map.ring.shards:
+                    missing = f"there is no shard {request.shard}"
+                    answer(Failure("not_found", missing, definite=True), self._me(None))
+                    return
+                shard = request.shard
+            case _:
+                raise TypeError(f"not for the router: {type(request).__name__}")
+        pending = Pending(request, shard, deadline=deadline, hops=hops, answer=answer)
+        self._deadlines.add(pending)
+        self._try(pending)
+
+    def _shard_of_item(self, item: BatchItem) -> int | Failure:
+        if isinstance(item, GetRequest):
+            return self.map.shard_of(item.key)
+        return self._shard_of_command(item)
+
+    def _shard_of_command(self, command: Command) -> int | Failure:
+        operation = command.operation
+        match operation:
+            case Put() | Delete():
+                return self.map.shard_of(operation.key)
+            case Txn():
+                return self._shard_of_txn(operation)
+            case _:
+                return Failure("invalid", "not an operation for clients", definite=True)
+
+    def _shard_of_txn(self, txn: Txn) -> int | Failure:
+        keys = [compare.key for compare in txn.compare]
+        for part in (*txn.then, *txn.otherwise):
+            if isinstance(part, Range):
+                keys.append(part.start)
+            else:
+                keys.append(part.key)
+        shards = {self.map.shard_of(key) for key in keys}
+        if len(shards) == 1:
+            return shards.pop()
+        detail = (
+            "a transaction needs at least one key"
+            if not keys
+            else "the keys of a transaction must share a shard: give them the same {tag}"
+        )
+        return Failure("cross_shard" if keys else "invalid", detail, definite=True)
+
+    def _fan_out(
+        self, request: ScanRequest | BatchRequest, remaining_ms: int, answer: Answer, hops: int
+    ) -> None:
+        """Ask every shard for its part, and put the parts together."""
+        gather: ScanGather | BatchGather
+        if isinstance(request, ScanRequest):
+            gather = ScanGather(request, self.map.ring.shards, answer, self._node)
+        else:
+            gather = BatchGather(request, self._shard_of_item, answer, self._node)
+        for part, take in gather.parts():
+            self.route(part, remaining_ms, take, hops)
+
+    def _try(self, pending: Pending) -> None:
+        """Serve here, forward, or wait until there is a leader."""
+        if pending.answered:
+            return
+        group = self._groups.get(self.map.placement(pending.shard).id)
+        if group is not None and (group.is_leader or _is_stale(pending.request)):
+            self._serve(pending, group)
+            return
+        target = self._target(pending, group)
+        if target is not None and pending.hops < HOPS_MAX:
+            self._forward(pending, target)
+        elif pending.hops:
+            # Another node waits for this; it may know better by now.
+            self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
+        else:
+            self._wait(pending)
+
+    def _target(self, pending: Pending, group: Group | None) -> str | None:
+        """Return whom to ask: the leader as known here, or any replica if there is none here."""
+        connected = self._links.connected
+        if group is not None:
+            leader = group.leader
+            return leader if leader in connected else None
+        replicas = [r for r in self.map.placement(pending.shard).replicas if r in connected]
+        if not replicas:
+            return None
+        hint = self._hints.pop(pending.shard, None)
+        return hint if hint in replicas else replicas[self._next_id % len(replicas)]
+
+    def _forward(self, pending: Pending, target: str) -> None:
+        remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
+        if remaining_ms <= 0:
+            return  # the deadline answers
+        self._next_id += 1
+        call = Call(self._next_id, remaining_ms, pending.request, self.map.epoch, pending.hops + 1)
+        if not self._links.send(target, CHANNEL_CALL, self._encode(call)):
+            self._wait(pending)
+            return
+        pending.sent = True
+        self._forwarded[self._next_id] = (target, pending)
+
+    def _wait(self, pending: Pending) -> None:
+        """Look again soon, or at once when a leader is found."""
+        if pending.answered:
+            return
+        if pending.hops:
+            self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
+            return
+        self._homeless[pending] = None
+        if self._retry_timer is None:
+            self._retry_timer = self._loop.call_later(RETRY_S, self._retry_by_timer)
+
+    def _retry_by_timer(self) -> None:
+        self._retry_timer = None
+        self._retry()
+
+    def _retry(self) -> None:
+        waiting, self._homeless = list(self._homeless), {}
+        for pending in waiting:
+            self._try(pending)
+
+    def _expired(self, pending: Pending) -> None:
+        self._homeless.pop(pending, None)
+        pending.finish(pending.timed_out(), self._me(pending.shard))
+
+    def _finish(self, pending: Pending, response: Response, served: Served) -> None:
+        self._deadlines.remove(pending)
+        pending.finish(response, served)
+
+    def _me(self, shard: int | None) -> Served:
+        return Served(self._node, shard)
+
+    def _count(self, request: Request, response: Response) -> None:
+        kind = type(request).__name__
+        self.served[kind] = self.served.get(kind, 0) + 1
+        if isinstance(response, Failure):
+            self.refused[response.code] = self.refused.get(response.code, 0) + 1
+
+    # --- serving ------------------------------------------------------------------------------
+
+    def _serve(self, pending: Pending, group: Group) -> None:
+        request = pending.request
+        match request:
+            case WriteRequest():
+                self._write(pending, group, request.command)
+            case GetRequest():
+                key = request.key
+                self._read(pending, group, request, lambda: group.state.get(key))
+            case ScanRequest():
+                query = Range(
+                    request.start, request.end, request.limit, request.keys_only, request.bytes_max
+                )
+                self._read(pending, group, request, lambda: group.state.range(query))
+            case BatchRequest():
+                self._batch(pending, group, request)
+            case TransferRequest():
+                self._transfer(pending, group, request)
+
+    def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
+        return Served(self._node, group.id.shard, group.term, age_ms)
+
+    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
+        """Try elsewhere if that makes sense, else say why not."""
+        pending.sent = False
+        if rejection.reason in {"not_leader", "discarded"}:
+            self._wait(pending)  # certainly not applied, so this try leaves no trace
+        elif rejection.reason == "unknown" and pending.lost():
+            self._wait(pending)
+        else:
+            self._finish(pending, failure(rejection), self._served_by(group))
+
+    def _write(self, pending: Pending, group: Group, command: Command) -> None:
+        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
+            if isinstance(outcome, Rejection):
+                self._reject(pending, group, outcome)
+            else:
+                self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
+
+        pending.sent = True
+        group.propose((command,), done)
+
+    def _read(
+        self,
+        pending: Pending,
+        group: Group,
+        request: GetRequest | ScanRequest,
+        read: Callable[[], Response],
+    ) -> None:
+        if request.consistency == "stale":
+            self._read_stale(pending, group, request.max_age_ms, read)
+            return
+
+        def confirmed(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                self._reject(pending, group, rejection)
+            elif not pending.answered:
+                self._finish(pending, read(), self._served_by(group))
+
+        group.confirm_read(confirmed)
+
+    def _read_stale(
+        self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
+    ) -> None:
+        """Read the local replica, once it is known to be fresh enough if that was asked."""
+        if max_age_ms is None:
+            self._finish(pending, read(), self._served_by(group, group.stale_age_ms()))
+            return
+
+        def fresh(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                stale = Failure("too_stale", rejection.detail or "no leader", definite=True)
+                self._finish(pending, stale, self._served_by(group))
+            elif not pending.answered:
+                age_ms = 0 if group.is_leader else group.stale_age_ms()
+                self._finish(pending, read(), self._served_by(group, age_ms))
+
+        group.ensure_fresh(max_age_ms, fresh)
+
+    def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
+        """Put the writes into the log in as few entries as fit, and read beside them."""
+
+        def done(outcome: BatchResult | Rejection) -> None:
+            if isinstance(outcome, Rejection):
+                self._reject(pending, group, outcome)
+            else:
+                self._finish(pending, outcome, self._served_by(group))
+
+        pending.sent = True
+        LocalBatch(request.operations, group, done).start()
+
+    def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
+        target = request.target or self.map.placement(request.shard).preferred_leader
+
+        def done(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                self._finish(pending, failure(rejection), self._served_by(group))
+            else:
+                facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
+                self._finish(pending, facts, self._served_by(group))
+
+        group.transfer_to(target, done)
+
+
+def _is_stale(request: Request) -> bool:
+    """Whether any replica may answer."""
+    return isinstance(request, GetRequest | ScanRequest) and request.consistency == "stale"
+
+
+def _no_leader(shard: int) -> Failure:
+    detail = f"shard {shard} has no reachable leader"
+    return Failure("no_leader", detail, definite=True, retry_after_ms=RETRY_AFTER_MS)

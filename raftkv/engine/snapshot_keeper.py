@@ -1,0 +1,214 @@
+"""Writes snapshots beside everything else, and cuts the log after them.
+
+The writer is a seam. In production it is a forked child: it sees the state as it was at the fork,
+writes it with the other core, and the engine goes on at once. A simulation writes in turn.
+"""
+
+import ctypes
+import gc
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.engine.jobs import JobRunner
+from raftkv.raft.group import Group
+from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.storage.snapshots import (
+    SnapshotHeader,
+    SnapshotReader,
+    SnapshotReceiver,
+    SnapshotStale,
+    SnapshotStore,
+)
+
+_PR_SET_PDEATHSIG = 1
+_NICENESS = 10
+
+_logger = logging.getLogger(__name__)
+
+
+class GroupSnapshots:
+    """The snapshots of one group in the node's store (``raft.snapshot_transfer.SnapshotFiles``)."""
+
+    def __init__(self, store: SnapshotStore, group: GroupId) -> None:
+        self._store = store
+        self._group = group
+
+    def latest(self) -> SnapshotId | None:
+        """Return the one that is in place."""
+        reader = self._store.open(self._group)
+        if reader is None:
+            return None
+        reader.close()
+        return SnapshotId(reader.header.index, reader.header.term, reader.size)
+
+    def open(self) -> SnapshotReader:
+        """Open the one that is in place."""
+        return self._open()
+
+    def _open(self) -> SnapshotReader:
+        reader = self._store.open(self._group)
+        if reader is None:
+            raise FileNotFoundError(f"group {self._group} has no snapshot")
+        return reader
+
+    def records(self) -> Iterator[bytes]:
+        """Return the state's records, checked as they are read."""
+        reader = self._open()
+        try:
+            yield from reader.records()
+        finally:
+            reader.close()
+
+    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:  # noqa: ARG002 - the file knows
+        """Begin to write one that a leader sends."""
+        return self._store.receive(self._group)
+
+
+class SnapshotWriter(Protocol):
+    """Writes the state of a group, as it is now, and seals the file."""
+
+    def write(
+        self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Start; ``done(error)`` on the loop once the sealed file is there or not."""
+
+
+class InTurnWriter:
+    """Writes at once, in this process: for simulations and tests."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
+
+    def write(
+        self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Write and seal."""
+        _write_records(self._store, header, group)
+        done(None)
+
+
+class ForkingWriter:
+    """Writes in a forked child.
+
+    The child closes every descriptor that it inherits: otherwise the node's sockets would live on
+    in it when the node is killed, and peers would wait for a dead node. It asks to be killed with
+    its parent for the same reason.
+    """
+
+    def __init__(self, store: SnapshotStore, jobs: JobRunner) -> None:
+        self._store = store
+        self._jobs = jobs
+
+    def write(
+        self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Fork; wait for the child on a thread."""
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _be_the_child(parent, lambda: _write_records(self._store, header, group))
+
+        def waited(status: Any, error: BaseException | None) -> None:
+            if error is None and status != 0:
+                error = OSError(f"the snapshot writer ended with {_describe(status)}")
+            done(error)
+
+        self._jobs.run(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), waited)
+
+
+def _be_the_child(parent: int, work: Callable[[], None]) -> None:
+    """Do the work and leave, whatever happens; never return into the parent's code."""
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            signal.set_wakeup_fd(-1)
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            os.nice(_NICENESS)
+            gc.disable()  # a collection would touch, and so copy, every page
+            work()
+            code = 0
+    except BaseException as error:  # noqa: BLE001 - there is nobody above to raise to
+        os.write(2, f"snapshot writer: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _describe(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def _write_records(store: SnapshotStore, header: SnapshotHeader, group: Group) -> None:
+    writer = store.begin(header)
+    for record in group.state.snapshot_records():
+        writer.write(record)
+    writer.seal()
+
+
+class SnapshotKeeper:
+    """Decides which group is written next: one at a time per node.
+
+    Args:
+        pinning: groups whose old entries keep log segments alive; they are written though idle.
+    """
+
+    def __init__(
+        self,
+        groups: dict[GroupId, Group],
+        store: SnapshotStore,
+        writer: SnapshotWriter,
+        jobs: JobRunner,
+        pinning: Callable[[], list[GroupId]],
+    ) -> None:
+        self.written = 0
+        self.failed = 0
+        self._groups = groups
+        self._store = store
+        self._writer = writer
+        self._jobs = jobs
+        self._pinning = pinning
+        self._busy = False
+
+    def check(self) -> None:
+        """Start a snapshot if one is due and none is being written."""
+        if self._busy:
+            return
+        group = next((group for group in self._groups.values() if group.snapshot_due), None)
+        if group is None:
+            pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
+            group = next((group for group in pinned if group.may_snapshot), None)
+        if group is not None:
+            self._start(group)
+
+    def _start(self, group: Group) -> None:
+        self._busy = True
+        index, term = group.snapshot_point()
+        digest = group.state.digest.to_bytes(16, "big")
+        header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)
+        self._writer.write(header, group, lambda error: self._sealed(group, index, error))
+
+    def _sealed(self, group: Group, index: int, error: BaseException | None) -> None:
+        if error is not None:
+            self._finished(group, index, error)
+            return
+        self._jobs.run(
+            lambda: self._store.publish(group.id),
+            lambda _, error: self._finished(group, index, error),
+        )
+
+    def _finished(self, group: Group, index: int, error: BaseException | None) -> None:
+        self._busy = False
+        if isinstance(error, SnapshotStale):
+            return  # one from the leader has come meanwhile, and is newer
+        if error is not None:
+            self.failed += 1
+            _logger.error("snapshot of group %s failed: %s", group.id, error)
+            return
+        self.written += 1
+        group.snapshot_written(index)
+        _logger.info("snapshot of group %s at entry %d written", group.id, index)
