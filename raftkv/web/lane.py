@@ -91,6 +91,10 @@ class Lane:
         """Requests that have arrived in full and are not answered yet; a stop waits for them."""
         return self._answering + self._operators_busy
 
+    def close(self) -> None:
+        """Give back the threads of the Flask side."""
+        self._operators.executor.shutdown()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (or the server's lifespan), as ASGI defines it."""
         try:

@@ -59,7 +59,7 @@ FACTS: dict[str, Any] = {
 
 
 class FakeEngine:
-    """Both protocols of :mod:`raftkv.web.engine` over one state machine."""
+    """One state machine; :class:`AsyncFace` and :class:`SyncFace` are its two protocols."""
 
     def __init__(self) -> None:
         self.state = StateMachine(generation=1, owns=lambda _key: True)
@@ -136,19 +136,25 @@ class FakeEngine:
                 raise TypeError(request)
 
 
-class AsyncFakeEngine(FakeEngine):
-    """Asked from the event loop."""
+class AsyncFace:
+    """A fake engine, asked from the event loop."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
 
     async def call(self, request: Request, timeout_s: float) -> Reply:
         """Answer, after ``delay_s`` if there is one."""
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
-        return self.answer(request, timeout_s)
+        if self._engine.delay_s:
+            await asyncio.sleep(self._engine.delay_s)
+        return self._engine.answer(request, timeout_s)
 
 
-class SyncFakeEngine(FakeEngine):
-    """Asked from threads."""
+class SyncFace:
+    """A fake engine, asked from threads."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
 
     def call(self, request: Request, timeout_s: float) -> Reply:
         """Answer at once."""
-        return self.answer(request, timeout_s)
+        return self._engine.answer(request, timeout_s)

@@ -9,14 +9,14 @@ import os
 import sys
 
 import uvloop
-from fake_engine import AsyncFakeEngine
+from fake_engine import AsyncFace, FakeEngine
 
 from raftkv.web import worker
 
 
 async def _run() -> int:
     config = worker.read_config()
-    engine = AsyncFakeEngine()
+    engine = FakeEngine()
     engine.delay_s = float(os.environ.get("FAKE_ENGINE_DELAY_S", "0"))
     gone = asyncio.Event()
     if "FAKE_ENGINE_FD" in os.environ:
@@ -24,7 +24,7 @@ async def _run() -> int:
         asyncio.get_running_loop().add_reader(fd, gone.set)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    return await worker.serve(config, engine, gone)
+    return await worker.serve(config, AsyncFace(engine), gone)
 
 
 worker.die_with_parent()

@@ -1,0 +1,47 @@
+"""Fixtures of the front end's tests: every API test runs over both carriers."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from carriers import AsgiCarrier, Carrier, WsgiCarrier
+from fake_engine import FakeEngine
+
+from raftkv.web.config import Limits, WebConfig
+
+LIMITS = Limits(
+    value_bytes_max=4096,
+    batch_bytes_max=16384,
+    batch_operations_max=20,
+    txn_operations_max=8,
+    scan_limit_default=10,
+    scan_limit_max=50,
+    page_bytes_max=2048,
+)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """Return an engine without any key."""
+    return FakeEngine()
+
+
+@pytest.fixture(params=[WsgiCarrier, AsgiCarrier], ids=["wsgi", "asgi"])
+def make_api(
+    request: pytest.FixtureRequest, engine: FakeEngine
+) -> Iterator[Callable[[WebConfig], Carrier]]:
+    """Return a maker of the API over one of its carriers, with any settings."""
+    made: list[Carrier] = []
+
+    def make(config: WebConfig) -> Carrier:
+        made.append(request.param(engine, config))
+        return made[-1]
+
+    yield make
+    for carrier in made:
+        carrier.close()
+
+
+@pytest.fixture
+def api(make_api: Callable[[WebConfig], Carrier]) -> Carrier:
+    """Return the API over one of its carriers, with small limits and no tokens."""
+    return make_api(WebConfig(node_name="n1", limits=LIMITS))
