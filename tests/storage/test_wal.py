@@ -137,18 +137,35 @@ def test_rolling_and_deleting() -> None:
     wal.append(A, 4, 1, b"goes on")
 
 
-def test_truncated_entries_pin_nothing() -> None:
+@pytest.mark.parametrize("reopen", [False, True])
+def test_truncated_entries_pin_nothing(*, reopen: bool) -> None:
     """A group compacted to its end frees a segment that holds entries it has truncated."""
     disk = new_disk()
     wal, _ = open_wal(disk)
     fill(wal, A, 1, 4)
-    wal.truncate_from(A, 3)
     fill(wal, B, 1, 6)
+    wal.truncate_from(A, 3)
     wal.compact(A, 2, 1)
     wal.compact(B, 6, 1)
     sync(wal)
-    wal.close()
+    if reopen:
+        wal.close()
+        wal, _ = open_wal(disk)
+    housekeep(wal)
+    assert "01" not in segments(disk)
+
+
+def test_entries_truncated_in_their_own_unit_pin_nothing() -> None:
+    """Entries that were appended and truncated between two syncs keep no segment alive."""
+    disk = new_disk()
     wal, _ = open_wal(disk)
+    for index in (1, 2, 3):
+        wal.append(A, index, 1, b"x")
+    wal.truncate_from(A, 2)
+    wal.compact(A, 1, 1)
+    fill(wal, B, 1, 7)
+    wal.compact(B, 7, 1)
+    sync(wal)
     housekeep(wal)
     assert "01" not in segments(disk)
 
@@ -289,12 +306,12 @@ def _broken(operation: str, path: Path) -> None:
 # --- damage ----------------------------------------------------------------------------------
 
 
-def spans_of_a_log(disk: SimDisk) -> list[tuple[Path, int, int]]:
+def spans_of_a_log(disk: SimDisk, term: int = 1) -> list[tuple[Path, int, int]]:
     """Write a log over several segments; return file, start and end of every unit."""
     wal, _ = open_wal(disk)
     spans = []
     for index in range(1, 14):
-        wal.append(A, index, 1, bytes([index]) * 600)
+        wal.append(A, index, term, bytes([index]) * 600)
         wal.set_hard_state(B, index, None)
         job = wal.begin_sync()
         assert job is not None
@@ -376,6 +393,19 @@ def test_a_missing_segment_is_damage(number: int) -> None:
     disk.unlink(DIRECTORY / f"wal-{number:016x}.log")
     with pytest.raises(WalDamaged, match=r"missing between|older segment was removed|lost"):
         open_wal(disk)
+
+
+def test_a_segment_of_another_history_is_damage() -> None:
+    """A segment put back from an old copy fits by number and sequence, but not by its chain."""
+    disk, other = new_disk(), new_disk()
+    spans_of_a_log(disk)
+    spans_of_a_log(other, term=2)
+    path = DIRECTORY / f"wal-{2:016x}.log"
+    copy = other.open(path).pread(SEGMENT_BYTES, 0)
+    disk.open(path, write=True).pwrite(copy, 0)
+    with pytest.raises(WalDamaged, match="does not follow") as caught:
+        open_wal(disk)
+    assert caught.value.file == path
 
 
 def test_a_vanished_log_is_not_taken_for_a_new_one() -> None:

@@ -1,5 +1,7 @@
 """Power cuts: whatever was reported durable is there, and what is there was written in order."""
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -164,6 +166,32 @@ def test_a_unit_seen_after_a_failed_sync_is_written_again() -> None:
     assert recovered[GROUPS[0]].entries == [(b"the sync of this fails", 1, 1)]
     _, again = open_wal(disk.crash_choosing(lambda _: 0, lambda _: 0))
     assert again == recovered
+
+
+def test_a_segment_seen_after_a_kill_is_durable_before_it_is_used() -> None:
+    """A spare whose name was not yet synced when the process died does not lose what goes in."""
+    disk = new_disk()
+    disk.before = _crash_in_second_fsync_dir()
+    with pytest.raises(SimulatedCrash):
+        open_wal(disk)
+    assert len(disk.kill().listdir(DIRECTORY)) == 2, "the spare was renamed, its name not synced"
+    disk = disk.kill()
+    wal, _ = open_wal(disk)
+    for index in (1, 2):
+        wal.append(GROUPS[0], index, 1, bytes(3000))
+        sync(wal)
+    _, recovered = open_wal(disk.crash_choosing(lambda _: 0, lambda _: 0))
+    assert [entry[1] for entry in recovered[GROUPS[0]].entries] == [1, 2]
+
+
+def _crash_in_second_fsync_dir() -> Callable[[str, Path], None]:
+    seen = count()
+
+    def before(operation: str, _: Path) -> None:
+        if operation == "fsync_dir" and next(seen) == 1:
+            raise SimulatedCrash
+
+    return before
 
 
 def _fail_fdatasync(operation: str, path: object) -> None:
