@@ -148,7 +148,7 @@ def _is_bad_certificate(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """One line without urllib3's object addresses."""
-    if isinstance(error, ConnectTimeoutError):
+    if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return "connecting took too long"
     if isinstance(error, ReadTimeoutError):
         return "no answer in time"

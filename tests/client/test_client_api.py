@@ -1,0 +1,320 @@
+"""Every call of the client against the real front end and the real state machine."""
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from fake_server import get_answer, serving
+from front_end import FrontEnd, front_end
+
+import raftkv
+from raftkv import client as client_package
+from raftkv.client import (
+    AccessError,
+    Client,
+    Compare,
+    Delete,
+    DeleteResult,
+    Entry,
+    Get,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionFailedError,
+    Put,
+    PutResult,
+    UnavailableError,
+    batches,
+)
+from raftkv.core.operations import SessionKey
+from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
+from raftkv.web.config import TokenHash
+
+AWKWARD_KEYS = [
+    b"plain",
+    b"a/b//c",
+    b".",
+    b"..",
+    b"../../etc/passwd",
+    b"%2F%00",
+    b"a b+c?d#e&f=g",
+    b"\x00",
+    b"\xff\xfe",
+    "grüße".encode(),
+    b"x" * 1024,
+    bytes(range(256)),
+]
+
+
+@pytest.fixture
+def served() -> Iterator[FrontEnd]:
+    """A front end with an empty store."""
+    with front_end() as made:
+        yield made
+
+
+@pytest.fixture
+def client(served: FrontEnd) -> Iterator[Client]:
+    """A client of it."""
+    with Client(served.url) as made:
+        yield made
+
+
+def test_the_package_exports_the_client_lazily() -> None:
+    """``raftkv.Client`` is the client; other names are errors."""
+    assert raftkv.Client is Client
+    with pytest.raises(AttributeError):
+        raftkv.Klient  # noqa: B018 -- the access is the test
+
+
+def test_everything_that_is_exported_exists() -> None:
+    """``__all__`` is sorted and true."""
+    assert client_package.__all__ == sorted(client_package.__all__)
+    assert all(hasattr(client_package, name) for name in client_package.__all__)
+
+
+@pytest.mark.parametrize("key", AWKWARD_KEYS)
+def test_every_key_round_trips(client: Client, key: bytes) -> None:
+    """Whatever bytes a key has, what was put under it is read, listed and deleted."""
+    created = client.put(key, b"value of " + key)
+    entry = client.get(key)
+    assert entry == Entry(key, b"value of " + key, created.revision, 1, created.revision)
+    assert [found.key for found in client.scan()] == [key]
+    assert client.delete(key).deleted
+    assert client.get(key) is None
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", b"\xff" * 1000, b"x" * 2**20])
+def test_every_value_round_trips(client: Client, value: bytes) -> None:
+    """Empty, binary and largest values come back as they went in, by get and by scan."""
+    client.put("k", value)
+    entry = client.get("k")
+    assert entry is not None
+    assert entry.value == value
+    assert next(client.scan("k")).value == value
+
+
+def test_text_is_utf8(client: Client) -> None:
+    """A str is its UTF-8 bytes, as key and as value."""
+    client.put("schlüssel", "wert €")
+    entry = client.get("schlüssel".encode())
+    assert entry is not None
+    assert entry.value == "wert €".encode()
+
+
+def test_cas_replaces_only_what_was_read(client: Client) -> None:
+    """The second of two writers that read the same revision fails and learns the new one."""
+    first = client.put("k", b"1")
+    second = client.cas("k", b"2", revision=first.revision)
+    assert not second.created
+    with pytest.raises(PreconditionFailedError) as caught:
+        client.cas("k", b"3", revision=first.revision)
+    assert caught.value.current_revision == second.revision
+    with pytest.raises(PreconditionFailedError) as caught:
+        client.cas("missing", b"3", revision=first.revision)
+    assert caught.value.current_revision is None
+
+
+def test_put_if_absent_creates_once(client: Client) -> None:
+    """A key that exists is left alone."""
+    assert client.put_if_absent("k", b"1").created
+    with pytest.raises(PreconditionFailedError):
+        client.put_if_absent("k", b"2")
+    with pytest.raises(InvalidRequestError, match="exclude each other"):
+        client.put("k", b"2", if_absent=True, if_revision=1)
+
+
+def test_delete_with_a_condition(client: Client) -> None:
+    """A delete of another revision fails; of a missing key it succeeds without effect."""
+    put = client.put("k", b"1")
+    with pytest.raises(PreconditionFailedError):
+        client.delete("k", if_revision=put.revision + 1)
+    assert client.delete("k", if_revision=put.revision).deleted
+    assert client.delete("k") == DeleteResult(deleted=False, revision=None)
+
+
+def test_scan_goes_over_pages_in_order(client: Client) -> None:
+    """Pages are fetched as needed; bounds, limit and keys_only hold over all of them."""
+    keys = [f"k/{number:03}" for number in range(57)]
+    client.batch([Put(key, b"v" + key.encode()) for key in reversed(keys)])
+    client.put("other", b"")
+    assert [entry.key.decode() for entry in client.scan("k/", page_size=10)] == keys
+    assert [e.key for e in client.scan(start="k/050", end="k/052")] == [b"k/050", b"k/051"]
+    limited = list(client.scan("k/", limit=25, page_size=10, keys_only=True))
+    assert [entry.key.decode() for entry in limited] == keys[:25]
+    assert {entry.value for entry in limited} == {b""}
+    assert list(client.scan("none")) == []
+    with pytest.raises(InvalidRequestError, match="excludes"):
+        client.scan("k", start="a")
+
+
+def test_a_batch_answers_each_operation_in_its_place(client: Client) -> None:
+    """Results, missing keys and failed conditions stand where their operation stood."""
+    client.put("old", b"1")
+    results = client.batch(
+        [
+            Put("a", b"\xff"),
+            Get("old"),
+            Get("missing"),
+            Put("old", b"2", if_absent=True),
+            Delete("old"),
+            Delete("missing"),
+            Get("a"),
+        ]
+    )
+    assert isinstance(results[0], PutResult)
+    assert isinstance(results[1], Entry)
+    assert results[1].value == b"1"
+    assert results[2] is None
+    assert isinstance(results[3], PreconditionFailedError)
+    assert results[4] == DeleteResult(deleted=True, revision=results[4].revision)  # type: ignore[union-attr]
+    assert results[5] == DeleteResult(deleted=False, revision=None)
+    assert isinstance(results[6], Entry)
+    assert results[6].value == b"\xff"
+    assert client.batch([]) == []
+
+
+def test_a_batch_sends_again_only_what_failed_for_the_moment(
+    client: Client, served: FrontEnd
+) -> None:
+    """The operation that found no leader goes again under its number; the other does not."""
+    busy = Failure("no_leader", "none", definite=True, retry_after_ms=1)
+    done = served.engine.state.get(b"x")
+    served.engine.answers.append(BatchResult((done, busy)))
+    results = client.batch([Get("x"), Put("y", b"1")])
+    assert results[0] is None
+    assert isinstance(results[1], PutResult)
+    first, second = (r for r in served.engine.asked if isinstance(r, BatchRequest))
+    assert (len(first.operations), len(second.operations)) == (2, 1)
+    assert first.operations[1] == second.operations[0]
+
+
+def test_a_batch_of_any_size_goes_in_pieces(
+    client: Client, served: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece has numbers of its own, and everything below it may be forgotten."""
+    monkeypatch.setattr(batches, "PIECE_OPERATIONS", 4)
+    results = client.batch([Put(f"k{number}", b"v") for number in range(10)])
+    assert all(isinstance(result, PutResult) for result in results)
+    asked = [r for r in served.engine.asked if isinstance(r, BatchRequest)]
+    assert [len(request.operations) for request in asked] == [4, 4, 2]
+    keys = [operation.idempotency for r in asked for operation in r.operations]  # type: ignore[union-attr]
+    assert all(isinstance(key, SessionKey) for key in keys)
+    assert [(key.sequence, key.low) for key in keys] == [  # type: ignore[union-attr]
+        *[(number, 1) for number in (1, 2, 3, 4)],
+        *[(number, 5) for number in (5, 6, 7, 8)],
+        *[(number, 9) for number in (9, 10)],
+    ]
+
+
+def test_pieces_are_bounded_in_bytes_too(
+    client: Client, served: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two values that are too much for one request go in two."""
+    monkeypatch.setattr(batches, "PIECE_BYTES", 2000)
+    client.batch([Put("a", b"x" * 1000), Put("b", b"x" * 1000)])
+    assert [len(r.operations) for r in served.engine.asked if isinstance(r, BatchRequest)] == [1, 1]
+
+
+def test_a_batch_keeps_what_was_answered_when_a_later_piece_fails(
+    served: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of the first piece stay; the second has its error, the third was never sent."""
+    monkeypatch.setattr(batches, "PIECE_OPERATIONS", 1)
+    first = served.engine.state.get(b"nothing")
+    refused = Failure("no_leader", "none", definite=True, retry_after_ms=60_000)
+    served.engine.answers.extend([BatchResult((first,)), refused])
+    with Client(served.url, timeout_s=1) as client:
+        results = client.batch([Get("a"), Get("b"), Get("c")])
+    assert results[0] is None
+    assert isinstance(results[1], UnavailableError)
+    assert "not sent" in str(results[2])
+    assert len(served.engine.asked) == 2
+
+
+def test_a_transaction_takes_one_branch(client: Client) -> None:
+    """Compare, then or else, with the results of the branch that ran."""
+    compare = [Compare("{acc}/a", "value", "=", b"10"), Compare("{acc}/b", "version", "=", 0)]
+    then = [Put("{acc}/a", b"7"), Put("{acc}/b", b"3")]
+    otherwise = [Get("{acc}/a"), Get("{acc}/b")]
+    refused = client.txn(compare, then, otherwise)
+    assert (refused.succeeded, refused.revision, refused.results) == (False, None, (None, None))
+    client.put("{acc}/a", b"10")
+    done = client.txn(compare, then, otherwise)
+    assert done.succeeded
+    assert [result.revision for result in done.results] == [done.revision] * 2  # type: ignore[union-attr]
+    with pytest.raises(InvalidRequestError, match="belong into compare"):
+        client.txn(then=[Put("a", b"", if_absent=True)])
+
+
+def test_writes_carry_the_session_and_a_repetition_is_applied_once(
+    client: Client, served: FrontEnd
+) -> None:
+    """A lost answer, then the same number: the state machine answers from memory."""
+    served.engine.answers.append(Failure("unknown", "the link was lost"))
+    client.put("k", b"1")
+    first, second = (r for r in served.engine.asked if isinstance(r, WriteRequest))
+    assert first.command == second.command
+    assert isinstance(first.command.idempotency, SessionKey)
+
+
+def test_stale_reads_ask_for_them(client: Client, served: FrontEnd) -> None:
+    """Consistency and age reach the engine."""
+    client.get("k", consistency="stale", max_age_ms=500)
+    list(client.scan(consistency="stale"))
+    get, scan = served.engine.asked
+    assert (get.consistency, get.max_age_ms) == ("stale", 500)  # type: ignore[union-attr]
+    assert scan.consistency == "stale"  # type: ignore[union-attr]
+
+
+def test_operators_get_what_the_engine_says(client: Client) -> None:
+    """Status, nodes, shards, explain and transfer answer with the engine's facts."""
+    assert client.status()["cluster"] == "test"
+    assert client.status("local")["node"] == "n1"
+    assert [row["name"] for row in client.nodes()["nodes"]] == ["n1", "n2", "n3"]
+    assert client.shards()["shards"][0]["leader"] == "n1"
+    assert client.shard(0)["term"] == 7
+    assert client.explain(b"a/\xff")["key_length"] == 3
+    assert client.transfer_leader(0, "n2")["leader"] == "n2"
+    with pytest.raises(NotFoundError):
+        client.transfer_leader(99)
+
+
+def test_a_key_of_a_length_that_no_server_takes_is_refused_here(client: Client) -> None:
+    """It costs no request."""
+    with pytest.raises(InvalidRequestError, match="1 to 1024 bytes, not 0"):
+        client.get(b"")
+    with pytest.raises(InvalidRequestError, match="not 1025"):
+        client.put(b"x" * 1025, b"")
+
+
+def test_a_token_opens_the_door() -> None:
+    """Without it, or with another one, every call is an AccessError."""
+    digest = hashlib.sha256(b"sesame").hexdigest()
+    with front_end(tokens=(TokenHash(sha256=digest, role="read"),)) as served:
+        for token in (None, "wrong"):
+            with Client(served.url, token=token) as client, pytest.raises(AccessError):
+                client.get("k")
+        with Client(served.url, token="sesame") as client:
+            assert client.get("k") is None
+            with pytest.raises(AccessError):
+                client.put("k", b"1")
+
+
+def test_connections_are_kept_and_a_closed_client_opens_new_ones() -> None:
+    """One connection serves many calls; close() is not the end."""
+    with serving(*[get_answer()] * 21) as server, Client(server.url) as client:
+        for _ in range(20):
+            client.get("k")
+        (pool,) = client._transport._pools.values()
+        assert pool.num_connections == 1
+        client.close()
+        assert client.get("k") is not None
+
+
+@pytest.mark.parametrize(
+    "endpoints", [[], "127.0.0.1:8000", "ftp://x", "http://", "http://x/path", "http://u@x"]
+)
+def test_endpoints_that_make_no_sense_are_refused(endpoints: list[str] | str) -> None:
+    """A client that could never work is not made."""
+    with pytest.raises(ValueError, match=r"endpoint|URL"):
+        Client(endpoints)
