@@ -459,6 +459,10 @@ class Replica(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         granted = not self._leader_is_near() and self._log_is_current(
             message.last_log_index, message.last_log_term
         )
+        if granted:
+            # Two that stand at the same moment split the vote: let the other go first.
+            later = self._clock.monotonic() + self._timing.heartbeat_s * (2 + self._random.random())
+            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
         self._owner.send(node.id, wire.PreVoteResponse(self.term, message.round, granted))
 
     def _on_pre_vote_response(self, node: PeerNode, message: wire.PreVoteResponse) -> None:
