@@ -1,6 +1,6 @@
 """When a leader forgets idempotency memory: never early, in the end always, idle when idle."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.core.expiry import ExpiryClock
@@ -120,6 +120,7 @@ def test_many_names_are_forgotten_in_bounded_portions() -> None:
     assert leader.proposals == 4  # one that ends the epoch, and three portions
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "b", "c"]), st.floats(0, 200), st.booleans()), max_size=12

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement, contradiction
@@ -25,6 +25,7 @@ def spread(counts: Counter[str], nodes: int) -> int:
     return max(loads) - min(loads)
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_replicas_and_leaders_are_even_for_every_size(size: tuple[int, int, int]) -> None:
     """No node has two replicas, or two preferred leaderships, more than another."""
@@ -53,6 +54,7 @@ def test_followers_of_a_node_are_spread_over_the_others(nodes: int) -> None:
         assert len(followers) >= 3
 
 
+@settings(deadline=None)
 @given(SIZES, st.randoms(use_true_random=False))
 def test_the_order_of_nodes_does_not_matter(size: tuple[int, int, int], random: object) -> None:
     """Every node lists its peers in its own order, and they all come to the same map."""

@@ -72,6 +72,13 @@ def test_arcs_cover_the_circle_once_and_agree_with_lookup() -> None:
         assert {ring.shard_at(start + 1), ring.shard_at(end)} == {shard}
 
 
+def test_the_circle_closes() -> None:
+    """Beyond the last point the first one owns: the hash that wraps is no special shard."""
+    for vnodes in range(1, 20):
+        ring = Ring([3, 1, 2], vnodes)
+        assert ring.shard_at(RING_POSITIONS - 1) == ring.shard_at(0)
+
+
 @given(KEYS, SHARD_LISTS, st.integers(0, 2**31))
 def test_any_added_shard_only_takes(key: bytes, shards: list[int], added: int) -> None:
     """Whatever shards there are: with one more, a key stays or goes to the new one."""

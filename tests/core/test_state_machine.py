@@ -405,6 +405,14 @@ def test_a_watermark_that_jumps_far_costs_no_more(state: StateMachine) -> None:
     assert len(state.memory) == 1
 
 
+def test_the_outcome_at_the_watermark_is_kept(state: StateMachine) -> None:
+    """Only what lies below it has been answered, however far it jumped."""
+    first = apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 0))
+    apply(state, Put(b"k", b"2"), name=SessionKey("s", 6, 5))
+    assert apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 5)) == first
+    assert entry_of(state, b"k").value == b"2"
+
+
 def test_a_request_below_its_own_watermark_is_forgotten(state: StateMachine) -> None:
     """A client that says it has the answer is not served again, and leaves no session behind."""
     assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2)) == [Refused("forgotten")]

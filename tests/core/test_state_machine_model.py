@@ -320,7 +320,7 @@ def restored(state: StateMachine, generation: int = GENERATION) -> StateMachine:
     return restorer.finish()
 
 
-@settings(max_examples=400)
+@settings(max_examples=200, deadline=None)
 @given(HISTORIES)
 def test_every_history_goes_as_the_model_says(history: list[Batch]) -> None:
     """Every answer and, after every batch, every entry, count and digest."""
@@ -337,6 +337,7 @@ def test_every_history_goes_as_the_model_says(history: list[Batch]) -> None:
     assert state.sealed == model.is_sealed
 
 
+@settings(max_examples=60, deadline=None)
 @given(HISTORIES, st.lists(BATCHES, max_size=6))
 def test_a_replica_restored_anywhere_goes_on_as_if_it_had_been_there(
     before: list[Batch], after: list[Batch]
@@ -353,6 +354,7 @@ def test_a_replica_restored_anywhere_goes_on_as_if_it_had_been_there(
     assert copy.bytes_total == original.bytes_total
 
 
+@settings(max_examples=60, deadline=None)
 @given(HISTORIES, HISTORIES)
 def test_different_states_have_different_digests(left: list[Batch], right: list[Batch]) -> None:
     """Digests are equal exactly when the snapshots are, up to the order of names."""
@@ -375,7 +377,7 @@ def large_state(keys: int = 600) -> StateMachine:
     """Return a state that takes several records."""
     state = StateMachine(GENERATION, owns)
     for number in range(keys):
-        put = Put(b"key-%05d" % number, b"v" * (number % 300))
+        put = Put(b"key-%05d" % number, b"v" * (number % 300 if number < 500 else 1_000))
         names = (FreeKey(f"f{number}"), SessionKey("s", number, 0))
         commands = tuple(Command(put, name) for name in names)
         state.apply(Batch(BATCH_FORMAT, GENERATION, 7, commands))
@@ -387,8 +389,8 @@ def test_snapshot_records_are_bounded() -> None:
     """At most 256 items or 64 KiB each, except for one larger entry by itself."""
     records = list(large_state().snapshot_records())
     assert len(records) > 8
-    large = [record for record in records if len(record) > 2 * 64 * 1024]
-    assert len(large) == 1
+    large = [record for record in records if len(record) > 1.1 * 64 * 1024]
+    assert [len(record) // 100_000 for record in large] == [2]
     assert restored(large_state()).digest == large_state().digest
 
 
