@@ -12,7 +12,16 @@ from raftkv.client import Client
 
 _NONE = "[red]none[/red]"
 _SHARD_COLUMNS = ("shard", "generation", "leader", "term", "replicas", "keys", "applied_index")
-_NODE_COLUMNS = ("name", "reachable", "role", "leads", "http", "peer")
+_NODE_COLUMNS = (
+    "name",
+    "reachable",
+    "connected",
+    "led",
+    "round_trip_ms",
+    "has_space",
+    "uptime_s",
+    "version",
+)
 
 
 def _text(value: object) -> str:
@@ -86,5 +95,6 @@ def transfer_command(client: Client, shard: int, *, target: str | None, as_json:
     if as_json:
         print_json(facts)
     else:
-        leader = facts.get("leader", target)
+        # Just after the transfer the old leader may not have heard of the new one yet.
+        leader = facts.get("leader") or facts.get("target")
         click.echo(f"shard {shard} is led by {_text(leader)}")

@@ -124,8 +124,8 @@ class LocalCluster:
         self._layout = layout
         if not layout.shape.initialized:
             layout.write(self._options)
-            for node in layout.nodes:
-                self._initialize(node)
+            with ThreadPoolExecutor(len(layout.nodes)) as pool:
+                list(pool.map(self._initialize, layout.nodes))
             layout.mark_initialized()
         self._processes = {
             node.name: NodeProcess(node.name, node.config, node.log, self._command)
