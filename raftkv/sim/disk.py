@@ -223,7 +223,7 @@ class SimDisk:
     def create(self, path: Path) -> SimFile:
         """Create a new file."""
         self.enter("create", path, halt=False)
-        self._require_directory(path.parent, "create")
+        self._require_directory(path.parent, path, "create")
         if path in self._names:
             raise FileExists(path, "create", "File exists")
         inode = self._new_inode()
@@ -243,13 +243,13 @@ class SimDisk:
     def listdir(self, directory: Path) -> list[str]:
         """Names in ``directory`` now, sorted."""
         self.enter("listdir", directory)
-        self._require_directory(directory, "list")
+        self._require_directory(directory, directory, "list")
         return sorted(p.name for p in self._names if p.parent == directory and p != directory)
 
     def make_directory(self, path: Path) -> None:
         """Create one directory if it does not exist."""
         self.enter("make_directory", path, halt=False)
-        self._require_directory(path.parent, "create")
+        self._require_directory(path.parent, path, "create")
         if path not in self._names:
             self._change(path.parent, _Change((), ((path, None),)))
         elif self._names[path] is not None:
@@ -272,7 +272,7 @@ class SimDisk:
     def fsync_dir(self, directory: Path) -> None:
         """Make the names of ``directory`` durable."""
         self.enter("fsync_dir", directory)
-        self._require_directory(directory, "sync")
+        self._require_directory(directory, directory, "sync")
         if "fsync_dir" in self.lies:
             return
         for where, change in self._pending:
@@ -288,7 +288,7 @@ class SimDisk:
     def lock(self, path: Path) -> SimLock:
         """Lock ``path``; it is created if missing."""
         self.enter("lock", path)
-        self._require_directory(path.parent, "lock")
+        self._require_directory(path.parent, path, "lock")
         if path in self._locks:
             raise Locked(path, "lock", "held by another process")
         if path not in self._names:
@@ -310,17 +310,17 @@ class SimDisk:
 
     def crash(self, random: Random) -> "SimDisk":
         """Return what one power cut may leave of the disk; this disk can no longer be used."""
+        self._crashed = True
         return self.crash_choosing(random.randrange, random.randrange)
 
     def crash_choosing(self, sectors: Choose, names: Choose) -> "SimDisk":
-        """Like :meth:`crash`, with every outcome decided by the caller.
+        """Return what a crash at this moment would leave, every outcome decided by the caller.
 
         ``sectors`` is asked once for each unsynced sector, in the order of :meth:`unsynced`, and
         once for each size; ``names`` once for each pending change, with n = 2.
 
         The result shares nothing with this disk, so several outcomes of one crash can be tried.
         """
-        self._crashed = True
         after = SimDisk(capacity_bytes=self.capacity_bytes)
         names_left = dict(self._durable_names)
         for _, change in self._pending:
@@ -403,10 +403,10 @@ class SimDisk:
             raise DiskError(path, action, "Is a directory")
         return inode
 
-    def _require_directory(self, path: Path, action: str) -> None:
-        if path not in self._names:
+    def _require_directory(self, directory: Path, path: Path, action: str) -> None:
+        if directory not in self._names:
             raise NoSuchFile(path, action, "No such file or directory")
-        if self._names[path] is not None:
+        if self._names[directory] is not None:
             raise DiskError(path, action, "Not a directory")
 
     def _change(self, directory: Path, change: _Change) -> None:
