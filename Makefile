@@ -1,32 +1,48 @@
 # Two commands do everything: `make run` and `make test`.
-PYTHON ?= python3
+#
+# They need Linux, Python 3.11 or newer with venv, and the network the first time.
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= data
+HTTP_PORT ?= 8000
+SOURCES := raftkv tests setup.py
 
-.PHONY: run test check format
+# The first of these that is new enough; `make run PYTHON=...` decides for another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$python >/dev/null && \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	echo $$python && break; done)
 
-$(VENV)/run.stamp: setup.cfg setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	touch $@
-
-$(VENV)/test.stamp: $(VENV)/run.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@
+.PHONY: run test check format clean
 
 run: $(VENV)/run.stamp
-	$(BIN)/raftkv dev --nodes 3 --shards 4 --replicas 3 --http-port 8000 --data-dir $(DATA)
-
-check: $(VENV)/test.stamp
-	$(BIN)/ruff format --check raftkv tests setup.py
-	$(BIN)/ruff check raftkv tests setup.py
-	$(BIN)/mypy
+	@exec $(BIN)/raftkv dev --nodes 3 --shards 4 --replicas 3 --http-port $(HTTP_PORT) --data-dir $(DATA)
 
 test: check
 	tests/install-tools
 	$(BIN)/pytest
 
+check: $(VENV)/test.stamp
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
 format: $(VENV)/test.stamp
-	$(BIN)/ruff format raftkv tests setup.py
-	$(BIN)/ruff check --fix raftkv tests setup.py
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "raftkv needs Python 3.11 or newer, and finds none: install one, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "$(PYTHON) has no venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: setup.cfg setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/test.stamp: setup.cfg setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/run.stamp
