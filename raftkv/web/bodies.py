@@ -5,7 +5,7 @@ A body with one bad operation is refused whole, naming the operation, before any
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -48,13 +48,15 @@ _RANGE_LIMIT_MAX = 10_000
 Text = str | UnsetType
 Base64 = bytes | UnsetType
 
-Revision = Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | None
-IdempotencyText = Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | None
-Age = Annotated[int, Meta(ge=0, le=_MAX_AGE_MS_MAX)] | None
+# What is not said is left away; null is refused, as it could mean either of two things.
+Revision = Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | UnsetType
+IdempotencyText = Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | UnsetType
+Age = Annotated[int, Meta(ge=0, le=_MAX_AGE_MS_MAX)] | UnsetType
 RangeLimit = Annotated[int, Meta(ge=1, le=_RANGE_LIMIT_MAX)]
 CompareTarget = Literal["value", "create", "mod", "version"]
 CompareOperator = Literal["=", "!=", "<", ">"]
 Sequence64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Value = TypeVar("_Value")
 _Member = TypeVar("_Member", bound=Struct)
 
 
@@ -76,25 +78,25 @@ class _JsonPut(_Body, tag="put"):
     key_base64: Base64 = UNSET
     value: Text = UNSET
     value_base64: Base64 = UNSET
-    if_revision: Revision = None
+    if_revision: Revision = UNSET
     if_absent: bool = False
-    idempotency_key: IdempotencyText = None
-    session: _Session | None = None
+    idempotency_key: IdempotencyText = UNSET
+    session: _Session | UnsetType = UNSET
 
 
 class _JsonDelete(_Body, tag="delete"):
     key: Text = UNSET
     key_base64: Base64 = UNSET
-    if_revision: Revision = None
-    idempotency_key: IdempotencyText = None
-    session: _Session | None = None
+    if_revision: Revision = UNSET
+    idempotency_key: IdempotencyText = UNSET
+    session: _Session | UnsetType = UNSET
 
 
 class _JsonGet(_Body, tag="get"):
     key: Text = UNSET
     key_base64: Base64 = UNSET
     consistency: Consistency = "linearizable"
-    max_age_ms: Age = None
+    max_age_ms: Age = UNSET
 
 
 class _JsonRange(_Body, tag="range"):
@@ -139,23 +141,23 @@ class _JsonBatch(Struct, forbid_unknown_fields=True):
 class _PackPut(_Body, tag="put"):
     key: bytes
     value: bytes
-    if_revision: Revision = None
+    if_revision: Revision = UNSET
     if_absent: bool = False
-    idempotency_key: IdempotencyText = None
-    session: _Session | None = None
+    idempotency_key: IdempotencyText = UNSET
+    session: _Session | UnsetType = UNSET
 
 
 class _PackDelete(_Body, tag="delete"):
     key: bytes
-    if_revision: Revision = None
-    idempotency_key: IdempotencyText = None
-    session: _Session | None = None
+    if_revision: Revision = UNSET
+    idempotency_key: IdempotencyText = UNSET
+    session: _Session | UnsetType = UNSET
 
 
 class _PackGet(_Body, tag="get"):
     key: bytes
     consistency: Consistency = "linearizable"
-    max_age_ms: Age = None
+    max_age_ms: Age = UNSET
 
 
 class _PackRange(_Body, tag="range"):
@@ -271,35 +273,41 @@ def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
         case _JsonDelete() | _PackDelete():
             return Command(_delete(member), _member_idempotency(member))
         case _JsonGet() | _PackGet():
-            if member.max_age_ms is not None and member.consistency != "stale":
+            age = _given(member.max_age_ms)
+            if age is not None and member.consistency != "stale":
                 raise invalid("max_age_ms goes with consistency 'stale' only")
-            return GetRequest(_key(member), member.consistency, member.max_age_ms)
+            return GetRequest(_key(member), member.consistency, age)
         case _:
             raise TypeError(f"the decoder let a {type(member).__name__} through")
 
 
+def _given(value: _Value | UnsetType) -> _Value | None:
+    return None if value is UNSET else cast("_Value", value)
+
+
 def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:
-    if member.if_absent and member.if_revision is not None:
+    revision = _given(member.if_revision)
+    if member.if_absent and revision is not None:
         raise invalid("if_revision and if_absent exclude each other")
     value = _bytes(member, "value")
     if value is None:
         raise invalid("value or value_base64 is needed")
     if len(value) > limits.value_bytes_max:
         raise HttpError("too_large", f"a value has at most {limits.value_bytes_max} bytes")
-    return Put(_key(member), value, member.if_revision, member.if_absent)
+    return Put(_key(member), value, revision, member.if_absent)
 
 
 def _delete(member: _JsonDelete | _PackDelete) -> Delete:
-    return Delete(_key(member), member.if_revision)
+    return Delete(_key(member), _given(member.if_revision))
 
 
 def _member_idempotency(
     member: _JsonPut | _PackPut | _JsonDelete | _PackDelete,
 ) -> Idempotency | None:
-    session = member.session
+    session, free = _given(member.session), _given(member.idempotency_key)
     if session is None:
-        return None if member.idempotency_key is None else FreeKey(member.idempotency_key)
-    if member.idempotency_key is not None:
+        return None if free is None else FreeKey(free)
+    if free is not None:
         raise invalid("idempotency_key and session exclude each other")
     return session_key(session.id, session.sequence, session.low)
 
@@ -389,7 +397,7 @@ def _txn_operation(member: Any, limits: Limits) -> Put | Delete | Get | Range:
             _refuse_own_conditions(member, conditional=False)
             return _delete(member)
         case _JsonGet() | _PackGet():
-            if member.consistency != "linearizable" or member.max_age_ms is not None:
+            if member.consistency != "linearizable" or member.max_age_ms is not UNSET:
                 raise invalid("a get of a transaction reads what the transaction sees")
             return Get(_key(member))
         case _JsonRange() | _PackRange():
@@ -401,9 +409,9 @@ def _txn_operation(member: Any, limits: Limits) -> Put | Delete | Get | Range:
 def _refuse_own_conditions(
     member: _JsonPut | _PackPut | _JsonDelete | _PackDelete, *, conditional: bool
 ) -> None:
-    if conditional or member.if_revision is not None:
+    if conditional or member.if_revision is not UNSET:
         raise invalid("conditions of a transaction belong into 'compare'")
-    if member.idempotency_key is not None or member.session is not None:
+    if member.idempotency_key is not UNSET or member.session is not UNSET:
         raise invalid("the idempotency key of a transaction belongs into the header")
 
 

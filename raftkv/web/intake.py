@@ -18,8 +18,13 @@ Receive = Callable[[], Awaitable[Message]]
 _SWEEP_EVERY_S = 0.25
 
 
-class ClientGoneError(Exception):
-    """The client closed its connection; nobody is there to be answered."""
+def _broken_off() -> HttpError:
+    """Return the error for a body that ended early: a client that left, or no HTTP."""
+    return HttpError(
+        "invalid",
+        "the body broke off before it was complete",
+        headers=((b"connection", b"close"),),
+    )
 
 
 class BodyIntake:
@@ -41,8 +46,8 @@ class BodyIntake:
         """Return the whole body; the caller gives it back with :meth:`release`.
 
         Raises:
-            HttpError: 413 over ``bytes_max``, 408 too slow, 503 too many bodies in memory.
-            ClientGoneError: The client went away before it had sent everything.
+            HttpError: 413 over ``bytes_max``, 408 too slow, 503 too many bodies in memory, 400
+                if it broke off.
         """
         task = asyncio.current_task()
         if task is None:
@@ -76,7 +81,7 @@ class BodyIntake:
             self._expired.discard(task)
         if message["type"] != "http.request":
             self.release(held)
-            raise ClientGoneError
+            raise _broken_off()
         return b"".join(chunks)
 
     def release(self, size: int) -> None:

@@ -21,7 +21,7 @@ from raftkv.web.config import WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
-from raftkv.web.intake import BodyIntake, ClientGoneError, Message, Receive
+from raftkv.web.intake import BodyIntake, Message, Receive
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.problems import HttpError
 from raftkv.web.requests import Plan, ScanStream
@@ -130,8 +130,6 @@ class Lane:
             response = await self._answer(action, raw_key, scope, receive, send)
         except HttpError as error:
             response = error.response(self._me)
-        except ClientGoneError:
-            return
         except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
             _LOG.exception("request failed: %s %r", scope["method"], scope["raw_path"][:200])
             bug = HttpError("internal", "see the server's log", definite=False)
@@ -213,8 +211,6 @@ class Lane:
             body = await self._operator_body(scope, receive)
         except HttpError as error:
             await _send(error.response(self._me), scope["method"], send)
-            return
-        except ClientGoneError:
             return
         query: bytes = scope["query_string"]
         if not query.isascii():

@@ -205,7 +205,7 @@ def _key_path(limits: Limits) -> dict[str, Any]:
         "in": "path",
         "required": True,
         "description": f"1 to {KEY_BYTES_MAX} bytes of anything, percent-encoded; / may stay",
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX // 4},
+        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
     }
     found = ("ETag", "Raftkv-Version", "Raftkv-Create-Revision", "Raftkv-Age-Ms")
     none_match = _header("If-None-Match", {"type": "string"}, "304 if this ETag is current")
@@ -264,7 +264,7 @@ def _key_path(limits: Limits) -> dict[str, Any]:
 
 
 def _scan_path(limits: Limits) -> dict[str, Any]:
-    text = {"type": "string", "maxLength": KEY_BYTES_MAX // 4}
+    text = {"type": "string"}
     parameters = [
         _query("prefix", text, "Keys that begin with this; excludes start and end"),
         _query("start", text, "Keys from this one on"),
@@ -390,7 +390,7 @@ def _operator_paths() -> dict[str, Any]:
         "name": "key",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX // 4},
+        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
     }
     status = _get("status", "What this node, or all nodes, know", "Facts")
     status["get"]["parameters"] = [
@@ -477,8 +477,8 @@ _COUNT = {"type": "integer", "minimum": 0}
 _REVISION = {"type": "integer", "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
 _MAYBE_REVISION = {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
 _KEY = {
-    "key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX // 4},
-    "key_base64": {**_BASE64, "maxLength": KEY_BYTES_MAX},
+    "key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
+    "key_base64": {**_BASE64, "maxLength": 4 * (KEY_BYTES_MAX // 3)},
 }
 _VALUE = {"value": _TEXT, "value_base64": {**_ANY_BASE64, "pattern": "^(?:[A-Za-z0-9+/]{4})*$"}}
 _NUMBERS = {"revision": _REVISION, "create_revision": _REVISION, "version": _COUNT}
@@ -503,14 +503,19 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         description="A session's key; sequence must not be below low",
     )
     memory = {
-        "idempotency_key": {"type": ["string", "null"], "pattern": "^[!-~]{1,255}$"},
-        "session": {"anyOf": [session, {"type": "null"}]},
+        "idempotency_key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        "session": session,
     }
     one_memory = {"not": {"required": ["idempotency_key", "session"]}}
-    one_condition = {"not": {"required": ["if_revision", "if_absent"]}}
+    one_condition = {
+        "not": {
+            "required": ["if_revision", "if_absent"],
+            "properties": {"if_absent": {"const": True}},
+        }
+    }
     get_options = {
         "consistency": {"enum": ["linearizable", "stale"]},
-        "max_age_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": 86_400_000},
+        "max_age_ms": {"type": "integer", "minimum": 0, "maximum": 86_400_000},
     }
     aged = {
         "if": {"required": ["max_age_ms"]},
@@ -689,7 +694,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
 def _branch(limits: Limits) -> dict[str, Any]:
     return {
         "type": "array",
-        "maxItems": limits.txn_operations_max // 2,
+        "maxItems": limits.txn_operations_max,
         "items": {
             "oneOf": [
                 _schema("TxnPut"),

@@ -229,6 +229,8 @@ def health_sentence(shards: list[Mapping[str, Any]], nodes: list[Mapping[str, An
     leaderless, silent = missing_leaders(shards), silent_nodes(nodes)
     if not shards:
         first = "No shard is known here."
+    elif not leaderless and len(shards) == 1:
+        first = "The only shard has a leader."
     elif not leaderless:
         first = f"All {len(shards)} shards have a leader."
     elif len(leaderless) == 1:
@@ -238,7 +240,9 @@ def health_sentence(shards: list[Mapping[str, Any]], nodes: list[Mapping[str, An
             f"{len(leaderless)} of {len(shards)} shards have no leader "
             f"({', '.join(leaderless)}): their keys cannot be read or written now."
         )
-    if not silent:
+    if len(nodes) == 1 and not silent:
+        second = "The only node answers."
+    elif not silent:
         second = f"All {len(nodes)} nodes answer."
     elif len(silent) == 1:
         second = f"Node {silent[0]} does not answer."

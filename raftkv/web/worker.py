@@ -89,6 +89,11 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
+def leave_interrupts_to_parent() -> None:
+    """Ignore Ctrl-C, which reaches the whole process group: the engine then stops us in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def raise_file_limit() -> None:
     """Take all the descriptors that this process may have: every connection needs one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -118,7 +123,8 @@ def open_listener(config: WebConfig) -> socket.socket:
 def read_config() -> WebConfig:
     """Read the settings that the parent hands over."""
     fd = int(os.environ.get(CONFIG_FD_VARIABLE, sys.stdin.fileno()))
-    with open(fd, "rb") as source:
+    # Left open: a closed standard stream's number would be given to some socket.
+    with open(fd, "rb", closefd=False) as source:
         return msgspec.json.decode(source.read(), type=WebConfig)
 
 
@@ -127,8 +133,6 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    # Ctrl-C reaches the whole process group; the engine hears it too and then stops us in order.
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
     metrics = WorkerMetrics(config.worker)
     app = create_app(LoopBridge(engine, loop, config.node_name), config, metrics)
     lane = Lane(engine, config, app.wsgi_app, metrics)
@@ -154,7 +158,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
         timeout=config.limits.stop_grace_s,
         return_when=asyncio.FIRST_COMPLETED,
     )
-    if lane.answering:
+    if lane.answering and not serving.done():
         _LOG.warning("HTTP worker %d ends with requests in flight", config.worker)
     return 0
 
@@ -187,6 +191,7 @@ def main() -> None:
     """Run one worker; the process ends here, whatever threads are left."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     die_with_parent()
+    leave_interrupts_to_parent()
     raise_file_limit()
     code = EXIT_UNUSABLE
     try:

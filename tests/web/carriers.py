@@ -47,6 +47,14 @@ class Answer:
         return bool(self.json()["definite"])
 
 
+def _join(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in pairs:
+        lower = name.lower()
+        joined[lower] = f"{joined[lower]}, {value}" if lower in joined else value
+    return joined
+
+
 class Carrier(Protocol):
     """One way into the API."""
 
@@ -96,8 +104,7 @@ class WsgiCarrier:
             environ[variable] = value
         chunks: Iterable[bytes]
         chunks, status, answer_headers = run_wsgi_app(self.app, environ, buffered=True)
-        lower = {name.lower(): value for name, value in answer_headers}
-        return Answer(int(status.split()[0]), lower, b"".join(chunks))
+        return Answer(int(status.split()[0]), _join(answer_headers), b"".join(chunks))
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -148,8 +155,8 @@ class AsgiCarrier:
         start, *rest = sent
         assert start["type"] == "http.response.start"
         assert not rest[-1].get("more_body", False)
-        lower = {n.decode().lower(): v.decode("latin-1") for n, v in start["headers"]}
-        return Answer(start["status"], lower, b"".join(m.get("body", b"") for m in rest))
+        joined = _join((n.decode(), v.decode("latin-1")) for n, v in start["headers"])
+        return Answer(start["status"], joined, b"".join(m.get("body", b"") for m in rest))
 
     def close(self) -> None:
         """Give back the loop and the threads of the Flask side."""

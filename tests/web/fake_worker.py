@@ -28,5 +28,6 @@ async def _run() -> int:
 
 
 worker.die_with_parent()
+worker.leave_interrupts_to_parent()
 worker.raise_file_limit()
 os._exit(uvloop.run(_run()))

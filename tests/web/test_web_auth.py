@@ -1,0 +1,115 @@
+"""Tokens: who may do what, over both carriers."""
+
+import base64
+import hashlib
+from collections.abc import Callable
+
+import pytest
+from carriers import Carrier
+from conftest import LIMITS
+from fake_engine import FakeEngine
+
+from raftkv.web.config import Role, TokenHash, WebConfig
+
+_ROLES: tuple[Role, ...] = ("read", "write", "admin")
+
+
+def _token(role: str) -> str:
+    return f"token-of-{role}"
+
+
+@pytest.fixture
+def api(make_api: Callable[[WebConfig], Carrier]) -> Carrier:
+    """Return an API that wants tokens."""
+    hashes = tuple(
+        TokenHash(hashlib.sha256(_token(role).encode()).hexdigest(), role) for role in _ROLES
+    )
+    return make_api(WebConfig(node_name="n1", limits=LIMITS, tokens=hashes))
+
+
+def _bearer(role: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {_token(role)}"}
+
+
+_REQUESTS: list[tuple[str, bytes, Role]] = [
+    ("GET", b"/v1/kv/k", "read"),
+    ("HEAD", b"/v1/kv/k", "read"),
+    ("GET", b"/v1/kv", "read"),
+    ("PUT", b"/v1/kv/k", "write"),
+    ("DELETE", b"/v1/kv/k", "write"),
+    ("POST", b"/v1/batch", "write"),
+    ("POST", b"/v1/txn", "write"),
+    ("GET", b"/v1/status", "read"),
+    ("GET", b"/v1/nodes", "read"),
+    ("GET", b"/v1/shards", "read"),
+    ("GET", b"/v1/shards/0", "read"),
+    ("GET", b"/v1/explain/k", "read"),
+    ("POST", b"/v1/shards/0/transfer-leader", "admin"),
+    ("GET", b"/", "read"),
+    ("GET", b"/metrics", "read"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "role"), _REQUESTS)
+def test_roles(api: Carrier, engine: FakeEngine, method: str, path: bytes, role: Role) -> None:
+    """Without a token 401, with too small a role 403, neither reaches the engine; else it goes."""
+    nobody = api(method, path)
+    assert nobody.status == 401
+    assert "Bearer" in nobody.headers["www-authenticate"]
+    assert ("Basic" in nobody.headers["www-authenticate"]) == (path == b"/")
+    assert api(method, path, {"Authorization": "Bearer wrong"}).status == 401
+    for other in _ROLES:
+        allowed = _ROLES.index(other) >= _ROLES.index(role)
+        if not allowed:
+            assert api(method, path, _bearer(other)).status == 403
+    assert engine.asked == []
+    for other in _ROLES[_ROLES.index(role) :]:
+        assert api(method, path, _bearer(other)).status not in {401, 403}
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/openapi.json"])
+def test_open_routes(api: Carrier, path: bytes) -> None:
+    """Probes and the description need no token: they tell no secrets."""
+    assert api("GET", path).status == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic",
+        "Token token-of-admin",
+        "token-of-admin",
+        "Bearer token-of-admin extra",
+        "Bearer " + "x" * 5000,
+        "Basic " + base64.b64encode(b"x:token-of-admin").decode(),
+    ],
+)
+def test_other_authorizations(api: Carrier, header: str) -> None:
+    """Nothing but a known bearer token opens the API."""
+    answer = api("GET", b"/v1/kv/k", {"Authorization": header})
+    assert (answer.status, answer.code, answer.definite) == (401, "unauthorized", True)
+
+
+def test_scheme_is_case_insensitive(api: Carrier) -> None:
+    """As RFC 9110 says."""
+    assert api("GET", b"/v1/kv/k", {"Authorization": "bearer token-of-read"}).status == 404
+
+
+def test_browser_opens_the_page_with_the_token_as_password(api: Carrier) -> None:
+    """Basic authentication works for the page, and for nothing that changes anything."""
+    credentials = base64.b64encode(b"me:token-of-admin").decode()
+    basic = {"Authorization": f"Basic {credentials}"}
+    assert api("GET", b"/", basic).status == 200
+    assert api("GET", b"/v1/status", basic).status == 401
+    assert api("POST", b"/v1/shards/0/transfer-leader", basic).status == 401
+    wrong = base64.b64encode(b"me:wrong").decode()
+    assert api("GET", b"/", {"Authorization": f"Basic {wrong}"}).status == 401
+    assert api("GET", b"/", {"Authorization": "Basic ???"}).status == 401
+
+
+def test_refused_write_is_not_read(api: Carrier) -> None:
+    """A client without a token cannot make the server take its large body."""
+    assert api("PUT", b"/v1/kv/k", body=b"x" * 100_000).status == 401
