@@ -16,6 +16,8 @@ from raftkv import Client
 from raftkv.engine.pidfile import holder
 from raftkv.testing.ports import PortReservation, is_free
 
+pytestmark = pytest.mark.cluster
+
 RAFTKV = [sys.executable, "-m", "raftkv"]
 NODES = ("n1", "n2", "n3")
 

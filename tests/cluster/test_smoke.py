@@ -1,6 +1,7 @@
 """A real cluster does what the first page of the README says."""
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,7 +9,16 @@ from raftkv import Client
 from raftkv.client import Compare, CrossShardError, Get, Put, PutResult, TooLargeError
 from raftkv.testing import LocalCluster
 
+pytestmark = pytest.mark.cluster
+
 AWKWARD_KEYS = [b"a/b//c", b"..", b"\x00", b"\xff\xfe", b"%2F", b"x" * 1024, bytes(range(256))]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Three nodes, shared by the tests that leave all of them running."""
+    with LocalCluster(tmp_path_factory.mktemp("shared")) as shared:
+        yield shared
 
 
 @pytest.fixture
