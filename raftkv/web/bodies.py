@@ -5,7 +5,7 @@ A body with one bad operation is refused whole, naming the operation, before any
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -282,7 +282,7 @@ def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
 
 
 def _given(value: _Value | UnsetType) -> _Value | None:
-    return None if value is UNSET else cast("_Value", value)
+    return None if value is UNSET else value
 
 
 def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:

@@ -70,6 +70,8 @@ def _invalid_requests_are_refused(
             raise
 
 
+# A JSON schema says nothing about lines or MessagePack; test_web_batches.py tests those.
+@pytest.mark.filterwarnings("ignore:Skipped test cases with unsupported payload")
 @schema.parametrize()
 @hypothesis.settings(max_examples=40, derandomize=True, deadline=None, database=None)
 def test_server_keeps_to_its_document(case: schemathesis.Case[Any]) -> None:
