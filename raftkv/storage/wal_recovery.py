@@ -163,7 +163,8 @@ class Replay:
     def unit(self, data: bytes, unit: Unit, segment: Segment) -> None:
         """Apply one unit's records."""
         position, end = unit.body, unit.end
-        groups = self.groups
+        # Locals, no calls, no GroupId in the common case: this loop is what a restart waits for.
+        groups, append = self.groups, Kind.APPEND
         unpack, header = RECORD.unpack_from, RECORD.size
         must_start = segment.empty
         while position < end:
@@ -174,25 +175,39 @@ class Replay:
             after = body + length
             if after > end:
                 _refuse(segment, position, "record is longer than its unit")
-            if (kind == Kind.SEGMENT_START) != must_start:
-                _refuse(segment, position, f"record kind {kind} at this place")
-            if kind == Kind.APPEND:
-                group = groups.get((shard, generation))  # type: ignore[call-overload]  # a GroupId equals its tuple; building one here costs a third of recovery
-                if group is None:
-                    group = self._new_group(GroupId(shard, generation))
-                if first != group.last + 1:
-                    _refuse(segment, position, f"entry {first} follows entry {group.last}")
+            if (
+                kind == append
+                and not must_start
+                and (group := groups.get((shard, generation))) is not None  # type: ignore[call-overload]  # a GroupId equals its tuple
+                and first == group.last + 1
+            ):
                 group.last = first
                 group.segment = segment
                 group.entries.append((data[body:after], first, second))
             else:
                 name = GroupId(shard, generation)
-                if reason := self._control(kind, name, first, second, data[body:after]):
+                if (kind == Kind.SEGMENT_START) != must_start:
+                    reason = f"record kind {kind} at this place"
+                elif kind == append:
+                    reason = self._append(name, (data[body:after], first, second), segment)
+                else:
+                    reason = self._control(kind, name, first, second, data[body:after])
+                if reason:
                     _refuse(segment, position, reason)
-            must_start = False
+                must_start = False
             position = after
         if must_start or self._carries_missing:
             _refuse(segment, unit.start, "the segment's first unit does not carry every group")
+
+    def _append(self, name: GroupId, entry: Entry, segment: Segment) -> str:
+        """Apply an APPEND that is not the ordinary case: a group's first, or one that is wrong."""
+        group = self.groups.get(name) or self._new_group(name)
+        if entry[1] != group.last + 1:
+            return f"entry {entry[1]} of group {name} follows entry {group.last}"
+        group.last = entry[1]
+        group.segment = segment
+        group.entries.append(entry)
+        return ""
 
     def _new_group(self, name: GroupId) -> ReplayedGroup:
         group = self.groups[name] = ReplayedGroup()
