@@ -24,7 +24,7 @@ REVISION_LIMIT = 2**53
 Key = Annotated[bytes, msgspec.Meta(min_length=1, max_length=KEY_BYTES_MAX)]
 
 
-class Operation(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Operation(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """Base of everything that is encoded by this module."""
 
 
@@ -153,7 +153,7 @@ class Command(Operation, tag=30, frozen=True):
     idempotency: FreeKey | SessionKey | None = None
 
 
-class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """One Raft entry: everything that waited when the leader proposed (group commit).
 
     ``clock_us`` is the leader's wall clock in microseconds; it only feeds revisions.

@@ -52,6 +52,8 @@ ENGINE_SOCKET = "engine.sock"
 EXIT_FATAL = 70
 """The node stopped because going on could have broken a promise; the log says why."""
 
+PROPOSAL_BYTES_MAX = 8 * 1024 * 1024
+
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
 
@@ -226,6 +228,8 @@ class Node:
                     waiting_bytes_max=limits.queue_bytes,
                     entry_operations_max=limits.entry_commands,
                     entry_bytes_max=limits.entry_bytes,
+                    # A transaction may hold several values, and no value may be too large for it.
+                    proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
                 ),
                 snapshots=SnapshotPolicy(
                     limits.snapshot_after_bytes, limits.snapshot_after_entries

@@ -43,6 +43,9 @@ CHANNEL_REPLY = 3
 HOPS_MAX = 3
 """A call that was forwarded this often is refused, so that stale beliefs cannot make it circle."""
 
+ELSEWHERE = frozenset({"no_leader", "unavailable"})
+"""Another node's definite refusals after which it makes sense to look for the leader again."""
+
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
@@ -134,7 +137,7 @@ class Router:
             return  # it ran out of time here
         del self._forwarded[reply.id]
         response = reply.response
-        if isinstance(response, Failure) and response.code == "no_leader" and response.definite:
+        if isinstance(response, Failure) and response.definite and response.code in ELSEWHERE:
             pending.sent = False
             self._wait(pending)
             return

@@ -181,7 +181,8 @@ class SnapshotKeeper:
         group = next((group for group in self._groups.values() if group.snapshot_due), None)
         if group is None:
             pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
-            group = next((group for group in pinned if group.may_snapshot), None)
+            idle = (group for group in pinned if not group.release_log())
+            group = next((group for group in idle if group.may_snapshot), None)
         if group is not None:
             self._start(group)
 

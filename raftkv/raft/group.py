@@ -105,7 +105,8 @@ class SnapshotPolicy(msgspec.Struct, frozen=True):
     """When the log is replaced by a snapshot: by bytes as well as by count.
 
     A large state waits until the log is half as large, within four times ``after_bytes``, so that
-    writing snapshots costs a bounded share of writing the log.
+    writing snapshots costs a bounded share of writing the log. The last eighth of the log is kept
+    all the same: a follower that is a little behind needs it, and not the whole state.
     """
 
     after_bytes: int = 64 * 1024 * 1024
@@ -169,11 +170,13 @@ class Group:
         self.leader_since = clock.monotonic()
         self.elections = 0
         snapshot = files.latest()
+        self.snapshot_index = snapshot.index if snapshot else self._journal.first_index
+        """Entries up to here are covered by a durable snapshot."""
         self._replica = Replica(
             name=config.node,
             members=config.members,
             journal=self._journal,
-            applied_index=snapshot.index if snapshot else self._journal.first_index,
+            applied_index=self.snapshot_index,
             owner=self,
             clock=clock,
             random=random,
@@ -589,7 +592,7 @@ class Group:
     @property
     def may_snapshot(self) -> bool:
         """Whether a snapshot taken now would be newer than what there is."""
-        return self.applied_index > self._journal.first_index and not self.installing_snapshot
+        return self.applied_index > self.snapshot_index and not self.installing_snapshot
 
     @property
     def snapshot_due(self) -> bool:
@@ -611,9 +614,23 @@ class Group:
         return self.applied_index, term
 
     def snapshot_written(self, index: int) -> None:
-        """Drop the log up to ``index``: a durable snapshot covers it now (H3)."""
-        if index > self._journal.first_index:
-            self._journal.compact(index)
+        """Drop most of the log up to ``index``: a durable snapshot covers it now (H3)."""
+        if index <= self.snapshot_index:
+            return
+        self.snapshot_index = index
+        policy = self.config.snapshots
+        kept = self._journal.tail_start(index, policy.after_bytes // 8, policy.after_entries // 8)
+        self._journal.compact(kept)
+
+    def release_log(self) -> bool:
+        """Drop all of the log that the snapshot covers; false if there is nothing to drop.
+
+        For a group whose old entries keep the node's log segments alive.
+        """
+        if self.snapshot_index <= self._journal.first_index:
+            return False
+        self._journal.compact(self.snapshot_index)
+        return True
 
     def snapshot_needed(self, peer: str) -> None:
         """Send the latest snapshot to a follower whose next entry is gone."""
@@ -708,6 +725,7 @@ class Group:
         if snapshot.index <= self.applied_index:
             return  # entries have overtaken it
         self.state = state
+        self.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
         jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
         self._later(self._queue.fail_in_flight(snapshot.index, jumped))

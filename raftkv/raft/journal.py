@@ -199,6 +199,15 @@ class GroupJournal(Journal):  # type: ignore[misc]  # PySyncObj ships no types
             index -= 1
         return index
 
+    def tail_start(self, index: int, bytes_max: int, entries_max: int) -> int:
+        """Lowest index such that the entries after it, up to ``index``, are within both bounds."""
+        first, size = self._entries[0][1], 0
+        for start in range(index, max(first, index - entries_max), -1):
+            size += len(self._entries[start - first][0]) + ENTRY_OVERHEAD_BYTES
+            if size > bytes_max:
+                return start
+        return max(first, index - entries_max)
+
     def wal_synced(self) -> None:
         """Note how far the log is durable now."""
         durable = self.durable_lsn

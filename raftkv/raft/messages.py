@@ -13,7 +13,7 @@ Index = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Term = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
-class Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Wire(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """Base of every Raft message. ``term`` is the sender's unless said otherwise."""
 
 
@@ -159,7 +159,7 @@ RaftMessage = (
 )
 
 
-class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """A message for one group; a frame on a peer link carries a list of these."""
 
     shard: int

@@ -131,10 +131,16 @@ class ProposalQueue:
         """Answers for what was in flight, now that the entry (``index``, ``term``) is applied.
 
         Terms never go back along a log, so an entry of ours with an older term, here or at any
-        later index, can never be committed any more: definite.
+        later index, can never be committed any more: definite. Neither can one of ours at this
+        very index with a newer term: a later leader may well have committed an entry from before
+        our term in its place, and its results are not ours to report.
         """
         answers: list[tuple[Done, Sequence[WriteResult] | Rejection]] = []
-        for lost in [i for i, (older, _) in self._in_flight.items() if i >= index and older < term]:
+        for lost in [
+            i
+            for i, (own, _) in self._in_flight.items()
+            if (i >= index and own < term) or (i == index and own != term)
+        ]:
             proposals = self._in_flight.pop(lost)[1]
             self._forget(proposals)
             why = Rejection("discarded", "another leader's entry was committed in its place")

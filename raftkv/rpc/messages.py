@@ -24,7 +24,7 @@ from raftkv.core.operations import (
 Consistency = Literal["linearizable", "stale"]
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """Base of everything that is encoded by this module."""
 
 
@@ -106,7 +106,7 @@ Request = (
 )
 
 
-class Call(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """A request on a pipelined connection. ``remaining_ms``: give up after this long."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -184,7 +184,7 @@ Response = (
 )
 
 
-class Reply(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Reply(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """The answer to the :class:`Call` with the same ``id``."""
 
     id: int

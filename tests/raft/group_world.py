@@ -20,11 +20,12 @@ from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.replica import Timing
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.sim.clock import SimClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.sim.network import Event as NetworkEvent
 from raftkv.storage.disk import DiskError, DiskFull
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotReader, SnapshotStore
-from raftkv.storage.wal import Wal
+from raftkv.storage.wal import SyncJob, Wal
 
 GROUP = GroupId(0, 1)
 DATA = Path("/data")
@@ -68,6 +69,23 @@ class Files:
         return self._store.receive(GROUP)
 
 
+class NodeClock:
+    """The world's time as one node's clocks show it: monotonic from elsewhere, wall time off."""
+
+    def __init__(self, clock: SimClock, offset_s: float, wall_skew_us: int) -> None:
+        self._clock = clock
+        self._offset_s = offset_s
+        self._wall_skew_us = wall_skew_us
+
+    def monotonic(self) -> float:
+        """Seconds since whenever this node booted."""
+        return self._clock.monotonic() + self._offset_s
+
+    def time_us(self) -> int:
+        """Wall time as this node believes it."""
+        return self._clock.time_us() + self._wall_skew_us
+
+
 class GroupNode:
     """One life of one node: the engine's part in keeping Raft's promises."""
 
@@ -76,9 +94,13 @@ class GroupNode:
         self.disk = disk
         self.events: list[Event] = []
         self.stalled_since: float | None = None
-        self.hold_sync = False
+        random = world.random_of(name)
+        self.clock = NodeClock(
+            world.clock, random.uniform(0, 1e6), random.randrange(-5_000_000, 5_000_000)
+        )
         self._world = world
         self._woken = False
+        self._syncing: SyncJob | None = None
         self._jobs: deque[tuple[Callable[[], object], Callable[..., None]]] = deque()
         self.wal, recovered = Wal.open(
             disk, WAL, identity=f"identity-of-{name}", segment_bytes=SEGMENT_BYTES
@@ -92,8 +114,8 @@ class GroupNode:
             recovered=recovered.get(GROUP),
             files=Files(self.snapshots),
             host=self,
-            clock=world.clock,
-            random=world.random_of(name),
+            clock=self.clock,
+            random=random,
         )
 
     # --- what the group asks ------------------------------------------------------------------
@@ -118,7 +140,7 @@ class GroupNode:
         """Whether the disk has owed us a sync for an election time-out."""
         if self.stalled_since is None:
             return False
-        return self._world.clock.monotonic() - self.stalled_since > TIMING.election_min_s
+        return self.clock.monotonic() - self.stalled_since > TIMING.election_min_s
 
     def has_space(self) -> bool:
         """Ask the log."""
@@ -144,7 +166,7 @@ class GroupNode:
     def turn(self) -> None:
         """Jobs, ticks while something happens, and the disk."""
         for _ in range(len(self._jobs)):
-            self._run_one_job()
+            self.run_a_job()
         self.group.tick()
         self.sync()
         for _ in range(3):
@@ -154,7 +176,10 @@ class GroupNode:
             self.group.tick()
             self.sync()
 
-    def _run_one_job(self) -> None:
+    def run_a_job(self) -> None:
+        """Run the oldest job that waits for a thread."""
+        if not self._jobs:
+            return
         job, done = self._jobs.popleft()
         try:
             result = job()
@@ -164,19 +189,27 @@ class GroupNode:
             done(result, None)
 
     def sync(self) -> None:
-        """One sync and the log's housekeeping, unless the disk is stalled or held."""
-        if self.hold_sync:
-            return
+        """One sync and the log's housekeeping, unless the disk is stalled."""
         if self.stalled_since is None:
-            job = self.wal.begin_sync()
-            if job is not None:
-                job.run()
-                self.wal.finish_sync(job)
-                self.group.wal_synced()
-            housekeeping = self.wal.begin_housekeeping()
-            if housekeeping is not None:
-                housekeeping.run()
-                self.wal.finish_housekeeping(housekeeping)
+            self.begin_sync()
+            self.end_sync()
+
+    def begin_sync(self) -> None:
+        """Hand what is buffered to the thread that syncs, unless it is busy."""
+        if self._syncing is None:
+            self._syncing = self.wal.begin_sync()
+
+    def end_sync(self) -> None:
+        """Let the thread that syncs finish."""
+        job, self._syncing = self._syncing, None
+        if job is not None:
+            job.run()
+            self.wal.finish_sync(job)
+            self.group.wal_synced()
+        housekeeping = self.wal.begin_housekeeping()
+        if housekeeping is not None:
+            housekeeping.run()
+            self.wal.finish_housekeeping(housekeeping)
 
     def write_snapshot(self) -> int:
         """Write the state as it is now; durable when this returns. Returns its index."""
@@ -269,7 +302,7 @@ class GroupWorld(World):
     def expire(self, name: str) -> None:
         """Move the deadlines that random numbers have set."""
         for other, node in self.nodes.items():
-            deadline = 0.0 if other == name else self.clock.monotonic() + TIMING.election_max_s
+            deadline = 0.0 if other == name else node.clock.monotonic() + TIMING.election_max_s
             node.group._replica._SyncObj__raftElectionDeadline = deadline
 
     def read(self, name: str) -> Read:
@@ -290,6 +323,7 @@ class GroupWorld(World):
         index = node.write_snapshot()
         if finish:
             node.group.snapshot_written(index)
+            node.group.release_log()  # stories of snapshots want the whole log gone
             self.turn(name)
 
     def damage_snapshot(self, name: str) -> None:
@@ -316,7 +350,8 @@ class GroupWorld(World):
 
     def stall_disk(self, name: str) -> None:
         """A sync has begun now and will never end."""
-        self.nodes[name].stalled_since = self.clock.monotonic()
+        node = self.nodes[name]
+        node.stalled_since = node.clock.monotonic()
 
     def wipe(self, name: str) -> None:
         """A new disk, as empty as it came."""
