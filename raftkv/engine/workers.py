@@ -10,6 +10,7 @@ kernel to be killed with its parent. So nothing here has to work when the engine
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -28,6 +29,7 @@ STEADY_S = 10.0
 """A worker that lived this long was well; its end begins the back-off anew."""
 
 LISTEN_BACKLOG = 4096
+PATIENCE_S = 1.0
 WORKER_COMMAND = (sys.executable, "-m", "raftkv.web.worker")
 
 _logger = logging.getLogger(__name__)
@@ -37,17 +39,26 @@ class ListenError(Exception):
     """The clients' address cannot be listened at; the message is one line for the operator."""
 
 
-def listen(option: str, address: Address) -> socket.socket:
-    """Bind and listen, or say in one line why not."""
-    try:
-        family, _, _, _, _ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
-    except socket.gaierror as error:
-        raise ListenError(f"{option}: {address}: {error.strerror}") from error
-    except OSError as error:
-        # create_server adds the address in its own words; the error number says it all.
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ListenError(f"{option}: cannot listen at {address}: {reason}") from error
+def listen(option: str, address: Address, *, patience_s: float = PATIENCE_S) -> socket.socket:
+    """Bind and listen, or say in one line why not.
+
+    The workers of a node that was killed a moment ago may still hold the address: it is tried
+    for a little while.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            family, _, _, _, _ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
+        except socket.gaierror as error:
+            raise ListenError(f"{option}: {address}: {error.strerror}") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            # create_server adds the address in its own words; the error number says it all.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ListenError(f"{option}: cannot listen at {address}: {reason}") from error
 
 
 def web_config(

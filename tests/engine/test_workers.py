@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,8 +171,16 @@ def test_an_address_in_use_is_one_line() -> None:
     with free_listener() as taken:
         address = Address(*taken.getsockname())
         with pytest.raises(ListenError) as caught:
-            listen("http.listen", address)
+            listen("http.listen", address, patience_s=0)
     assert str(caught.value) == f"http.listen: cannot listen at {address}: Address already in use"
+
+
+def test_an_address_that_is_about_to_be_free_is_waited_for() -> None:
+    """The workers of a node killed a moment ago do not keep its successor from starting."""
+    taken = free_listener()
+    threading.Timer(0.05, taken.close).start()
+    with listen("http.listen", Address(*taken.getsockname())) as listener:
+        assert listener.getsockname()[1] > 0
 
 
 def test_the_worker_command_is_this_python() -> None:
