@@ -1,0 +1,69 @@
+"""Who is answered what when an entry is applied: the results are the proposer's own or nobody's."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from raftkv.core.operations import Command, Put, PutResult, WriteResult
+from raftkv.raft.proposals import Limits, Proposal, ProposalQueue, Rejection
+
+RESULTS = (PutResult(7, 1),)
+
+
+class Waiter:
+    """A caller and the answer that it got."""
+
+    def __init__(self) -> None:
+        self.answer: Sequence[WriteResult] | Rejection | None = None
+
+    def take(self, answer: Sequence[WriteResult] | Rejection) -> None:
+        """Take the answer."""
+        self.answer = answer
+
+
+def proposed(queue: ProposalQueue, index: int, term: int) -> Waiter:
+    """Propose one write as the entry (``index``, ``term``)."""
+    waiter = Waiter()
+    assert queue.offer(Proposal((Command(Put(b"k", b"v")),), waiter.take)) is None
+    queue.take(index, term)
+    return waiter
+
+
+def apply(queue: ProposalQueue, index: int, term: int) -> None:
+    """Apply the entry (``index``, ``term``) and hand out the answers."""
+    for done, answer in queue.applied(index, term, RESULTS):
+        done(answer)
+
+
+def test_the_own_entry_is_answered_with_its_results() -> None:
+    """Index and term are those under which it was proposed."""
+    queue = ProposalQueue(Limits())
+    waiter = proposed(queue, 5, 3)
+    apply(queue, 5, 3)
+    assert waiter.answer == RESULTS
+    assert (queue.operations, queue.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("term", [2, 4])
+def test_another_entry_at_its_index_is_not_taken_for_it(term: int) -> None:
+    """Neither of a newer term nor of an older one, which a later leader may yet commit there.
+
+    The older one: ``b`` led term 2 and kept an entry to itself, ``a`` led term 3 and did so too,
+    and ``b``, elected again, committed its entry of term 2 under a no-op of term 4.
+    """
+    queue = ProposalQueue(Limits())
+    waiter = proposed(queue, 5, 3)
+    apply(queue, 5, term)
+    assert isinstance(waiter.answer, Rejection)
+    assert (waiter.answer.reason, waiter.answer.definite) == ("discarded", True)
+    assert (queue.operations, queue.bytes) == (0, 0)
+
+
+def test_only_a_newer_term_speaks_for_later_indexes() -> None:
+    """After an entry of an older term ours may still follow; after a newer one it cannot."""
+    queue = ProposalQueue(Limits())
+    waiter = proposed(queue, 6, 3)
+    apply(queue, 5, 2)
+    assert waiter.answer is None
+    apply(queue, 5, 4)
+    assert isinstance(waiter.answer, Rejection)
