@@ -51,6 +51,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a stopping worker waits for what is in flight."""
 
 
+def body_bytes_max(configured: int, limits: Limits) -> int:
+    """Return the limit of a body of many values: one value always fits, in base64 too."""
+    return max(configured, 2 * limits.value_bytes_max)
+
+
 class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one HTTP worker needs to know.
 

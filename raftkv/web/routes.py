@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from raftkv.web.bodies import parse_batch, parse_txn
-from raftkv.web.config import Limits, Role
+from raftkv.web.config import Limits, Role, body_bytes_max
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError
 from raftkv.web.requests import (
@@ -67,9 +67,13 @@ class DataRoutes:
         self.exact = {
             b"/v1/kv": _route(GET=scan, HEAD=scan),
             b"/v1/batch": _route(
-                POST=Action("batch", "write", parse_batch, limits.batch_bytes_max)
+                POST=Action(
+                    "batch", "write", parse_batch, body_bytes_max(limits.batch_bytes_max, limits)
+                )
             ),
-            b"/v1/txn": _route(POST=Action("txn", "write", parse_txn, limits.txn_bytes_max)),
+            b"/v1/txn": _route(
+                POST=Action("txn", "write", parse_txn, body_bytes_max(limits.txn_bytes_max, limits))
+            ),
         }
 
 

@@ -1,5 +1,6 @@
 """Batches and transactions over HTTP, in JSON, NDJSON and MessagePack."""
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from raftkv.core.operations import (
     Txn,
 )
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, GetRequest, WriteRequest
+from raftkv.web.config import Limits, WebConfig
 
 _JSON = "application/json"
 _NDJSON = "application/x-ndjson"
@@ -389,3 +391,14 @@ def test_only_post(api: Carrier, post: Callable[..., Answer]) -> None:
     path = b"/v1/batch" if post is _batch else b"/v1/txn"
     answer = api("GET", path)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+def test_one_large_value_always_fits_a_batch(
+    make_api: Callable[[WebConfig], Carrier],
+) -> None:
+    """Where values may be larger than batches, a batch of one value still goes through."""
+    limits = Limits(value_bytes_max=30_000, batch_bytes_max=10, txn_bytes_max=10)
+    api = make_api(WebConfig(node_name="n1", limits=limits))
+    put = {"op": "put", "key": "a", "value_base64": base64.b64encode(b"\xff" * 30_000).decode()}
+    assert _batch(api, put).json()["results"][0]["status"] == 201
+    assert _txn(api, then=[put]).status == 200
