@@ -1,0 +1,195 @@
+"""Fakes for the router's tests: a loop with its own time, links that record, scripted groups."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.operations import Batch, Command, WriteResult
+from raftkv.core.placement import seed_map
+from raftkv.core.state_machine import StateMachine
+from raftkv.engine.router import Router
+from raftkv.raft.proposals import Rejection
+from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
+
+
+class Handle:
+    """A scheduled callback that can be cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Never run it."""
+        self.cancelled = True
+
+
+class ManualLoop:
+    """Time and callbacks that move only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...], Handle]] = []
+        self._order = itertools.count()
+
+    def monotonic(self) -> float:
+        """Return simulated seconds."""
+        return self.now
+
+    def time_us(self) -> int:
+        """Return simulated microseconds."""
+        return int(self.now * 1e6)
+
+    def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> Handle:
+        """Schedule like asyncio's loop."""
+        handle = Handle()
+        heapq.heappush(self._heap, (self.now + delay, next(self._order), callback, args, handle))
+        return handle
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> Handle:
+        """Schedule like asyncio's loop."""
+        return self.call_later(0.0, callback, *args)
+
+    def run(self, seconds: float) -> None:
+        """Let time pass, running what falls due."""
+        end = self.now + seconds
+        while self._heap and self._heap[0][0] <= end:
+            at, _, callback, args, handle = heapq.heappop(self._heap)
+            self.now = max(self.now, at)
+            if not handle.cancelled:
+                callback(*args)
+        self.now = end
+
+
+class FakeLinks:
+    """Peer links that record what is sent."""
+
+    def __init__(self, *connected: str) -> None:
+        self.connected = frozenset(connected)
+        self.sent: list[tuple[str, int, bytes]] = []
+
+    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
+        """Record, if the peer is there."""
+        assert not bulk
+        if peer not in self.connected:
+            return False
+        self.sent.append((peer, channel, payload))
+        return True
+
+    def calls(self) -> list[tuple[str, Call]]:
+        """Return the calls forwarded so far, and forget them."""
+        calls = [(to, msgspec.msgpack.decode(data, type=Call)) for to, _, data in self.sent]
+        self.sent.clear()
+        return calls
+
+
+class FakeGroup:
+    """A group whose answers the test decides; applies to a real state machine."""
+
+    def __init__(self, cluster_map: ClusterMap, shard: int) -> None:
+        self.id: GroupId = cluster_map.placement(shard).id
+        self.state = StateMachine(self.id.generation, lambda _: True)
+        self.is_leader = False
+        self.leader: str | None = None
+        self.term = 1
+        self.held: list[Callable[[], None]] = []
+        self.hold = False
+        self.reject: Rejection | None = None
+
+    def propose(self, commands: Any, done: Callable[[Any], None]) -> None:
+        """Apply at once, or reject, or keep for later."""
+        if self.reject is not None:
+            done(self.reject)
+        elif self.hold:
+            self.held.append(lambda: done(self._apply(commands)))
+        else:
+            done(self._apply(commands))
+
+    def _apply(self, commands: tuple[Command, ...]) -> list[WriteResult]:
+        return self.state.apply(Batch(1, self.id.generation, 1, tuple(commands)))
+
+    def confirm_read(self, done: Callable[[Rejection | None], None]) -> None:
+        """Confirm at once, or reject, or keep for later."""
+        if self.hold:
+            self.held.append(lambda: done(None))
+        else:
+            done(self.reject)
+
+    def ensure_fresh(self, max_age_ms: int, done: Callable[[Rejection | None], None]) -> None:
+        """Be as fresh as the test says."""
+        assert max_age_ms >= 0
+        done(self.reject)
+
+    def stale_age_ms(self) -> int | None:
+        """Return an age."""
+        return 42
+
+
+class RouterWorld:
+    """Node ``n1`` of three, with a fake group for each shard that it holds."""
+
+    def __init__(self, shards: int = 2, nodes: int = 3, replicas: int = 3) -> None:
+        names = [f"n{i}" for i in range(1, nodes + 1)]
+        self.map = seed_map("test", names, shards, replicas)
+        self.loop = ManualLoop()
+        self.links = FakeLinks(*names[1:])
+        self.groups = {
+            placement.id: FakeGroup(self.map, placement.shard)
+            for placement in self.map.groups_of("n1")
+        }
+        self.router = Router(
+            node="n1",
+            cluster_map=self.map,
+            groups=self.groups,  # type: ignore[arg-type]  # fakes
+            links=self.links,
+            clock=self.loop,
+            loop=self.loop,  # type: ignore[arg-type]  # only call_soon and call_later are used
+        )
+        self.replies: list[Reply] = []
+
+    def group(self, shard: int) -> FakeGroup:
+        """Return the fake group of a shard."""
+        return self.groups[self.map.placement(shard).id]
+
+    def lead(self, *shards: int) -> None:
+        """Make this node lead these shards."""
+        for shard in shards:
+            self.group(shard).is_leader = True
+            self.group(shard).leader = "n1"
+
+    def follow(self, leader: str | None, *shards: int) -> None:
+        """Make another node lead these shards, or nobody."""
+        for shard in shards:
+            self.group(shard).is_leader = False
+            self.group(shard).leader = leader
+
+    def key(self, shard: int, number: int = 0) -> bytes:
+        """Return the ``number``-th key that belongs to ``shard``."""
+        keys = (b"k%d" % i for i in itertools.count())
+        mine = (key for key in keys if self.map.shard_of(key) == shard)
+        return next(itertools.islice(mine, number, None))
+
+    def ask(self, request: Request, remaining_ms: int = 1000, hops: int = 0) -> None:
+        """Send a request as the front end would."""
+        call = Call(len(self.replies), remaining_ms, request, self.map.epoch, hops)
+        self.router.handle(call, self.replies.append)
+
+    def answer(self, call: Call, response: Response, node: str, shard: int | None = None) -> None:
+        """Let another node answer a forwarded call."""
+        reply = Reply(call.id, response, Served(node, shard), 1)
+        self.router.on_reply(node, msgspec.msgpack.encode(reply))
+
+    @property
+    def response(self) -> Response:
+        """The one answer that was given."""
+        assert len(self.replies) == 1
+        return self.replies[0].response
+
+    @property
+    def failure(self) -> Failure:
+        """The one answer, which is a failure."""
+        assert isinstance(self.response, Failure)
+        return self.response

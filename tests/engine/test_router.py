@@ -1,0 +1,434 @@
+"""The router: every request finds its leader, and is told the truth about what happened."""
+
+import msgspec
+import pytest
+from engine_world import RouterWorld
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftkv.core.operations import (
+    Command,
+    Compare,
+    Delete,
+    Entry,
+    FreeKey,
+    GetResult,
+    Put,
+    PutResult,
+    RangeResult,
+    Refused,
+    Txn,
+)
+from raftkv.engine.gather import ScanGather
+from raftkv.engine.router import HOPS_MAX
+from raftkv.raft.proposals import Rejection
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Call,
+    Failure,
+    GetRequest,
+    Reply,
+    Response,
+    ScanRequest,
+    Served,
+    TransferRequest,
+    WriteRequest,
+)
+
+NO_LEADER = Failure("no_leader", "not here", definite=True)
+
+
+@pytest.fixture
+def world() -> RouterWorld:
+    """Node n1 of three, two shards, no leader yet."""
+    return RouterWorld()
+
+
+def put(key: bytes, idempotency: str | None = None) -> WriteRequest:
+    """Make a put, with an idempotency key if one is named."""
+    name = None if idempotency is None else FreeKey(idempotency)
+    return WriteRequest(Command(Put(key, b"v"), name))
+
+
+# --- where requests go -------------------------------------------------------------------------
+
+
+def test_leader_serves_itself(world: RouterWorld) -> None:
+    """A write and a read of a shard led here are answered here, saying shard and term."""
+    world.lead(0, 1)
+    world.ask(put(world.key(1)))
+    assert isinstance(world.response, PutResult)
+    assert world.replies[0].served == Served("n1", 1, 1)
+    world.ask(GetRequest(world.key(1)))
+    assert isinstance(world.replies[1].response, GetResult)
+
+
+def test_follower_forwards_to_the_leader(world: RouterWorld) -> None:
+    """A request for a shard led elsewhere goes there with the time that is left."""
+    world.follow("n3", 0, 1)
+    world.ask(put(world.key(0)), remaining_ms=500)
+    [(to, call)] = world.links.calls()
+    assert (to, call.hops, call.map_epoch) == ("n3", 1, 1)
+    assert 0 < call.remaining_ms <= 500
+    world.answer(call, PutResult(7, 1), "n3", 0)
+    assert world.response == PutResult(7, 1)
+    assert world.replies[0].served.node == "n3"
+
+
+def test_waits_for_a_leader(world: RouterWorld) -> None:
+    """Without a leader a request waits, and goes on once one is known."""
+    world.ask(put(world.key(0)))
+    world.loop.run(0.3)
+    assert not world.replies
+    world.lead(0)
+    world.router.leader_changed()
+    world.loop.run(0.001)
+    assert isinstance(world.response, PutResult)
+
+
+def test_refused_for_leadership_is_tried_elsewhere(world: RouterWorld) -> None:
+    """A node that does not lead says so, and the request goes to the one that does."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)))
+    [(_, call)] = world.links.calls()
+    world.follow("n3", 0)
+    world.answer(call, NO_LEADER, "n2")
+    world.loop.run(0.05)
+    [(to, again)] = world.links.calls()
+    assert to == "n3"
+    world.answer(again, PutResult(1, 1), "n3")
+    assert world.response == PutResult(1, 1)
+
+
+def test_leader_lost_before_the_log_is_tried_elsewhere(world: RouterWorld) -> None:
+    """A proposal that never reached the log moves to the new leader, even without a key."""
+    world.lead(0)
+    world.group(0).reject = Rejection("not_leader")
+    world.ask(put(world.key(0)))
+    world.follow("n2", 0)
+    world.loop.run(0.05)
+    assert [to for to, _ in world.links.calls()] == ["n2"]
+
+
+def test_forwarded_calls_do_not_circle(world: RouterWorld) -> None:
+    """A call that was forwarded too often is refused, definitely."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)), hops=HOPS_MAX)
+    assert world.failure.code == "no_leader"
+    assert world.failure.definite
+    assert not world.links.sent
+
+
+def test_forwarded_call_without_leader_goes_back(world: RouterWorld) -> None:
+    """A node that was asked by another and knows no leader says so at once."""
+    world.follow(None, 0)
+    world.ask(put(world.key(0)), hops=1)
+    assert world.failure == Failure(
+        "no_leader", "shard 0 has no reachable leader", definite=True, retry_after_ms=200
+    )
+
+
+def test_node_without_a_replica_asks_one_that_has(world: RouterWorld) -> None:
+    """With more nodes than replicas, a shard that is not here is asked at one of its replicas."""
+    world = RouterWorld(shards=5, nodes=5)
+    shard = next(g.shard for g in world.map.groups if "n1" not in g.replicas)
+    world.ask(put(world.key(shard)))
+    [(to, call)] = world.links.calls()
+    assert to in world.map.placement(shard).replicas
+    world.answer(call, PutResult(1, 1), "n4", shard)
+    world.ask(put(world.key(shard)))
+    assert world.links.calls()[0][0] == "n4" or "n4" not in world.map.placement(shard).replicas
+
+
+def test_call_of_a_peer_is_answered_to_it(world: RouterWorld) -> None:
+    """A forwarded call is served and its answer goes back over the link."""
+    world.lead(0)
+    call = Call(9, 1000, put(world.key(0)), 1, 1)
+    world.router.on_call("n2", msgspec.msgpack.encode(call))
+    [(to, _, payload)] = world.links.sent
+    reply = msgspec.msgpack.decode(payload, type=Reply)
+    assert (to, reply.id) == ("n2", 9)
+    assert isinstance(reply.response, PutResult)
+
+
+# --- what is said when things go wrong ---------------------------------------------------------
+
+
+def test_time_out_before_anyone_had_it_is_definite(world: RouterWorld) -> None:
+    """A write that found no leader in time was certainly not applied."""
+    world.ask(put(world.key(0)), remaining_ms=300)
+    world.loop.run(0.6)
+    assert (world.failure.code, world.failure.definite) == ("no_leader", True)
+
+
+@pytest.mark.parametrize("leader", ["n1", "n2"])
+def test_time_out_after_a_leader_had_it_is_unknown(world: RouterWorld, leader: str) -> None:
+    """A write that a leader has and does not answer may be applied or not."""
+    if leader == "n1":
+        world.lead(0)
+        world.group(0).hold = True
+    else:
+        world.follow(leader, 0)
+    world.ask(put(world.key(0)), remaining_ms=300)
+    world.loop.run(0.6)
+    assert (world.failure.code, world.failure.definite) == ("timeout", False)
+
+
+def test_time_out_of_a_read_is_definite(world: RouterWorld) -> None:
+    """A read changes nothing, whoever had it."""
+    world.follow("n2", 0)
+    world.ask(GetRequest(world.key(0)), remaining_ms=300)
+    world.loop.run(0.6)
+    assert (world.failure.code, world.failure.definite) == ("timeout", True)
+
+
+def test_late_answers_are_dropped(world: RouterWorld) -> None:
+    """A request is answered once, whatever comes later."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)), remaining_ms=100)
+    [(_, call)] = world.links.calls()
+    world.loop.run(0.5)
+    world.answer(call, PutResult(1, 1), "n2")
+    assert world.failure.code == "timeout"
+
+
+def test_lost_link_makes_a_write_unknown(world: RouterWorld) -> None:
+    """A write without a key that was forwarded before the link broke must not be tried again."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)))
+    world.links.calls()
+    world.router.on_disconnected("n2")
+    assert (world.failure.code, world.failure.definite) == ("unknown", False)
+    world.loop.run(2)
+    assert not world.links.sent
+
+
+def test_lost_link_repeats_what_may_be_repeated(world: RouterWorld) -> None:
+    """A read, and a write under an idempotency key, are tried again."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0), "once"))
+    world.ask(GetRequest(world.key(0)))
+    world.links.calls()
+    world.follow("n3", 0)
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    assert [to for to, _ in world.links.calls()] == ["n3", "n3"]
+
+
+def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
+    """After a try that may have been applied, a later definite refusal proves nothing."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0), "once"))
+    world.links.calls()
+    world.follow("n3", 0)
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(_, again)] = world.links.calls()
+    world.answer(again, Failure("disk_full", "full", definite=True), "n3")
+    assert (world.failure.code, world.failure.definite) == ("unknown", False)
+
+
+def test_remembered_outcome_after_an_exposed_try_stands(world: RouterWorld) -> None:
+    """The shard's own word under the same key is the truth, a refused condition included."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0), "once"))
+    world.links.calls()
+    world.follow("n3", 0)
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(_, again)] = world.links.calls()
+    world.answer(again, Refused("precondition", 5), "n3", 0)
+    assert world.response == Refused("precondition", 5)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "definite"),
+    [
+        ("busy", "busy", True),
+        ("disk_full", "disk_full", True),
+        ("too_large", "too_large", True),
+        ("unknown", "unknown", False),
+    ],
+)
+def test_rejections_are_told(
+    world: RouterWorld,
+    reason: str,
+    code: str,
+    definite: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    """What a group rejects is told with its definiteness; busy says when to come back."""
+    world.lead(0)
+    world.group(0).reject = Rejection(reason)  # type: ignore[arg-type]
+    world.ask(put(world.key(0)))
+    assert (world.failure.code, world.failure.definite) == (code, definite)
+    assert (world.failure.retry_after_ms is not None) == (code == "busy")
+
+
+def test_closing_answers_everyone(world: RouterWorld) -> None:
+    """A node that stops leaves nobody waiting: definite if nobody had it, else unknown."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)))
+    world.ask(put(world.key(1)))
+    world.router.close()
+    codes = {
+        r.served.shard: r.response.code for r in world.replies if isinstance(r.response, Failure)
+    }
+    assert codes == {0: "timeout", 1: "no_leader"}
+
+
+# --- reads -------------------------------------------------------------------------------------
+
+
+def test_stale_read_is_served_by_any_replica(world: RouterWorld) -> None:
+    """A stale read asks nobody and says how old it may be."""
+    world.follow("n2", 0)
+    world.ask(GetRequest(world.key(0), "stale"))
+    assert world.response == GetResult(None)
+    assert world.replies[0].served.age_ms == 42
+    assert not world.links.sent
+
+
+def test_stale_read_that_is_too_old_fails(world: RouterWorld) -> None:
+    """A bound on the age that cannot be proven is a failure, not an old answer."""
+    world.follow(None, 0)
+    world.group(0).reject = Rejection("not_leader", "no leader can confirm")
+    world.ask(GetRequest(world.key(0), "stale", 100))
+    assert (world.failure.code, world.failure.definite) == ("too_stale", True)
+
+
+def test_leader_that_is_not_confirmed_does_not_answer(world: RouterWorld) -> None:
+    """A linearizable read waits for the confirm round and is not served without it."""
+    world.lead(0)
+    world.group(0).hold = True
+    world.ask(GetRequest(world.key(0)), remaining_ms=200)
+    world.loop.run(0.4)
+    assert world.failure.code == "timeout"
+    world.group(0).held[0]()  # confirmed too late: nothing more is said
+    assert len(world.replies) == 1
+
+
+# --- several shards ----------------------------------------------------------------------------
+
+
+def test_transaction_must_stay_in_a_shard(world: RouterWorld) -> None:
+    """Keys of two shards in one transaction are refused with what to do."""
+    a, b = world.key(0), world.key(1)
+    world.ask(WriteRequest(Command(Txn((Compare(a, "version", "=", 0),), (Put(b, b"v"),), ()))))
+    assert (world.failure.code, world.failure.definite) == ("cross_shard", True)
+    assert "{tag}" in world.failure.detail
+
+
+def test_empty_transaction_is_invalid(world: RouterWorld) -> None:
+    """A transaction without any key has no shard to go to."""
+    world.ask(WriteRequest(Command(Txn((), (), ()))))
+    assert world.failure.code == "invalid"
+
+
+def test_unknown_shard_is_not_found(world: RouterWorld) -> None:
+    """A transfer of a shard that does not exist says so."""
+    world.ask(TransferRequest(99))
+    assert world.failure.code == "not_found"
+
+
+def test_batch_keeps_its_order_over_shards(world: RouterWorld) -> None:
+    """Results stand where their operations stood, served here and elsewhere."""
+    world.lead(0)
+    world.follow("n2", 1)
+    here, there = world.key(0), world.key(1)
+    operations = (
+        Command(Put(there, b"1")),
+        Command(Put(here, b"2")),
+        GetRequest(there),
+        Command(Delete(here)),
+    )
+    world.ask(BatchRequest(operations))
+    [(_, call)] = world.links.calls()
+    assert call.request == BatchRequest((operations[0], operations[2]), 1)
+    world.answer(call, BatchResult((PutResult(5, 1), GetResult(None))), "n2", 1)
+    assert isinstance(world.response, BatchResult)
+    kinds = [type(result).__name__ for result in world.response.results]
+    assert kinds == ["PutResult", "PutResult", "GetResult", "DeleteResult"]
+    assert world.response.results[0] == PutResult(5, 1)
+
+
+def test_batch_fails_only_where_it_failed(world: RouterWorld) -> None:
+    """A shard without a leader fails its own operations, not the others'."""
+    world.lead(0)
+    world.follow(None, 1)
+    world.ask(BatchRequest((Command(Put(world.key(0), b"")), Command(Put(world.key(1), b"")))), 300)
+    world.loop.run(0.6)
+    assert isinstance(world.response, BatchResult)
+    good, bad = world.response.results
+    assert isinstance(good, PutResult)
+    assert isinstance(bad, Failure)
+    assert bad.definite
+
+
+def test_batch_with_a_lost_link_is_unknown_per_operation(world: RouterWorld) -> None:
+    """Operations that were forwarded before the link broke are unknown, each of them."""
+    world.follow("n2", 0)
+    world.ask(BatchRequest((Command(Put(world.key(0), b"")),)))
+    world.router.on_disconnected("n2")
+    assert isinstance(world.response, BatchResult)
+    [result] = world.response.results
+    assert isinstance(result, Failure)
+    assert not result.definite
+
+
+def test_empty_batch_is_answered(world: RouterWorld) -> None:
+    """A batch of nothing has no results."""
+    world.ask(BatchRequest(()))
+    assert world.response == BatchResult(())
+
+
+def test_scan_fails_if_a_shard_fails(world: RouterWorld) -> None:
+    """A page with a hole in it would be a lie."""
+    world.lead(0)
+    world.ask(ScanRequest(b"", None, 10), remaining_ms=200)
+    world.loop.run(0.5)
+    assert isinstance(world.response, Failure)
+
+
+KEYS = st.sets(st.binary(min_size=1, max_size=3), max_size=40)
+
+
+@given(
+    keys=KEYS,
+    limit=st.integers(1, 12),
+    bytes_max=st.integers(1, 60),
+    shards=st.integers(1, 4),
+)
+def test_pages_of_a_scan_are_the_whole(
+    keys: set[bytes], limit: int, bytes_max: int, shards: int
+) -> None:
+    """Page after page, each merged from cut parts, gives every key once and in order."""
+    entries = [Entry(key, b"vv", 1, 1, 1) for key in sorted(keys)]
+    seen: list[bytes] = []
+    start = b""
+    for _ in range(len(keys) + 1):
+        page = scan(entries, ScanRequest(start, None, limit, bytes_max=bytes_max), shards)
+        seen += [entry.key for entry in page.entries]
+        if not page.more:
+            break
+        assert page.entries, "a page that says more must bring something"
+        start = page.entries[-1].key + b"\0"
+    assert seen == sorted(keys)
+
+
+def scan(entries: list[Entry], request: ScanRequest, shards: int) -> RangeResult:
+    """Answer a scan through the gather, with a shard per remainder of the first byte."""
+    answers: list[Response] = []
+    numbers = tuple(range(shards))
+    gather = ScanGather(request, numbers, lambda response, _: answers.append(response), "n1")
+    for part, take in gather.parts():
+        mine = [e for e in entries if e.key >= part.start and e.key[0] % shards == part.shard]
+        taken: list[Entry] = []
+        for entry in mine[: part.limit]:
+            if taken and sum(len(e.key) + 2 for e in [*taken, entry]) > part.bytes_max:
+                break
+            taken.append(entry)
+        take(RangeResult(tuple(taken), more=len(taken) < len(mine)), Served("n1", part.shard))
+    [answer] = answers
+    assert isinstance(answer, RangeResult)
+    return answer
