@@ -1,0 +1,1 @@
+"""Measures a real cluster of processes on this machine."""

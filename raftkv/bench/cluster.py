@@ -1,0 +1,86 @@
+"""The clusters that are measured: three real nodes that leave nothing behind."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raftkv.client import Client
+from raftkv.testing import LocalCluster
+
+NODES = 3
+
+Options = dict[str, dict[str, int | bool | str]]
+
+
+@contextmanager
+def throwaway_cluster(
+    parent: Path | None,
+    *,
+    shards: int,
+    options: Options | None = None,
+    ready_timeout_s: float = 60.0,
+) -> Iterator[LocalCluster]:
+    """A running cluster in a new directory in ``parent``, both gone in the end, come what may."""
+    with (
+        tempfile.TemporaryDirectory(prefix="raftkv-bench-", dir=parent) as directory,
+        LocalCluster(
+            Path(directory) / "bench",
+            nodes=NODES,
+            shards=shards,
+            replicas=NODES,
+            options=options,
+            ready_timeout_s=ready_timeout_s,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def local_facts(cluster: LocalCluster, node: str) -> dict[str, Any]:
+    """What one node says of itself alone."""
+    with Client(cluster.node(node).url) as client:
+        return client.status("local")
+
+
+def shard_facts(cluster: LocalCluster, node: str, shard: int) -> dict[str, Any]:
+    """What one node says of its replica of a shard."""
+    for facts in local_facts(cluster, node)["shards"]:
+        if facts["shard"] == shard:
+            return dict(facts)
+    raise ValueError(f"{node} holds no replica of shard {shard}")
+
+
+def wait_caught_up(cluster: LocalCluster, timeout_s: float = 60.0) -> None:
+    """Wait until every replica has applied all that was committed when this was called."""
+    goal = {shard: int(row["commit_index"]) for shard, row in cluster.shards().items()}
+
+    def caught_up() -> bool:
+        rows = cluster.shards()
+        return all(
+            len(rows[shard]["members"]) == len(rows[shard]["replicas"])
+            and all(view["applied_index"] >= index for view in rows[shard]["members"].values())
+            for shard, index in goal.items()
+        )
+
+    cluster.wait_for(caught_up, "every replica has caught up", timeout_s)
+
+
+def wait_leaders_home(cluster: LocalCluster, timeout_s: float = 60.0) -> None:
+    """Wait until every shard is led by the node that is preferred for it."""
+
+    def at_home() -> bool:
+        return all(row["leader"] == row["preferred_leader"] for row in cluster.shards().values())
+
+    cluster.wait_for(at_home, "every shard is led by its preferred node", timeout_s)
+
+
+def key_of_each_shard(client: Client, shards: int) -> dict[int, bytes]:
+    """One key for each shard."""
+    keys: dict[int, bytes] = {}
+    number = 0
+    while len(keys) < shards:
+        key = f"bench-{number}".encode()
+        keys.setdefault(int(client.explain(key)["shard"]), key)
+        number += 1
+    return keys

@@ -1,0 +1,117 @@
+"""How long a shard takes no writes after its leader was killed."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from raftkv.bench.cluster import (
+    key_of_each_shard,
+    throwaway_cluster,
+    wait_caught_up,
+    wait_leaders_home,
+)
+from raftkv.bench.load import PacedWriter, numbered_keys
+from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.summary import summarize
+from raftkv.client import Client, RaftkvError
+from raftkv.testing import ClusterError, LocalCluster
+
+SHARDS = 4
+LOAD_PER_S = 40
+TARGET_S = 2.0
+GIVE_UP_S = 30.0
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """One leader killed, and what came of it."""
+
+    shard: int
+    leader: str
+    seconds: float
+    """From the kill to the first write that another node answered with success."""
+    caught_up_s: float
+    """From the restart until every replica had everything again."""
+
+
+def run(kills: int, parent: Path | None, progress: Callable[[str], None]) -> Report:
+    """Kill leaders, one after the other."""
+    occasion = Occasion.now()
+    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+        with cluster.client() as client:
+            keys = key_of_each_shard(client, SHARDS)
+        next_key = numbered_keys(b"load-")
+        with PacedWriter(cluster.urls, next_key, b"x" * 100, per_s=LOAD_PER_S) as load:
+            found = []
+            for number in range(kills):
+                shard = number % SHARDS
+                found.append(_kill_once(cluster, shard, keys[shard]))
+                progress(f"kill {number + 1}: {found[-1].seconds * 1000:.0f} ms")
+        lost = _lost(cluster, load.acknowledged)
+    times = [kill.seconds for kill in found]
+    summary = summarize(times)
+    figures = [
+        Figure("time without writes, median", summary.median_s, "s", TARGET_S),
+        Figure("time without writes, worst", summary.worst_s, "s"),
+        Figure("until caught up after the restart, worst", max(k.caught_up_s for k in found), "s"),
+        Figure("writes acknowledged meanwhile", len(load.acknowledged)),
+        Figure("of them lost", lost, at_most=0),
+    ]
+    samples = ", ".join(f"{seconds * 1000:.0f}" for seconds in times)
+    return occasion.report(
+        f"fail-over: {kills} times kill -9 of a shard's leader, {SHARDS} shards, "
+        f"{LOAD_PER_S} writes/s",
+        f"raftkv bench failover --kills {kills}",
+        figures,
+        notes=[f"all samples in ms: {samples}"],
+        details={"kills": found, "writes_failed": load.failed},
+    )
+
+
+def _kill_once(cluster: LocalCluster, shard: int, key: bytes) -> Kill:
+    """Kill the shard's leader, write through the others, bring it back."""
+    wait_leaders_home(cluster)  # else the same node would be killed again and again
+    leader = cluster.leader_of(shard)
+    if leader is None:
+        raise ClusterError(f"shard {shard} has no leader")
+    others = [cluster.node(name).url for name in cluster.names if name != leader]
+    killed_at = time.monotonic()
+    cluster.kill(leader)
+    written_at = _first_write(others, key)
+    restarted_at = time.monotonic()
+    cluster.restart(leader)
+    wait_caught_up(cluster)
+    return Kill(shard, leader, written_at - killed_at, caught_up_s=time.monotonic() - restarted_at)
+
+
+def _first_write(urls: Sequence[str], key: bytes) -> float:
+    """Write through each of these nodes at once; return when the first has said that it is done.
+
+    Everything is sent after the kill, so no answer can come from the leader that is dead.
+    """
+    written: list[float] = []
+    done = threading.Event()
+
+    def write(url: str) -> None:
+        with Client(url, timeout_s=GIVE_UP_S, attempt_timeout_s=GIVE_UP_S) as client:
+            try:
+                client.put(key, url)
+            except RaftkvError:
+                return  # that it never succeeded shows below
+        written.append(time.monotonic())
+        done.set()
+
+    for url in urls:
+        threading.Thread(target=write, args=(url,), daemon=True).start()
+    if not done.wait(GIVE_UP_S):
+        raise ClusterError(f"no write succeeded within {GIVE_UP_S:.0f} s of the kill")
+    return min(written)
+
+
+def _lost(cluster: LocalCluster, acknowledged: set[bytes]) -> int:
+    """How many writes that were acknowledged cannot be read any more."""
+    with cluster.client() as client:
+        there = {entry.key for entry in client.scan(b"load-", keys_only=True)}
+    return len(acknowledged - there)

@@ -1,0 +1,87 @@
+"""``raftkv bench``: measure real clusters on this machine; docs/benchmarks.md has results."""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from raftkv.bench import failover, idle
+from raftkv.bench.report import Report, publish
+from raftkv.client import RaftkvError
+from raftkv.testing import ClusterError
+
+Measure = Callable[..., Report]
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """End as by Ctrl-C, so that the cluster is stopped and its directory removed."""
+    raise KeyboardInterrupt
+
+
+def _measuring(measure: Measure) -> Callable[..., None]:
+    """Add the options that all share, and show what was measured."""
+
+    @click.option(
+        "--json",
+        "json_path",
+        type=click.Path(dir_okay=False, writable=True, path_type=Path),
+        help="Also write everything that was measured into this file.",
+    )
+    @click.option(
+        "--dir",
+        "parent",
+        type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+        help="Where the cluster's directory is made, and removed again: choose the disk here.",
+    )
+    @functools.wraps(measure)
+    def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
+        signal.signal(signal.SIGTERM, _stop)
+        progress = Console(stderr=True)
+        try:
+            report = measure(
+                parent=parent,
+                progress=lambda line: progress.print(line, style="dim", highlight=False),
+                **options,
+            )
+            publish(report, json_path, Console())
+        except (ClusterError, RaftkvError, OSError) as error:
+            click.echo(f"raftkv: {error}", err=True)
+            sys.exit(1)
+
+    return command
+
+
+@click.group("bench")
+def bench_command() -> None:
+    """Measure a cluster of three real nodes on this machine.
+
+    Each command starts its own cluster in a temporary directory and leaves nothing behind. The
+    targets in the tables are those of docs/benchmarks.md; a machine that is busy with something
+    else misses them.
+    """
+
+
+@bench_command.command("failover")
+@click.option("--kills", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@_measuring
+def failover_command(*, kills: int, parent: Path | None, progress: Callable[[str], None]) -> Report:
+    """Kill leaders with kill -9: how long does their shard take no writes?"""
+    return failover.run(kills, parent, progress)
+
+
+@bench_command.command("idle")
+@click.option("--groups", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(1.0), default=20.0, show_default=True, help="How long."
+)
+@_measuring
+def idle_command(
+    *, groups: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Measure the processor time of a cluster that nobody uses."""
+    return idle.run(groups, seconds, parent, progress)
