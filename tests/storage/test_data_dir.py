@@ -96,6 +96,27 @@ def test_crash_in_every_operation_of_init() -> None:
     assert crash_at > 30
 
 
+def test_an_identity_seen_after_a_kill_is_made_durable() -> None:
+    """An identity whose name was not synced when init was killed is synced by the first open."""
+    disk = SimDisk()
+    disk.before = lambda operation, _: _crash_once_named(disk, operation)
+    with pytest.raises(SimulatedCrash):
+        init(disk)
+    disk = disk.kill()
+    open_data_dir(disk, DIRECTORY, "c", "n1")
+    disk = disk.crash_choosing(lambda _: 0, lambda _: 0)
+    assert open_data_dir(disk, DIRECTORY, "c", "n1").identity.identity == "id-1"
+
+
+def _crash_once_named(disk: SimDisk, operation: str) -> None:
+    if operation == "fsync_dir":
+        disk.before = None
+        named = disk.exists(DIRECTORY / "identity")
+        disk.before = lambda operation, _: _crash_once_named(disk, operation)
+        if named:
+            raise SimulatedCrash
+
+
 @pytest.mark.parametrize("crash_at", range(1, 12))
 def test_crash_while_a_peer_is_remembered(crash_at: int) -> None:
     """The book of peers is the old one or the new one, never a broken one."""

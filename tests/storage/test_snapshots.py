@@ -149,6 +149,18 @@ def test_any_flipped_bit_is_found() -> None:
     opened(store).verify()
 
 
+def test_a_flipped_bit_in_the_header_is_found_on_opening() -> None:
+    """Index and term are believed before the whole file is read, so they have their own check."""
+    disk, store = new_store()
+    write(store, 5)
+    end = opened(store).size - sum(4 + len(record) for record in records(5)) - 16
+    for bit in range(end * 8):
+        disk.flip_bit(FILE, bit)
+        with pytest.raises(SnapshotDamaged):
+            store.open(GROUP)
+        disk.flip_bit(FILE, bit)
+
+
 def test_a_received_snapshot_is_checked() -> None:
     """Cut short, longer, damaged, or of another group: refused, and the one here stays."""
     disk, store = new_store()
@@ -183,7 +195,9 @@ def test_unfinished_files_are_removed_at_start() -> None:
     store.receive(GROUP).write(0, b"never finished")
     disk.create(DIRECTORY / "notes.txt").close()
     assert len(disk.listdir(DIRECTORY)) == 4
-    store = SnapshotStore(disk.kill(), DIRECTORY)
+    disk = disk.kill()
+    store = SnapshotStore(disk, DIRECTORY)
+    assert disk.listdir(DIRECTORY) == [FILE.name, "notes.txt"]
     reader = opened(store)
     assert list(reader.records()) == records(5)
     assert store.groups() == [GROUP]
