@@ -35,6 +35,9 @@ _SHARD_FIGURES = {
 }
 
 
+_NODE_FIGURES = ("uptime_s", "rss_bytes", "cpu_s", "fdatasync_ms")
+
+
 class WorkerMetrics:
     """The counters of one worker; label children are looked up once and kept."""
 
@@ -97,6 +100,7 @@ class _EngineFacts(Collector):
         yield from self._shards(_rows(self._facts.get("shards")))
         yield from self._peers(_rows(self._facts.get("nodes")))
         yield from self._engine(self._facts.get("metrics"))
+        yield from self._engine({name: self._facts.get(name) for name in _NODE_FIGURES})
 
     def _shards(self, shards: list[Mapping[str, Any]]) -> Iterable[GaugeMetricFamily]:
         leads = GaugeMetricFamily(
@@ -125,10 +129,17 @@ class _EngineFacts(Collector):
         if not isinstance(figures, Mapping):
             return
         for name, value in figures.items():
-            if _is_number(value) and str(name).isidentifier():
-                yield GaugeMetricFamily(
-                    f"raftkv_engine_{name}", "A figure of the engine", value=float(value)
-                )
+            if not str(name).isidentifier():
+                continue
+            family = f"raftkv_engine_{name}"
+            if _is_number(value):
+                yield GaugeMetricFamily(family, "A figure of the engine", value=float(value))
+            elif isinstance(value, Mapping):
+                kinds = GaugeMetricFamily(family, "Figures of the engine", labels=["kind"])
+                for kind, count in value.items():
+                    if _is_number(count):
+                        kinds.add_metric([str(kind)], float(count))
+                yield kinds
 
 
 def _rows(value: Any) -> list[Mapping[str, Any]]:

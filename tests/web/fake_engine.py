@@ -54,7 +54,8 @@ FACTS: dict[str, Any] = {
         },
         {"shard": 1, "generation": 1, "leader": None, "role": "follower", "term": 9, "keys": 5},
     ],
-    "metrics": {"fsyncs_total": 17},
+    "rss_bytes": 4096,
+    "metrics": {"fsyncs_total": 17, "requests": {"put": 3}},
 }
 
 

@@ -101,6 +101,8 @@ def test_metrics(api: Carrier, engine: FakeEngine) -> None:
         'raftkv_shard_leader{shard="1"} 0.0',
         'raftkv_shard_term{shard="0"} 7.0',
         "raftkv_engine_fsyncs_total 17.0",
+        'raftkv_engine_requests{kind="put"} 3.0',
+        "raftkv_engine_rss_bytes 4096.0",
     ):
         assert line in text.splitlines()
     assert "name" not in text.replace("raftkv_", "")
