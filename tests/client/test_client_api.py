@@ -25,6 +25,7 @@ from raftkv.client import (
     UnavailableError,
     batches,
 )
+from raftkv.client.codec import key_target
 from raftkv.core.operations import SessionKey
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
 from raftkv.web.config import TokenHash
@@ -81,6 +82,12 @@ def test_every_key_round_trips(client: Client, key: bytes) -> None:
     assert [found.key for found in client.scan()] == [key]
     assert client.delete(key).deleted
     assert client.get(key) is None
+
+
+def test_no_key_looks_like_a_relative_path() -> None:
+    """Proxies and URL libraries resolve dots, so a key of dots is sent escaped."""
+    assert key_target("..") == "/v1/kv/%2E%2E"
+    assert key_target("a.b/..") == "/v1/kv/a.b%2F.."
 
 
 @pytest.mark.parametrize("value", [b"", b"\x00", b"\xff" * 1000, b"x" * 2**20])
@@ -147,8 +154,11 @@ def test_scan_goes_over_pages_in_order(client: Client) -> None:
         client.scan("k", start="a")
 
 
-def test_a_batch_answers_each_operation_in_its_place(client: Client) -> None:
-    """Results, missing keys and failed conditions stand where their operation stood."""
+def test_a_batch_answers_each_operation_in_its_place(client: Client, served: FrontEnd) -> None:
+    """Results, missing keys and failed conditions stand where their operation stood.
+
+    A failed condition is an answer: nothing is sent a second time.
+    """
     client.put("old", b"1")
     results = client.batch(
         [
@@ -170,6 +180,7 @@ def test_a_batch_answers_each_operation_in_its_place(client: Client) -> None:
     assert results[5] == DeleteResult(deleted=False, revision=None)
     assert isinstance(results[6], Entry)
     assert results[6].value == b"\xff"
+    assert sum(isinstance(request, BatchRequest) for request in served.engine.asked) == 1
     assert client.batch([]) == []
 
 
