@@ -3,6 +3,7 @@
 ::
 
     DIR/identity    cluster id, node name and the identity minted by ``raftkv init``
+    DIR/map         the cluster map (written by the engine)
     DIR/peers       identities of the other nodes, as first seen
     DIR/lock        locked while a process uses the directory; holds its process id
     DIR/wal/        the write-ahead log
@@ -15,15 +16,14 @@ it durably.
 """
 
 import secrets
-import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
-from raftkv.storage.disk import Disk, DiskError, DiskLock, Locked, NoSuchFile
+from raftkv.storage.checked_file import ChecksumError, read_checked, write_checked
+from raftkv.storage.disk import Disk, DiskError, DiskLock, Locked
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import SEGMENT_BYTES, Wal, WalDamaged
 
@@ -34,8 +34,6 @@ _PEERS: Final = "peers"
 _LOCK: Final = "lock"
 _WAL: Final = "wal"
 _SNAPSHOTS: Final = "snapshots"
-_TEMPORARY: Final = ".tmp"
-_FILE_BYTES_MAX: Final = 2**20
 
 
 class DataDirError(Exception):
@@ -65,7 +63,7 @@ class IdentityBook:
     def __init__(self, disk: Disk, path: Path) -> None:
         self._disk = disk
         self._path = path
-        book = _read_checked(disk, path, _Peers)
+        book = _read(disk, path, _Peers)
         self._peers = dict(book.peers) if book is not None else {}
 
     def known(self, name: str) -> str | None:
@@ -83,7 +81,7 @@ class IdentityBook:
         if known is not None:
             raise ValueError(f"{name} is known under another identity")
         peers = {**self._peers, name: identity}
-        _write_checked(self._disk, self._path, _Peers(FORMAT, peers))
+        _write(self._disk, self._path, _Peers(FORMAT, peers))
         self._peers = peers
 
 
@@ -164,12 +162,12 @@ def _init(disk: Disk, path: Path, identity: NodeIdentity, segment_bytes: int) ->
         )
     Wal.create(disk, path / _WAL, identity=identity.identity, segment_bytes=segment_bytes)
     disk.fsync_dir(path)
-    _write_checked(disk, path / _IDENTITY, identity)
+    _write(disk, path / _IDENTITY, identity)
     return identity
 
 
 def _open(disk: Disk, path: Path, lock: DiskLock, cluster_id: str, node_name: str) -> DataDir:
-    identity = _read_checked(disk, path / _IDENTITY, NodeIdentity)
+    identity = _read(disk, path / _IDENTITY, NodeIdentity)
     if identity is None:
         raise DataDirError(f"data directory {path} is not initialised: run raftkv init first")
     for what, found, wanted in (
@@ -201,37 +199,19 @@ def _lock(disk: Disk, path: Path) -> DiskLock:
         raise DataDirError(f"data directory {path} is in use: {error.reason}") from error
 
 
-def _write_checked(disk: Disk, path: Path, contents: NodeIdentity | _Peers) -> None:
-    """Replace a small file as a whole: one line of JSON for people, one with its checksum."""
-    body = msgspec.json.encode(contents)
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with suppress(NoSuchFile):
-        disk.unlink(temporary)
-    file = disk.create(temporary)
-    try:
-        file.pwrite(body + b"\ncrc32 %08x\n" % zlib.crc32(body), 0)
-        file.fdatasync()
-    finally:
-        file.close()
-    disk.rename(temporary, path)
-    disk.fsync_dir(path.parent)
+def _write(disk: Disk, path: Path, contents: NodeIdentity | _Peers) -> None:
+    write_checked(disk, path, msgspec.json.encode(contents))
 
 
-def _read_checked(disk: Disk, path: Path, kind: type[_Contents]) -> _Contents | None:
+def _read(disk: Disk, path: Path, kind: type[_Contents]) -> _Contents | None:
     """Read such a file; None if there is none; DataDirError if it is not whole."""
     try:
-        file = disk.open(path)
-    except NoSuchFile:
-        return None
-    try:
-        data = file.pread(_FILE_BYTES_MAX, 0)
-    finally:
-        file.close()
-    body, _, tail = data.partition(b"\n")
-    if tail != b"crc32 %08x\n" % zlib.crc32(body):
-        raise DataDirError(f"{path}: checksum mismatch: the file was damaged or edited")
-    try:
+        body = read_checked(disk, path)
+        if body is None:
+            return None
         contents = msgspec.json.decode(body, type=kind)
+    except ChecksumError as error:
+        raise DataDirError(str(error)) from error
     except msgspec.DecodeError as error:
         raise DataDirError(f"{path}: not understood: {error}") from error
     if contents.format != FORMAT:
