@@ -20,7 +20,7 @@ from raftkv.engine.jobs import JobRunner
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Event, Group
-from raftkv.raft.replica import ReplicaError
+from raftkv.raft.member import ReplicaError
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1

@@ -36,8 +36,8 @@ from raftkv.engine.status import CHANNEL_STATUS, Status
 from raftkv.engine.workers import HttpWorkers, ListenError, listen
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.group import Group, GroupConfig, SnapshotPolicy
+from raftkv.raft.member import ReplicaError, Timing
 from raftkv.raft.proposals import Limits
-from raftkv.raft.replica import ReplicaError, Timing
 from raftkv.rpc.messages import Call, ExplainRequest, Facts, Reply, Response, Served, StatusRequest
 from raftkv.rpc.server import LocalServer, Respond, SocketInUseError
 from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir

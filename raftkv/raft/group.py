@@ -21,9 +21,10 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.freshness import Freshness
 from raftkv.raft.journal import GroupJournal, LogStore, Recovered
+from raftkv.raft.member import LEADER, RandomSource, ReplicaError, Timing
 from raftkv.raft.proposals import Done, Limits, Proposal, ProposalQueue, Rejection
 from raftkv.raft.reads import ReadDone, ReadIndex
-from raftkv.raft.replica import LEADER, RandomSource, Replica, ReplicaError, Timing
+from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_transfer import (
     STALLED_S,
     Receiver,

@@ -15,10 +15,10 @@ from worlds import Answer, Read, World
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
-from raftkv.raft.group import Event, Group, GroupConfig
+from raftkv.raft.group import Event, Group, GroupConfig, SnapshotPolicy
+from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
-from raftkv.raft.replica import Timing
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.sim.clock import SimClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
@@ -108,7 +108,12 @@ class GroupNode:
         self.snapshots = SnapshotStore(disk, SNAPSHOTS)
         self.group = Group(
             GroupConfig(
-                id=GROUP, node=name, members=world.names, owns=_owns_everything, timing=TIMING
+                id=GROUP,
+                node=name,
+                members=world.names,
+                owns=_owns_everything,
+                timing=TIMING,
+                snapshots=world.policy,
             ),
             store=self.wal,
             recovered=recovered.get(GROUP),
@@ -176,10 +181,12 @@ class GroupNode:
             self.group.tick()
             self.sync()
 
-    def run_a_job(self) -> None:
-        """Run the oldest job that waits for a thread."""
+    def run_a_job(self, random: Random | None = None) -> None:
+        """Run the oldest job that waits for a thread, or any: threads overtake each other."""
         if not self._jobs:
             return
+        if random is not None:
+            self._jobs.rotate(random.randrange(len(self._jobs)))
         job, done = self._jobs.popleft()
         try:
             result = job()
@@ -226,18 +233,26 @@ class GroupNode:
 class GroupWorld(World):
     """A group of raftkv replicas. Options that only stock needs are taken and ignored."""
 
-    def __init__(self, names: str, *, seed: int = 0, **_: Any) -> None:
+    def __init__(
+        self,
+        names: str,
+        *,
+        seed: int = 0,
+        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        **_: Any,
+    ) -> None:
         super().__init__(names)
+        self.policy = policy
         self.nodes: dict[str, GroupNode] = {}
         self._seed = seed
         self._lives = 0
-        self.random = Random(seed)  # noqa: S311 - a simulation
+        self.random = Random(seed)
         self.disks = {name: _formatted(SimDisk(), name) for name in self.names}
 
     def random_of(self, name: str) -> Random:
         """A source of chance of its own for each life of each node."""
         self._lives += 1
-        return Random(f"{self._seed} {name} {self._lives}")  # noqa: S311 - a simulation
+        return Random(f"{self._seed} {name} {self._lives}")
 
     def start(self, name: str) -> None:
         """Open the node's disk; what cannot be opened does not start."""

@@ -319,7 +319,7 @@ def stock_worlds(directory: Path) -> Iterator[Callable[..., StockWorld]]:
 
     with (
         mock.patch.object(stock, "monotonicTime", monotonic),
-        mock.patch.object(stock, "random", Random(0)),  # noqa: S311 - election time-outs
+        mock.patch.object(stock, "random", Random(0)),
         mock.patch.object(ResizableFile, "write", write),
     ):
         yield make

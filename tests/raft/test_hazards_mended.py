@@ -15,7 +15,8 @@ from worlds import applied_twice, belied, two_leaders, unanswered
 
 from raftkv.core.errors import CorruptSnapshot, UnknownFormat
 from raftkv.raft import messages as wire
-from raftkv.raft.replica import MESSAGE_BYTES_MAX, ReplicaError
+from raftkv.raft.member import ReplicaError
+from raftkv.raft.replication import MESSAGE_BYTES_MAX
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskFull, NoSuchFile
 from raftkv.storage.snapshots import SnapshotDamaged

@@ -60,7 +60,7 @@ def test_nothing_arrives_by_itself() -> None:
 def test_one_direction_stays_in_order() -> None:
     """Whatever the schedule, messages of one direction arrive in the order of sending, once."""
     network, nodes = network_of("a", "b", "c")
-    random = Random(7)  # noqa: S311 - a schedule, not a secret
+    random = Random(7)
     for number in range(50):
         network.send("a", "c", f"a{number}")
         network.send("b", "c", f"b{number}")
@@ -79,7 +79,7 @@ def test_steps_mix_links_and_repeat_with_the_seed() -> None:
         for number in range(20):
             for source, target in (("a", "b"), ("b", "c"), ("c", "a")):
                 network.send(source, target, str(number))
-        random = Random(seed)  # noqa: S311 - a schedule, not a secret
+        random = Random(seed)
         return [network.step(random) for _ in range(60)]
 
     assert order(1) == order(1)

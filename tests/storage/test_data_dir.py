@@ -87,7 +87,7 @@ def test_crash_in_every_operation_of_init() -> None:
             done = True
         except SimulatedCrash:
             pass
-        for label, after in crash_outcomes(disk, Random(crash_at)):  # noqa: S311 - a test's dice
+        for label, after in crash_outcomes(disk, Random(crash_at)):
             if not after.exists(DIRECTORY / "identity"):
                 assert not done, label
                 init(after, identity="id-2")
@@ -130,7 +130,7 @@ def test_crash_while_a_peer_is_remembered(crash_at: int) -> None:
         data.peers.remember("n3", "id-3")
     except SimulatedCrash:
         done = False
-    for _, after in crash_outcomes(disk, Random(crash_at)):  # noqa: S311 - a test's dice
+    for _, after in crash_outcomes(disk, Random(crash_at)):
         peers = open_data_dir(after, DIRECTORY, "c", "n1").peers
         assert peers.known("n2") == "id-2"
         assert peers.known("n3") in (("id-3",) if done else (None, "id-3"))

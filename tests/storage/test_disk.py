@@ -132,7 +132,7 @@ def test_short_reads_and_writes_are_continued(
 
 def test_a_crashed_disk_is_not_used_again() -> None:
     """What still runs of a node whose disk has crashed or changed hands cannot write to it."""
-    for end in (lambda disk: disk.crash(Random(0)), SimDisk.kill):  # noqa: S311 - a test's dice
+    for end in (lambda disk: disk.crash(Random(0)), SimDisk.kill):
         disk = SimDisk()
         file = disk.create(Path("/f"))
         end(disk)
@@ -157,7 +157,7 @@ def outcomes(disk: SimDisk, path: Path) -> set[bytes | None]:
     """Return the contents that ``path`` can have after a crash; None: no such file."""
     found: set[bytes | None] = set()
     for seed in range(200):
-        choose = Random(seed).randrange  # noqa: S311 - a test's dice
+        choose = Random(seed).randrange
         after = disk.crash_choosing(choose, choose)
         if after.exists(path):
             file = after.open(path)

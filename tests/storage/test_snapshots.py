@@ -239,7 +239,7 @@ def check_crashes(run: object, lies: frozenset[str] = frozenset()) -> int:
         disk.lies = lies
         disk.crash_at = disk.operations + crash_at
         done = run(disk)
-        for label, after in crash_outcomes(disk, Random(crash_at)):  # noqa: S311 - a test's dice
+        for label, after in crash_outcomes(disk, Random(crash_at)):
             found = opened(SnapshotStore(after, DIRECTORY))
             assert found.header.index in ((6,) if done else (5, 6)), label
             assert list(found.records()) == records(found.header.index), label

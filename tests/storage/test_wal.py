@@ -49,7 +49,7 @@ def test_what_was_synced_is_recovered(seed: int, length: int) -> None:
     """Reopening after a sync gives exactly the state that the records add up to."""
     disk = new_disk()
     driver = Driver.start(disk)
-    driver.run(random_steps(Random(seed), length))  # noqa: S311 - a test's dice
+    driver.run(random_steps(Random(seed), length))
     sync(driver.wal)
     driver.wal.close()
     _, recovered = open_wal(disk)
@@ -326,7 +326,7 @@ def spans_of_a_log(disk: SimDisk, term: int = 1) -> list[tuple[Path, int, int]]:
 
 def flips() -> Iterator[tuple[Path, int, int]]:
     """File, unit start, and bit: sampled over all units but the last."""
-    random = Random(5)  # noqa: S311 - a test's dice
+    random = Random(5)
     for path, start, end in spans_of_a_log(new_disk())[:-1]:
         header = range(start * 8, (start + 32) * 8, 3)
         for bit in [*header, *(random.randrange(start * 8, end * 8) for _ in range(25))]:

@@ -60,14 +60,14 @@ def check_every_crash(sequence: list[Step], random: Random, lies: frozenset[str]
 @pytest.mark.parametrize("seed", range(4))
 def test_crash_in_every_disk_operation(seed: int) -> None:
     """A crash in any disk operation, with any prefix of the unsynced sectors, loses nothing."""
-    random = Random(seed)  # noqa: S311 - a test's dice
+    random = Random(seed)
     assert check_every_crash(random_steps(random, 200), random, frozenset()) > 500
 
 
 @pytest.mark.parametrize("lie", ["fdatasync", "fsync_dir"])
 def test_the_crash_test_sees_a_missing_sync(lie: str) -> None:
     """The test above fails when either kind of sync is left out."""
-    random = Random(0)  # noqa: S311 - a test's dice
+    random = Random(0)
     with pytest.raises((AssertionError, WalDamaged, DiskError)):
         check_every_crash(random_steps(random, 200), random, frozenset({lie}))
 
@@ -255,7 +255,7 @@ def test_crash_while_the_log_is_made(*, lie: bool) -> None:
         try:
             Wal.create(disk, DIRECTORY, identity=IDENTITY, segment_bytes=SEGMENT_BYTES)
         except SimulatedCrash:
-            for _, after in crash_outcomes(disk, Random(operation)):  # noqa: S311 - a test's dice
+            for _, after in crash_outcomes(disk, Random(operation)):
                 Wal.create(after, DIRECTORY, identity="another" if lie else IDENTITY)
         else:
             break

@@ -1,0 +1,99 @@
+"""Elections that disturb nobody: pre-vote, leader stickiness, and votes counted once.
+
+Raft dissertation, sections 4.2.3 and 9.6. A node that cannot win does not raise its term, and a
+node that still hears its leader helps nobody to depose it.
+"""
+
+from raftkv.raft import messages as wire
+from raftkv.raft.member import Member
+from raftkv.raft.seams import PeerNode
+
+
+class Elections(Member):
+    """The part of a replica that votes and stands for election."""
+
+    def _gate_campaign(self) -> None:
+        """Pre-vote (dissertation 9.6): stand for election only if a majority would agree.
+
+        Stock stands as soon as its deadline has passed, so the deadline is moved until then.
+        """
+        now = self._clock.monotonic()
+        if self._SyncObj__raftElectionDeadline >= now:
+            return
+        self._campaign_is_transfer = self._SyncObj__transferInProgress
+        if self._campaign_is_transfer or self._pre_vote_won or not self.peers:
+            self._pre_vote_won = False
+            return
+        # Ask again soon if refused: pre-votes disturb nobody.
+        again_s = self._timing.heartbeat_s * (1.0 + self._random.random())
+        self._SyncObj__raftElectionDeadline = now + again_s
+        self._ask_pre_votes()
+
+    def _ask_pre_votes(self) -> None:
+        self._pre_vote_round += 1
+        self._pre_votes.clear()
+        question = wire.PreVote(
+            self.term + 1, self.journal.last_index, self.journal.last_term, self._pre_vote_round
+        )
+        for peer in self.peers:
+            self._owner.send(peer, question)
+
+    def _leader_is_near(self) -> bool:
+        """Stickiness (dissertation 4.2.3): we lead, or heard a leader within the minimum."""
+        if self.is_leader:
+            return True
+        return self._clock.monotonic() - self._leader_contact < self._timing.election_min_s
+
+    def _log_is_current(self, last_index: int, last_term: int) -> bool:
+        """Raft paper 5.4.1."""
+        return (last_term, last_index) >= (self.journal.last_term, self.journal.last_index)
+
+    def _on_pre_vote(self, node: PeerNode, message: wire.PreVote) -> None:
+        if message.term <= self.term:
+            self._owner.send(node.id, wire.HigherTerm(self.term))
+            return
+        granted = not self._leader_is_near() and self._log_is_current(
+            message.last_log_index, message.last_log_term
+        )
+        if granted:
+            # Two that stand at the same moment split the vote: let the other go first.
+            later = self._clock.monotonic() + self._timing.heartbeat_s * (2 + self._random.random())
+            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
+        self._owner.send(node.id, wire.PreVoteResponse(self.term, message.round, granted))
+
+    def _on_pre_vote_response(self, node: PeerNode, message: wire.PreVoteResponse) -> None:
+        if self.is_leader or message.round != self._pre_vote_round or not message.granted:
+            return
+        self._pre_votes.add(node.id)
+        if len(self._pre_votes) + 1 >= self._majority and not self._leader_is_near():
+            self._pre_vote_round += 1  # the rest of the answers has no meaning any more
+            self._pre_vote_won = True
+            self._SyncObj__raftElectionDeadline = 0
+
+    def _on_request_vote(self, node: PeerNode, message: wire.RequestVote) -> None:
+        if message.term > self.term and self._leader_is_near() and not message.transfer:
+            return
+        if message.term < self.term:
+            self._owner.send(node.id, wire.HigherTerm(self.term))
+            return
+        self._SyncObj__onMessageReceived(
+            node,
+            {
+                "type": "request_vote",
+                "term": message.term,
+                "last_log_index": message.last_log_index,
+                "last_log_term": message.last_log_term,
+            },
+        )
+
+    def _on_vote(self, node: PeerNode, message: wire.VoteResponse) -> None:
+        """Count each voter once per term; stock counts messages (H11)."""
+        if message.term != self.term:
+            return
+        if self._voters_term != self.term:
+            self._voters_term = self.term
+            self._voters = set()
+        if node.id in self._voters:
+            return
+        self._voters.add(node.id)
+        self._SyncObj__onMessageReceived(node, {"type": "response_vote", "term": message.term})

@@ -1,0 +1,306 @@
+"""One member of a Raft group: stock ``SyncObj`` with all that raftkv does itself switched off.
+
+Subclasses override its private methods under their mangled names. Stock code still decides
+elections, terms, votes, log matching and commitment; what raftkv puts in front of it and behind it
+is spread over four files, each method naming the hazard that it mends (``docs/hazards.md`` has the
+list, with the test of each)::
+
+    member.py       construction, what is read, what waits for the disk   (this file)
+    elections.py    pre-vote, stickiness, votes
+    replication.py  appends, on followers and on the leader; commitment
+    replica.py      ticks, messages, applying: what a group drives
+
+A member does no I/O and reads no clock of its own: it is ticked, it is given messages, and it
+speaks through its :class:`Owner`.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+from pysyncobj.config import SyncObjConf
+from pysyncobj.syncobj import SyncObj
+from pysyncobj.transport import Transport
+
+from raftkv.raft import messages as wire
+from raftkv.raft.clock import Clock
+from raftkv.raft.journal import GroupJournal
+from raftkv.raft.seams import TURN, NullPoller, PeerNode
+
+PAST_DEADLINE_S = 1e-4
+"""Stock compares deadlines strictly: a tick at exactly the deadline does nothing."""
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+"""PySyncObj's states (S: ``_RAFT_STATE``)."""
+
+
+class ReplicaError(Exception):
+    """The replica cannot go on without breaking a promise; the node must stop."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Raft's times, in seconds (Raft paper 5.6: broadcast << election timeout << failures)."""
+
+    heartbeat_s: float = 0.1
+    election_min_s: float = 0.5
+    election_max_s: float = 1.0
+
+
+class RandomSource(Protocol):
+    """Randomness as a seam: ``random.Random`` fits, seeded in simulation."""
+
+    def random(self) -> float:
+        """Return a float in [0, 1)."""
+
+
+class Owner(Protocol):
+    """What a replica asks of the group around it."""
+
+    def send(self, peer: str, message: wire.RaftMessage) -> None:
+        """Send now; in order, or not at all with a disconnect."""
+
+    def take_entry(self) -> bytes | None:
+        """Return the next command to propose, everything that waits as one; None for nothing."""
+
+    def apply_entry(self, index: int, term: int, command: bytes | None) -> int:
+        """Apply a committed entry (None: a no-op); return how many operations that was."""
+
+    def state_changed(self, old: int, new: int) -> None:
+        """Hear that PySyncObj changed its state."""
+
+    def snapshot_needed(self, peer: str) -> None:
+        """Hear that ``peer`` wants entries that are only in a snapshot now."""
+
+    def disk_stalled(self) -> bool:
+        """Tell whether this node's disk has not answered for an election time-out."""
+
+
+class _Sink(Transport):  # type: ignore[misc]  # PySyncObj ships no types
+    """Where stock code sends its messages: back to the member, which knows what to do."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, None)
+        self.member: Member | None = None
+
+    def send(self, node: PeerNode, message: dict[str, Any]) -> bool:
+        """Hand a stock message over for translation."""
+        if self.member is not None:
+            self.member.stock_sends(node, message)
+        return True
+
+
+class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
+    """What all parts of a replica share.
+
+    Args:
+        name: this node.
+        members: all nodes of the group, this one among them.
+        journal: the log, recovered.
+        applied_index: what the state machine around it has applied (its snapshot's index).
+        owner: where messages, entries and events go.
+        preferred: ask for the leadership at once when starting; pre-vote keeps this harmless.
+    """
+
+    # The private state of stock code that is read or written here.
+    _SyncObj__raftState: int
+    _SyncObj__raftCurrentTerm: int
+    _SyncObj__raftLeader: PeerNode | None
+    _SyncObj__raftElectionDeadline: float
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLastApplied: int
+    _SyncObj__noopIDx: int | None
+    _SyncObj__newAppendEntriesTime: float
+    _SyncObj__transferInProgress: bool
+    _SyncObj__raftNextIndex: dict[PeerNode, int]
+    _SyncObj__raftMatchIndex: dict[PeerNode, int]
+    _SyncObj__lastResponseTime: dict[PeerNode, float]
+    _SyncObj__connectedNodes: set[PeerNode]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        members: Sequence[str],
+        journal: GroupJournal,
+        applied_index: int,
+        owner: Owner,
+        clock: Clock,
+        random: RandomSource,
+        timing: Timing,
+        preferred: bool = False,
+    ) -> None:
+        self._owner = owner
+        self._clock = clock
+        self._random = random
+        self._timing = timing
+        self.journal = journal
+        self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
+        self._majority = len(members) // 2 + 1
+        self._leader_contact = float("-inf")
+        self._pre_vote_round = 0
+        self._pre_votes: set[str] = set()
+        self._pre_vote_won = False
+        self._campaign_is_transfer = False
+        self._voters: set[str] = set()
+        self._voters_term = -1
+        self._match: dict[str, int] = {}
+        self._in_flight: dict[str, deque[tuple[int, int]]] = {}  # peer -> (last index, bytes)
+        self._ack_limit = 0
+        self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
+        self._sent_last_index = 0
+        self._held: deque[tuple[int, int, str, wire.RaftMessage]] = deque()  # (lsn, term, to, what)
+        self.apply_budget_spent = False
+        sink = _Sink()
+        previous, TURN.clock = TURN.clock, clock
+        try:
+            super().__init__(
+                PeerNode(name), list(self.peers.values()), self._stock_conf(), transport=sink
+            )
+            self._poller = NullPoller()
+            self._SyncObj__raftLastApplied = applied_index
+            self._SyncObj__raftCommitIndex = max(applied_index, journal.first_index)
+            # Stock sets the deadline before it loads the journal, which may take long. Nobody is
+            # known to lead yet, so pre-votes may go out before an election time-out is over.
+            wait_s = 0.0 if preferred or not self.peers else timing.election_min_s * random.random()
+            self._SyncObj__raftElectionDeadline = clock.monotonic() + wait_s
+        finally:
+            TURN.clock = previous
+        sink.member = self
+
+    def _stock_conf(self) -> SyncObjConf:
+        """Switch off in stock code all that raftkv does itself."""
+        timing = self._timing
+        return SyncObjConf(
+            autoTick=False,
+            raftMinTimeout=timing.election_min_s,
+            raftMaxTimeout=timing.election_max_s,
+            appendEntriesPeriod=timing.heartbeat_s,
+            # A leader that hears from no majority for an election time-out stops leading (H15).
+            leaderFallbackTimeout=timing.election_max_s,
+            connectionTimeout=max(timing.election_max_s, 3.5),
+            appendEntriesUseBatch=True,
+            # Above any entry, so that stock never cuts one in pieces (H13).
+            appendEntriesBatchSizeBytes=2**31,
+            dynamicMembershipChange=False,
+            commandsWaitLeader=False,
+            journalFile=self.journal,
+            fullDumpFile=None,
+            onStateChanged=self._owner.state_changed,
+        )
+
+    # --- what the group around it reads -------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return self._SyncObj__raftCurrentTerm
+
+    @property
+    def state(self) -> int:
+        """FOLLOWER, CANDIDATE or LEADER."""
+        return self._SyncObj__raftState
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica believes that it leads; a read must confirm it first."""
+        return self.state == LEADER
+
+    @property
+    def leader_name(self) -> str | None:
+        """The leader as far as this replica knows."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def commit_index(self) -> int:
+        """Highest index known to be committed."""
+        return self._SyncObj__raftCommitIndex
+
+    @property
+    def applied_index(self) -> int:
+        """Highest index applied."""
+        return self._SyncObj__raftLastApplied
+
+    @property
+    def no_op_applied(self) -> bool:
+        """Whether the entry that opened this leadership is applied (dissertation 6.4, step 1)."""
+        no_op = self._SyncObj__noopIDx
+        return no_op is not None and self.applied_index >= no_op
+
+    @property
+    def leader_contact(self) -> float:
+        """When the current leader was last heard, in monotonic seconds."""
+        return self._leader_contact
+
+    def match_index(self, peer: str) -> int:
+        """Leader only: up to where ``peer`` durably agrees."""
+        return self._match.get(peer, 0)
+
+    def next_deadline(self) -> float:
+        """When this replica must be ticked at the latest, in monotonic seconds."""
+        if self.is_leader:
+            return self._SyncObj__newAppendEntriesTime + PAST_DEADLINE_S
+        return self._SyncObj__raftElectionDeadline + PAST_DEADLINE_S
+
+    # --- terms and time ---
+
+    def learn_term(self, term: int) -> None:
+        """Adopt a higher ``term`` as a follower, granting nothing.
+
+        Stock code has no message for this, but a vote request from a log that nobody votes for
+        has exactly this effect.
+        """
+        if term <= self.term:
+            return
+        anyone = next(iter(self.peers.values()))
+        self._SyncObj__onMessageReceived(
+            anyone,
+            {"type": "request_vote", "term": term, "last_log_index": 0, "last_log_term": -1},
+        )
+
+    def _election_timeout_s(self) -> float:
+        low, high = self._timing.election_min_s, self._timing.election_max_s
+        return low + (high - low) * self._random.random()
+
+    def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
+        """Election time-outs come from the seam, so that a simulated run repeats."""
+        return self._election_timeout_s()
+
+    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
+        """Nothing: snapshots are the group's work, and the log is cut after them (H3, H5, H16)."""
+
+    # --- what leaves only after the disk has it -----------------------------------------------
+
+    def _answer(self, peer: str, message: wire.RaftMessage) -> None:
+        self._answered = self._clock.monotonic()
+        self._owner.send(peer, message)
+
+    def _hold(self, peer: str, message: wire.RaftMessage) -> None:
+        """Send once everything recorded so far is durable (H8)."""
+        if self.journal.synced:
+            self._owner.send(peer, message)
+        else:
+            self._held.append((self.journal.lsn, self.term, peer, message))
+
+    # --- what stock code sends ----------------------------------------------------------------
+
+    def stock_sends(self, node: PeerNode, message: dict[str, Any]) -> None:
+        """Translate the few messages that stock code still sends by itself."""
+        match message["type"]:
+            case "request_vote":
+                self._hold(
+                    node.id,
+                    wire.RequestVote(
+                        message["term"],
+                        message["last_log_index"],
+                        message["last_log_term"],
+                        self._campaign_is_transfer,
+                    ),
+                )
+            case "response_vote":
+                self._hold(node.id, wire.VoteResponse(message["term"]))
+            case "timeout_now":
+                self._owner.send(node.id, wire.TimeoutNow(message["term"]))
+            case other:
+                raise ReplicaError(f"stock code sends {other!r}, which should be unreachable")

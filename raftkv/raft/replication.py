@@ -1,0 +1,213 @@
+"""Log replication: what a follower accepts and acknowledges, what a leader sends and commits.
+
+Raft paper, section 5.3 and figure 2. Stock code appends to the log and answers mismatches; the
+receiver's rules, windows, and who counts towards a majority are decided here.
+"""
+
+from collections import deque
+
+from raftkv.raft import messages as wire
+from raftkv.raft.elections import Elections
+from raftkv.raft.journal import FIRST_INDEX, REGULAR
+from raftkv.raft.member import ReplicaError
+from raftkv.raft.seams import PeerNode
+
+MESSAGE_BYTES_MAX = 512 * 1024
+"""Entries per append are cut here (a single larger entry still goes whole)."""
+
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Bytes of entries in flight to one follower before the leader waits for its answers."""
+
+
+class Replication(Elections):
+    """The part of a replica that moves entries between logs."""
+
+    # --- follower -----------------------------------------------------------------------------
+
+    def _on_append(self, node: PeerNode, message: wire.AppendEntries) -> None:
+        """Accept entries by the receiver's rules of the Raft paper (figure 2, steps 1 to 5).
+
+        Stock deletes everything after ``prev_index`` without looking for a conflict (H2). So it
+        is only shown what is really new: the part that our log already holds is cut off here, and
+        both the commit index and the acknowledgement stop where this message's proof stops.
+        """
+        if message.term < self.term:
+            self._owner.send(node.id, wire.HigherTerm(self.term))
+            return
+        if self.is_leader and message.term == self.term:
+            raise ReplicaError(f"{node.id} and this node both lead in term {self.term}")
+        self._leader_contact = self._clock.monotonic()
+        self._pre_vote_won = False
+        prev_index, prev_term, entries = self._unknown_part(message)
+        proven = max(message.prev_index + len(message.entries), self.journal.first_index)
+        self._ack_limit = proven
+        self._SyncObj__onMessageReceived(
+            node,
+            {
+                "type": "append_entries",
+                "term": message.term,
+                "commit_index": min(message.commit_index, proven),
+                "prevLogIdx": prev_index,
+                "prevLogTerm": prev_term,
+                "entries": entries,
+            },
+        )
+
+    def _unknown_part(
+        self, message: wire.AppendEntries
+    ) -> tuple[int, int, list[tuple[bytes, int, int]]]:
+        """(prev index, prev term, entries) with what the log already has cut off the front."""
+        journal, prev, first = self.journal, message.prev_index, self.journal.first_index
+        entries = message.entries
+        numbered = [(command, prev + 1 + i, term) for i, (command, term) in enumerate(entries)]
+        if prev >= first and journal.term_at(prev) != message.prev_term:
+            return prev, message.prev_term, []  # stock refuses this and asks for earlier entries
+        known = 0
+        for _, index, term in numbered:
+            if index > first and journal.term_at(index) != term:
+                break
+            known += 1
+        if known == len(numbered):
+            return journal.last_index, journal.last_term, []
+        conflict = numbered[known][1]
+        if conflict <= self.commit_index:
+            raise ReplicaError(
+                f"entry {conflict} is committed here with term {journal.term_at(conflict)}, but "
+                f"the leader of term {message.term} sends term {numbered[known][2]}"
+            )
+        return conflict - 1, journal.term_at(conflict - 1) or 0, numbered[known:]
+
+    def _SyncObj__sendNextNodeIdx(  # noqa: N802
+        self,
+        node: PeerNode,
+        reset: bool = False,  # noqa: FBT001, FBT002 - stock signature
+        nextNodeIdx: int | None = None,  # noqa: N803
+        success: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        """Answer an append, with our term (H10), and only for what is durable."""
+        journal, peer = self.journal, node.id
+        if not success:
+            next_index = journal.last_index + 1
+            if reset and nextNodeIdx is not None:
+                # Back off by a term at a time (Raft paper 5.3); stock goes one entry a round.
+                next_index = journal.first_index_of_term_at(nextNodeIdx, self.commit_index)
+            self._answer(peer, wire.AppendResponse(self.term, next_index, success=False))
+            return
+        proven = min((nextNodeIdx or 1) - 1, self._ack_limit)
+        if proven <= journal.durable_index:
+            self._answer(peer, wire.AppendResponse(self.term, proven + 1, success=True))
+            return
+        self._hold(peer, wire.AppendResponse(self.term, proven + 1, success=True))
+        if self._clock.monotonic() - self._answered > self._timing.heartbeat_s / 2:
+            # A slow disk is not a lost node: tell the leader that we are here, and how far.
+            durable = wire.AppendResponse(self.term, journal.durable_index + 1, success=True)
+            self._answer(peer, durable)
+
+    # --- leader -------------------------------------------------------------------------------
+
+    def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802
+        """Start a leadership with nothing known of the followers."""
+        self._match = dict.fromkeys(self.peers, 0)
+        self._in_flight.clear()
+        self._sent_last_index = 0
+        super()._SyncObj__onBecomeLeader()
+
+    def _on_append_response(self, node: PeerNode, message: wire.AppendResponse) -> None:
+        """Believe answers of this term only, and never move backwards on success (H2, H10)."""
+        if message.term > self.term:
+            self.learn_term(message.term)
+        if not self.is_leader or message.term != self.term:
+            return
+        peer = node.id
+        self._SyncObj__lastResponseTime[node] = self._clock.monotonic()
+        next_index = self._SyncObj__raftNextIndex
+        if message.success:
+            if message.next_index - 1 > self.journal.last_index:
+                return  # nobody can hold what we never sent
+            match = self._match[peer] = max(self._match[peer], message.next_index - 1)
+            next_index[node] = max(next_index[node], match + 1)
+            window = self._in_flight.get(peer)
+            while window and window[0][0] <= match:
+                window.popleft()
+            self._publish_match(peer)
+            if next_index[node] <= self.journal.last_index:
+                self._append_to(peer, node)
+        else:
+            self._in_flight.pop(peer, None)
+            floor = max(self._match[peer], FIRST_INDEX) + 1
+            next_index[node] = max(floor, min(message.next_index, self.journal.last_index + 1))
+            if next_index[node] > self.journal.first_index:
+                self._append_to(peer, node)
+            else:
+                self._owner.snapshot_needed(peer)
+
+    def _publish_match(self, peer: str) -> None:
+        """Show stock code no more of a follower's log than our own disk has as well (H9)."""
+        shown = min(self._match[peer], self.journal.durable_index)
+        self._SyncObj__raftMatchIndex[self.peers[peer]] = shown
+
+    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
+        """Send to every connected follower what it lacks, or a heartbeat.
+
+        Replaces stock's method: no pickled snapshot chunks (H1, H6), no pieces of entries (H13),
+        a bounded window per follower, no copy of the log's tail.
+        """
+        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._timing.heartbeat_s
+        self._sent_last_index = self.journal.last_index
+        connected = self._SyncObj__connectedNodes
+        for peer, node in self.peers.items():
+            if node in connected and not self._append_to(peer, node):
+                self._send_append(peer, self._SyncObj__raftNextIndex[node], ())
+
+    def _append_to(self, peer: str, node: PeerNode) -> bool:
+        """Send entries within the window; whether anything was sent."""
+        journal, next_index = self.journal, self._SyncObj__raftNextIndex
+        if next_index[node] <= journal.first_index:
+            self._owner.snapshot_needed(peer)
+            # A heartbeat that proves nothing: the follower says again where its log ends.
+            self._send_append(peer, journal.first_index + 1, ())
+            return True
+        window = self._in_flight.setdefault(peer, deque())
+        sent = False
+        while next_index[node] <= journal.last_index:
+            if sum(size for _, size in window) >= WINDOW_BYTES:
+                break
+            start = next_index[node]
+            entries = journal.entries_from(start, MESSAGE_BYTES_MAX)
+            self._send_append(peer, start, entries)
+            next_index[node] = start + len(entries)
+            window.append((next_index[node] - 1, sum(len(command) for command, _ in entries)))
+            sent = True
+        return sent
+
+    def _send_append(self, peer: str, start: int, entries: tuple[tuple[bytes, int], ...]) -> None:
+        prev_term = self.journal.term_at(start - 1)
+        self._owner.send(
+            peer,
+            wire.AppendEntries(self.term, start - 1, prev_term or 0, self.commit_index, entries),
+        )
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802 - stock name
+        """Propose what waits as one entry, and send it at once (H14, H17, H21).
+
+        Stock's command queue is never used: nothing is forwarded by PySyncObj, and no callback
+        is lost in it.
+        """
+        if not self.is_leader:
+            return
+        while (command := self._owner.take_entry()) is not None:
+            self.journal.add(REGULAR + command, self.journal.last_index + 1, self.term)
+        if self.journal.last_index > self._sent_last_index:
+            self._SyncObj__sendAppendEntries()
+
+    def _advance_commit(self) -> None:
+        """Commit what a majority holds durably, this node's own disk included (H10).
+
+        Stock counts the leader's copy unconditionally; it only ever sees followers' match indexes
+        cut at our durable index (:meth:`_publish_match`), so its own count agrees or lags.
+        """
+        durable = [self.journal.durable_index, *(self._match.get(p, 0) for p in self.peers)]
+        durable.sort(reverse=True)
+        candidate = min(durable[self._majority - 1], self.journal.last_index)
+        if candidate > self.commit_index and self.journal.term_at(candidate) == self.term:
+            self._SyncObj__raftCommitIndex = candidate
