@@ -41,7 +41,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bodies_bytes_max: int = 256 * 2**20
     """Request bodies that one worker holds at any moment, all clients together."""
     in_flight_max: int = 4_096
-    """Requests of one worker that wait for the engine at any moment."""
+    """Requests of one worker that wait for the engine at any moment, at the very most."""
+    in_flight_min: int = 512
+    """So many may always wait; between the two the bound follows the engine's rate."""
+    engine_wait_s: float = 0.5
+    """How long an accepted request may wait for the engine, about; what would wait longer is
+    refused."""
     connections_max: int = 16_384
     """Open connections of one worker; Granian stops accepting beyond."""
     operator_threads: int = 8

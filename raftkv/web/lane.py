@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
 from a2wsgi import WSGIMiddleware
 
-from raftkv.rpc.messages import Reply, Request, Served
+from raftkv.rpc.messages import Failure, Reply, Request, Served
+from raftkv.web.admission import Admission
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import WebConfig
 from raftkv.web.encoding import percent_decode
@@ -36,6 +37,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("raftkv.web")
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
+_SMALL_BODY_DIGITS = len("9999")
 _ASCII_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -77,13 +79,17 @@ class Lane:
             timeout_s=limits.body_timeout_s, bytes_max=limits.bodies_bytes_max
         )
         self._me = served_headers(Served(node=config.node_name))
-        self._in_flight = 0
+        self._admission = Admission(
+            wait_s=limits.engine_wait_s,
+            floor=limits.in_flight_min,
+            ceiling=limits.in_flight_max,
+        )
         self._answering = 0
         self._operators = WSGIMiddleware(
             cast("Any", RawPath(operators)), workers=limits.operator_threads
         )
         self._operators_busy = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
+        metrics.in_flight.set_function(lambda: self._admission.in_flight)
         metrics.body_bytes.set_function(lambda: self._intake.bytes_held)
 
     @property
@@ -146,6 +152,8 @@ class Lane:
         """Return the response; None if it was streamed already."""
         headers = join_headers(scope["headers"])
         self._auth.check(headers.get(b"authorization"), action.role)
+        if self._admission.is_full and _leaves_little_unread(headers):
+            raise _full()  # before more work goes into it: refusing must stay cheap
         body = b""
         if action.body_bytes_max:
             check_declared_length(headers, action.body_bytes_max)
@@ -170,13 +178,16 @@ class Lane:
             self._intake.release(len(body))
 
     async def _call(self, request: Request, timeout_s: float) -> Reply:
-        if self._in_flight >= self._limits.in_flight_max:
-            raise HttpError("overloaded", "as many requests wait for the engine as may")
-        self._in_flight += 1
+        if self._admission.is_full:
+            raise _full()
+        answered = False
+        self._admission.enter()
         try:
-            return await self._engine.call(request, timeout_s)
+            reply = await self._engine.call(request, timeout_s)
+            answered = not isinstance(reply.response, Failure)
+            return reply
         finally:
-            self._in_flight -= 1
+            self._admission.leave(answered=answered)
 
     async def _stream(self, scan: ScanStream, method: str, send: Send) -> HttpResponse | None:
         """Send page after page; ``send`` waits for a slow client, so memory stays bounded."""
@@ -238,6 +249,22 @@ class Lane:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")
         return body
+
+
+def _full() -> HttpError:
+    return HttpError("overloaded", "as many requests wait for the engine as may")
+
+
+def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the body is so small that it is here already.
+
+    The server closes a connection with more of an unread body to come, and the client, still
+    sending, might see that and not the answer.
+    """
+    declared = headers.get(b"content-length")
+    if declared is None:
+        return b"transfer-encoding" not in headers
+    return len(declared) <= _SMALL_BODY_DIGITS
 
 
 async def _send(response: HttpResponse, method: str, send: Send) -> None:
