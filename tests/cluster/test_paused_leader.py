@@ -18,6 +18,12 @@ pytestmark = pytest.mark.cluster
 
 KEY = "paused/register"
 ANSWER_S = 15
+
+PATIENT = {"raft": {"election_timeout_ms_min": 500, "election_timeout_ms_max": 5000}}
+"""The others elect as soon as the links are lost; a leader takes much longer to lose heart.
+
+So it still believes that it leads when it wakes up, and only a round of its followers can tell.
+"""
 LOOPS_MAX = 5_000
 
 
@@ -160,6 +166,7 @@ def same_shard_prefix(client: Client, shard: int) -> str:
     return next(t for n in numbers if client.explain(t := f"{{p{n}}}")["shard"] == shard)
 
 
+@pytest.mark.raftkv_cluster(options=PATIENT)
 @pytest.mark.parametrize("frozen", ["the whole node", "only its engine"])
 def test_a_paused_leader_serves_nothing_stale_and_tells_writers_the_truth(
     raftkv_cluster: LocalCluster, frozen: str
