@@ -15,7 +15,8 @@ from worlds import Answer, Read, World
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
-from raftkv.raft.group import Event, Group, GroupConfig, SnapshotPolicy
+from raftkv.raft.group import Group
+from raftkv.raft.host import Event, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
@@ -129,7 +130,7 @@ class GroupNode:
         """Encode and queue."""
         self._world.network.send(self.name, peer, _encode(Envelope(*group, message)))
 
-    def wake(self, group: Group) -> None:  # noqa: ARG002 - there is only one
+    def wake(self, group: GroupId) -> None:  # noqa: ARG002 - there is only one
         """Tick once more at the end of this turn."""
         self._woken = True
 
