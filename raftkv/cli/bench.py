@@ -10,7 +10,7 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from raftkv.bench import failover, idle
+from raftkv.bench import failover, idle, million
 from raftkv.bench.report import Report, publish
 from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError
@@ -85,3 +85,14 @@ def idle_command(
 ) -> Report:
     """Measure the processor time of a cluster that nobody uses."""
     return idle.run(groups, seconds, parent, progress)
+
+
+@bench_command.command("million")
+@click.option("--keys", type=click.IntRange(1000), default=1_000_000, show_default=True)
+@click.option("--value-bytes", type=click.IntRange(0, 2**20), default=100, show_default=True)
+@_measuring
+def million_command(
+    *, keys: int, value_bytes: int, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Measure one large shard: memory, snapshots beside requests, restarts."""
+    return million.run(keys, value_bytes, parent, progress)
