@@ -19,7 +19,8 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobRunner
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
-from raftkv.raft.group import Event, Group
+from raftkv.raft.group import Group
+from raftkv.raft.host import Event
 from raftkv.raft.member import ReplicaError
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
@@ -82,7 +83,7 @@ class GroupHost:
         self._other_jobs = other_jobs
         self._stall_s = stall_s
         self._fatal = fatal
-        self._dirty: dict[Group, None] = {}
+        self._dirty: dict[GroupId, None] = {}
         self._turn_scheduled = False
         self._due: list[tuple[float, int, int]] = []  # heap of (deadline, shard, generation)
         self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
@@ -113,7 +114,7 @@ class GroupHost:
             self._send_bundle(peer)
         self._schedule_turn()
 
-    def wake(self, group: Group) -> None:
+    def wake(self, group: GroupId) -> None:
         """Tick ``group`` at the end of this turn."""
         self._dirty[group] = None
         self._schedule_turn()
@@ -149,7 +150,7 @@ class GroupHost:
     def add(self, group: Group) -> None:
         """Drive ``group`` from now on."""
         self.groups[group.id] = group
-        self.wake(group)
+        self.wake(group.id)
 
     def stop(self) -> None:
         """Answer everybody who waits and tick no more."""
@@ -203,7 +204,7 @@ class GroupHost:
         if self._stopped:
             return
         dirty, self._dirty = self._dirty, {}
-        for group in dirty:
+        for group in map(self.groups.__getitem__, dirty):
             self._guard(group.tick)
             self._note(group)
         for peer in list(self._bundles):
@@ -247,7 +248,7 @@ class GroupHost:
                 continue
             del self._timed[group.id]
             if group.next_deadline() <= now:
-                self.wake(group)
+                self.wake(group.id)
             else:
                 self._note(group)
         self._arm_timer()

@@ -35,7 +35,8 @@ from raftkv.engine.snapshot_keeper import ForkingWriter, GroupSnapshots, Snapsho
 from raftkv.engine.status import CHANNEL_STATUS, Status
 from raftkv.engine.workers import HttpWorkers, ListenError, listen
 from raftkv.raft.clock import SystemClock
-from raftkv.raft.group import Group, GroupConfig, SnapshotPolicy
+from raftkv.raft.group import Group
+from raftkv.raft.host import GroupConfig, SnapshotPolicy
 from raftkv.raft.member import ReplicaError, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.rpc.messages import Call, ExplainRequest, Facts, Reply, Response, Served, StatusRequest

@@ -5,39 +5,25 @@ through callbacks, which run at the end of the call that caused them, never in t
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Literal, Protocol
-
-import msgspec
+from collections.abc import Callable, Sequence
 
 from raftkv.core.batches import decode_batch, encode_batch
-from raftkv.core.cluster_map import GroupId
 from raftkv.core.errors import CorruptBatch, UnknownFormat
 from raftkv.core.expiry import ExpiryClock
-from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Forget
-from raftkv.core.state_machine import Restorer, StateMachine
+from raftkv.core.operations import BATCH_FORMAT, Batch, Command
+from raftkv.core.state_machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
+from raftkv.raft.digests import DigestHistory
 from raftkv.raft.freshness import Freshness
+from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
 from raftkv.raft.journal import GroupJournal, LogStore, Recovered
-from raftkv.raft.member import LEADER, RandomSource, ReplicaError, Timing
-from raftkv.raft.proposals import Done, Limits, Proposal, ProposalQueue, Rejection
+from raftkv.raft.member import LEADER, RandomSource, ReplicaError
+from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
-from raftkv.raft.snapshot_transfer import (
-    STALLED_S,
-    Receiver,
-    Sender,
-    SnapshotFiles,
-    SnapshotId,
-)
-
-DIGESTS_KEPT = 256
-"""Applied indexes whose digests are kept to be compared with the leader's."""
-
-RESTORE_RECORDS_PER_TICK = 4
-"""Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
+from raftkv.raft.snapshot_exchange import SnapshotExchange
+from raftkv.raft.snapshot_transfer import SnapshotFiles, SnapshotId
 
 READS_WAITING_MAX = 8192
 """Reads of one group that may wait for a confirm round."""
@@ -48,50 +34,6 @@ HOUSEKEEPING_S = 1.0
 """How often a leader compares digests and looks for idempotency memory to forget."""
 
 
-STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
-STATE_EVENTS = ("follower", "candidate", "leader")
-"""Names of PySyncObj's states, in its order."""
-
-
-class Event(msgspec.Struct, frozen=True):
-    """Something that an operator may want to know."""
-
-    kind: Literal[
-        "leader",
-        "follower",
-        "candidate",
-        "transfer",
-        "snapshot_installed",
-        "snapshot_failed",
-        "digest_mismatch",
-    ]
-    group: GroupId
-    term: int
-    detail: str = ""
-
-
-class Host(Protocol):
-    """What a group asks of its node."""
-
-    def send(self, group: GroupId, peer: str, message: wire.RaftMessage) -> None:
-        """Send in order, or lose it with a disconnect."""
-
-    def wake(self, group: "Group") -> None:
-        """Tick the group at the end of this loop turn."""
-
-    def run_job(self, job: Callable[[], object], done: Callable[..., None]) -> None:
-        """Run a blocking job off the loop, then call ``done(result, error)`` on it."""
-
-    def event(self, event: Event) -> None:
-        """Hear what happened."""
-
-    def disk_stalled(self) -> bool:
-        """Tell whether an fdatasync has not returned for an election time-out (H20)."""
-
-    def has_space(self) -> bool:
-        """Tell whether new proposals may be taken."""
-
-
 class _Transfer:
     """A leadership transfer under way: proposals wait until it is over."""
 
@@ -100,30 +42,6 @@ class _Transfer:
         self.deadline = deadline
         self.done = done
         self.asked = False
-
-
-class SnapshotPolicy(msgspec.Struct, frozen=True):
-    """When the log is replaced by a snapshot: by bytes as well as by count.
-
-    A large state waits until the log is half as large, within four times ``after_bytes``, so that
-    writing snapshots costs a bounded share of writing the log. The last eighth of the log is kept
-    all the same: a follower that is a little behind needs it, and not the whole state.
-    """
-
-    after_bytes: int = 64 * 1024 * 1024
-    after_entries: int = 50_000
-
-
-class GroupConfig(msgspec.Struct, frozen=True):
-    """What a group is, apart from the seams it is given."""
-
-    id: GroupId
-    node: str
-    members: tuple[str, ...]
-    owns: Callable[[bytes], bool]
-    timing: Timing = Timing()
-    limits: Limits = Limits()
-    snapshots: SnapshotPolicy = SnapshotPolicy()
 
 
 class Group:
@@ -161,12 +79,7 @@ class Group:
         self._queue = ProposalQueue(config.limits)
         self._expiry: ExpiryClock | None = None
         self._transfer: _Transfer | None = None
-        self._senders: dict[str, Sender] = {}
-        self._receiver: Receiver | None = None
-        self._restoring: tuple[SnapshotId, Iterator[bytes], Restorer, str] | None = None
-        self._digests: dict[int, int] = {}
-        self._digest_asked: tuple[int, int, str] | None = None
-        self.digest_mismatch = False
+        self._digests = DigestHistory()
         self._housekeeping_at = 0.0
         self.leader_since = clock.monotonic()
         self.elections = 0
@@ -188,6 +101,14 @@ class Group:
             self._replica, self._broadcast, clock, config.timing.heartbeat_s, READS_WAITING_MAX
         )
         self._freshness = Freshness(clock)
+        self._snapshots = SnapshotExchange(
+            config,
+            replica=self._replica,
+            files=files,
+            host=host,
+            clock=clock,
+            install=self._install,
+        )
 
     def _load_state(self) -> StateMachine:
         snapshot, journal = self._files.latest(), self._journal
@@ -274,7 +195,12 @@ class Group:
     @property
     def installing_snapshot(self) -> bool:
         """Whether a leader's snapshot is on its way in."""
-        return self._receiver is not None or self._restoring is not None
+        return self._snapshots.is_receiving
+
+    @property
+    def digest_mismatch(self) -> str | None:
+        """Where the state was first seen to differ from the leader's, None if never."""
+        return self._digests.mismatch
 
     def match_index(self, peer: str) -> int:
         """Leader only: up to where ``peer`` durably agrees."""
@@ -294,10 +220,9 @@ class Group:
             self._housekeeping()
         self._tick_transfer()
         self._serve_reads()
-        if self._restoring is not None:
-            self._restore_some()
-        if self._replica.apply_budget_spent or self._restoring is not None:
-            self._host.wake(self)
+        self._snapshots.tick()
+        if self._replica.apply_budget_spent or self._snapshots.is_restoring:
+            self._host.wake(self.id)
         self._answer()
 
     def receive(self, peer: str, message: wire.RaftMessage) -> None:
@@ -312,22 +237,22 @@ class Group:
                 self._on_freshness_query(peer, message)
             case wire.FreshnessEcho():
                 self._freshness.on_echo(message, self.applied_index)
-                self._host.wake(self)
+                self._host.wake(self.id)
             case wire.SnapshotChunk():
-                self._on_chunk(peer, message)
+                self._snapshots.on_chunk(peer, message)
             case wire.SnapshotProgress():
-                self._on_snapshot_progress(peer, message)
+                self._snapshots.on_progress(peer, message)
             case wire.DigestCheck():
                 self._on_digest(peer, message)
             case _:
                 self._replica.receive(peer, message)
-                self._host.wake(self)
+                self._host.wake(self.id)
         self._answer()
 
     def peer_connected(self, peer: str) -> None:
         """Hear that ``peer`` can be sent to."""
         self._replica.peer_connected(peer)
-        self._host.wake(self)
+        self._host.wake(self.id)
 
     def peer_disconnected(self, peer: str) -> None:
         """Hear that it cannot, and that what was in flight is lost."""
@@ -335,16 +260,15 @@ class Group:
             lost = Rejection("not_leader", "the link to the leader is lost")
             self._later([(done, lost) for done in self._freshness.fail_all()])
         self._replica.peer_disconnected(peer)
-        if (sender := self._senders.pop(peer, None)) is not None:
-            sender.close()
-        self._host.wake(self)
+        self._snapshots.stop_sending(peer)
+        self._host.wake(self.id)
         self._answer()
 
     def wal_synced(self) -> None:
         """Hear that the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
             self._replica.wal_synced()
-            self._host.wake(self)
+            self._host.wake(self.id)
 
     def stop(self) -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""
@@ -354,10 +278,7 @@ class Group:
         self._later(self._queue.fail_in_flight(None, unknown))
         self._later([(done, stopping) for done in self._reads.fail_all()])
         self._later([(done, stopping) for done in self._freshness.fail_all()])
-        for sender in self._senders.values():
-            sender.close()
-        if self._receiver is not None:
-            self._receiver.close()
+        self._snapshots.stop()
         self._answer()
 
     # --- writes and reads ---------------------------------------------------------------------
@@ -370,7 +291,7 @@ class Group:
         if rejection is not None:
             done(rejection)
         else:
-            self._host.wake(self)
+            self._host.wake(self.id)
 
     def _why_not_propose(self) -> Rejection | None:
         if not self.is_leader:
@@ -385,7 +306,7 @@ class Group:
         if rejection is not None:
             done(rejection)
         else:
-            self._host.wake(self)
+            self._host.wake(self.id)
 
     def stale_age_ms(self) -> int | None:
         """How old the local state is at most, by this node's own clock; None if not known."""
@@ -424,7 +345,7 @@ class Group:
             return
         deadline = self._clock.monotonic() + self.config.timing.election_min_s
         self._transfer = _Transfer(target, deadline, done)
-        self._host.wake(self)
+        self._host.wake(self.id)
 
     def _why_not_transfer(self, target: str) -> str | None:
         if not self.is_leader:
@@ -464,7 +385,8 @@ class Group:
                 raise ReplicaError(f"group {self.id}, entry {index}: {error}") from error
             results = self.state.apply(batch)
         self._later(self._queue.applied(index, term, results))
-        self._note_digest(index)
+        if self._digests.note(index, self.state.digest):
+            self._alarm()
         return len(results)
 
     def state_changed(self, old: int, new: int) -> None:
@@ -479,9 +401,7 @@ class Group:
             not_leader = Rejection("not_leader", "this replica stopped leading")
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self._reads.fail_all()])
-            for sender in self._senders.values():
-                sender.close()
-            self._senders.clear()
+            self._snapshots.stop_sending()
 
     def disk_stalled(self) -> bool:
         """Ask the node."""
@@ -544,49 +464,34 @@ class Group:
             self._transfer = None
             late = Rejection("refused", f"{transfer.target} did not take over in time")
             self._later([(transfer.done, late)])
-            self._host.wake(self)  # what waited goes on here
+            self._host.wake(self.id)  # what waited goes on here
         elif not transfer.asked and self._replica.start_transfer(transfer.target):
             transfer.asked = True
             self._host.event(Event("transfer", self.id, self.term, f"to {transfer.target}"))
 
     # --- digests and housekeeping -------------------------------------------------------------
 
-    def _note_digest(self, index: int) -> None:
-        self._digests[index] = self.state.digest
-        self._digests.pop(index - DIGESTS_KEPT, None)
-        if self._digest_asked is not None and self._digest_asked[0] <= index:
-            asked, self._digest_asked = self._digest_asked, None
-            self._compare_digest(*asked)
-
     def _on_digest(self, peer: str, message: wire.DigestCheck) -> None:
         digest = int.from_bytes(message.digest, "big")
-        if message.index > self.applied_index:
-            self._digest_asked = (message.index, digest, peer)
-        else:
-            self._compare_digest(message.index, digest, peer)
+        if self._digests.compare(message.index, digest, peer, applied_index=self.applied_index):
+            self._alarm()
 
-    def _compare_digest(self, index: int, digest: int, peer: str) -> None:
-        own = self._digests.get(index)
-        if own is not None and own != digest:
-            self.digest_mismatch = True
-            detail = f"at entry {index} the state differs from that of {peer}"
-            self._host.event(Event("digest_mismatch", self.id, self.term, detail))
+    def _alarm(self) -> None:
+        detail = self._digests.mismatch or ""
+        self._host.event(Event("digest_mismatch", self.id, self.term, detail))
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()
         if now < self._housekeeping_at:
             return
         self._housekeeping_at = now + HOUSEKEEPING_S
-        own = self._digests.get(self.applied_index)
+        own = self._digests.at(self.applied_index)
         if own is not None:
             self._broadcast(wire.DigestCheck(self.applied_index, own.to_bytes(16, "big")))
         forget = self._expiry.poll(now) if self._expiry is not None else None
         if forget is not None:
-            self._propose_forget(forget)
-
-    def _propose_forget(self, forget: Forget) -> None:
-        # Whether it is applied shows in the state; the clock asks again otherwise.
-        self.propose((Command(forget),), lambda _: None)
+            # Whether it is applied shows in the state; the clock asks again otherwise.
+            self.propose((Command(forget),), lambda _: None)
 
     # --- snapshots ----------------------------------------------------------------------------
 
@@ -634,108 +539,17 @@ class Group:
         return True
 
     def snapshot_needed(self, peer: str) -> None:
-        """Send the latest snapshot to a follower whose next entry is gone."""
-        now = self._clock.monotonic()
-        sender = self._senders.get(peer)
-        if sender is not None:
-            if now - sender.progress_at < STALLED_S:
-                return
-            sender.close()
-        snapshot = self._files.latest()
-        if snapshot is None:
-            raise ReplicaError(f"group {self.id}: the log is compacted without a snapshot")
-        sender = Sender(
-            snapshot,
-            reader=self._files.open(),
-            run_job=self._host.run_job,
-            send=lambda chunk: self._host.send(self.id, peer, chunk),
-            failed=lambda error: self._sending_failed(peer, error),
-            now=now,
-        )
-        self._senders[peer] = sender
-        sender.go_on(self.term)
-
-    def _sending_failed(self, peer: str, error: BaseException) -> None:
-        """Give up this transfer; the follower still needs one, so another is started later."""
-        self._senders.pop(peer, None)
-        detail = f"to {peer}: {error}"
-        self._host.event(Event("snapshot_failed", self.id, self.term, detail))
-
-    def _on_snapshot_progress(self, peer: str, message: wire.SnapshotProgress) -> None:
-        sender = self._senders.get(peer)
-        if sender is None or message.term != self.term or not self.is_leader:
-            return
-        if message.index == sender.snapshot.index:
-            sender.on_progress(message, self._clock.monotonic())
-
-    def _on_chunk(self, peer: str, message: wire.SnapshotChunk) -> None:
-        """Take a piece of a snapshot that is newer than what is here (H7)."""
-        if message.term < self.term:
-            self._host.send(self.id, peer, wire.HigherTerm(self.term))
-            return
-        if message.index <= self.applied_index:
-            self._acknowledge_snapshot(peer, message.index)
-            return
-        if self._restoring is not None:
-            return  # the one before is being loaded; the leader starts again if need be
-        snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
-        if self._receiver is None or self._receiver.snapshot != snapshot:
-            if self._receiver is not None:
-                self._receiver.close()
-            self._receiver = self._new_receiver(snapshot, peer)
-        self._receiver.take(message.offset, message.data)
-
-    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
-        def progress(offset: int, *, in_order: bool) -> None:
-            message = wire.SnapshotProgress(self.term, snapshot.index, offset, in_order)
-            self._host.send(self.id, peer, message)
-
-        def complete(error: BaseException | None) -> None:
-            self._receiver = None
-            if error is not None:  # nothing is acknowledged, so the leader sends it again
-                detail = f"from {peer}: {error}"
-                self._host.event(Event("snapshot_failed", self.id, self.term, detail))
-                return
-            restorer = StateMachine.restore(self.id.generation, self.config.owns)
-            self._restoring = (snapshot, self._files.records(), restorer, peer)
-            self._host.wake(self)
-
-        return Receiver(
-            snapshot,
-            file=self._files.receive(snapshot),
-            run_job=self._host.run_job,
-            report=partial(progress, in_order=True),
-            ask_again=partial(progress, in_order=False),
-            on_complete=complete,
-        )
-
-    def _restore_some(self) -> None:
-        """Build the new state in slices beside the old one, then swap."""
-        if self._restoring is None:
-            return
-        snapshot, records, restorer, peer = self._restoring
-        for _ in range(RESTORE_RECORDS_PER_TICK):
-            record = next(records, None)
-            if record is None:
-                self._restoring = None
-                self._install(snapshot, restorer.finish(), peer)
-                return
-            restorer.feed(record)
+        """Send a snapshot for the replica."""
+        self._snapshots.send_to(peer)
 
     def _install(self, snapshot: SnapshotId, state: StateMachine, peer: str) -> None:
-        if snapshot.index <= self.applied_index:
-            return  # entries have overtaken it
+        """Take over a state that is newer than ours, and say so."""
         self.state = state
         self.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
         jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
         self._later(self._queue.fail_in_flight(snapshot.index, jumped))
-        self._digests.clear()
-        self._digests[snapshot.index] = state.digest
+        self._digests.restart(snapshot.index, state.digest)
         detail = f"at entry {snapshot.index}, from {peer}"
         self._host.event(Event("snapshot_installed", self.id, self.term, detail))
-        self._acknowledge_snapshot(peer, snapshot.index)
-
-    def _acknowledge_snapshot(self, peer: str, index: int) -> None:
-        """Acknowledge exactly what the snapshot covers: that is committed, and durable here."""
-        self._host.send(self.id, peer, wire.AppendResponse(self.term, index + 1, success=True))
+        self._snapshots.acknowledge(peer, snapshot.index)

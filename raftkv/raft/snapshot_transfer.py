@@ -17,8 +17,6 @@ from raftkv.raft import messages as wire
 
 CHUNK_BYTES = 256 * 1024
 WINDOW_CHUNKS = 8
-STALLED_S = 5.0
-"""A transfer without progress for this long is started again."""
 
 
 class SnapshotId(msgspec.Struct, frozen=True):
@@ -154,6 +152,7 @@ class Receiver:
     def __init__(
         self,
         snapshot: SnapshotId,
+        peer: str,
         *,
         file: SnapshotReceiver,
         run_job: RunJob,
@@ -162,7 +161,11 @@ class Receiver:
         on_complete: Callable[[BaseException | None], None],
     ) -> None:
         self.snapshot = snapshot
+        self.peer = peer
         self.complete = False
+        """Whether all bytes are here and the file is being put in place."""
+        self.progress_at = 0.0
+        """When a chunk came last, in monotonic seconds."""
         self._file = file
         self._run_job = run_job
         self._report = report
@@ -173,8 +176,9 @@ class Receiver:
         self._closed = False
         self._chunks: list[tuple[int, bytes]] = []
 
-    def take(self, offset: int, data: bytes) -> None:
+    def take(self, offset: int, data: bytes, now: float) -> None:
         """Take a chunk; one that is not next is answered with what is."""
+        self.progress_at = now
         if self._closed or self.complete:
             self._report(self._expected)
             return

@@ -11,7 +11,8 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, PutResult
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
-from raftkv.raft.group import Group, GroupConfig, SnapshotPolicy
+from raftkv.raft.group import Group
+from raftkv.raft.host import GroupConfig, SnapshotPolicy
 from raftkv.raft.proposals import Rejection
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore

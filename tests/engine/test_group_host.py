@@ -8,7 +8,7 @@ from host_world import NAMES, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
-from raftkv.raft.group import SnapshotPolicy
+from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.proposals import Rejection
 from raftkv.storage.disk import DiskError

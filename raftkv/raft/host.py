@@ -1,0 +1,78 @@
+"""What a group is, and what it asks of the node around it."""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.raft import messages as wire
+from raftkv.raft.member import Timing
+from raftkv.raft.proposals import Limits
+
+STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
+STATE_EVENTS = ("follower", "candidate", "leader")
+"""Names of PySyncObj's states, in its order."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that an operator may want to know."""
+
+    kind: Literal[
+        "leader",
+        "follower",
+        "candidate",
+        "transfer",
+        "snapshot_installed",
+        "snapshot_failed",
+        "digest_mismatch",
+    ]
+    group: GroupId
+    term: int
+    detail: str = ""
+
+
+class SnapshotPolicy(msgspec.Struct, frozen=True):
+    """When the log is replaced by a snapshot: by bytes as well as by count.
+
+    A large state waits until the log is half as large, within four times ``after_bytes``, so that
+    writing snapshots costs a bounded share of writing the log. The last eighth of the log is kept
+    all the same: a follower that is a little behind needs it, and not the whole state.
+    """
+
+    after_bytes: int = 64 * 1024 * 1024
+    after_entries: int = 50_000
+
+
+class GroupConfig(msgspec.Struct, frozen=True):
+    """What a group is, apart from the seams it is given."""
+
+    id: GroupId
+    node: str
+    members: tuple[str, ...]
+    owns: Callable[[bytes], bool]
+    timing: Timing = Timing()
+    limits: Limits = Limits()
+    snapshots: SnapshotPolicy = SnapshotPolicy()
+
+
+class Host(Protocol):
+    """What a group asks of its node."""
+
+    def send(self, group: GroupId, peer: str, message: wire.RaftMessage) -> None:
+        """Send in order, or lose it with a disconnect."""
+
+    def wake(self, group: GroupId) -> None:
+        """Tick the group at the end of this loop turn."""
+
+    def run_job(self, job: Callable[[], object], done: Callable[..., None]) -> None:
+        """Run a blocking job off the loop, then call ``done(result, error)`` on it."""
+
+    def event(self, event: Event) -> None:
+        """Hear what happened."""
+
+    def disk_stalled(self) -> bool:
+        """Tell whether an fdatasync has not returned for an election time-out (H20)."""
+
+    def has_space(self) -> bool:
+        """Tell whether new proposals may be taken."""

@@ -1,0 +1,187 @@
+"""A group's snapshots to and from other replicas, and the state that is built from one.
+
+See :mod:`raftkv.raft.snapshot_transfer` for how the bytes travel.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from raftkv.core.state_machine import Restorer, StateMachine
+from raftkv.raft import messages as wire
+from raftkv.raft.clock import Clock
+from raftkv.raft.host import Event, GroupConfig, Host
+from raftkv.raft.member import ReplicaError
+from raftkv.raft.replica import Replica
+from raftkv.raft.snapshot_transfer import Receiver, Sender, SnapshotFiles, SnapshotId
+
+RESTORE_RECORDS_PER_TICK = 4
+"""Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
+
+STALLED_S = 5.0
+"""A transfer without progress for this long is given up; it is started again if still needed."""
+
+Install = Callable[[SnapshotId, StateMachine, str], None]
+"""Takes over a state that a peer's snapshot has brought."""
+
+
+class SnapshotExchange:
+    """What is on its way out, in, and into memory."""
+
+    def __init__(
+        self,
+        config: GroupConfig,
+        *,
+        replica: Replica,
+        files: SnapshotFiles,
+        host: Host,
+        clock: Clock,
+        install: Install,
+    ) -> None:
+        self._config = config
+        self._replica = replica
+        self._files = files
+        self._host = host
+        self._clock = clock
+        self._install = install
+        self._senders: dict[str, Sender] = {}
+        self._receiver: Receiver | None = None
+        self._restoring: tuple[SnapshotId, Iterator[bytes], Restorer, str] | None = None
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a snapshot is on its way in."""
+        return self._receiver is not None or self._restoring is not None
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether ticks are needed to go on."""
+        return self._restoring is not None
+
+    def tick(self) -> None:
+        """Build a little more of the new state; let go of what nobody sends any more."""
+        self._restore_some()
+        receiver = self._receiver
+        if receiver is not None and not receiver.complete:
+            overtaken = receiver.snapshot.index <= self._replica.applied_index
+            silent = self._clock.monotonic() - receiver.progress_at > 2 * STALLED_S
+            if overtaken or silent:
+                receiver.close()
+                self._receiver = None
+
+    # --- out ----------------------------------------------------------------------------------
+
+    def send_to(self, peer: str) -> None:
+        """Send the latest snapshot to a follower whose next entry is gone."""
+        now = self._clock.monotonic()
+        sender = self._senders.get(peer)
+        if sender is not None:
+            if now - sender.progress_at < STALLED_S:
+                return
+            sender.close()
+        snapshot = self._files.latest()
+        if snapshot is None:
+            raise ReplicaError(f"group {self._config.id}: the log is compacted without a snapshot")
+        sender = Sender(
+            snapshot,
+            reader=self._files.open(),
+            run_job=self._host.run_job,
+            send=lambda chunk: self._host.send(self._config.id, peer, chunk),
+            failed=lambda error: self._sending_failed(peer, error),
+            now=now,
+        )
+        self._senders[peer] = sender
+        sender.go_on(self._replica.term)
+
+    def _sending_failed(self, peer: str, error: BaseException) -> None:
+        """Give up this transfer; the follower still needs one, so another is started later."""
+        self._senders.pop(peer, None)
+        self._failed(f"to {peer}: {error}")
+
+    def on_progress(self, peer: str, message: wire.SnapshotProgress) -> None:
+        """Hear from a follower what it wants next."""
+        sender = self._senders.get(peer)
+        if sender is None or message.term != self._replica.term or not self._replica.is_leader:
+            return
+        if message.index == sender.snapshot.index:
+            sender.on_progress(message, self._clock.monotonic())
+
+    def stop_sending(self, peer: str | None = None) -> None:
+        """Stop what goes to ``peer``, or to anyone."""
+        for name in [peer] if peer is not None else list(self._senders):
+            if (sender := self._senders.pop(name, None)) is not None:
+                sender.close()
+
+    def stop(self) -> None:
+        """Stop everything."""
+        self.stop_sending()
+        if self._receiver is not None:
+            self._receiver.close()
+
+    # --- in -----------------------------------------------------------------------------------
+
+    def on_chunk(self, peer: str, message: wire.SnapshotChunk) -> None:
+        """Take a piece of a snapshot that is newer than what is here (H7)."""
+        if message.term < self._replica.term:
+            self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
+            return
+        if message.index <= self._replica.applied_index:
+            self.acknowledge(peer, message.index)
+            return
+        if self._restoring is not None:
+            return  # the one before is being loaded; the leader starts again if need be
+        snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
+        receiver = self._receiver
+        if receiver is None or (receiver.snapshot, receiver.peer) != (snapshot, peer):
+            if receiver is not None:
+                receiver.close()
+            receiver = self._receiver = self._new_receiver(snapshot, peer)
+        receiver.take(message.offset, message.data, self._clock.monotonic())
+
+    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
+        def progress(offset: int, *, in_order: bool) -> None:
+            term = self._replica.term
+            message = wire.SnapshotProgress(term, snapshot.index, offset, in_order)
+            self._host.send(self._config.id, peer, message)
+
+        return Receiver(
+            snapshot,
+            peer,
+            file=self._files.receive(snapshot),
+            run_job=self._host.run_job,
+            report=partial(progress, in_order=True),
+            ask_again=partial(progress, in_order=False),
+            on_complete=lambda error: self._received(snapshot, peer, error),
+        )
+
+    def _received(self, snapshot: SnapshotId, peer: str, error: BaseException | None) -> None:
+        """Begin to build the state; a bad file is not acknowledged, so it is sent again (H6)."""
+        self._receiver = None
+        if error is not None:
+            self._failed(f"from {peer}: {error}")
+            return
+        restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
+        self._restoring = (snapshot, self._files.records(), restorer, peer)
+        self._host.wake(self._config.id)
+
+    def _failed(self, detail: str) -> None:
+        event = Event("snapshot_failed", self._config.id, self._replica.term, detail)
+        self._host.event(event)
+
+    def _restore_some(self) -> None:
+        """Build the new state in slices beside the old one, then let it be taken over."""
+        if self._restoring is None:
+            return
+        snapshot, records, restorer, peer = self._restoring
+        for _ in range(RESTORE_RECORDS_PER_TICK):
+            record = next(records, None)
+            if record is None:
+                self._restoring = None
+                if snapshot.index > self._replica.applied_index:  # else entries have overtaken it
+                    self._install(snapshot, restorer.finish(), peer)
+                return
+            restorer.feed(record)
+
+    def acknowledge(self, peer: str, index: int) -> None:
+        """Acknowledge exactly what the snapshot covers: that is committed, and durable here."""
+        response = wire.AppendResponse(self._replica.term, index + 1, success=True)
+        self._host.send(self._config.id, peer, response)
