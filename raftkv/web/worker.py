@@ -100,6 +100,13 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def prepare_process() -> None:
+    """Make this process its engine's: its end, its interrupts, and room for its connections."""
+    die_with_parent()
+    leave_interrupts_to_parent()
+    raise_file_limit()
+
+
 def open_listener(config: WebConfig) -> socket.socket:
     """Return the listening socket: inherited, or bound here.
 
@@ -190,9 +197,7 @@ async def run_worker(config: WebConfig) -> int:
 def main() -> None:
     """Run one worker; the process ends here, whatever threads are left."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    die_with_parent()
-    leave_interrupts_to_parent()
-    raise_file_limit()
+    prepare_process()
     code = EXIT_UNUSABLE
     try:
         code = uvloop.run(run_worker(read_config()))

@@ -27,7 +27,5 @@ async def _run() -> int:
     return await worker.serve(config, AsyncFace(engine), gone)
 
 
-worker.die_with_parent()
-worker.leave_interrupts_to_parent()
-worker.raise_file_limit()
+worker.prepare_process()
 os._exit(uvloop.run(_run()))

@@ -331,3 +331,35 @@ def test_bad_settings() -> None:
     )
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"colour" in done.stderr
+
+
+def test_worker_dies_with_its_parent() -> None:
+    """When the engine is killed the kernel kills its workers: none goes on serving."""
+    parent_code = (
+        "import subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, sys.argv[1]],"
+        " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        'worker.stdin.write(b\'{"node_name": "n1", "port": 0}\')\n'
+        "worker.stdin.close()\n"
+        "worker.stdout.readline()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(  # noqa: S603 (our own script)
+        [sys.executable, "-c", parent_code, str(_SCRIPT)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    )
+    assert parent.stdout is not None
+    worker_pid = int(parent.stdout.readline())
+    handle = os.pidfd_open(worker_pid)
+    try:
+        parent.kill()
+        selector = selectors.DefaultSelector()
+        selector.register(handle, selectors.EVENT_READ)
+        assert selector.select(_PATIENCE_S), "the worker outlived its parent"
+        selector.close()
+    finally:
+        os.close(handle)
+        parent.wait()
+        parent.stdout.close()
