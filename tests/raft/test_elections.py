@@ -1,0 +1,215 @@
+"""Elections: pre-vote, stickiness, votes, and how soon a group has a leader again."""
+
+from statistics import median
+
+import pytest
+import scenarios
+from group_world import TIMING, GroupWorld, make_group_world, message_of
+from worlds import two_leaders
+
+from raftkv.raft import messages as wire
+
+
+def leaders(world: GroupWorld) -> set[str]:
+    """Who believes to lead now."""
+    return {name for name in world.live if world.leads(name)}
+
+
+def settled(world: GroupWorld) -> bool:
+    """Whether one leader is known to everyone."""
+    known = {world.nodes[name].group.leader for name in world.live}
+    return len(known) == 1 and None not in known and leaders(world) == known
+
+
+def test_an_isolated_replica_keeps_its_term() -> None:
+    """Pre-vote: who cannot reach a majority asks in vain and disturbs nobody when it is back."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    world.network.isolate("c")
+    world.run(20.0)
+    assert world.term("c") == term
+    world.network.connect_all()
+    world.run(2.0)
+    assert leaders(world) == {"a"}
+    assert world.term("a") == term
+    assert not world.errors
+
+
+def test_a_replica_that_hears_no_leader_cannot_depose_it() -> None:
+    """Stickiness: members who hear the leader refuse to elect somebody who does not."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    world.network.hold("a", "c")
+    world.run(20.0)
+    asked = [e for e in world.network.trace if isinstance(message_of(e), wire.PreVote)]
+    assert asked  # c did try
+    assert leaders(world) == {"a"}
+    assert {world.term(name) for name in "abc"} == {term}
+
+
+@pytest.mark.parametrize("to", ["a", "b"])
+def test_a_vote_request_out_of_the_blue_changes_nothing(to: str) -> None:
+    """Stickiness: a newer term in a vote request is ignored by the leader and by who hears it."""
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes[to].group
+    term = group.term
+    group.receive("c", wire.RequestVote(term + 5, 10**6, term + 5))
+    assert group.term == term
+    world.run(1.0)
+    assert leaders(world) == {"a"}
+
+
+def test_a_pre_vote_changes_nothing_by_itself() -> None:
+    """Asking and answering pre-votes neither moves a term nor casts a vote."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    world.clock.advance(2 * TIMING.election_max_s)
+    group = world.nodes["b"].group
+    term, last = group.term, group.last_index
+    world.network.trace.clear()
+    group.receive("c", wire.PreVote(term + 1, last, term, 1))
+    (said,) = [message_of(e) for e in world.network.trace if e.link == ("b", "c")]
+    assert said == wire.PreVoteResponse(term, 1, granted=True)
+    assert group.term == term
+
+
+def test_a_replica_with_an_older_log_is_not_elected() -> None:
+    """Raft paper 5.4.1: the log decides, in pre-votes as in votes."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("c")
+    world.write("a", "news")
+    world.network.isolate("a")
+    world.network.connect("b", "c")
+    assert not world.campaign("c")
+    assert world.run(5.0, until=lambda: world.leads("b"))
+    world.run(0.5)
+    assert "news" in world.values("b")
+
+
+def test_a_log_without_the_newest_entries_gets_no_vote_by_force() -> None:
+    """Even if its pre-vote is skipped, a candidate with an older log gets no vote."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    world.clock.advance(2 * TIMING.election_max_s)
+    group = world.nodes["b"].group
+    world.network.trace.clear()
+    group.receive("c", wire.RequestVote(group.term + 1, group.last_index - 1, 1))
+    world.nodes["b"].sync()
+    assert not [e for e in world.network.trace if isinstance(message_of(e), wire.VoteResponse)]
+
+
+def test_one_vote_per_term() -> None:
+    """A second candidate of the same term gets nothing, also after a restart."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    world.clock.advance(2 * TIMING.election_max_s)
+    group = world.nodes["b"].group
+    request = wire.RequestVote(group.term + 1, group.last_index + 5, group.term)
+    group.receive("c", request)
+    world.nodes["b"].sync()
+    world.lose_power("b")
+    world.start("b")
+    world.network.connect_all("abc")
+    world.network.isolate("c")
+    world.network.trace.clear()
+    world.nodes["b"].group.receive("a", request)
+    world.nodes["b"].sync()
+    votes = [e for e in world.network.trace if isinstance(message_of(e), wire.VoteResponse)]
+    assert not votes
+    assert world.term("b") == request.term
+
+
+def test_a_follower_in_a_newer_term_is_not_stuck() -> None:
+    """A member that has seen a newer term tells its leader, and the group goes on together."""
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes["c"].group
+    group.receive("b", wire.HigherTerm(group.term + 7))
+    assert group.term > world.term("a")
+    assert world.run(5.0, until=lambda: settled(world))
+    assert {world.term(name) for name in "abc"} == {group.term}
+    (leader,) = leaders(world)
+    world.write(leader, "goes-on")
+
+
+def test_a_cut_off_leader_stops_leading() -> None:
+    """A leader that hears from no majority steps down within some election time-outs."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    assert world.run(3 * TIMING.election_max_s, until=lambda: not world.leads("a"))
+
+
+def test_a_leader_that_half_of_the_links_fail_stays() -> None:
+    """A leader with a majority at hand keeps leading."""
+    world = scenarios.led_by_a(make_group_world, "abcde")
+    world.network.cut("a", "b")
+    world.network.cut("a", "c")
+    world.run(10.0)
+    assert leaders(world) == {"a"}
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc", "abcde", "abcdefg"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_new_group_has_a_leader_soon(names: str, seed: int) -> None:
+    """From nothing to one known leader takes at most three of the longest time-outs."""
+    world = make_group_world(names, seed=seed)
+    assert world.run(3 * TIMING.election_max_s, until=lambda: settled(world))
+    assert two_leaders(world) == {}
+
+
+def fail_over_s(seed: int) -> float:
+    """Simulated seconds from a leader's death to the next leader."""
+    world = scenarios.led_by_a(make_group_world, seed=seed)
+    world.crash("a")
+    began_s = world.clock.monotonic()
+    assert world.run(3 * TIMING.election_max_s, until=lambda: bool(leaders(world)))
+    return world.clock.monotonic() - began_s
+
+
+def test_a_dead_leader_is_replaced_at_once_when_links_break() -> None:
+    """Broken links start an election before the time-out; only a split vote takes longer."""
+    assert median(fail_over_s(seed) for seed in range(15)) < TIMING.election_min_s
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_silent_leader_is_replaced_within_time_outs(seed: int) -> None:
+    """A leader whose machine froze is replaced although no link broke."""
+    world = scenarios.led_by_a(make_group_world, seed=seed)
+    for other in "bc":
+        world.network.half_open(other, "a")
+    world.live.discard("a")  # frozen
+    assert world.run(3 * TIMING.election_max_s, until=lambda: bool(leaders(world)))
+
+
+def test_a_frozen_leader_follows_when_it_wakes() -> None:
+    """A leader that was frozen while another was elected serves nothing stale and follows."""
+    world = scenarios.led_by_a(make_group_world)
+    world.live.discard("a")  # SIGSTOP
+    for other in "bc":
+        world.network.half_open(other, "a")
+    assert world.run(5.0, until=lambda: bool(leaders(world)))
+    (leader,) = leaders(world)
+    world.write(leader, "news")
+    world.live.add("a")  # SIGCONT: it still believes that it leads
+    assert world.leads("a")
+    read = world.read("a")
+    world.propose("a", "late")
+    world.turn("a")
+    world.network.connect_all()
+    world.run(3.0)
+    assert read.values is None or "news" in read.values
+    assert world.answers["late"] in (["no"], ["unknown"])
+    assert settled(world)
+    assert "late" not in world.values(leader) or world.answers["late"] == ["unknown"]
+
+
+def test_a_group_of_one_needs_nobody() -> None:
+    """A single replica elects itself, commits alone, and does so again after a restart."""
+    world = make_group_world("a")
+    world.run(0.5)
+    world.write("a", "first")
+    world.lose_power("a")
+    world.start("a")
+    world.run(0.5)
+    assert world.leads("a")
+    world.write("a", "second")
+    assert world.values("a") == ["first", "second"]

@@ -1,0 +1,131 @@
+"""Handing the leadership over on purpose: soon, to the right replica, without failing a write."""
+
+from functools import partial
+
+import pytest
+import scenarios
+from group_world import TIMING, GroupWorld, make_group_world
+
+from raftkv.raft.proposals import Rejection
+
+
+def transfer(world: GroupWorld, name: str, target: str) -> list[Rejection | None]:
+    """Ask ``name`` to hand over to ``target``; what it says is appended to the list."""
+    said: list[Rejection | None] = []
+    world.nodes[name].group.transfer_to(target, said.append)
+    return said
+
+
+def test_the_target_leads_soon() -> None:
+    """An idle group changes hands in one term and less than an election time-out."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    said = transfer(world, "a", "c")
+    assert world.run(TIMING.election_min_s, until=lambda: world.leads("c"))
+    world.run(0.2)
+    assert said == [None]
+    assert world.term("c") == term + 1
+    assert not world.leads("a")
+
+
+def test_writes_wait_and_do_not_fail() -> None:
+    """Writes before and during a transfer are answered, most of them with success."""
+    world = scenarios.led_by_a(make_group_world)
+    world.propose("a", *scenarios.names("before", 50))
+    world.turn("a")
+    transfer(world, "a", "b")
+    world.propose("a", *scenarios.names("during", 5))
+    world.turn("a")
+    assert world.run(1.0, until=lambda: world.leads("b"))
+    world.run(1.0)
+    assert world.acknowledged >= set(scenarios.names("before", 50))
+    # What waited was never proposed: refused definitely, for the router to send on.
+    assert all(world.answers[name] in (["ok"], ["no"]) for name in scenarios.names("during", 5))
+    assert set(world.values("b")) == world.acknowledged
+
+
+def test_a_transfer_under_load_succeeds() -> None:
+    """Writes are paused until the target has everything, so a busy leader can hand over too."""
+    world = scenarios.led_by_a(make_group_world)
+    said: list[Rejection | None] = []
+    for number in range(200):
+        leader = next((name for name in "abc" if world.leads(name)), None)
+        if leader is not None:
+            world.propose(leader, f"load{number}")
+        if number == 100:
+            said = transfer(world, "a", "b")
+        world.run(0.01)
+    world.run(0.5)
+    assert said == [None]
+    assert world.leads("b")
+    refused = [name for name, outcomes in world.answers.items() if outcomes != ["ok"]]
+    assert all(world.answers[name] == ["no"] for name in refused)
+    assert len(refused) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "why"),
+    [
+        ("a", "a", "leads already"),
+        ("a", "x", "holds no replica"),
+        ("b", "c", "does not lead"),
+    ],
+)
+def test_impossible_transfers_are_refused_with_the_reason(name: str, target: str, why: str) -> None:
+    """Nonsense is refused at once, in words."""
+    world = scenarios.led_by_a(make_group_world)
+    (rejection,) = transfer(world, name, target)
+    assert rejection is not None
+    assert why in rejection.detail
+
+
+def test_a_replica_that_lags_is_refused() -> None:
+    """Leadership goes to nobody who would have to catch up first."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("c")
+    for number in range(10):
+        world.write("a", f"x{number}")
+    (rejection,) = transfer(world, "a", "c")
+    assert rejection is not None
+    assert "lags" in rejection.detail
+
+
+def test_a_target_that_is_gone_costs_a_pause_only() -> None:
+    """If the target does not take over in time, the leader goes on with what waited."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    world.network.hold("a", "c")
+    said = transfer(world, "a", "c")
+    world.propose("a", "waiting")
+    assert world.run(2 * TIMING.election_max_s, until=lambda: bool(said))
+    world.run(0.5)
+    assert said[0] is not None
+    assert said[0].reason == "refused"
+    assert world.acknowledged >= {"waiting"}
+    assert world.leads("a")
+    assert world.term("a") == term
+
+
+def test_only_one_transfer_at_a_time() -> None:
+    """A second request during a transfer is refused."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.hold("a", "b")
+    world.network.hold("a", "c")
+    transfer(world, "a", "b")
+    (rejection,) = transfer(world, "a", "c")
+    assert rejection is not None
+    assert "under way" in rejection.detail
+
+
+def test_leadership_goes_round() -> None:
+    """Every replica can be made the leader in turn, again and again."""
+    world = scenarios.led_by_a(make_group_world)
+    leader = "a"
+    for target in "bcabcacb":
+        said = transfer(world, leader, target)
+        assert world.run(1.0, until=partial(world.leads, target))
+        world.write(target, f"x{len(world.answers)}")
+        assert said == [None]
+        leader = target
+    world.run(0.5)
+    assert world.acknowledged == set(world.values("a"))
