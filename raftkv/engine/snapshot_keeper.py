@@ -10,7 +10,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from raftkv.core.cluster_map import GroupId
@@ -38,31 +38,12 @@ class GroupSnapshots:
         self._store = store
         self._group = group
 
-    def latest(self) -> SnapshotId | None:
-        """Return the one that is in place."""
+    def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
+        """Open the one that is in place."""
         reader = self._store.open(self._group)
         if reader is None:
             return None
-        reader.close()
-        return SnapshotId(reader.header.index, reader.header.term, reader.size)
-
-    def open(self) -> SnapshotReader:
-        """Open the one that is in place."""
-        return self._open()
-
-    def _open(self) -> SnapshotReader:
-        reader = self._store.open(self._group)
-        if reader is None:
-            raise FileNotFoundError(f"group {self._group} has no snapshot")
-        return reader
-
-    def records(self) -> Iterator[bytes]:
-        """Return the state's records, checked as they are read."""
-        reader = self._open()
-        try:
-            yield from reader.records()
-        finally:
-            reader.close()
+        return SnapshotId(reader.header.index, reader.header.term, reader.size), reader
 
     def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:  # noqa: ARG002 - the file knows
         """Begin to write one that a leader sends."""

@@ -17,7 +17,7 @@ from raftkv.raft.clock import Clock
 from raftkv.raft.digests import DigestHistory
 from raftkv.raft.freshness import Freshness
 from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
-from raftkv.raft.journal import GroupJournal, LogStore, Recovered
+from raftkv.raft.journal import FIRST_INDEX, GroupJournal, LogStore, Recovered
 from raftkv.raft.member import LEADER, RandomSource, ReplicaError
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.reads import ReadDone, ReadIndex
@@ -75,7 +75,7 @@ class Group:
         self._files = files
         self._outcomes: list[Callable[[], None]] = []
         self._journal = GroupJournal(store, config.id, recovered)
-        self.state = self._load_state()
+        self.state, self.snapshot_index = self._load_state()
         self._queue = ProposalQueue(config.limits)
         self._expiry: ExpiryClock | None = None
         self._transfer: _Transfer | None = None
@@ -83,9 +83,6 @@ class Group:
         self._housekeeping_at = 0.0
         self.leader_since = clock.monotonic()
         self.elections = 0
-        snapshot = files.latest()
-        self.snapshot_index = snapshot.index if snapshot else self._journal.first_index
-        """Entries up to here are covered by a durable snapshot."""
         self._replica = Replica(
             name=config.node,
             members=config.members,
@@ -100,7 +97,7 @@ class Group:
         self._reads = ReadIndex(
             self._replica, self._broadcast, clock, config.timing.heartbeat_s, READS_WAITING_MAX
         )
-        self._freshness = Freshness(clock)
+        self._freshness = Freshness(clock, random)
         self._snapshots = SnapshotExchange(
             config,
             replica=self._replica,
@@ -110,25 +107,30 @@ class Group:
             install=self._install,
         )
 
-    def _load_state(self) -> StateMachine:
-        snapshot, journal = self._files.latest(), self._journal
-        if snapshot is None:
-            if journal.first_index > 1:
+    def _load_state(self) -> tuple[StateMachine, int]:
+        """Return the state of the snapshot in place, and the index that it ends at."""
+        opened, journal = self._files.open(), self._journal
+        if opened is None:
+            if journal.first_index > FIRST_INDEX:
                 raise ReplicaError(
                     f"group {self.id}: the log starts after entry {journal.first_index}, but the "
                     "snapshot that covers what is before is missing"
                 )
-            return StateMachine(self.id.generation, self.config.owns)
-        if snapshot.index < journal.first_index:
-            raise ReplicaError(
-                f"group {self.id}: the snapshot ends at entry {snapshot.index}, but the log "
-                f"starts after entry {journal.first_index}"
-            )
-        restorer = StateMachine.restore(self.id.generation, self.config.owns)
-        for record in self._files.records():
-            restorer.feed(record)
+            return StateMachine(self.id.generation, self.config.owns), FIRST_INDEX
+        snapshot, reader = opened
+        try:
+            if snapshot.index < journal.first_index:
+                raise ReplicaError(
+                    f"group {self.id}: the snapshot ends at entry {snapshot.index}, but the log "
+                    f"starts after entry {journal.first_index}"
+                )
+            restorer = StateMachine.restore(self.id.generation, self.config.owns)
+            for record in reader.records():
+                restorer.feed(record)
+        finally:
+            reader.close()
         journal.restart_at(snapshot.index, snapshot.term)
-        return restorer.finish()
+        return restorer.finish(), snapshot.index
 
     # --- what the engine reads ----------------------------------------------------------------
 
@@ -330,9 +332,9 @@ class Group:
             if self._freshness.waiting >= READS_WAITING_MAX:
                 done(Rejection("busy", "too many reads are waiting for this shard"))
                 return
-            stamp = self._freshness.ask(max_age_ms, done)
-            if stamp is not None:
-                self._host.send(self.id, self.leader, wire.FreshnessQuery(stamp))
+            question = self._freshness.ask(max_age_ms, done)
+            if question is not None:
+                self._host.send(self.id, self.leader, wire.FreshnessQuery(question))
 
     def transfer_to(self, target: str, done: ReadDone) -> None:
         """Hand the leadership to ``target``; writes wait meanwhile, they do not fail.
@@ -444,7 +446,7 @@ class Group:
     def _on_freshness_query(self, peer: str, message: wire.FreshnessQuery) -> None:
         def confirmed(rejection: Rejection | None) -> None:
             if rejection is None:
-                echo = wire.FreshnessEcho(message.stamp_us, self.commit_index)
+                echo = wire.FreshnessEcho(message.question, self.commit_index)
                 self._host.send(self.id, peer, echo)
 
         self.confirm_read(confirmed)

@@ -97,15 +97,15 @@ class LeaderConfirmed(Wire, tag=10, frozen=True):
 
 
 class FreshnessQuery(Wire, tag=11, frozen=True):
-    """A follower asks for the commit index as of now, with a time stamp of its own clock."""
+    """A follower asks for the commit index as of now."""
 
-    stamp_us: int
+    question: int
 
 
 class FreshnessEcho(Wire, tag=12, frozen=True):
-    """The follower's stamp, after a completed quorum round, with the commit index read then."""
+    """After a completed quorum round: the commit index read at its start."""
 
-    stamp_us: int
+    question: int
     commit_index: Index
 
 

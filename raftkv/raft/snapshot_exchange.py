@@ -5,6 +5,7 @@ See :mod:`raftkv.raft.snapshot_transfer` for how the bytes travel.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 from raftkv.core.state_machine import Restorer, StateMachine
 from raftkv.raft import messages as wire
@@ -12,13 +13,30 @@ from raftkv.raft.clock import Clock
 from raftkv.raft.host import Event, GroupConfig, Host
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.replica import Replica
-from raftkv.raft.snapshot_transfer import Receiver, Sender, SnapshotFiles, SnapshotId
+from raftkv.raft.snapshot_transfer import (
+    Receiver,
+    Sender,
+    SnapshotFiles,
+    SnapshotId,
+    SnapshotReader,
+)
 
 RESTORE_RECORDS_PER_TICK = 4
 """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
 
 STALLED_S = 5.0
 """A transfer without progress for this long is given up; it is started again if still needed."""
+
+
+class _Restoring(NamedTuple):
+    """A state that is being built from a snapshot of ``peer``."""
+
+    snapshot: SnapshotId
+    reader: SnapshotReader
+    records: Iterator[bytes]
+    restorer: Restorer
+    peer: str
+
 
 Install = Callable[[SnapshotId, StateMachine, str], None]
 """Takes over a state that a peer's snapshot has brought."""
@@ -45,7 +63,7 @@ class SnapshotExchange:
         self._install = install
         self._senders: dict[str, Sender] = {}
         self._receiver: Receiver | None = None
-        self._restoring: tuple[SnapshotId, Iterator[bytes], Restorer, str] | None = None
+        self._restoring: _Restoring | None = None
 
     @property
     def is_receiving(self) -> bool:
@@ -61,12 +79,17 @@ class SnapshotExchange:
         """Build a little more of the new state; let go of what nobody sends any more."""
         self._restore_some()
         receiver = self._receiver
-        if receiver is not None and not receiver.complete:
+        if receiver is not None:
             overtaken = receiver.snapshot.index <= self._replica.applied_index
             silent = self._clock.monotonic() - receiver.progress_at > 2 * STALLED_S
             if overtaken or silent:
-                receiver.close()
-                self._receiver = None
+                self._give_up(receiver)
+
+    def _give_up(self, receiver: Receiver) -> None:
+        """Let go of a receiver as soon as it has let go of its file."""
+        receiver.close()
+        if receiver.released:
+            self._receiver = None
 
     # --- out ----------------------------------------------------------------------------------
 
@@ -78,12 +101,13 @@ class SnapshotExchange:
             if now - sender.progress_at < STALLED_S:
                 return
             sender.close()
-        snapshot = self._files.latest()
-        if snapshot is None:
+        opened = self._files.open()
+        if opened is None:
             raise ReplicaError(f"group {self._config.id}: the log is compacted without a snapshot")
+        snapshot, reader = opened
         sender = Sender(
             snapshot,
-            reader=self._files.open(),
+            reader=reader,
             run_job=self._host.run_job,
             send=lambda chunk: self._host.send(self._config.id, peer, chunk),
             failed=lambda error: self._sending_failed(peer, error),
@@ -131,11 +155,13 @@ class SnapshotExchange:
             return  # the one before is being loaded; the leader starts again if need be
         snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
         receiver = self._receiver
-        if receiver is None or (receiver.snapshot, receiver.peer) != (snapshot, peer):
-            if receiver is not None:
-                receiver.close()
+        if receiver is not None and (receiver.snapshot, receiver.peer) != (snapshot, peer):
+            self._give_up(receiver)
+            receiver = None
+        if self._receiver is None:
             receiver = self._receiver = self._new_receiver(snapshot, peer)
-        receiver.take(message.offset, message.data, self._clock.monotonic())
+        if receiver is not None:  # else the file of the one before is still being written
+            receiver.take(message.offset, message.data, self._clock.monotonic())
 
     def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
         def progress(offset: int, *, in_order: bool) -> None:
@@ -150,17 +176,21 @@ class SnapshotExchange:
             run_job=self._host.run_job,
             report=partial(progress, in_order=True),
             ask_again=partial(progress, in_order=False),
-            on_complete=lambda error: self._received(snapshot, peer, error),
+            on_complete=lambda error: self._received(peer, error),
         )
 
-    def _received(self, snapshot: SnapshotId, peer: str, error: BaseException | None) -> None:
+    def _received(self, peer: str, error: BaseException | None) -> None:
         """Begin to build the state; a bad file is not acknowledged, so it is sent again (H6)."""
         self._receiver = None
         if error is not None:
             self._failed(f"from {peer}: {error}")
             return
+        opened = self._files.open()
+        if opened is None:
+            raise ReplicaError(f"group {self._config.id}: the snapshot of {peer} has vanished")
+        snapshot, reader = opened
         restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
-        self._restoring = (snapshot, self._files.records(), restorer, peer)
+        self._restoring = _Restoring(snapshot, reader, reader.records(), restorer, peer)
         self._host.wake(self._config.id)
 
     def _failed(self, detail: str) -> None:
@@ -169,17 +199,18 @@ class SnapshotExchange:
 
     def _restore_some(self) -> None:
         """Build the new state in slices beside the old one, then let it be taken over."""
-        if self._restoring is None:
+        building = self._restoring
+        if building is None:
             return
-        snapshot, records, restorer, peer = self._restoring
         for _ in range(RESTORE_RECORDS_PER_TICK):
-            record = next(records, None)
+            record = next(building.records, None)
             if record is None:
                 self._restoring = None
-                if snapshot.index > self._replica.applied_index:  # else entries have overtaken it
-                    self._install(snapshot, restorer.finish(), peer)
+                building.reader.close()
+                if building.snapshot.index > self._replica.applied_index:  # else overtaken
+                    self._install(building.snapshot, building.restorer.finish(), building.peer)
                 return
-            restorer.feed(record)
+            building.restorer.feed(record)
 
     def acknowledge(self, peer: str, index: int) -> None:
         """Acknowledge exactly what the snapshot covers: that is committed, and durable here."""

@@ -30,7 +30,10 @@ class SnapshotId(msgspec.Struct, frozen=True):
 class SnapshotReader(Protocol):
     """An open snapshot file; it stays readable when a newer one replaces it."""
 
-    def read_chunk(self, offset: int, size: int) -> bytes:
+    def records(self) -> Iterator[bytes]:
+        """Return the state's records; what was built counts once the iterator has ended."""
+
+    def read_chunk(self, offset: int, length: int) -> bytes:
         """Return raw bytes of the file."""
 
     def close(self) -> None:
@@ -53,17 +56,14 @@ class SnapshotReceiver(Protocol):
 class SnapshotFiles(Protocol):
     """The snapshots of one group on this node's disk."""
 
-    def latest(self) -> SnapshotId | None:
-        """Return the one that is in place."""
+    def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
+        """Open the one that is in place, None if there is none.
 
-    def open(self) -> SnapshotReader:
-        """Open the one that is in place."""
-
-    def records(self) -> Iterator[bytes]:
-        """Return the state's records in the one that is in place."""
+        One look: its name and its contents must be of the same file, whatever is renamed meanwhile.
+        """
 
     def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
-        """Begin to write one that a leader sends."""
+        """Begin to write one that a leader sends, in place of an unfinished one."""
 
 
 Job = Callable[[], object]
@@ -147,7 +147,11 @@ class Sender:
 
 
 class Receiver:
-    """One snapshot on its way in. ``on_complete`` runs once the file is in place, checked."""
+    """One snapshot on its way in. ``on_complete`` runs once the file is in place, checked.
+
+    A group has one place for an unfinished file, so a receiver that is given up must be released,
+    its last job done, before another may begin.
+    """
 
     def __init__(
         self,
@@ -162,7 +166,7 @@ class Receiver:
     ) -> None:
         self.snapshot = snapshot
         self.peer = peer
-        self.complete = False
+        self.finishing = False
         """Whether all bytes are here and the file is being put in place."""
         self.progress_at = 0.0
         """When a chunk came last, in monotonic seconds."""
@@ -176,11 +180,15 @@ class Receiver:
         self._closed = False
         self._chunks: list[tuple[int, bytes]] = []
 
+    @property
+    def released(self) -> bool:
+        """Whether this receiver will never touch its file again."""
+        return self._closed and not self._busy
+
     def take(self, offset: int, data: bytes, now: float) -> None:
         """Take a chunk; one that is not next is answered with what is."""
         self.progress_at = now
-        if self._closed or self.complete:
-            self._report(self._expected)
+        if self._closed or self.finishing:
             return
         if offset != self._expected or len(self._chunks) > 2 * WINDOW_CHUNKS:
             self._ask_again(self._expected)
@@ -197,7 +205,7 @@ class Receiver:
             self._busy = True
             self._run_job(lambda: self._file.write(offset, data), self._written)
         elif self._expected >= self.snapshot.size_bytes:
-            self._busy = self.complete = True
+            self._busy = self.finishing = True
             self._run_job(self._file.finish, self._finished)
 
     def _written(self, _: object, error: BaseException | None) -> None:
@@ -213,13 +221,12 @@ class Receiver:
 
     def _finished(self, _: object, error: BaseException | None) -> None:
         self._busy = False
-        if not self._closed:
-            self._closed = True
-            self._on_complete(error)
+        self._closed = True
+        self._on_complete(error)
 
     def close(self) -> None:
-        """Give up and remove what was written."""
-        if not self._closed:
+        """Give up and remove what was written; a file that is being put in place is let be."""
+        if not self._closed and not self.finishing:
             self._closed = True
             if not self._busy:
                 self._file.abort()

@@ -5,7 +5,7 @@ store, one group, and the rules that bind them. Every message goes through its w
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,25 +45,12 @@ class Files:
     def __init__(self, store: SnapshotStore) -> None:
         self._store = store
 
-    def latest(self) -> SnapshotId | None:
-        """Ask the store."""
+    def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
+        """Open the one in place."""
         reader = self._store.open(GROUP)
         if reader is None:
             return None
-        reader.close()
-        return SnapshotId(reader.header.index, reader.header.term, reader.size)
-
-    def open(self) -> SnapshotReader:
-        """Open the one in place, which must be there."""
-        reader = self._store.open(GROUP)
-        assert reader is not None
-        return reader
-
-    def records(self) -> Iterator[bytes]:
-        """Read the one in place."""
-        reader = self.open()
-        yield from reader.records()
-        reader.close()
+        return SnapshotId(reader.header.index, reader.header.term, reader.size), reader
 
     def receive(self, snapshot: SnapshotId) -> Any:  # noqa: ARG002 - the file says it all
         """Begin to write one that a leader sends."""

@@ -1,6 +1,5 @@
 """ReadIndex and reads of bounded age: what is answered is never older than promised."""
 
-import pytest
 import scenarios
 from group_world import GroupWorld, make_group_world, message_of, values_of
 
@@ -175,7 +174,6 @@ def test_a_follower_of_a_deposed_leader_cannot_prove_anything() -> None:
     assert not asked.served
 
 
-@pytest.mark.xfail(reason="an echo that was asked for by an earlier life is believed")
 def test_an_echo_for_an_earlier_life_proves_nothing() -> None:
     """A machine that has rebooted does not take its old clock's stamp for one of its new clock."""
     world = scenarios.led_by_a(make_group_world)
