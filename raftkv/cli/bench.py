@@ -10,7 +10,8 @@ from types import FrameType
 import click
 from rich.console import Console
 
-from raftkv.bench import failover, idle, million
+from raftkv.bench import connections as connections_bench
+from raftkv.bench import failover, idle, million, overload
 from raftkv.bench.report import Report, publish
 from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError
@@ -96,3 +97,47 @@ def million_command(
 ) -> Report:
     """Measure one large shard: memory, snapshots beside requests, restarts."""
     return million.run(keys, value_bytes, parent, progress)
+
+
+@bench_command.command("overload")
+@click.option(
+    "--seconds", type=click.FloatRange(3.0), default=120.0, show_default=True, help="How long."
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(2, 100_000),
+    default=3_000,
+    show_default=True,
+    help="Of all clients together.",
+)
+@_measuring
+def overload_command(
+    *, seconds: float, connections: int, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Offer four times what the cluster can do: what becomes of it, and how soon?"""
+    return overload.run(seconds, connections, parent, progress)
+
+
+@bench_command.command("connections")
+@click.option(
+    "--open", "idle_open", type=click.IntRange(0, 9_000), default=5_000, show_default=True
+)
+@click.option("--slow", type=click.IntRange(0, 900), default=100, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1.0),
+    default=40.0,
+    show_default=True,
+    help="Of each of the three runs.",
+)
+@_measuring
+def connections_command(
+    *,
+    idle_open: int,
+    slow: int,
+    seconds: float,
+    parent: Path | None,
+    progress: Callable[[str], None],
+) -> Report:
+    """Hold thousands of idle connections and send bodies slowly: what do others notice?"""
+    return connections_bench.run(idle_open, slow, seconds, parent, progress)

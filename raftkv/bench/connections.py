@@ -1,0 +1,106 @@
+"""Thousands of idle connections and a hundred very slow clients: what do the others notice?
+
+Three runs of the same well-behaved load: alone, in the crowd, and alone again, because a machine
+that is busy with something else changes from minute to minute. All connections go to one node: one
+HTTP worker holds them all.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
+from raftkv.bench.crowd import Attendance, Crowd, CrowdProcess
+from raftkv.bench.http_load import Load, Tally, floats, generate, is_accepted
+from raftkv.bench.overload import addresses
+from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.summary import Summary, summarize
+
+SHARDS = 4
+CONNECTIONS = 16
+WARM_UP_S = 3.0
+RATIO_MAX = 2.0
+
+
+def run(
+    idle: int, slow: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Measure and make the report."""
+    occasion = Occasion.now()
+    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+        wait_leaders_home(cluster)
+        crowded_node = addresses(cluster)[0]
+
+        def measure(for_s: float) -> Tally:
+            return generate(Load((crowded_node,), CONNECTIONS, for_s, put_share=0.5), 1)
+
+        measure(WARM_UP_S)
+        progress(f"{CONNECTIONS} connections, alone")
+        before = measure(seconds)
+        progress(f"with {idle} idle connections and {slow} slow clients")
+        with CrowdProcess(Crowd(*crowded_node, idle, slow)) as crowd:
+            crowded = measure(seconds)
+        progress("alone again")
+        after = measure(seconds)
+    return occasion.report(
+        "connections",
+        f"raftkv bench connections --open {idle} --slow {slow} --seconds {seconds:g}",
+        _figures(before, crowded, after, crowd.attendance, seconds),
+        notes=_notes(crowd.attendance),
+        details={
+            "alone_before": _facts(before),
+            "crowded": _facts(crowded),
+            "alone_after": _facts(after),
+        },
+    )
+
+
+def _figures(
+    before: Tally, crowded: Tally, after: Tally, crowd: Attendance, seconds: float
+) -> list[Figure]:
+    beside = summarize(crowded.accepted())
+    alone = summarize([*before.accepted(), *after.accepted()])
+    return [
+        Figure("idle connections open in the end", crowd.idle_open),
+        Figure("slow clients sending in the end", crowd.slow_open),
+        *_of("alone", alone, 2 * seconds),
+        *_of("in the crowd", beside, seconds),
+        Figure("p99, crowd : alone", _ratio(beside.p99_s, alone.p99_s), "", RATIO_MAX),
+        Figure("errors alone", _failed(before) + _failed(after), "", 0),
+        Figure("errors in the crowd", _failed(crowded), "", 0),
+    ]
+
+
+def _of(where: str, summary: Summary, seconds: float) -> list[Figure]:
+    return [
+        Figure(f"{where}: requests per second", summary.count / seconds),
+        Figure(f"{where}: median", summary.median_s, "s"),
+        Figure(f"{where}: p99", summary.p99_s, "s"),
+    ]
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _failed(tally: Tally) -> int:
+    return sum(count for status, count in tally.statuses().items() if not is_accepted(status))
+
+
+def _notes(crowd: Attendance) -> list[str]:
+    ended = ", ".join(f"{count} x {status}" for status, count in crowd.slow_ended.items())
+    slow = (
+        f"Slow clients sent {crowd.bytes_sent_slowly} bytes, one a second each, and were answered"
+    )
+    return [
+        f"{slow} {ended or 'nothing yet'}; each came back at once.",
+        f"The server closed {crowd.idle_dropped} idle connections, which were opened again.",
+    ]
+
+
+def _facts(tally: Tally) -> dict[str, Any]:
+    return {
+        "statuses": tally.statuses(),
+        "errors": tally.errors,
+        "seconds": [summarize(floats(window.latencies)) for window in tally.windows],
+    }
