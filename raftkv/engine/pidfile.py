@@ -41,8 +41,12 @@ class PidFile:
             raise PidFileError(
                 f"node.pid_file: {self._path}: the node runs already, as process {pid}"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # without the number nobody could tell which process to stop
+            os.close(descriptor)
+            raise PidFileError(f"node.pid_file: {self._path}: {error.strerror}") from error
         self._descriptor = descriptor
         return self
 
