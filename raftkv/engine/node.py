@@ -5,6 +5,7 @@ links to its peers, on one thread with one event loop. The HTTP workers are its 
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -30,10 +31,15 @@ from raftkv.engine.jobs import ThreadJobs
 from raftkv.engine.links import PeerLinks
 from raftkv.engine.map_file import load_map
 from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
-from raftkv.engine.security import LinkSecurity, SecurityError, link_security
+from raftkv.engine.security import (
+    LinkSecurity,
+    SecurityError,
+    check_http_certificate,
+    link_security,
+)
 from raftkv.engine.snapshot_keeper import ForkingWriter, GroupSnapshots, SnapshotKeeper
 from raftkv.engine.status import CHANNEL_STATUS, Status
-from raftkv.engine.workers import HttpWorkers, ListenError, listen
+from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
@@ -97,6 +103,9 @@ async def _run(config: NodeConfig) -> None:
         WalDamaged,
     ) as error:
         raise NodeError(str(error)) from error
+    finally:
+        if not node.started:
+            node.abandon()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.request_stop)
@@ -117,7 +126,9 @@ class Node:
         self._clock = SystemClock()
         self._started_us = self._clock.time_us()
         self._stopping = False
+        self.started = False
         self._timer: asyncio.TimerHandle | None = None
+        self._when_abandoned = contextlib.ExitStack()
         self.stop_requested = asyncio.Event()
 
     # --- start --------------------------------------------------------------------------------
@@ -131,7 +142,11 @@ class Node:
         data = open_data_dir(disk, Path(config.node.data_dir), config.cluster.id, self._name)
         self._data = data
         security = link_security(config.security)
+        http = config.http
+        if http.tls_cert is not None and http.tls_key is not None:
+            check_http_certificate(Path(http.tls_cert), Path(http.tls_key))
         listener = listen("http.listen", config.http_listen)
+        check_free("peer.listen", config.peer_listen)
         self._map = load_map(disk, data.path, config.cluster)
         wal, recovered = Wal.open(
             disk,
@@ -141,6 +156,8 @@ class Node:
         )
         self._sync_jobs = ThreadJobs(self._loop, 1, "fdatasync")
         self._other_jobs = ThreadJobs(self._loop, 2, "jobs")
+        self._when_abandoned.callback(self._sync_jobs.close)
+        self._when_abandoned.callback(self._other_jobs.close)
         self._host = GroupHost(
             wal=wal,
             clock=self._clock,
@@ -150,11 +167,16 @@ class Node:
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=die,
         )
+        self._when_abandoned.callback(self._host.stop)
         snapshots = SnapshotStore(disk, data.snapshot_directory)
         self._links = self._make_links(data, security)
         self._make_router()
         for placement in self._map.groups_of(self._name):
-            self._host.add(self._make_group(placement, recovered.get(placement.id), snapshots))
+            try:
+                group = self._make_group(placement, recovered.get(placement.id), snapshots)
+            except UndecodableError as error:  # what is in the file is met before its checksum
+                raise NodeError(f"{snapshots.path(placement.id)}: {error}") from error
+            self._host.add(group)
         self._keeper = SnapshotKeeper(
             self._host.groups,
             snapshots,
@@ -164,6 +186,7 @@ class Node:
         )
         _settle_garbage_collector()
         await self._start_serving(listener)
+        self.started = True
 
     def _make_links(self, data: DataDir, security: LinkSecurity) -> PeerLinks:
         config = self._config
@@ -270,6 +293,10 @@ class Node:
         )
 
     # --- stop ---------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """Do nothing more after a start that failed: no election, no record in the log."""
+        self._when_abandoned.close()
 
     def request_stop(self) -> None:
         """Begin to stop; a second request changes nothing."""

@@ -20,6 +20,7 @@ __all__ = [
     "SecurityError",
     "certificate_names",
     "check_addresses",
+    "check_http_certificate",
     "link_security",
     "peer_contexts",
 ]
@@ -89,27 +90,48 @@ def peer_contexts(ca: Path, certificate: Path, key: Path) -> PeerContexts:
     return PeerContexts(server=server, client=client)
 
 
+def check_http_certificate(certificate: Path, key: Path) -> None:
+    """Try what the HTTP workers are going to serve with: they could only fail again and again.
+
+    Raises:
+        SecurityError: a file is missing, unreadable or not what it should be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load_pair(context, ("http.tls_cert", certificate), ("http.tls_key", key))
+
+
 def _load(context: ssl.SSLContext, ca: Path, certificate: Path, key: Path) -> None:
     try:
         context.load_verify_locations(cafile=ca)
     except OSError as error:  # ssl.SSLError is one; its text does not say which file it means
-        raise SecurityError(f"{ca}: {_reason(error, 'no certificate of a CA')}") from error
+        why = "no PEM certificate of a CA" if isinstance(error, ssl.SSLError) else error.strerror
+        raise SecurityError(f"security.peer_ca: {ca}: {why}") from error
+    _load_pair(context, ("security.peer_cert", certificate), ("security.peer_key", key))
+
+
+def _load_pair(
+    context: ssl.SSLContext, certificate: tuple[str, Path], key: tuple[str, Path]
+) -> None:
+    """Load a certificate and its key, each given as (option, file)."""
     try:
         # An encrypted key would ask for its password on the terminal and hang a service.
-        context.load_cert_chain(certificate, key, password=_no_password)
+        context.load_cert_chain(certificate[1], key[1], password=_no_password)
     except OSError as error:
-        why = _reason(error, "certificate and key cannot be used together")
-        raise SecurityError(f"{certificate}, {key}: {why}") from error
+        names = f"{certificate[0]}: {certificate[1]}, {key[0]}: {key[1]}"
+        raise SecurityError(f"{names}: {_why_not_a_pair(error)}") from error
 
 
 def _no_password() -> str:
     return ""
 
 
-def _reason(error: OSError, otherwise: str) -> str:
-    if isinstance(error, ssl.SSLError) or error.strerror is None:
-        return otherwise
-    return error.strerror
+def _why_not_a_pair(error: OSError) -> str:
+    """OpenSSL does not say which of the two files it means."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    return "one of them is no PEM certificate or no PEM key without a password"
 
 
 def certificate_names(certificate: Mapping[str, Any] | None) -> frozenset[str]:

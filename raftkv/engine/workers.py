@@ -35,6 +35,9 @@ WORKER_COMMAND = (sys.executable, "-m", "raftkv.web.worker")
 _logger = logging.getLogger(__name__)
 
 
+_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+
+
 class ListenError(Exception):
     """The clients' address cannot be listened at; the message is one line for the operator."""
 
@@ -46,19 +49,42 @@ def listen(option: str, address: Address, *, patience_s: float = PATIENCE_S) -> 
     for a little while.
     """
     deadline = time.monotonic() + patience_s
+    family, _, _, _, _ = _resolve(option, address)
     while True:
         try:
-            family, _, _, _, _ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
             return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
-        except socket.gaierror as error:
-            raise ListenError(f"{option}: {address}: {error.strerror}") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            # create_server adds the address in its own words; the error number says it all.
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise ListenError(f"{option}: cannot listen at {address}: {reason}") from error
+            raise _cannot_listen(option, address, error) from error
+
+
+def check_free(option: str, address: Address) -> None:
+    """Find out whether an address could be listened at, without listening: nobody gets to connect.
+
+    For an address that is listened at only later, when a mistake in it would come too late.
+    """
+    family, _, _, _, resolved = _resolve(option, address)
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(resolved)
+        except OSError as error:
+            raise _cannot_listen(option, address, error) from error
+
+
+def _resolve(option: str, address: Address) -> _AddressInfo:
+    try:
+        return socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ListenError(f"{option}: {address}: {error.strerror}") from error
+
+
+def _cannot_listen(option: str, address: Address, error: OSError) -> ListenError:
+    # create_server adds the address in its own words; the error number says it all.
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ListenError(f"{option}: cannot listen at {address}: {reason}")
 
 
 def web_config(

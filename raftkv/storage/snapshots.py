@@ -271,17 +271,17 @@ class SnapshotStore:
 
     def begin(self, header: SnapshotHeader) -> SnapshotWriter:
         """Start to write a snapshot; an unfinished one of the same group is thrown away."""
-        path = self._path(header.group)
+        path = self.path(header.group)
         return SnapshotWriter(self, self._disk, path.with_name(path.name + _WRITING), header)
 
     def receive(self, group: GroupId) -> SnapshotReceiver:
         """Start to receive a snapshot; an unfinished one of the same group is thrown away."""
-        path = self._path(group)
+        path = self.path(group)
         return SnapshotReceiver(self, self._disk, path.with_name(path.name + _RECEIVING), group)
 
     def open(self, group: GroupId) -> SnapshotReader | None:
         """Open the group's snapshot, None if it has none; only the header is checked yet."""
-        return self._open(self._path(group))
+        return self._open(self.path(group))
 
     def header(self, group: GroupId) -> SnapshotHeader | None:
         """Header of the group's snapshot, None if it has none."""
@@ -291,6 +291,10 @@ class SnapshotStore:
         reader.close()
         return reader.header
 
+    def path(self, group: GroupId) -> Path:
+        """Where the group's snapshot is, or would be."""
+        return self._directory / f"group-{group.shard}-{group.generation}{_SUFFIX}"
+
     def groups(self) -> list[GroupId]:
         """Which groups have a snapshot."""
         found = (_group_of(name) for name in self._disk.listdir(self._directory))
@@ -298,7 +302,7 @@ class SnapshotStore:
 
     def publish(self, group: GroupId, *, received: bool = False) -> None:
         """Give a sealed snapshot its name; SnapshotStale, and it is gone, unless it is newer."""
-        path = self._path(group)
+        path = self.path(group)
         sealed = path.with_name(path.name + (_RECEIVING if received else _WRITING))
         with self._publishing:
             new, old = self._header_at(sealed), self._header_at(path)
@@ -327,9 +331,6 @@ class SnapshotStore:
         except BaseException:
             file.close()
             raise
-
-    def _path(self, group: GroupId) -> Path:
-        return self._directory / f"group-{group.shard}-{group.generation}{_SUFFIX}"
 
 
 class _Source:
