@@ -114,6 +114,7 @@ class BatchGather:
         self._answer = answer
         self._node = node
         self._operations = request.operations
+        self._bytes_max = request.bytes_max
         self._results: list[BatchItemResult | None] = [None] * len(request.operations)
         self._places: dict[int, list[int]] = {}
         for place, operation in enumerate(request.operations):
@@ -130,7 +131,8 @@ class BatchGather:
             self._finish()
         for shard, places in self._places.items():
             operations = tuple(self._operations[place] for place in places)
-            yield BatchRequest(operations, shard), self._taker(places)
+            share = self._bytes_max // len(self._places)
+            yield BatchRequest(operations, shard, share), self._taker(places)
 
     def _taker(self, places: Sequence[int]) -> Answer:
         def take(response: Response, _: Served) -> None:
@@ -163,14 +165,15 @@ class LocalBatch:
 
     def __init__(
         self,
-        operations: Sequence[BatchItem],
+        request: BatchRequest,
         group: Group,
         finish: Callable[[BatchResult | Rejection], None],
     ) -> None:
-        self._operations = operations
+        self._operations = request.operations
+        self._bytes_max = request.bytes_max
         self._group = group
         self._finish = finish
-        self._results: list[BatchItemResult | None] = [None] * len(operations)
+        self._results: list[BatchItemResult | None] = [None] * len(request.operations)
         self._rejections: list[Rejection] = []
         self._parts = 0
         self._missing = 0
@@ -224,12 +227,24 @@ class LocalBatch:
             if rejection is not None:
                 self._reject(places, rejection)
             else:
-                for place in places:
-                    request = cast("GetRequest", self._operations[place])
-                    self._results[place] = self._group.state.get(request.key)
+                self._read(places)
             self._part_done()
 
         return done
+
+    def _read(self, places: list[int]) -> None:
+        """Read what fits the answer; the rest may be asked for again."""
+        size = 0
+        for place in places:
+            request = cast("GetRequest", self._operations[place])
+            result = self._group.state.get(request.key)
+            if result.entry is not None:
+                size += len(result.entry.key) + len(result.entry.value)
+            if size > self._bytes_max:
+                detail = "the batch reads more than fits one answer: ask for this key again"
+                self._results[place] = Failure("too_large", detail, definite=True)
+            else:
+                self._results[place] = result
 
     def _reject(self, places: list[int], rejection: Rejection) -> None:
         self._rejections.append(rejection)

@@ -17,7 +17,7 @@ from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Command, Delete, Put, Range, Txn, WriteResult
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, BatchItem, LocalBatch, ScanGather
-from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure
+from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure, is_write
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection
@@ -45,6 +45,9 @@ HOPS_MAX = 3
 
 ELSEWHERE = frozenset({"no_leader", "unavailable"})
 """Another node's definite refusals after which it makes sense to look for the leader again."""
+
+REPLY_BYTES_MAX = 60 * 1024 * 1024
+"""Largest answer to a forwarded call; a frame on a link takes no more."""
 
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
@@ -124,8 +127,11 @@ class Router:
         call_id = call.id
 
         def answer(response: Response, served: Served) -> None:
-            reply = Reply(call_id, response, served, self.map.epoch)
-            self._links.send(peer, CHANNEL_REPLY, self._encode(reply))
+            payload = self._encode(Reply(call_id, response, served, self.map.epoch))
+            if len(payload) > REPLY_BYTES_MAX:
+                large = Failure("too_large", "the answer is too large", not is_write(call.request))
+                payload = self._encode(Reply(call_id, large, served, self.map.epoch))
+            self._links.send(peer, CHANNEL_REPLY, payload)
 
         self.route(call.request, call.remaining_ms, answer, call.hops)
 
@@ -415,7 +421,7 @@ class Router:
                 self._finish(pending, outcome, self._served_by(group))
 
         pending.sent = True
-        LocalBatch(request.operations, group, done).start()
+        LocalBatch(request, group, done).start()
 
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
         target = request.target or self.map.placement(request.shard).preferred_leader

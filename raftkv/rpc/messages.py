@@ -65,11 +65,13 @@ class WriteRequest(Message, tag=3, frozen=True):
 class BatchRequest(Message, tag=4, frozen=True):
     """Many independent operations; each succeeds or fails by itself, results in order.
 
-    ``shard`` is set between engines, where all operations are of one shard.
+    ``shard`` is set between engines, where all operations are of one shard. ``bytes_max`` bounds
+    the keys and values that are read: a get beyond it fails by itself.
     """
 
     operations: tuple[Command | GetRequest, ...]
     shard: int | None = None
+    bytes_max: int = 32 * 2**20
 
 
 class StatusRequest(Message, tag=5, frozen=True):

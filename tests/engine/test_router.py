@@ -344,12 +344,25 @@ def test_batch_keeps_its_order_over_shards(world: RouterWorld) -> None:
     )
     world.ask(BatchRequest(operations))
     [(_, call)] = world.links.calls()
-    assert call.request == BatchRequest((operations[0], operations[2]), 1)
+    assert isinstance(call.request, BatchRequest)
+    assert (call.request.operations, call.request.shard) == ((operations[0], operations[2]), 1)
     world.answer(call, BatchResult((PutResult(5, 1), GetResult(None))), "n2", 1)
     assert isinstance(world.response, BatchResult)
     kinds = [type(result).__name__ for result in world.response.results]
     assert kinds == ["PutResult", "PutResult", "GetResult", "DeleteResult"]
     assert world.response.results[0] == PutResult(5, 1)
+
+
+def test_batch_that_reads_too_much_fails_what_does_not_fit(world: RouterWorld) -> None:
+    """Gets beyond the bound fail by themselves, definitely; the others are answered."""
+    world.lead(0, 1)
+    world.ask(WriteRequest(Command(Put(world.key(0), bytes(1000)))))
+    gets = (GetRequest(world.key(0)),) * 3
+    world.ask(BatchRequest(gets, bytes_max=2500))
+    response = world.replies[1].response
+    assert isinstance(response, BatchResult)
+    kinds = [result.code if isinstance(result, Failure) else "read" for result in response.results]
+    assert kinds == ["read", "read", "too_large"]
 
 
 def test_batch_fails_only_where_it_failed(world: RouterWorld) -> None:
