@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,35 @@ EXIT_UNKNOWN = 4
 DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
 
 
+def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout_s: float) -> float:
+    """Refuse what never ends: ``nan`` is in every range."""
+    if not math.isfinite(timeout_s):
+        raise click.BadParameter(f"{timeout_s} is not a number of seconds")
+    return timeout_s
+
+
+def _check_token(
+    _context: click.Context, _parameter: click.Parameter, token: str | None
+) -> str | None:
+    """Refuse what cannot be in a header, without showing it."""
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise click.BadParameter("has characters that a token cannot have")
+    return token
+
+
+def _check_ca(_context: click.Context, _parameter: click.Parameter, ca: str | None) -> str | None:
+    """Refuse a file without certificates now: at a connection it would look like a broken one."""
+    if ca is None:
+        return None
+    import ssl  # noqa: PLC0415 -- takes its time, and most commands need none
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one, and says nothing that helps
+        raise click.BadParameter(f"{ca}: no PEM certificate of a CA") from error
+    return ca
+
+
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reaching a cluster, pass a client first, and turn errors into codes."""
 
@@ -37,14 +67,28 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         help="URL of a node; repeat it, or separate several by spaces in the variable.  "
         f"[default: {DEFAULT_ENDPOINT}]",
     )
-    @click.option("--token", envvar="RAFTKV_TOKEN", show_envvar=True, help="Bearer token.")
-    @click.option("--ca", envvar="RAFTKV_CA", show_envvar=True, help="CA file for https.")
+    @click.option(
+        "--token",
+        envvar="RAFTKV_TOKEN",
+        show_envvar=True,
+        callback=_check_token,
+        help="Bearer token.",
+    )
+    @click.option(
+        "--ca",
+        envvar="RAFTKV_CA",
+        show_envvar=True,
+        type=click.Path(exists=True, dir_okay=False),
+        callback=_check_ca,
+        help="CA file for https.",
+    )
     @click.option(
         "--timeout",
         "timeout_s",
         type=click.FloatRange(min=0.001),
         default=10.0,
         show_default=True,
+        callback=_check_timeout,
         help="Seconds to try.",
     )
     @functools.wraps(command)
