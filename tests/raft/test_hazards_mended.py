@@ -95,6 +95,32 @@ def test_h2_overlapping_append_truncates_nothing(make: Maker) -> None:
     assert world.values("b") == world.values("a")
 
 
+def test_h2_an_append_proves_nothing_beyond_itself(make: Maker) -> None:
+    """H1, H2: a matching append commits and acknowledges no divergent entry that lies behind it."""
+    world = scenarios.led_by_a(make)
+    group = world.nodes["a"].group
+    world.network.isolate("a")
+    index = group.last_index
+    for name in scenarios.names("divergent", 3):
+        world.propose("a", name)
+        world.turn("a")
+    assert group.last_index > index
+    world.network.connect("a", "b")
+    world.network.trace.clear()
+    prev_term = group._journal.term_at(index)
+    assert prev_term is not None
+    heartbeat = wire.AppendEntries(group.term + 1, index, prev_term, index + 20)
+    group.receive("b", heartbeat)
+    world.turn("a")
+    assert group.commit_index == index
+    assert world.acknowledged == {"base"}
+    answers = [message_of(event) for event in world.network.trace if event.link == ("a", "b")]
+    assert wire.AppendResponse(group.term, index + 1, success=True) in answers
+    assert not [
+        m for m in answers if isinstance(m, wire.AppendResponse) and m.next_index > index + 1
+    ]
+
+
 def test_h3_crash_between_snapshot_and_truncation(make: Maker) -> None:
     """H3: a snapshot newer than the log's head costs none of the entries after it."""
     assert scenarios.h3_crash_between_dump_and_truncation(make) == set()

@@ -80,7 +80,7 @@ def test_no_promise_leaves_before_its_sync(witness: Witness) -> None:
     assert min(witness.checked.values()) > 0
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_promise_leaves_early_in_a_random_run(witness: Witness, seed: int) -> None:
     """The same, with syncs that begin and end at any time, crashes and snapshots."""
     RandomRun(100 + seed, "abc").run(800)
@@ -159,22 +159,18 @@ def test_a_group_of_one_waits_for_its_disk() -> None:
 def test_an_acknowledgement_that_waited_into_another_term_is_dropped() -> None:
     """What a disk finishes after a newer leader was met proves nothing to the older one (H2)."""
     world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("c")
     node = world.nodes["b"]
-    held: Callable[[], None] = node.sync
+    sync = node.sync
     node.sync = lambda: None  # type: ignore[method-assign] # a slow disk
     world.propose("a", "x")
     world.run(0.1)
     assert node.group.last_index == world.nodes["a"].group.last_index
-    term = node.group.term
-    node.group.receive("c", wire.HigherTerm(term + 1))
+    node.group.receive("c", wire.HigherTerm(node.group.term + 1))
     world.network.trace.clear()
-    held()
-    late = [
-        message
+    sync()
+    assert not [
+        event
         for event in world.network.trace
-        if event.link == ("b", "a")
-        and isinstance(message := message_of(event), wire.AppendResponse)
-        and message.success
-        and message.next_index > node.group.commit_index + 1
+        if event.link == ("b", "a") and isinstance(message_of(event), wire.AppendResponse)
     ]
-    assert late == []
