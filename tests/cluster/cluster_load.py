@@ -247,3 +247,18 @@ def in_threads(count: int, work: Callable[[int], None]) -> list[threading.Thread
     for thread in threads:
         thread.start()
     return threads
+
+
+def join(threads: Sequence[threading.Thread]) -> None:
+    """Wait for their ends."""
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def until(condition: Callable[[], bool], what: str, poll_s: float = 0.02) -> None:
+    """Wait for ``condition``."""
+    deadline = time.monotonic() + PROGRESS_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(poll_s)

@@ -1,11 +1,10 @@
 """A follower that was away past log compaction catches up by snapshot, whatever dies meanwhile."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_load import Load, assert_one_leader_per_term, status, wait_replicas_agree
+from cluster_load import Load, assert_one_leader_per_term, status, until, wait_replicas_agree
 
 from raftkv.client import Put
 from raftkv.testing import LocalCluster
@@ -17,6 +16,7 @@ STATE_BYTES = 6 * 2**20
 """Large enough that sending and loading it takes a while."""
 
 POLL_S = 0.002
+"""What is waited for may last for some milliseconds only."""
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,6 @@ def _inode(file: Path) -> int:
         return 0
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Look often: what is waited for may last for some milliseconds only."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(POLL_S)
-
-
 def away_past_compaction(cluster: LocalCluster, load: Load) -> tuple[str, str]:
     """Kill a follower and write until it needs a snapshot; return the leader and it."""
     row = status(cluster)[SHARD]
@@ -123,7 +115,7 @@ def test_a_crash_while_a_follower_catches_up_is_harmless(
         leader, follower = away_past_compaction(cluster, load)
         watch = Watch(cluster, follower)
         cluster.start_node(follower)
-        until(lambda: POINTS[point](watch), f"the follower gets there: {point}")
+        until(lambda: POINTS[point](watch), f"the follower gets there: {point}", POLL_S)
         killed = leader if victim == "leader" else follower
         cluster.kill(killed)
         load.wait_progress()
@@ -142,7 +134,7 @@ def test_writes_go_on_while_a_follower_catches_up(cluster: LocalCluster) -> None
         failed = len(load.errors)
         watch = Watch(cluster, follower)
         cluster.start_node(follower)
-        until(watch.installed, "the follower installs a snapshot")
+        until(watch.installed, "the follower installs a snapshot", POLL_S)
         load.wait_progress()
         assert load.errors[failed:] == []
     wait_replicas_agree(cluster)

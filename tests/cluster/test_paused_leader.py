@@ -3,12 +3,10 @@
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from cluster_load import in_threads, wait_replicas_agree
+from cluster_load import in_threads, join, until, wait_replicas_agree
 
 from raftkv import Client
 from raftkv.client import DefiniteError, RaftkvError
@@ -95,14 +93,6 @@ class Writes:
                 told.add(key)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for ``condition``."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 class LoadThrough:
     """Readers and writers that ask one node only, until they are told to stop."""
 
@@ -151,13 +141,6 @@ class LoadThrough:
         """Let everyone finish."""
         self._stopping.set()
         join(self._threads)
-
-
-def join(threads: list[threading.Thread]) -> None:
-    """Wait for their ends."""
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
 
 
 def same_shard_prefix(client: Client, shard: int) -> str:
