@@ -46,6 +46,13 @@ def led_by_a(make: Callable[..., W], members: str = "abc", **options: object) ->
     return world
 
 
+def propose_apart(world: World, name: str, values: list[str]) -> None:
+    """Propose with a little time between, so that every write is an entry of its own."""
+    for value in values:
+        world.propose(name, value)
+        world.run(0.02)
+
+
 def answer_slowly(world: World, source: str, target: str) -> None:
     """Deliver what is in flight one by one, with a heartbeat's time after each."""
     for _ in world.network.queued(source, target):
@@ -286,7 +293,7 @@ def h10_acknowledgement_of_an_older_term_counts(make: MakeWorld) -> set[str]:
     network = world.network
     network.partition("ab", "cde")
     network.hold("b", "a")
-    world.propose("a", *names("divergent", 10))
+    propose_apart(world, "a", names("divergent", 10))
     world.run(0.2)  # b holds them, and its acknowledgements are on their slow way
     world.elect("c")
     world.run(0.2)
@@ -297,8 +304,8 @@ def h10_acknowledgement_of_an_older_term_counts(make: MakeWorld) -> set[str]:
     world.run(0.2)
     network.isolate("e")
     network.hold("a", "b")
+    propose_apart(world, "a", names("late", 3))
     network.release("b", "a")
-    world.propose("a", *names("late", 3))
     world.run(0.2)
     world.crash("a")
     world.crash("d")  # two of five are gone, as five must survive
@@ -351,9 +358,7 @@ def h14_writers_never_answered(make: MakeWorld) -> set[str]:
     """A leader loses its leadership with writes waiting, and nobody writes any more."""
     world = led_by_a(make)
     world.network.isolate("a")
-    for name in names("waiting", 10):  # one by one, so that they are several entries
-        world.propose("a", name)
-        world.run(0.02)
+    propose_apart(world, "a", names("waiting", 10))
     world.elect("b")
     settle(world)
     world.run(60.0)

@@ -15,6 +15,7 @@ from worlds import applied_twice, belied, two_leaders, unanswered
 
 from raftkv.core.errors import CorruptSnapshot, UnknownFormat
 from raftkv.raft import messages as wire
+from raftkv.raft.group import Group
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.replication import MESSAGE_BYTES_MAX
 from raftkv.sim.disk import SimulatedCrash
@@ -268,6 +269,7 @@ def test_h10_acknowledgement_of_an_older_term_is_ignored(make: Maker) -> None:
         and isinstance(message := message_of(event), wire.AppendResponse)
         and message.term == 1
         and message.success
+        and message.next_index > 7  # beyond the entries that a proposes later
     ]
     term_of_a = max(
         message.term
@@ -285,18 +287,42 @@ def test_h11_one_voter_counts_once(make: Maker) -> None:
     assert make.last.leads("c")
 
 
-def test_h11_strangers_do_not_count(make: Maker) -> None:
-    """H11: votes and acknowledgements of nodes that are no members change nothing."""
+def candidate_of_five(make: Maker) -> Group:
+    """Replica ``a`` as a candidate of term 1 without any other vote than its own."""
     world = make("abcde")
-    world.expire("a")
-    world.turn("a")
+    world.network.isolate("a")
     group = world.nodes["a"].group
-    group._replica._pre_vote_won = True
+    group._replica._pre_vote_won = True  # as if a majority had agreed
     world.expire("a")
     world.turn("a")
     assert group.term == 1
+    assert not group.is_leader
+    return group
+
+
+def test_h11_the_same_voter_again_does_not_count(make: Maker) -> None:
+    """H11: a majority is of members, not of messages."""
+    group = candidate_of_five(make)
+    for _ in range(5):
+        group.receive("b", wire.VoteResponse(1))
+    assert not group.is_leader
+    group.receive("c", wire.VoteResponse(1))
+    assert group.is_leader
+
+
+def test_h11_strangers_do_not_count(make: Maker) -> None:
+    """H11: votes of nodes that are no members change nothing."""
+    group = candidate_of_five(make)
     for stranger in ("x", "y", "z"):
         group.receive(stranger, wire.VoteResponse(1))
+    assert not group.is_leader
+
+
+def test_h11_votes_of_another_term_do_not_count(make: Maker) -> None:
+    """H11: a vote counts in its own term only."""
+    group = candidate_of_five(make)
+    for voter in "bcde":
+        group.receive(voter, wire.VoteResponse(0))
     assert not group.is_leader
 
 

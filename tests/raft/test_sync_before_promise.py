@@ -4,7 +4,7 @@ The witness looks at the simulated disk itself, at what would be left of it if t
 the very moment a message leaves or a writer is answered, and recovers the log from that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import scenarios
