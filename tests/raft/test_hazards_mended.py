@@ -290,7 +290,8 @@ def test_h11_one_voter_counts_once(make: Maker) -> None:
 def candidate_of_five(make: Maker) -> Group:
     """Replica ``a`` as a candidate of term 1 without any other vote than its own."""
     world = make("abcde")
-    world.network.isolate("a")
+    for other in "bcde":
+        world.network.hold("a", other)
     group = world.nodes["a"].group
     group._replica._pre_vote_won = True  # as if a majority had agreed
     world.expire("a")
