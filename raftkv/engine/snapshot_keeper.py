@@ -10,10 +10,12 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.state_machine import StateMachine
 from raftkv.engine.jobs import JobRunner
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
@@ -58,6 +60,9 @@ class SnapshotWriter(Protocol):
     ) -> None:
         """Start; ``done(error)`` on the loop once the sealed file is there or not."""
 
+    def settle(self) -> None:
+        """Hear that a large new state has come, which is there to stay."""
+
 
 class InTurnWriter:
     """Writes at once, in this process: for simulations and tests."""
@@ -71,6 +76,9 @@ class InTurnWriter:
         """Write and seal."""
         _write_records(self._store, header, group)
         done(None)
+
+    def settle(self) -> None:
+        """Nothing: small states need no care."""
 
 
 class ForkingWriter:
@@ -100,6 +108,14 @@ class ForkingWriter:
             done(error)
 
         self._jobs.run(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), waited)
+
+    def settle(self) -> None:
+        """Leave the new state out of the garbage collections to come.
+
+        Each generation would walk all of it once: a million keys hold everything up for 70 ms. It
+        is too rare an event for what else is frozen with it to matter.
+        """
+        gc.freeze()
 
 
 def _be_the_child(parent: int, work: Callable[[], None]) -> None:
@@ -131,6 +147,52 @@ def _write_records(store: SnapshotStore, header: SnapshotHeader, group: Group) -
     writer.seal()
 
 
+class ReplacedStates:
+    """Takes the states apart that a leader's snapshot has replaced, a slice at a time.
+
+    It holds on to the state of every group, so that replacing one frees nothing yet: freeing a
+    million keys at once would stall every request to this node. Between two slices the loop goes
+    round, by way of a job.
+    """
+
+    def __init__(self, groups: dict[GroupId, Group], jobs: JobRunner) -> None:
+        self._groups = groups
+        self._jobs = jobs
+        self._states: dict[GroupId, StateMachine] = {}
+        self._slices: deque[Iterator[None]] = deque()
+        self.check()
+
+    def check(self) -> bool:
+        """Look for states that are new; return whether one has replaced another."""
+        replaced = False
+        for name, group in self._groups.items():
+            old = self._states.get(name)
+            if old is not group.state:
+                self._states[name] = group.state
+                if old is not None:
+                    self._slices.append(old.dismantle())
+                    replaced = True
+                    if len(self._slices) == 1:
+                        self._soon()
+        return replaced
+
+    def _soon(self) -> None:
+        self._jobs.run(_nothing, lambda _, __: self._free_some())
+
+    def _free_some(self) -> None:
+        if next(self._slices[0], _EXHAUSTED) is _EXHAUSTED:
+            self._slices.popleft()
+        if self._slices:
+            self._soon()
+
+
+_EXHAUSTED = object()
+
+
+def _nothing() -> None:
+    """A job that only takes a turn."""
+
+
 class SnapshotKeeper:
     """Decides which group is written next: one at a time per node.
 
@@ -154,9 +216,12 @@ class SnapshotKeeper:
         self._jobs = jobs
         self._pinning = pinning
         self._busy = False
+        self._replaced = ReplacedStates(groups, jobs)
 
     def check(self) -> None:
-        """Start a snapshot if one is due and none is being written."""
+        """Start a snapshot if one is due and none is being written; look after memory."""
+        if self._replaced.check():
+            self._writer.settle()
         if self._busy:
             return
         group = next((group for group in self._groups.values() if group.snapshot_due), None)

@@ -507,3 +507,15 @@ def test_the_digest_depends_on_everything_replicas_must_agree_on(state: StateMac
         assert state.digest not in seen
         seen.add(state.digest)
         assert 0 <= state.digest < 2**128
+
+
+def test_a_state_is_taken_apart_in_small_slices(
+    state: StateMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step frees a few entries, and in the end neither entries nor index hold anything."""
+    monkeypatch.setattr("raftkv.core.state_machine.DISMANTLE_ENTRIES", 10)
+    keys = [b"%05d" % number for number in range(25)]
+    apply(state, *(Put(key, b"") for key in keys))
+    counts = [len(state._entries) for _ in state.dismantle()]
+    assert counts[:3] == [15, 5, 0]
+    assert list(state._entries._list._lists) == []
