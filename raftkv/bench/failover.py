@@ -33,11 +33,13 @@ class Kill(msgspec.Struct, frozen=True):
     seconds: float
     """From the kill to the first write that another node answered with success."""
     caught_up_s: float
-    """From the restart until every replica had everything again."""
+    """From when it was brought back until every replica had everything again."""
 
 
-def run(kills: int, parent: Path | None, progress: Callable[[str], None]) -> Report:
-    """Kill leaders, one after the other."""
+def run(
+    kills: int, parent: Path | None, progress: Callable[[str], None], *, freeze: bool = False
+) -> Report:
+    """Kill or freeze leaders, one after the other."""
     occasion = Occasion.now()
     with throwaway_cluster(parent, shards=SHARDS) as cluster:
         with cluster.client() as client:
@@ -47,7 +49,7 @@ def run(kills: int, parent: Path | None, progress: Callable[[str], None]) -> Rep
             found = []
             for number in range(kills):
                 shard = number % SHARDS
-                found.append(_kill_once(cluster, shard, keys[shard]))
+                found.append(_kill_once(cluster, shard, keys[shard], freeze=freeze))
                 progress(f"kill {number + 1}: {found[-1].seconds * 1000:.0f} ms")
         lost = _lost(cluster, load.acknowledged)
     times = [kill.seconds for kill in found]
@@ -55,33 +57,39 @@ def run(kills: int, parent: Path | None, progress: Callable[[str], None]) -> Rep
     figures = [
         Figure("time without writes, median", summary.median_s, "s", TARGET_S),
         Figure("time without writes, worst", summary.worst_s, "s"),
-        Figure("until caught up after the restart, worst", max(k.caught_up_s for k in found), "s"),
+        Figure("until caught up again, worst", max(k.caught_up_s for k in found), "s"),
         Figure("writes acknowledged meanwhile", len(load.acknowledged)),
         Figure("of them lost", lost, at_most=0),
     ]
     samples = ", ".join(f"{seconds * 1000:.0f}" for seconds in times)
     return occasion.report(
-        f"fail-over: {kills} times kill -9 of a shard's leader, {SHARDS} shards, "
-        f"{LOAD_PER_S} writes/s",
-        f"raftkv bench failover --kills {kills}",
+        f"fail-over: {kills} times {'SIGSTOP' if freeze else 'kill -9'} of a shard's leader, "
+        f"{SHARDS} shards, {LOAD_PER_S} writes/s",
+        f"raftkv bench failover --kills {kills}{' --freeze' if freeze else ''}",
         figures,
         notes=[f"all samples in ms: {samples}"],
         details={"kills": found, "writes_failed": load.failed},
     )
 
 
-def _kill_once(cluster: LocalCluster, shard: int, key: bytes) -> Kill:
-    """Kill the shard's leader, write through the others, bring it back."""
+def _kill_once(cluster: LocalCluster, shard: int, key: bytes, *, freeze: bool) -> Kill:
+    """End or freeze the shard's leader, write through the others, bring it back."""
     wait_leaders_home(cluster)  # else the same node would be killed again and again
     leader = cluster.leader_of(shard)
     if leader is None:
         raise ClusterError(f"shard {shard} has no leader")
     others = [cluster.node(name).url for name in cluster.names if name != leader]
     killed_at = time.monotonic()
-    cluster.kill(leader)
+    if freeze:
+        cluster.pause(leader)
+    else:
+        cluster.kill(leader)
     written_at = _first_write(others, key)
     restarted_at = time.monotonic()
-    cluster.restart(leader)
+    if freeze:
+        cluster.resume(leader)
+    else:
+        cluster.restart(leader)
     wait_caught_up(cluster)
     return Kill(shard, leader, written_at - killed_at, caught_up_s=time.monotonic() - restarted_at)
 

@@ -1,5 +1,6 @@
 """One large shard: what a key costs, what snapshots cost the requests beside them, and restarts."""
 
+import math
 import os
 import random
 import time
@@ -291,6 +292,7 @@ class Million:
                 }
                 for name, found in windows.items()
             },
+            "worst of each second": _timeline(self.samples, zero),
             "worst": {
                 name: _worst(within(self.samples, found), zero) for name, found in windows.items()
             },
@@ -333,6 +335,15 @@ def _worst(samples: list[Sample], zero: float) -> list[dict[str, Any]]:
         {**sample._asdict(), "intended": round(sample.intended - zero, 3)}
         for sample in requests[:WORST_KEPT]
     ]
+
+
+def _timeline(samples: list[Sample], zero: float) -> list[dict[str, Any]]:
+    """The worst latency of each kind in each second: to see what happened when."""
+    seconds: dict[int, dict[str, float]] = {}
+    for sample in samples:
+        worst = seconds.setdefault(math.floor(sample.intended - zero), {})
+        worst[sample.kind] = max(worst.get(sample.kind, 0.0), round(sample.latency_s, 4))
+    return [{"second": second, **seconds[second]} for second in sorted(seconds)]
 
 
 def _event_kinds(facts: dict[str, Any]) -> set[str]:

@@ -69,10 +69,17 @@ def bench_command() -> None:
 
 @bench_command.command("failover")
 @click.option("--kills", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option(
+    "--freeze",
+    is_flag=True,
+    help="Stop them with SIGSTOP instead: nobody is told, as when a machine loses power.",
+)
 @_measuring
-def failover_command(*, kills: int, parent: Path | None, progress: Callable[[str], None]) -> Report:
+def failover_command(
+    *, kills: int, freeze: bool, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
     """Kill leaders with kill -9: how long does their shard take no writes?"""
-    return failover.run(kills, parent, progress)
+    return failover.run(kills, parent, progress, freeze=freeze)
 
 
 @bench_command.command("idle")
