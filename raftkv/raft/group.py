@@ -289,7 +289,7 @@ class Group:
         """Put commands into the log together; ``done`` gets their results, in order."""
         rejection = self._why_not_propose()
         if rejection is None:
-            rejection = self._queue.offer(Proposal(commands, done))
+            rejection = self._queue.offer(Proposal(commands, done, self._clock.monotonic()))
         if rejection is not None:
             done(rejection)
         else:

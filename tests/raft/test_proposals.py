@@ -21,10 +21,15 @@ class Waiter:
         self.answer = answer
 
 
+def offered(queue: ProposalQueue, waiter: Waiter, now: float = 0.0) -> Rejection | None:
+    """Offer one write at a time."""
+    return queue.offer(Proposal((Command(Put(b"k", b"v")),), waiter.take, now))
+
+
 def proposed(queue: ProposalQueue, index: int, term: int) -> Waiter:
     """Propose one write as the entry (``index``, ``term``)."""
     waiter = Waiter()
-    assert queue.offer(Proposal((Command(Put(b"k", b"v")),), waiter.take)) is None
+    assert offered(queue, waiter) is None
     queue.take(index, term)
     return waiter
 
@@ -67,3 +72,21 @@ def test_only_a_newer_term_speaks_for_later_indexes() -> None:
     assert waiter.answer is None
     apply(queue, 5, 4)
     assert isinstance(waiter.answer, Rejection)
+
+
+def test_a_queue_that_does_not_move_takes_no_more() -> None:
+    """Once the oldest has waited too long, new ones are refused at once, definite."""
+    queue = ProposalQueue(Limits(waiting_s_max=1.0))
+    assert offered(queue, Waiter(), now=10.0) is None
+    assert offered(queue, Waiter(), now=11.0) is None
+    refused = offered(queue, Waiter(), now=11.1)
+    assert refused is not None
+    assert (refused.reason, refused.definite, queue.operations) == ("busy", True, 2)
+
+
+def test_a_queue_that_moves_takes_more() -> None:
+    """Only what still waits for the log counts: what is in it may take its time."""
+    queue = ProposalQueue(Limits(waiting_s_max=1.0))
+    assert offered(queue, Waiter(), now=10.0) is None
+    queue.take(1, 1)
+    assert offered(queue, Waiter(), now=99.0) is None
