@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from raftkv.web.worker import YIELDED_NICENESS
+
 _SCRIPT = Path(__file__).with_name("fake_worker.py")
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 20.0
@@ -124,6 +126,22 @@ def test_bytes_of_a_path_survive_the_server(worker: Worker, path: str, key: byte
     quoted = "".join(f"%{byte:02X}" for byte in key)
     assert worker.request("GET", f"/v1/kv/{quoted}") == (200, b"v")
     assert worker.request("GET", f"/v1/explain/{path}")[0] == 200
+
+
+def test_worker_yields_to_its_engine(worker: Worker) -> None:
+    """Where there is not processor enough for both, the engine runs first."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, worker.process.pid) == own + YIELDED_NICENESS
+
+
+def test_refusal_before_the_body_keeps_the_connection() -> None:
+    """A full worker leaves a small body unread, and the next request is understood all the same."""
+    with _own(in_flight_max=0) as full, full.connect() as connection:
+        for _ in range(3):
+            request = b"PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+            connection.sendall(request)
+            status, body = read_answer(connection)
+            assert (status, json.loads(body)["code"]) == (503, "overloaded")
 
 
 def test_largest_value(worker: Worker) -> None:
