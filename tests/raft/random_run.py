@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from group_world import GroupWorld
+from group_world import DATA, GroupWorld
 
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.journal import LogEntry
 from raftkv.raft.proposals import Rejection
+from raftkv.storage.disk import DiskError, DiskFull
 
 REGISTER = b"register"
 
@@ -106,6 +107,8 @@ class RandomRun:
             self._transfer: 4 * faults,
             self._stall: 2 * faults,
             self._unstall: 4,
+            self._fill_disk: 2 * faults,
+            self._free_disk: 4,
         }
 
     # --- running ------------------------------------------------------------------------------
@@ -126,6 +129,7 @@ class RandomRun:
     def _heal(self) -> None:
         world = self.world
         for name in world.names:
+            world.disks[name].capacity_bytes = None
             if name in world.live:
                 world.nodes[name].stalled_since = None
             else:
@@ -187,8 +191,12 @@ class RandomRun:
 
     def _end_sync(self) -> None:
         if (name := self._live()) is not None and self.world.nodes[name].stalled_since is None:
-            self.world.nodes[name].end_sync()
-            self._check(name)
+            try:
+                self.world.nodes[name].end_sync()
+            except DiskError:  # no space for what is in flight: as good as a failed sync
+                self._crash(name, self.world.crash)
+            else:
+                self._check(name)
 
     def _job(self) -> None:
         if (name := self._live()) is not None:
@@ -204,8 +212,12 @@ class RandomRun:
             return
         node = self.world.nodes[name]
         if node.group.may_snapshot:
-            self._due_snapshots[name] = node.write_snapshot()
-            self._count("snapshots written")
+            try:
+                self._due_snapshots[name] = node.write_snapshot()
+            except DiskFull:
+                self._count("snapshots without space")
+            else:
+                self._count("snapshots written")
 
     def _trim(self) -> None:
         name = self._live()
@@ -236,24 +248,30 @@ class RandomRun:
         self.world.network.release(*self._pair())
 
     def _kill(self) -> None:
-        self._crash(self.world.crash)
+        if (name := self._live()) is not None:
+            self._crash(name, self.world.crash)
 
     def _lose_power(self) -> None:
-        self._crash(partial(self.world.lose_some, random=self.random))
-
-    def _crash(self, how: Callable[[str], None]) -> None:
         if (name := self._live()) is not None:
-            self._dead_lives.add(self._life_of[name])
-            for event in self.world.nodes[name].events:
-                self._count(event.kind)
-            how(name)
-            self._count("crashes")
+            self._crash(name, partial(self.world.lose_some, random=self.random))
+
+    def _crash(self, name: str, how: Callable[[str], None]) -> None:
+        self._dead_lives.add(self._life_of[name])
+        for event in self.world.nodes[name].events:
+            self._count(event.kind)
+        how(name)
+        self._count("crashes")
 
     def _restart(self) -> None:
         dead = sorted(set(self.world.names) - self.world.live)
         if dead:
             name = self.random.choice(dead)
-            self._start(name)
+            try:
+                self._start(name)
+            except DiskFull:
+                self._count("refused to start")
+            if name not in self.world.live:  # not enough space even for its first sync
+                return
             for other in sorted(self.world.live - {name}):
                 self.world.network.connect(name, other)
 
@@ -264,6 +282,16 @@ class RandomRun:
     def _unstall(self) -> None:
         if (name := self._live()) is not None:
             self.world.nodes[name].stalled_since = None
+
+    def _fill_disk(self) -> None:
+        """Leave room for a little more, or for nothing."""
+        disk = self.world.disks[self.random.choice(self.world.names)]
+        disk.capacity_bytes = 2**62
+        used = disk.capacity_bytes - disk.free_bytes(DATA)
+        disk.capacity_bytes = used + self.random.choice((0, 5_000, 100_000))
+
+    def _free_disk(self) -> None:
+        self.world.disks[self.random.choice(self.world.names)].capacity_bytes = None
 
     # --- what may happen: clients -------------------------------------------------------------
 
@@ -290,6 +318,7 @@ class RandomRun:
             assert write.outcome is None, f"{value} is answered twice"
             if isinstance(outcome, Rejection):
                 write.outcome = outcome
+                self._count(outcome.reason)
             else:
                 (result,) = outcome
                 assert isinstance(result, PutResult)

@@ -174,3 +174,33 @@ def test_an_acknowledgement_that_waited_into_another_term_is_dropped() -> None:
         for event in world.network.trace
         if event.link == ("b", "a") and isinstance(message_of(event), wire.AppendResponse)
     ]
+
+
+def test_an_entry_of_an_older_term_is_not_committed_by_counting() -> None:
+    """Raft paper 5.4.2 and figure 8: only an entry of the leader's own term commits what is before.
+
+    ``x`` is on ``b`` and ``c``, a majority, but a third member may still replace it.
+    """
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("c")
+    world.network.hold("b", "a")
+    world.propose("a", "x")
+    world.run(0.1)
+    world.network.isolate("a")
+    world.network.connect("b", "c")
+    world.network.hold("b", "c")
+    group = world.nodes["b"].group
+    older = group.last_index
+    group._replica._pre_vote_won = True  # as if c had agreed
+    world.expire("b")
+    world.turn("b")
+    group.receive("c", wire.VoteResponse(group.term))
+    world.turn("b")
+    assert group.is_leader
+    assert group.last_index == older + 1
+    group.receive("c", wire.AppendResponse(group.term, older + 1, success=True))
+    world.turn("b")
+    assert group.commit_index < older
+    group.receive("c", wire.AppendResponse(group.term, older + 2, success=True))
+    world.turn("b")
+    assert group.commit_index == older + 1
