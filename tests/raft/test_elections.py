@@ -73,6 +73,19 @@ def test_a_pre_vote_changes_nothing_by_itself() -> None:
     assert group.term == term
 
 
+@pytest.mark.parametrize(("back", "older"), [(1, 0), (0, 1), (-5, 1)])
+def test_a_pre_vote_for_an_older_log_is_refused(back: int, older: int) -> None:
+    """Who could not win is told so before it raises its term: by last term, then by length."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    world.clock.advance(2 * TIMING.election_max_s)
+    group = world.nodes["b"].group
+    world.network.trace.clear()
+    group.receive("c", wire.PreVote(group.term + 1, group.last_index - back, group.term - older, 1))
+    (said,) = [message_of(e) for e in world.network.trace if e.link == ("b", "c")]
+    assert said == wire.PreVoteResponse(group.term, 1, granted=False)
+
+
 def test_a_replica_with_an_older_log_is_not_elected() -> None:
     """Raft paper 5.4.1: the log decides, in pre-votes as in votes."""
     world = scenarios.led_by_a(make_group_world)

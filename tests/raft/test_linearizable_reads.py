@@ -1,7 +1,7 @@
 """ReadIndex and reads of bounded age: what is answered is never older than promised."""
 
 import scenarios
-from group_world import GroupWorld, make_group_world, message_of, values_of
+from group_world import GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft.proposals import Rejection
@@ -76,28 +76,63 @@ def test_a_cut_off_leader_answers_no_read_even_later() -> None:
     assert not asked.served
 
 
-def test_answers_of_an_earlier_round_do_not_confirm_a_later_read() -> None:
-    """A read joins only a round that was asked after it; slow answers to older ones do not count.
-
-    ``b`` and ``c`` have answered the first round, and then follow another leader; those answers
-    arrive at ``a`` after the second read.
-    """
+def leader_with_an_open_round() -> tuple[GroupWorld, Asked, int]:
+    """A leader whose confirm round has left and whose answers are held; and the round's number."""
     world = scenarios.led_by_a(make_group_world)
     for other in "bc":
         world.network.hold(other, "a")
-    first = confirm(world, "a")
-    world.run(0.1)
-    world.network.half_open("a", "b")
-    world.network.connect("b", "c")
-    world.network.hold("a", "c")
-    world.elect("b")
-    world.write("b", "news")
+    asked = confirm(world, "a")
+    world.turn("a")
+    sent = [message_of(event) for event in world.network.trace if event.link == ("a", "b")]
+    (question,) = [message for message in sent if isinstance(message, wire.ConfirmLeader)]
+    return world, asked, question.round
+
+
+def test_answers_of_an_earlier_round_do_not_confirm_a_later_read() -> None:
+    """A read joins only a round that is asked after it came; slow answers to older ones are void."""
+    world, first, number = leader_with_an_open_round()
     second = confirm(world, "a")
-    while world.network.deliver_link("c", "a"):
-        world.turn("a")
-    assert not second.served
-    if first.served:  # it may be: it began before the news
-        assert "news" not in values_of(world.nodes["a"].group)
+    world.run(0.2)  # the round is asked anew, for both reads
+    group = world.nodes["a"].group
+    group.receive("b", wire.LeaderConfirmed(group.term, number))
+    world.turn("a")
+    assert not second.outcomes
+    for other in "bc":
+        world.network.release(other, "a")
+    world.run(0.2)
+    assert first.served
+    assert second.served
+
+
+def test_a_read_does_not_join_a_round_that_has_left() -> None:
+    """The answer to a round serves whom it was asked for, not who came afterwards."""
+    world, first, number = leader_with_an_open_round()
+    second = confirm(world, "a")
+    world.turn("a")
+    group = world.nodes["a"].group
+    group.receive("b", wire.LeaderConfirmed(group.term, number))
+    world.turn("a")
+    assert first.served
+    assert not second.outcomes
+
+
+def test_answers_of_another_term_do_not_confirm() -> None:
+    """A yes of an older term says nothing about this one."""
+    world, asked, number = leader_with_an_open_round()
+    group = world.nodes["a"].group
+    group.receive("b", wire.LeaderConfirmed(group.term - 1, number))
+    group.receive("c", wire.LeaderConfirmed(group.term + 1, number))
+    world.turn("a")
+    assert not asked.outcomes
+
+
+def test_strangers_do_not_confirm() -> None:
+    """Only members count."""
+    world, asked, number = leader_with_an_open_round()
+    group = world.nodes["a"].group
+    group.receive("x", wire.LeaderConfirmed(group.term, number))
+    world.turn("a")
+    assert not asked.outcomes
 
 
 def test_a_new_leader_serves_no_read_before_its_no_op() -> None:
