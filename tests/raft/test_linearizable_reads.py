@@ -89,7 +89,7 @@ def leader_with_an_open_round() -> tuple[GroupWorld, Asked, int]:
 
 
 def test_answers_of_an_earlier_round_do_not_confirm_a_later_read() -> None:
-    """A read joins only a round that is asked after it came; slow answers to older ones are void."""
+    """A read joins only a round that is asked after it; slow answers to older ones are void."""
     world, first, number = leader_with_an_open_round()
     second = confirm(world, "a")
     world.run(0.2)  # the round is asked anew, for both reads
@@ -136,20 +136,28 @@ def test_strangers_do_not_confirm() -> None:
 
 
 def test_a_new_leader_serves_no_read_before_its_no_op() -> None:
-    """Until its own term's no-op is applied a leader may not know what is committed."""
+    """Until its own term's no-op is applied a leader may not know what is committed.
+
+    ``b`` holds ``news``, which ``a`` has acknowledged, and does not know yet that it is committed.
+    """
     world = scenarios.led_by_a(make_group_world)
-    world.network.hold("b", "c")
-    world.network.hold("b", "a")
-    world.write("a", "news")
-    world.run(0.1)
+    world.network.isolate("c")
+    world.propose("a", "news")
+    world.run(1.0, until=lambda: world.is_acknowledged("news"))
     world.network.isolate("a")
-    world.network.release("b", "c")
+    assert "news" not in world.values("b")
+    world.network.connect("b", "c")
     world.elect("b")
-    world.network.hold("b", "c")
+    world.network.hold("c", "b")
+    world.network.trace.clear()
     asked = confirm(world, "b")
     world.run(0.2)
+    group = world.nodes["b"].group
+    for number in range(1, 10):  # members agree that it leads; that is not enough
+        group.receive("c", wire.LeaderConfirmed(group.term, number))
+    world.turn("b")
     assert not asked.outcomes
-    world.network.release("b", "c")
+    world.network.release("c", "b")
     world.run(0.5)
     assert asked.served
     assert "news" in world.values("b")
