@@ -113,7 +113,7 @@ def million_command(
 @click.option(
     "--connections",
     type=click.IntRange(2, 100_000),
-    default=3_000,
+    default=6_000,
     show_default=True,
     help="Of all clients together.",
 )
