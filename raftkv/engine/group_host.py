@@ -33,6 +33,9 @@ BUNDLE_BYTES = 1024 * 1024
 TIMER_GRID_S = 0.02
 """Deadlines are rounded up to this, so that the heartbeats of many groups leave together."""
 
+ROOM_KEPT = 0.25
+"""Share of a log segment that is kept for terms, votes and no-ops when the disk is full."""
+
 EVENTS_KEPT = 200
 
 _logger = logging.getLogger(__name__)
@@ -93,6 +96,8 @@ class GroupHost:
         self._bundle_bytes: dict[str, int] = {}
         self._leaders: dict[GroupId, str | None] = {}
         self._syncing_since: float | None = None
+        self._without_room: SyncJob | None = None  # to be run again once there may be room
+        self._declining = False  # no entries are taken until there is space
         self._stopped = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(tuple[wire.Envelope, ...]).decode
@@ -183,10 +188,30 @@ class GroupHost:
                 self._receive(group, peer, envelope.message)
 
     def _receive(self, group: Group, peer: str, message: wire.RaftMessage) -> None:
+        if isinstance(message, wire.AppendEntries) and self._must_decline(group, message):
+            # Not lost (that would be a new election) and not refused (the leader would send it
+            # all again at once): a heartbeat that proves nothing, and acknowledges nothing.
+            message = wire.AppendEntries(message.term, 0, 0, 0)
         try:
             group.receive(peer, message)
         except ReplicaError as error:
             self._fatal(error)
+
+    def _must_decline(self, group: Group, message: wire.AppendEntries) -> bool:
+        """Whether entries that the group lacks would leave no room for votes and terms.
+
+        The others of the group go on without this replica then. Once there is space, a heartbeat
+        shows its leader where its log ends.
+        """
+        if self.wal.has_space():
+            self._declining = False
+            return False
+        size = sum(len(command) for command, _ in message.entries)
+        if self.wal.room_bytes - size < self.wal.segment_bytes * ROOM_KEPT:
+            # For good, whatever their size: a heartbeat let through would ask for all again.
+            self._declining = True
+        lacking = message.prev_index + len(message.entries) > group.last_index
+        return self._declining and lacking
 
     def _groups_with(self, peer: str) -> Iterable[Group]:
         return [group for group in self.groups.values() if peer in group.config.members]
@@ -267,11 +292,19 @@ class GroupHost:
         if job is None:
             return
         self._syncing_since = self._clock.monotonic()
+        self._run_sync(job)
+
+    def _run_sync(self, job: SyncJob) -> None:
         self._sync_jobs.run(job.run, lambda _, error: self._synced(job, error))
 
     def _synced(self, job: SyncJob, error: BaseException | None) -> None:
         if error is not None:  # nothing is known about the disk now: a failed fsync is final
             self._fatal(error)
+            return
+        if job.full is not None:
+            # As with a disk that stalls (H20), nothing is promised and nobody led until it goes on.
+            self.wal.sync_found_no_room(job)
+            self._without_room = job
             return
         started = self._syncing_since
         self._syncing_since = None
@@ -286,6 +319,9 @@ class GroupHost:
 
     def look_after_log(self) -> None:
         """Delete segments that nobody needs and allocate the next one ahead; call every second."""
+        if self._without_room is not None:
+            waiting, self._without_room = self._without_room, None
+            self._run_sync(waiting)
         job = self.wal.begin_housekeeping()
         if job is not None:
             self._other_jobs.run(job.run, lambda _, error: self._kept_house(job, error))

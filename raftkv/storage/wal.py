@@ -122,14 +122,33 @@ class SyncJob:
         self.end = segment.end + size
         self.effects = effects
         self.unit_crc: int | None = None  # set when the unit is durable
+        self.full: DiskFull | None = None
+        """No room for the unit, and nothing of it was written: run the job again later."""
         self._before = before
         self._parts = parts
         self._create = create
 
     def run(self) -> None:
-        """Write and sync, blocking. Raises DiskError, after which the node must stop."""
+        """Write and sync, blocking. Raises DiskError, after which the node must stop.
+
+        If there is no room to write to, ``full`` says so instead: unlike after a failed write or
+        sync, what is on disk is known then.
+        """
+        self.full = None
+        try:
+            file = self._allocated()
+        except DiskFull as error:
+            self.full = error
+            return
+        unit, crc = encode_unit(self.segment.marker, self.sequence, self._before, self._parts)
+        file.pwrite(unit, self.segment.end)
+        file.fdatasync()
+        self._parts = []
+        self.unit_crc = crc
+
+    def _allocated(self) -> DiskFile:
+        """Return the segment's file, with blocks for all of the unit."""
         segment = self.segment
-        unit, crc = encode_unit(segment.marker, self.sequence, self._before, self._parts)
         if segment.file is None:
             # The spare could not be allocated in time: this is the last chance to get one.
             segment.file = self._create(max(segment.size, self.end))
@@ -137,10 +156,7 @@ class SyncJob:
         elif self.end > segment.size:
             segment.file.allocate(self.end)
             segment.size = self.end
-        segment.file.pwrite(unit, segment.end)
-        segment.file.fdatasync()
-        self._parts = []
-        self.unit_crc = crc
+        return segment.file
 
 
 class HousekeepingJob:
@@ -197,7 +213,8 @@ class Wal:
         self._disk = disk
         self._directory = directory
         self._identity = identity
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = segment_bytes
+        """Size of a new segment."""
         self._groups = {name: _Group(group) for name, group in scan.groups.items()}
         self._compacted = {name: group.compacted_index for name, group in scan.groups.items()}
         """Durable compaction marks; those still buffered must not delete anything."""
@@ -393,6 +410,12 @@ class Wal:
         self._sync = job
         return job
 
+    def sync_found_no_room(self, job: SyncJob) -> None:
+        """Hear that ``job.full`` was set. The job stays out; it is to be run again now and then."""
+        if job is not self._sync or job.full is None:
+            raise RuntimeError("takes the sync job that is out and found no room")
+        self._note_full(job.full)
+
     def finish_sync(self, job: SyncJob) -> None:
         """Take back a job whose ``run`` has returned; its LSN is durable from here on."""
         if job is not self._sync or job.unit_crc is None:
@@ -478,13 +501,26 @@ class Wal:
         if job.spare is not None and job.spare.file is not None:
             self._spares.append(job.spare)
         if job.full is not None:
-            if not self._full:
-                _log.warning("no room for the next log segment, refusing writes: %s", job.full)
-            self._full = True
+            self._note_full(job.full)
         elif job.spare is not None:
             if self._full:
                 _log.warning("%s: room for the next log segment again", self._directory)
             self._full = False
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that can still be recorded without asking the disk for more space."""
+        segment, end = self._active, self._active.end
+        if self._sync is not None:
+            segment, end = self._sync.segment, self._sync.end
+        rest = max(0, segment.size - end) if segment.file is not None else 0
+        spares = sum(spare.size for spare in self._spares if spare is not segment)
+        return max(0, rest + spares - self._bytes)
+
+    def _note_full(self, error: DiskFull) -> None:
+        if not self._full:
+            _log.warning("no room for the next log segment, refusing writes: %s", error)
+        self._full = True
 
     def pinning(self, keep_segments: int = 2) -> list[GroupId]:
         """Groups to snapshot and compact so that all but the newest segments can be deleted."""
@@ -532,7 +568,7 @@ class Wal:
         return Segment(
             number,
             self._directory / segment_name(number),
-            self._segment_bytes,
+            self.segment_bytes,
             segment_marker(self._identity, number),
         )
 

@@ -267,8 +267,8 @@ def test_full_disk_at_start() -> None:
     assert len(recovered[A].entries) == 1
 
 
-def test_running_out_of_the_last_segment_is_a_failed_sync() -> None:
-    """With no spare and no room, the sync raises; what was durable before still is."""
+def test_running_out_of_the_last_segment_waits_for_room() -> None:
+    """With no spare and no room nothing is written and the job stays out; with room it goes on."""
     disk = new_disk(capacity_bytes=SEGMENT_BYTES + 100)
     wal, _ = open_wal(disk)
     wal.append(A, 1, 1, bytes(3000))
@@ -276,13 +276,40 @@ def test_running_out_of_the_last_segment_is_a_failed_sync() -> None:
     wal.append(A, 2, 1, bytes(3000))
     job = wal.begin_sync()
     assert job is not None
+    for _ in range(2):
+        job.run()
+        assert job.full is not None
+        assert "No space left" in str(job.full)
+        wal.sync_found_no_room(job)
+        assert not wal.has_space()
+        assert wal.room_bytes == 0
+        assert wal.begin_sync() is None
+        assert wal.durable_lsn < wal.lsn
+    disk.capacity_bytes = None
+    job.run()
+    assert job.full is None
+    wal.finish_sync(job)
+    assert wal.durable_lsn == wal.lsn
+    _, recovered = open_wal(disk.kill())
+    assert [entry[1] for entry in recovered[A].entries] == [1, 2]
+
+
+def test_no_room_inside_a_segment_is_a_failed_sync() -> None:
+    """Blocks that were allocated and are not there after all: nothing is known, so it raises."""
+    disk = new_disk()
+    wal, _ = open_wal(disk)
+    wal.append(A, 1, 1, bytes(100))
+    job = wal.begin_sync()
+    assert job is not None
+
+    def full(action: str, path: Path) -> None:
+        if action == "pwrite":
+            raise DiskFull(path, action, "No space left on device")
+
+    disk.before = full
     with pytest.raises(DiskFull, match="No space left"):
         job.run()
     assert wal.begin_sync() is None
-    disk = disk.kill()
-    disk.capacity_bytes = None
-    _, recovered = open_wal(disk)
-    assert [entry[1] for entry in recovered[A].entries] == [1]
 
 
 def test_other_errors_in_housekeeping_are_raised() -> None:
