@@ -12,6 +12,8 @@ from cluster_load import (
     wait_replicas_agree,
 )
 
+from raftkv import Client
+from raftkv.client import UnknownOutcomeError
 from raftkv.core.cluster_map import GroupId
 from raftkv.storage.data_dir import open_data_dir
 from raftkv.storage.disk import RealDisk
@@ -101,6 +103,30 @@ def test_kill_of_all_nodes_at_once_loses_nothing(
     load.judge(cluster.client())
     wait_replicas_agree(cluster)
     assert_one_leader_per_term(cluster)
+
+
+def test_a_leader_without_followers_acknowledges_nothing(raftkv_cluster: LocalCluster) -> None:
+    """Its followers frozen, it promises nothing that its death could break."""
+    cluster = raftkv_cluster
+    client = cluster.client(timeout_s=20)
+    client.put("lonely", "before")
+    leader = client.explain("lonely")["leader"]
+    others = [name for name in cluster.names if name != leader]
+    for name in others:
+        cluster.pause(name)
+    try:
+        with (
+            Client(cluster.node(leader).url, timeout_s=1.5, idempotent=False) as alone,
+            pytest.raises(UnknownOutcomeError),
+        ):
+            alone.put("lonely", "promised by one")
+        cluster.kill(leader)
+    finally:
+        for name in others:
+            cluster.resume(name)
+    entry = client.get("lonely")
+    assert entry is not None
+    assert entry.value in {b"before", b"promised by one"}, "what was acknowledged is lost"
 
 
 @pytest.mark.raftkv_cluster(nodes=1)
