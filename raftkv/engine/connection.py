@@ -344,6 +344,18 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def give_up(self) -> None:
+        """End a connection that could not be made in time.
+
+        uvloop closes the transport of a cancelled connect without a word: no ``connection_lost``
+        follows, and its ``is_closing`` goes on saying no, so that what is queued for the end of
+        this turn would be written and raise.
+        """
+        if self._transport is not None:
+            self._writer.pause()
+        self.abort()
+        self.connection_lost(None)
+
     # --- handshake -----------------------------------------------------------------------------
 
     def _shake_hands(self, channel: int, payload: bytes) -> None:

@@ -284,8 +284,11 @@ class PeerLinks:
                 await self._network.connect(
                     lambda: connection, *address, None if tls is None else tls.client
                 )
+        except asyncio.CancelledError:
+            connection.give_up()
+            raise
         except OSError as error:  # TimeoutError is one
-            connection.abort()
+            connection.give_up()
             why = error.strerror or type(error).__name__
             self._say("unreachable", peer, f"cannot be reached at {address}: {why}")
             return False
