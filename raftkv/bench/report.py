@@ -114,14 +114,7 @@ def shown(value: float | None, unit: Unit) -> str:
 
 def table_of(report: Report) -> Table:
     """The figures as a table."""
-    machine = report.machine
-    table = Table(
-        title=report.benchmark,
-        title_justify="left",
-        caption=f"{report.began}, {machine.cores} cores, Python {machine.python}, "
-        f"load average before {machine.load_average:.1f}",
-        caption_justify="left",
-    )
+    table = Table()
     table.add_column("measured")
     table.add_column("value", justify="right")
     table.add_column("target", justify="right")
@@ -135,6 +128,13 @@ def table_of(report: Report) -> Table:
 
 def publish(report: Report, json_path: Path | None, console: Console) -> None:
     """Print the table and the notes, and write everything into a file if asked."""
+    machine = report.machine
+    console.print(report.benchmark, style="bold", highlight=False)
+    console.print(
+        f"{report.began}, {machine.cores} cores, Python {machine.python}, "
+        f"load average before {machine.load_average:.1f}",
+        highlight=False,
+    )
     console.print(table_of(report))
     for note in report.notes:
         console.print(note, highlight=False)
