@@ -106,9 +106,6 @@ async def _run(config: NodeConfig) -> None:
     finally:
         if not node.started:
             node.abandon()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, node.request_stop)
     await node.stop_requested.wait()
     await node.stop()
 
@@ -185,6 +182,10 @@ class Node:
             wal.pinning,
         )
         _settle_garbage_collector()
+        # Reading the log may take long, and a signal ends that at once. From here on others rely
+        # on this node, so that it ends in order.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.request_stop)
         await self._start_serving(listener)
         self.started = True
 
