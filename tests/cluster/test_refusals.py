@@ -483,8 +483,7 @@ def test_second_process_and_start_after_all(cluster: LocalCluster, node: Path) -
     second.write_text(text.replace("[http]", f'[peer]\nlisten = "{peer}"\n[http]'))
     for command in ("serve", "init"):
         line = refusal(run(command, "--config", second))
-        if command == "serve":
-            assert line == f"data directory {node}/data is in use: held by process {pid}"
+        assert line == f"data directory {node}/data is in use: held by process {pid}"
     ports.release()
     second.unlink()
     with cluster.client(timeout_s=20) as client:
