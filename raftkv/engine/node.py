@@ -64,6 +64,9 @@ PROPOSAL_BYTES_MAX = 8 * 1024 * 1024
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
 
+HANDOVER_PAUSE_S = 0.02
+"""Between two tries: one that is refused is refused at once."""
+
 DRAIN_S = 5.0
 """How long it then waits for what is in flight."""
 
@@ -338,6 +341,7 @@ class Node:
                     group.transfer_to(target, _resolver(done))
                     moved.append(done)
             await asyncio.wait(moved, timeout=HANDOVER_S)
+            await asyncio.sleep(HANDOVER_PAUSE_S)
 
     async def _drain(self) -> None:
         """Wait until nothing is in flight, for a while."""

@@ -216,6 +216,8 @@ class SnapshotKeeper:
         self._jobs = jobs
         self._pinning = pinning
         self._busy = False
+        self._turn = 0
+        self._turns: dict[GroupId, int] = {}  # when each group was written last
         self._replaced = ReplacedStates(groups, jobs)
 
     def check(self) -> None:
@@ -224,7 +226,9 @@ class SnapshotKeeper:
             self._writer.settle()
         if self._busy:
             return
-        group = next((group for group in self._groups.values() if group.snapshot_due), None)
+        due = [group for group in self._groups.values() if group.snapshot_due]
+        # Under load the same groups are due every time: whose turn was longest ago goes first.
+        group = min(due, key=lambda group: self._turns.get(group.id, 0), default=None)
         if group is None:
             pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
             idle = (group for group in pinned if not group.release_log())
@@ -234,6 +238,8 @@ class SnapshotKeeper:
 
     def _start(self, group: Group) -> None:
         self._busy = True
+        self._turn += 1
+        self._turns[group.id] = self._turn
         index, term = group.snapshot_point()
         digest = group.state.digest.to_bytes(16, "big")
         header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)

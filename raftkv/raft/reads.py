@@ -62,24 +62,28 @@ class ReadIndex:
         replica = self._replica
         if not replica.is_leader or not (self._waiting or self._asking):
             return self._served()
-        overdue = bool(self._asking) and self._clock.monotonic() - self._asked_at > self._resend_s
-        if replica.no_op_applied and (not self._asking or overdue):
+        if self._asking:
+            if self._clock.monotonic() - self._asked_at > self._resend_s:
+                self._ask_members()  # lost with a link, perhaps; an answer to either will do
+        elif replica.no_op_applied:
             self._start_round()
         return self._served()
 
     def _start_round(self) -> None:
-        """Ask about everything that waits; an unanswered round is asked anew, with a new index."""
+        """Ask about everything that waits; what comes later waits for the next round."""
         self._round += 1
-        self._asking += self._waiting
-        self._waiting = []
+        self._asking, self._waiting = self._waiting, []
         self._asking_index = self._replica.commit_index
         self._asking_term = self._replica.term
-        self._asked_at = self._clock.monotonic()
         self._confirmed = set()
         if self._majority == 1:
             self._complete()
         else:
-            self._broadcast(wire.ConfirmLeader(self._asking_term, self._round))
+            self._ask_members()
+
+    def _ask_members(self) -> None:
+        self._asked_at = self._clock.monotonic()
+        self._broadcast(wire.ConfirmLeader(self._asking_term, self._round))
 
     def next_deadline(self) -> float:
         """When an unanswered round is asked anew, in monotonic seconds."""

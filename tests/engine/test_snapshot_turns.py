@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
-
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.snapshot_keeper import InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
@@ -58,11 +56,6 @@ class JobsAtOnce:
         """Nothing runs any more."""
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the first group that is due is taken: under load the same one each second, so that "
-    "the others' logs grow without bound",
-)
 def test_groups_under_load_take_turns() -> None:
     """None is passed over because the one before it is due again."""
     directory = Path("/snapshots")

@@ -196,11 +196,15 @@ class GroupNode:
 
     def end_sync(self) -> None:
         """Let the thread that syncs finish."""
-        job, self._syncing = self._syncing, None
+        job = self._syncing
         if job is not None:
             job.run()
-            self.wal.finish_sync(job)
-            self.group.wal_synced()
+            if job.full is not None:
+                self.wal.sync_found_no_room(job)  # stays out; nothing was written, so try again
+            else:
+                self._syncing = None
+                self.wal.finish_sync(job)
+                self.group.wal_synced()
         housekeeping = self.wal.begin_housekeeping()
         if housekeeping is not None:
             housekeeping.run()
