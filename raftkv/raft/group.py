@@ -299,8 +299,11 @@ class Group:
         if not self.is_leader:
             return Rejection("not_leader")
         if not self._host.has_space():
-            return Rejection("disk_full", f"the disk of {self.config.node} is full")
+            return self._disk_full()
         return None
+
+    def _disk_full(self) -> Rejection:
+        return Rejection("disk_full", f"the disk of {self.config.node} is full")
 
     def confirm_read(self, done: ReadDone) -> None:
         """Call ``done(None)`` once ``state`` may be read linearizably, at that very moment."""
@@ -372,6 +375,9 @@ class Group:
     def take_entry(self) -> bytes | None:
         """Everything that waits, as one entry."""
         if self._transfer is not None or not self._queue.has_waiting:
+            return None
+        if not self._host.has_space():  # it filled up while they waited: refused, still definitely
+            self._later(self._queue.fail_waiting(self._disk_full()))
             return None
         commands = self._queue.take(self.last_index + 1, self.term)
         clock_us = self._clock.time_us()

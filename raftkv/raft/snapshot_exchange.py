@@ -20,6 +20,7 @@ from raftkv.raft.snapshot_transfer import (
     SnapshotId,
     SnapshotReader,
 )
+from raftkv.storage.disk import DiskError
 
 RESTORE_RECORDS_PER_TICK = 4
 """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
@@ -159,7 +160,11 @@ class SnapshotExchange:
             self._give_up(receiver)
             receiver = None
         if self._receiver is None:
-            receiver = self._receiver = self._new_receiver(snapshot, peer)
+            try:
+                receiver = self._receiver = self._new_receiver(snapshot, peer)
+            except DiskError as error:
+                self._failed(f"from {peer}: {error}")
+                return
         if receiver is not None:  # else the file of the one before is still being written
             receiver.take(message.offset, message.data, self._clock.monotonic())
 

@@ -232,6 +232,27 @@ def test_full_disk_refuses_writes_and_heals() -> None:
     world.assert_agreed()
 
 
+def test_disk_that_fills_up_refuses_what_still_waits(
+    world: HostWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes that wait for the log when the disk fills up are refused, definitely."""
+    leader = world.leader()
+    for machine in others(world, leader):
+        machine.sync_jobs.stall()
+    in_flight = []
+    for key in keys("in flight", 4):
+        in_flight.append(world.put(leader, key))
+        world.run(0.001)
+    waiting = world.put(leader, b"waiting")
+    monkeypatch.setattr(leader.host, "has_space", lambda: False)
+    for machine in others(world, leader):
+        machine.sync_jobs.go_on()
+    world.run_until(lambda: all(in_flight) and waiting)
+    assert [type(outcomes[0]) for outcomes in in_flight] == [PutResult] * 4
+    assert isinstance(waiting[0], Rejection)
+    assert (waiting[0].reason, waiting[0].definite) == ("disk_full", True)
+
+
 def test_idle_groups_are_not_polled() -> None:
     """Idle groups get their turn for heartbeats only, all of them together."""
     world = HostWorld(shards=16)
