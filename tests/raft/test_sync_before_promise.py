@@ -36,6 +36,12 @@ class Durable:
         entries = self.group.entries
         return max(entries[-1][1] if entries else self.group.compacted[0], self.snapshot_index)
 
+    def holds(self, index: int, term: int | None) -> bool:
+        """Whether the entry (``index``, ``term``) is there, or a snapshot that covers it."""
+        if index <= max(self.snapshot_index, self.group.compacted[0]):
+            return True
+        return (index, term) in [(entry[1], entry[2]) for entry in self.group.entries]
+
 
 class Witness:
     """Checks every promise that leaves any node."""
@@ -53,7 +59,8 @@ class Witness:
     def _check(self, node: GroupNode, peer: str, message: wire.RaftMessage) -> None:
         if isinstance(message, wire.AppendResponse) and message.success:
             self.checked["acknowledgement"] += 1
-            assert Durable(node).last_index >= message.next_index - 1
+            index = message.next_index - 1
+            assert Durable(node).holds(index, node.group._journal.term_at(index))
         elif isinstance(message, wire.VoteResponse):
             self.checked["vote"] += 1
             durable = Durable(node).group
@@ -78,6 +85,20 @@ def test_no_promise_leaves_before_its_sync(witness: Witness) -> None:
     world.elect("b")
     world.write("b", "more")
     assert min(witness.checked.values()) > 0
+
+
+def test_entries_that_replace_durable_ones_are_not_durable_yet(witness: Witness) -> None:
+    """A log that was durable to an index is not so any more once a leader has replaced it."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    scenarios.propose_apart(world, "a", scenarios.names("divergent", 3))
+    world.elect("b")
+    scenarios.propose_apart(world, "b", scenarios.names("real", 3))
+    world.network.connect_all()
+    before = witness.checked["acknowledgement"]
+    world.run(1.0)
+    assert witness.checked["acknowledgement"] > before
+    assert world.values("a") == world.values("b")
 
 
 @pytest.mark.parametrize("seed", range(4))
