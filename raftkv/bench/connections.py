@@ -101,6 +101,7 @@ def _notes(crowd: Attendance) -> list[str]:
 def _facts(tally: Tally) -> dict[str, Any]:
     return {
         "statuses": tally.statuses(),
+        "refusals": tally.refusals,
         "errors": tally.errors,
         "seconds": [summarize(floats(window.latencies)) for window in tally.windows],
     }

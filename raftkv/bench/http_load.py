@@ -38,6 +38,7 @@ _DRAIN_S = 15.0
 _CONNECT_DEADLINE_S = 20.0
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length: "
+_CODE = b'"code":"'
 _REFUSED = ("429", "503")
 _NOT_FOUND = "404"
 _SPACE = 0x20
@@ -73,6 +74,8 @@ class Tally(msgspec.Struct):
 
     windows: list[Window]
     refused_latencies: bytes = b""
+    refusals: dict[str, int] = {}
+    """How many were refused with which code of the problem document."""
     bad_refusals: list[str] = []
     """Refusals that are not definite or without Retry-After: examples."""
     bad_refusals_count: int = 0
@@ -302,6 +305,9 @@ class _Driver:
         return second
 
     def _check_refusal(self, data: bytes) -> None:
+        start = data.find(_CODE) + len(_CODE)
+        code = data[start : data.find(b'"', start)].decode("ascii", "replace")
+        self._tally.refusals[code] = self._tally.refusals.get(code, 0) + 1
         if b'"definite":true' in data and b"\r\nretry-after: " in data:
             return
         self._tally.bad_refusals_count += 1
@@ -419,11 +425,14 @@ def _merged(tallies: Sequence[Tally]) -> Tally:
     for parts in zip(*(tally.windows for tally in tallies), strict=True):
         statuses: dict[str, int] = {}
         for part in parts:
-            for status, count in part.statuses.items():
-                statuses[status] = statuses.get(status, 0) + count
+            _add(statuses, part.statuses)
         windows.append(Window(statuses, b"".join(part.latencies for part in parts)))
+    refusals: dict[str, int] = {}
+    for tally in tallies:
+        _add(refusals, tally.refusals)
     return Tally(
         windows=windows,
+        refusals=refusals,
         refused_latencies=b"".join(tally.refused_latencies for tally in tallies),
         bad_refusals=[text for tally in tallies for text in tally.bad_refusals],
         bad_refusals_count=sum(tally.bad_refusals_count for tally in tallies),
@@ -431,6 +440,11 @@ def _merged(tallies: Sequence[Tally]) -> Tally:
         late_s_max=max(tally.late_s_max for tally in tallies),
         cpu_s=sum(tally.cpu_s for tally in tallies),
     )
+
+
+def _add(sums: dict[str, int], part: dict[str, int]) -> None:
+    for name, count in part.items():
+        sums[name] = sums.get(name, 0) + count
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def run(
             "terms_before": terms,
             "terms_after": terms_after,
             "statuses": tally.statuses(),
+            "refusals": tally.refusals,
             "cpu_s": cpu,
             "bad_refusals": tally.bad_refusals,
             "errors": tally.errors,
