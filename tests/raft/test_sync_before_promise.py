@@ -91,9 +91,9 @@ def test_entries_that_replace_durable_ones_are_not_durable_yet(witness: Witness)
     """A log that was durable to an index is not so any more once a leader has replaced it."""
     world = scenarios.led_by_a(make_group_world)
     world.network.isolate("a")
-    scenarios.propose_apart(world, "a", scenarios.names("divergent", 3))
+    scenarios.propose_apart(world, "a", scenarios.names("divergent", 4))
     world.elect("b")
-    scenarios.propose_apart(world, "b", scenarios.names("real", 3))
+    scenarios.propose_apart(world, "b", ["real"])
     world.network.connect_all()
     before = witness.checked["acknowledgement"]
     world.run(1.0)
