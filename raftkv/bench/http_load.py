@@ -384,6 +384,8 @@ def generate(load: Load, processes: int) -> Tally:
         for process in running:
             process.kill()
             process.wait()
+            assert process.stdout is not None  # noqa: S101 -- asked for when it was started
+            process.stdout.close()
 
 
 def _split(load: Load, processes: int) -> Iterator[Load]:
