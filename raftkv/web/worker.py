@@ -101,8 +101,7 @@ def yield_to_engine() -> None:
     """Let the engine run first where there is not processor enough for both.
 
     Refusing requests can use up every core; the engine's heartbeats must not wait for that, or an
-    overload deposes leaders. Measured on two cores at four times the load: the engine waited for a
-    core up to 0.5 s, and 0.1 s with this.
+    overload deposes leaders. docs/benchmarks.md has what it gains at four times the load.
     """
     os.nice(YIELDED_NICENESS)
 
