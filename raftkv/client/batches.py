@@ -137,7 +137,9 @@ class _Batch:
             reads=reads,
             repeatable=reads or self._ticket is not None,
         )
-        answer = self._caller.run(call, timeout_s)
+        answer, exposed = self._caller.run_exposed(call, timeout_s)
+        if exposed:
+            self._unknown.update(p for p in places if not isinstance(self._operations[p], Get))
         failed = {}
         for place, result in zip(places, codec.batch_results(answer, len(places)), strict=True):
             if isinstance(result, Problem):

@@ -179,6 +179,14 @@ class Caller:
 
     def run(self, call: Call, timeout_s: float) -> Answer:
         """Return the answer of success, or raise what the last attempt or the worst one says."""
+        return self.run_exposed(call, timeout_s)[0]
+
+    def run_exposed(self, call: Call, timeout_s: float) -> tuple[Answer, bool]:
+        """As :meth:`run`; also whether an attempt before the answer had an unknown outcome.
+
+        An answer that carries several outcomes, each perhaps a refusal, speaks for its own attempt
+        only: what was refused in it may have been applied by the one before.
+        """
         started = time.monotonic()
         deadline = started + timeout_s
         unknown: RaftkvError | None = None
@@ -187,7 +195,7 @@ class Caller:
             answer, failure = self._attempt(call, deadline)
             attempts += 1
             if failure is None:
-                return answer
+                return answer, unknown is not None
             if not failure.definite:
                 unknown = failure.error
             pause_s = self._pause_s(failure, attempts)

@@ -11,58 +11,75 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+WINDOW_MAX = 512
+"""Numbers between the lowest without an answer and the next one.
+
+A shard keeps every outcome from the lowest on, and not without bound. So one write that hangs, for
+a shard without a leader perhaps, must not hold up the watermark for all others: they go on under a
+new session.
+"""
+
+
+class _Numbering:
+    """One session as the shards know it: its name, and which of its numbers have no answer."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_hex(16)
+        self.pid = os.getpid()
+        self.next = 1
+        # A dict for its order: numbers are issued in rising order, so its first is the lowest.
+        self.unanswered: dict[int, None] = {}
+
+    @property
+    def low(self) -> int:
+        """The lowest number without an answer, or the next one."""
+        return next(iter(self.unanswered), self.next)
+
 
 class Session:
-    """Numbers the writes of one client. The lock guards the counter and the open numbers."""
+    """Numbers the writes of one client. The lock guards all numberings with open numbers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._renew()
-
-    def _renew(self) -> None:
-        self._pid = os.getpid()
-        self._id = secrets.token_hex(16)
-        self._next = 1
-        # A dict for its order: numbers are issued in rising order, so its first is the lowest.
-        self._unanswered: dict[int, None] = {}
+        self._current = _Numbering()
 
     @contextmanager
     def writes(self, count: int = 1) -> Iterator["Ticket"]:
         """Take ``count`` consecutive numbers and keep them from being forgotten until the end."""
-        ticket = self._take(count)
+        numbering, first = self._take(count)
         try:
-            yield ticket
+            yield Ticket(self, numbering, first)
         finally:
             with self._lock:
-                if ticket.session == self._id:
-                    for sequence in range(ticket.first, ticket.first + count):
-                        del self._unanswered[sequence]
+                for sequence in range(first, first + count):
+                    del numbering.unanswered[sequence]
 
-    def _take(self, count: int) -> "Ticket":
+    def _take(self, count: int) -> tuple[_Numbering, int]:
         with self._lock:
-            if self._pid != os.getpid():
-                # Parent and child of a fork must not number their writes alike: the second write
-                # under a number would be taken for a repetition and silently not applied.
-                self._renew()
-            first = self._next
-            self._next += count
-            self._unanswered.update(dict.fromkeys(range(first, first + count)))
-            return Ticket(self, self._id, first)
+            now = self._current
+            # Parent and child of a fork must not number their writes alike: the second write
+            # under a number would be taken for a repetition and silently not applied.
+            is_full = bool(now.unanswered) and now.next + count - now.low > WINDOW_MAX
+            if is_full or now.pid != os.getpid():
+                now = self._current = _Numbering()
+            first = now.next
+            now.next += count
+            now.unanswered.update(dict.fromkeys(range(first, first + count)))
+            return now, first
 
-    def low(self, ticket: "Ticket") -> int:
-        """The lowest number of the ticket's session that has no answer yet."""
+    def low(self, numbering: _Numbering) -> int:
+        """The lowest number of a session that has no answer yet."""
         with self._lock:
-            if ticket.session != self._id:
-                return ticket.first
-            return next(iter(self._unanswered))
+            return numbering.low
 
 
 class Ticket:
     """The numbers of one call; the same for every attempt at it."""
 
-    def __init__(self, owner: Session, session: str, first: int) -> None:
+    def __init__(self, owner: Session, numbering: _Numbering, first: int) -> None:
         self._owner = owner
-        self.session = session
+        self._numbering = numbering
+        self.session = numbering.id
         self.first = first
 
     @property
@@ -73,7 +90,7 @@ class Ticket:
     @property
     def low(self) -> int:
         """The watermark as it is now."""
-        return self._owner.low(self)
+        return self._owner.low(self._numbering)
 
 
 class SessionPool:

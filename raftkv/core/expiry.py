@@ -82,5 +82,5 @@ class ExpiryClock:
         # Names used in the present epoch can only ever be forgotten after it has ended.
         is_used = self._memory.newest_epoch() == epoch
         if is_used and now_s - self._begun[-1][1] >= self._interval_s:
-            return Forget((), ())
+            return Forget((), (), epoch)
         return None

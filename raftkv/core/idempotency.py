@@ -181,7 +181,13 @@ class OutcomeMemory:
         self._count_in(record)
 
     def forget(self, forget: Forget) -> None:
-        """Drop the named keys and sessions, except those used in this epoch; begin the next."""
+        """Drop the named keys and sessions, except those used in this epoch; begin the next.
+
+        One that was decided in an earlier epoch does nothing: names may have been used since,
+        and the epoch that says so is not the present one any more.
+        """
+        if forget.epoch is not None and forget.epoch != self.epoch:
+            return
         for key in forget.keys:
             record = self._free.get(key)
             if record is not None and _decode_epoch(record).epoch < self.epoch:
@@ -199,7 +205,7 @@ class OutcomeMemory:
         """Return up to ``limit`` keys and as many sessions last used before ``epoch``."""
         keys = takewhile(lambda key: _decode_epoch(self._free[key]).epoch < epoch, self._free)
         names = takewhile(lambda name: self._sessions[name].epoch < epoch, self._sessions)
-        return Forget(_first(limit, keys), _first(limit, names))
+        return Forget(_first(limit, keys), _first(limit, names), self.epoch)
 
     def newest_epoch(self) -> int | None:
         """Return the epoch in which a name was last used, None if no name is known."""

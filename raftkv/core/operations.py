@@ -105,6 +105,8 @@ class Forget(Operation, tag=7, frozen=True):
 
     keys: tuple[str, ...]
     sessions: tuple[str, ...]
+    epoch: int | None = None
+    """The epoch in which the names were found unused; in a later one it does nothing."""
 
 
 class Seal(Operation, tag=8, frozen=True):
@@ -219,10 +221,11 @@ class Refused(Operation, tag=6, frozen=True):
     Reasons: ``precondition`` (a condition failed; ``current_revision`` is the key's mod revision,
     None if it does not exist), ``moved`` (the group does not own the key, or is sealed),
     ``key_reused`` (another request came under the same idempotency key), ``table_full`` (the
-    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark).
+    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark),
+    ``too_large`` (the transaction would read more than an answer may hold).
     """
 
-    reason: Literal["precondition", "moved", "key_reused", "table_full", "forgotten"]
+    reason: Literal["precondition", "moved", "key_reused", "table_full", "forgotten", "too_large"]
     current_revision: int | None = None
 
 

@@ -67,6 +67,10 @@ RANGE_ENTRIES_MAX = 10_000
 RANGE_BYTES_MAX = 8 * 2**20
 """No range returns more, whatever it asks for: a bigger one would hold up the whole engine."""
 
+TXN_READ_BYTES_MAX = 8 * 2**20
+"""What one transaction may read; one that could read more is refused before it writes anything,
+because its outcome may have to be remembered."""
+
 DISMANTLE_ENTRIES = 1024
 """Entries freed in one step of :meth:`StateMachine.dismantle`."""
 
@@ -225,6 +229,8 @@ class StateMachine:
         return self._execute_once(command.idempotency, operation)
 
     def _execute_once(self, name: Idempotency, operation: Put | Delete | Txn) -> Outcome:
+        if isinstance(operation, Txn) and is_read_only(operation):
+            return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
         remembered = self.memory.recall(name, fingerprint)
         if remembered is not None:
@@ -273,10 +279,11 @@ class StateMachine:
         if any(_is_conditional(part) for part in (*txn.then, *txn.otherwise)):
             return Refused("precondition")
         succeeded = all(self._holds(comparison) for comparison in txn.compare)
+        branch = txn.then if succeeded else txn.otherwise
+        if self._bytes_read(branch) > TXN_READ_BYTES_MAX:
+            return Refused("too_large")
         revision = self._next_revision()
-        results = tuple(
-            self._part(part, revision) for part in (txn.then if succeeded else txn.otherwise)
-        )
+        results = tuple(self._part(part, revision) for part in branch)
         wrote = any(
             isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted)
             for result in results
@@ -285,6 +292,19 @@ class StateMachine:
             return TxnResult(succeeded, None, results)
         self.last_revision = revision
         return TxnResult(succeeded, revision, results)
+
+    def _bytes_read(self, parts: tuple[Put | Delete | Get | Range, ...]) -> int:
+        """Bound what a branch reads, before it writes anything: its outcome may be kept."""
+        written = {part.key: len(part.value) for part in parts if isinstance(part, Put)}
+        total = 0
+        for part in parts:
+            if isinstance(part, Range):
+                total += min(max(0, part.bytes_max), RANGE_BYTES_MAX)
+            elif isinstance(part, Get):
+                entry = self._entries.get(part.key)
+                there = 0 if entry is None else len(entry.value)
+                total += len(part.key) + max(there, written.get(part.key, 0))
+        return total
 
     def _part(
         self, part: Put | Delete | Get | Range, revision: int

@@ -142,11 +142,15 @@ class SecurityOptions(Options, frozen=True):
 
 
 class RaftOptions(Options, frozen=True):
-    """Timing of every Raft group of this node."""
+    """Timing of every Raft group of this node.
+
+    A killed process is noticed by its closed links, long before an election time-out; these times
+    are for nodes that freeze or vanish, and for how long a slow disk or a busy machine is borne.
+    """
 
     heartbeat_ms: Milliseconds = 100
-    election_timeout_ms_min: Milliseconds = 500
-    election_timeout_ms_max: Milliseconds = 1000
+    election_timeout_ms_min: Milliseconds = 1000
+    election_timeout_ms_max: Milliseconds = 2000
 
 
 class LimitOptions(Options, frozen=True):

@@ -21,7 +21,6 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event
-from raftkv.raft.member import ReplicaError
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1
@@ -192,10 +191,7 @@ class GroupHost:
             # Not lost (that would be a new election) and not refused (the leader would send it
             # all again at once): a heartbeat that proves nothing, and acknowledges nothing.
             message = wire.AppendEntries(message.term, 0, 0, 0)
-        try:
-            group.receive(peer, message)
-        except ReplicaError as error:
-            self._fatal(error)
+        self._guard(lambda: group.receive(peer, message))
 
     def _must_decline(self, group: Group, message: wire.AppendEntries) -> bool:
         """Whether entries that the group lacks would leave no room for votes and terms.
@@ -237,10 +233,13 @@ class GroupHost:
         self._sync()
 
     def _guard(self, step: Callable[[], None]) -> None:
-        """Run a step of a group; one that cannot go on stops the node, not only itself."""
+        """Run a step of a group; one that fails stops the node.
+
+        Whatever it was, a group that was left half-way must not say anything more.
+        """
         try:
             step()
-        except ReplicaError as error:
+        except Exception as error:  # noqa: BLE001 - fatal, with its trace in the log
             self._fatal(error)
 
     def _note(self, group: Group) -> None:

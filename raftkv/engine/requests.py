@@ -7,7 +7,7 @@ finally answered depends on what may have happened in the tries before.
 from collections.abc import Callable
 from typing import cast
 
-from raftkv.core.operations import Command
+from raftkv.core.operations import Command, Refused
 from raftkv.raft.proposals import Rejection
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -115,6 +115,11 @@ def _not_definite(response: Response) -> Response:
     if isinstance(response, BatchResult):
         results = tuple(_not_definite(result) for result in response.results)
         return BatchResult(cast("tuple[Failure, ...]", results))
+    if isinstance(response, Refused) and response.reason in {"table_full", "moved"}:
+        # The shard says so of this try; it does not speak for the one before.
+        return Failure(
+            "unknown", f"an earlier try may have been applied; the last: {response.reason}"
+        )
     if isinstance(response, Failure) and response.definite:
         detail = f"an earlier try may have been applied; the last one: {response.detail}"
         return Failure("unknown", detail)

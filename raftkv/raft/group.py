@@ -6,6 +6,7 @@ through callbacks, which run at the end of the call that caused them, never in t
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.errors import CorruptBatch, UnknownFormat
@@ -405,6 +406,8 @@ class Group:
             self.elections += 1
             self._expiry = ExpiryClock(self.state.memory)
             self._housekeeping_at = 0.0
+            for done in self._freshness.fail_all():  # what waited for a leader asks us now
+                self._outcomes.append(partial(self.confirm_read, done))
         elif old == LEADER:
             not_leader = Rejection("not_leader", "this replica stopped leading")
             self._later(self._queue.fail_waiting(not_leader))

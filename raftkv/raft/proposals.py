@@ -87,7 +87,9 @@ class ProposalQueue:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waiting: deque[Proposal] = deque()
-        self._in_flight: dict[int, tuple[int, list[Proposal]]] = {}  # index -> (term, proposals)
+        # By (index, term): a leader that leads again may propose at an index that it had before,
+        # while nobody knows yet what became of the older entry.
+        self._in_flight: dict[tuple[int, int], list[Proposal]] = {}
         self.operations = 0
         """Operations waiting and in flight."""
         self.bytes = 0
@@ -129,7 +131,7 @@ class ProposalQueue:
             if taken and (size > limits.entry_bytes_max or count > limits.entry_operations_max):
                 break
             taken.append(self._waiting.popleft())
-        self._in_flight[index] = (term, taken)
+        self._in_flight[index, term] = taken
         return tuple(command for proposal in taken for command in proposal.commands)
 
     def applied(
@@ -144,19 +146,19 @@ class ProposalQueue:
         """
         answers: list[tuple[Done, Sequence[WriteResult] | Rejection]] = []
         for lost in [
-            i
-            for i, (own, _) in self._in_flight.items()
+            (i, own)
+            for i, own in self._in_flight
             if (i >= index and own < term) or (i == index and own != term)
         ]:
-            proposals = self._in_flight.pop(lost)[1]
+            proposals = self._in_flight.pop(lost)
             self._forget(proposals)
             why = Rejection("discarded", "another leader's entry was committed in its place")
             answers += [(proposal.done, why) for proposal in proposals]
-        if index in self._in_flight:
-            proposals = self._in_flight.pop(index)[1]
-            self._forget(proposals)
+        own_entry = self._in_flight.pop((index, term), None)
+        if own_entry is not None:
+            self._forget(own_entry)
             start = 0
-            for proposal in proposals:
+            for proposal in own_entry:
                 end = start + len(proposal.commands)
                 answers.append((proposal.done, results[start:end]))
                 start = end
@@ -172,8 +174,8 @@ class ProposalQueue:
         self, through_index: int | None, why: Rejection
     ) -> list[tuple[Done, Rejection]]:
         """Give up knowing the outcome of entries up to ``through_index`` (None: of all)."""
-        indexes = [i for i in self._in_flight if through_index is None or i <= through_index]
-        failed = [proposal for i in indexes for proposal in self._in_flight.pop(i)[1]]
+        given_up = [at for at in self._in_flight if through_index is None or at[0] <= through_index]
+        failed = [proposal for at in given_up for proposal in self._in_flight.pop(at)]
         self._forget(failed)
         return [(proposal.done, why) for proposal in failed]
 

@@ -131,7 +131,12 @@ class Replica(Replication):
         else:
             self._gate_campaign()
         if not self.peers and self.journal.durable_index < self.journal.last_index:
-            return  # alone, stock counts its own copy before the disk has it (H9)
+            # Alone, stock counts its own copy before the disk has it (H9). wal_synced wakes us;
+            # a deadline left in the past would tick for nothing until then.
+            later = self._clock.monotonic() + self._timing.heartbeat_s
+            self._SyncObj__newAppendEntriesTime = later
+            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
+            return
         super()._onTick(0.0)
 
     # --- applying -----------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class SnapshotExchange:
         self._senders: dict[str, Sender] = {}
         self._receiver: Receiver | None = None
         self._restoring: _Restoring | None = None
+        self._reported_at = float("-inf")
 
     @property
     def is_receiving(self) -> bool:
@@ -149,8 +150,11 @@ class SnapshotExchange:
         if message.term < self._replica.term:
             self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
             return
+        self._replica.learn_term(message.term)
         if message.index <= self._replica.applied_index:
-            self.acknowledge(peer, message.index)
+            journal = self._replica.journal  # applied may be ahead of this node's own disk
+            if message.index <= max(journal.durable_index, journal.first_index):
+                self.acknowledge(peer, message.index)
             return
         if self._restoring is not None:
             return  # the one before is being loaded; the leader starts again if need be
@@ -169,20 +173,22 @@ class SnapshotExchange:
             receiver.take(message.offset, message.data, self._clock.monotonic())
 
     def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
-        def progress(offset: int, *, in_order: bool) -> None:
-            term = self._replica.term
-            message = wire.SnapshotProgress(term, snapshot.index, offset, in_order)
-            self._host.send(self._config.id, peer, message)
-
         return Receiver(
             snapshot,
             peer,
             file=self._files.receive(snapshot),
             run_job=self._host.run_job,
-            report=partial(progress, in_order=True),
-            ask_again=partial(progress, in_order=False),
+            report=partial(self._progress, snapshot, peer),
+            ask_again=partial(self._progress, snapshot, peer, in_order=False),
             on_complete=lambda error: self._received(peer, error),
         )
+
+    def _progress(
+        self, snapshot: SnapshotId, peer: str, offset: int, *, in_order: bool = True
+    ) -> None:
+        term = self._replica.term
+        message = wire.SnapshotProgress(term, snapshot.index, offset, in_order)
+        self._host.send(self._config.id, peer, message)
 
     def _received(self, peer: str, error: BaseException | None) -> None:
         """Begin to build the state; a bad file is not acknowledged, so it is sent again (H6)."""
@@ -207,6 +213,7 @@ class SnapshotExchange:
         building = self._restoring
         if building is None:
             return
+        self._report_restoring(building)
         for _ in range(RESTORE_RECORDS_PER_TICK):
             record = next(building.records, None)
             if record is None:
@@ -216,6 +223,13 @@ class SnapshotExchange:
                     self._install(building.snapshot, building.restorer.finish(), building.peer)
                 return
             building.restorer.feed(record)
+
+    def _report_restoring(self, building: _Restoring) -> None:
+        """Tell the sender now and then that nothing is missing, so that it does not start again."""
+        now = self._clock.monotonic()
+        if now - self._reported_at > STALLED_S / 5:
+            self._reported_at = now
+            self._progress(building.snapshot, building.peer, building.snapshot.size_bytes)
 
     def acknowledge(self, peer: str, index: int) -> None:
         """Acknowledge exactly what the snapshot covers: that is committed, and durable here."""

@@ -136,6 +136,8 @@ class Sender:
         self._acknowledged = max(0, min(message.offset, self.snapshot.size_bytes))
         if not message.in_order:
             self._sent = self._acknowledged
+        if self._acknowledged >= self.snapshot.size_bytes:
+            self.close()  # the follower has it all: a file replaced meanwhile need not be kept
         self.go_on(message.term)
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError, invalid
 from raftkv.web.requests import (
+    SEQUENCE_MAX,
     Plan,
     idempotency,
     media_type_of,
@@ -55,15 +56,15 @@ Age = Annotated[int, Meta(ge=0, le=_MAX_AGE_MS_MAX)] | UnsetType
 RangeLimit = Annotated[int, Meta(ge=1, le=_RANGE_LIMIT_MAX)]
 CompareTarget = Literal["value", "create", "mod", "version"]
 CompareOperator = Literal["=", "!=", "<", ">"]
-Sequence64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+SessionNumber = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
 _Value = TypeVar("_Value")
 _Member = TypeVar("_Member", bound=Struct)
 
 
 class _Session(Struct, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern="^[!-~]{1,64}$")]
-    sequence: Sequence64
-    low: Sequence64
+    sequence: SessionNumber
+    low: SessionNumber
 
 
 class _Body(Struct, forbid_unknown_fields=True, tag_field="op"):

@@ -10,6 +10,7 @@ from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
 from raftkv.version import __version__
 from raftkv.web.config import Limits
 from raftkv.web.problems import KINDS
+from raftkv.web.requests import SEQUENCE_MAX
 
 _REF = "#/components/schemas/"
 _JSON = "application/json"
@@ -474,6 +475,7 @@ _BASE64 = {"type": "string", "contentEncoding": "base64", "pattern": "^(?:[A-Za-
 _ANY_BASE64 = {"type": "string", "contentEncoding": "base64"}
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
+_SEQUENCE = {**_COUNT, "maximum": SEQUENCE_MAX}
 _REVISION = {"type": "integer", "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
 _MAYBE_REVISION = {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
 _KEY = {
@@ -494,8 +496,8 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     session = _object(
         {
             "id": {"type": "string", "pattern": "^[!-~]{1,64}$"},
-            "sequence": _COUNT,
-            "low": _COUNT,
+            "sequence": _SEQUENCE,
+            "low": _SEQUENCE,
         },
         "id",
         "sequence",

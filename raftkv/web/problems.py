@@ -62,6 +62,7 @@ _REFUSAL_DETAILS = {
     "key_reused": "another request was made under the same idempotency key",
     "table_full": "the shard remembers as many idempotency keys as it may",
     "forgotten": "the sequence is below the session's low watermark",
+    "too_large": "the transaction could read more than an answer may hold; nothing was written",
 }
 
 

@@ -55,7 +55,9 @@ from raftkv.web.responses import (
 _MAX_AGE_MS_MAX = 86_400_000
 _IDEMPOTENCY_KEY_MAX = 255
 _SESSION_ID_MAX = 64
-_SEQUENCE_MAX = 2**63 - 1
+SEQUENCE_MAX = 2**53 - 1
+"""Largest sequence of a session: a JSON number holds it exactly."""
+
 _REVISION_DIGITS_MAX = 16
 _COUNT_DIGITS_MAX = 19
 
@@ -121,8 +123,8 @@ def _session_key(raw: bytes) -> SessionKey:
         raise invalid("the id of Raftkv-Session must be 1 to 64 visible ASCII characters")
     return session_key(
         name.decode(),
-        _count(sequence, "the sequence of Raftkv-Session", 0, _SEQUENCE_MAX),
-        _count(low, "the low watermark of Raftkv-Session", 0, _SEQUENCE_MAX),
+        _count(sequence, "the sequence of Raftkv-Session", 0, SEQUENCE_MAX),
+        _count(low, "the low watermark of Raftkv-Session", 0, SEQUENCE_MAX),
     )
 
 
@@ -279,7 +281,7 @@ def _scan(parameters: Mapping[bytes, bytes]) -> Scan:
         start=start,
         end=end,
         after=None if cursor is None else decode_cursor(cursor, start, end),
-        limit=None if raw_limit is None else _count(raw_limit, "limit", 1, _SEQUENCE_MAX),
+        limit=None if raw_limit is None else _count(raw_limit, "limit", 1, SEQUENCE_MAX),
         keys_only=keys_only == b"true",
         consistency=consistency,
         max_age_ms=age,

@@ -101,7 +101,7 @@ def test_defaults_are_enough_for_one_node(write: Write) -> None:
         ('[peer]\nlisten = "127.0.0.1:8000"', "http.listen", "is a peer address"),
         ('[http]\ntls_cert = "node.toml"', "http.tls_key", "go together"),
         ('[http]\ntls_key = "none.pem"', "http.tls_key", "no such file"),
-        ("[raft]\nheartbeat_ms = 200", "raft.election_timeout_ms_min", "three heartbeats"),
+        ("[raft]\nheartbeat_ms = 400", "raft.election_timeout_ms_min", "three heartbeats"),
         ("[raft]\nelection_timeout_ms_max = 9", "raft.election_timeout_ms_min", "is more than"),
         ('[http]\nlisten = "0.0.0.0:8000"', "http.listen", "is not loopback"),
         ('[http]\nlisten = "db.example:8000"', "http.listen", "is not loopback"),

@@ -1,7 +1,9 @@
 """When the client tries again, when it must not, and what it believes in the end."""
 
 import time
+from typing import cast
 
+import msgspec
 import pytest
 from fake_server import (
     Behaviour,
@@ -26,13 +28,18 @@ from raftkv.client import (
     DefiniteError,
     DiskFullError,
     PreconditionFailedError,
+    Put,
     ServerError,
     TooLargeError,
     UnavailableError,
     UnknownOutcomeError,
+    batches,
     calls,
 )
-from raftkv.client.transport import Answer
+from raftkv.client.calls import Caller
+from raftkv.client.endpoints import Endpoints
+from raftkv.client.session import SessionPool
+from raftkv.client.transport import Answer, Lost, Transport
 
 LOSSES = [hang_up, hang_up_in_the_head, hang_up_in_the_body, reset]
 NO_LEADER = problem(503, "no_leader", definite=True, retry_after_ms=1)
@@ -252,3 +259,32 @@ def test_a_success_that_is_no_answer_of_raftkv_is_not_trusted() -> None:
             client.put("k", b"v")
         with pytest.raises(ServerError):
             client.get("k")
+
+
+class _LostThenBusy:
+    """A transport: the first attempt is carried out and its answer lost; then a queue is full."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def send(self, *_: object, **__: object) -> Answer:
+        """Answer as said."""
+        self.sent += 1
+        if self.sent == 1:
+            raise Lost("the answer did not come")
+        busy = {"op": "put", "status": 429, "code": "busy", "detail": "full", "definite": True}
+        body = msgspec.msgpack.encode({"results": [busy]})
+        return Answer(200, {"content-type": "application/msgpack"}, body)
+
+
+def test_a_batch_is_not_called_refused_after_a_lost_attempt() -> None:
+    """What was refused in the last answer may have been applied by the attempt before it."""
+    caller = Caller(
+        Endpoints(["http://a:1", "http://b:1"]),
+        cast("Transport", _LostThenBusy()),
+        attempt_timeout_s=0.1,
+        headers={},
+        sleep=lambda _: None,
+    )
+    [result] = batches.run_batch(caller, SessionPool(), [Put(b"k", b"v")], 0.3)
+    assert isinstance(result, UnknownOutcomeError)

@@ -3,7 +3,7 @@
 import os
 import threading
 
-from raftkv.client.session import Session, SessionPool
+from raftkv.client.session import WINDOW_MAX, Session, SessionPool
 
 
 def test_numbers_rise_and_the_watermark_is_the_lowest_open_one() -> None:
@@ -14,7 +14,7 @@ def test_numbers_rise_and_the_watermark_is_the_lowest_open_one() -> None:
             assert (first.first, batch.first) == (1, 2)
             assert batch.low == 1
         with session.writes() as third:
-            assert third.header == f"{session._id};5;1"
+            assert third.header == f"{first.session};5;1"
     with session.writes() as fourth:
         assert fourth.header.endswith(";6;6")
 
@@ -88,3 +88,17 @@ def test_sessions_of_a_pool_are_lent_to_one_at_a_time_and_reused() -> None:
         assert first is not second
     with pool.borrow() as again:
         assert again in {first, second}
+
+
+def test_one_open_write_does_not_hold_up_all_others() -> None:
+    """Far beyond an open number a new session begins, whose watermark goes on."""
+    session = Session()
+    with session.writes() as stuck:
+        for _ in range(WINDOW_MAX - 1):
+            with session.writes() as ticket:
+                assert (ticket.session, ticket.low) == (stuck.session, 1)
+        with session.writes() as ticket:
+            assert (ticket.session != stuck.session, ticket.first, ticket.low) == (True, 1, 1)
+        assert stuck.low == 1
+        with session.writes() as again:
+            assert (again.session, again.low) == (ticket.session, 2)

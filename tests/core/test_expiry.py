@@ -15,6 +15,7 @@ from raftkv.core.operations import (
     Put,
     SessionKey,
     Txn,
+    WriteResult,
 )
 from raftkv.core.state_machine import StateMachine
 
@@ -141,3 +142,32 @@ def test_no_name_is_ever_forgotten_early(steps: list[tuple[str, float, bool]]) -
         assert alive <= leader.names
     leader.run(2 * LIFETIME_S)
     assert leader.names == set()
+
+
+def test_a_forget_that_is_overtaken_by_another_forgets_nothing() -> None:
+    """While commits lag, a name may be used and two Forgets be under way: it lives on."""
+
+    def write(sequence: int) -> Command:
+        return Command(Put(b"key%d" % sequence, b"v"), SessionKey("s", sequence, sequence))
+
+    def apply(*commands: Command) -> list[WriteResult]:
+        return state.apply(Batch(1, 1, 0, commands))
+
+    state = StateMachine(1, lambda _: True)
+    clock = ExpiryClock(state.memory)
+    apply(write(1))
+    now, due = 0.0, None
+    while due is None or not due.sessions:
+        if due is not None:
+            apply(Command(due))
+        now += 1.0
+        due = clock.poll(now)
+    # The session is due; its client writes again just before that is in the log.
+    log = [write(2), Command(due)]
+    for _ in range(6):
+        now += 1.0
+        if (again := clock.poll(now)) is not None:
+            log.append(Command(again))
+    assert len(log) == 3, "the leader asks a second time"
+    [first, *_] = apply(*log)
+    assert apply(write(2)) == [first]

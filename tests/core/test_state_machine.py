@@ -31,7 +31,12 @@ from raftkv.core.operations import (
     TxnResult,
     WriteResult,
 )
-from raftkv.core.state_machine import CLOCK_US_MAX, StateMachine, is_read_only
+from raftkv.core.state_machine import (
+    CLOCK_US_MAX,
+    TXN_READ_BYTES_MAX,
+    StateMachine,
+    is_read_only,
+)
 
 GENERATION = 3
 
@@ -479,9 +484,9 @@ def test_names_are_listed_longest_unused_first(state: StateMachine) -> None:
     apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0))
     assert list(state.sessions()) == ["s1", "s2", "s0"]
     assert list(state.free_keys()) == ["f0", "f1", "f2"]
-    assert state.memory.unused_since(2, 100) == Forget(("f0", "f1"), ("s1",))
-    assert state.memory.unused_since(2, 1) == Forget(("f0",), ("s1",))
-    assert state.memory.unused_since(0, 100) == Forget((), ())
+    assert state.memory.unused_since(2, 100) == Forget(("f0", "f1"), ("s1",), 3)
+    assert state.memory.unused_since(2, 1) == Forget(("f0",), ("s1",), 3)
+    assert state.memory.unused_since(0, 100) == Forget((), (), 3)
     assert state.memory.newest_epoch() == 3
 
 
@@ -519,3 +524,23 @@ def test_a_state_is_taken_apart_in_small_slices(
     counts = [len(state._entries) for _ in state.dismantle()]
     assert counts[:3] == [15, 5, 0]
     assert list(state._entries._list._lists) == []
+
+
+def test_transactions_that_only_read_are_not_remembered(state: StateMachine) -> None:
+    """Doing one again does no harm; keeping what it read would fill the memory."""
+    apply(state, Put(b"k", bytes(1000)))
+    before = state.memory.hash
+    name = SessionKey("s", 1, 1)
+    [result] = apply(state, Txn((), (Get(b"k"),), ()), name=name)
+    assert isinstance(result, TxnResult)
+    assert state.memory.hash == before
+
+
+def test_transaction_that_reads_too_much_writes_nothing(state: StateMachine) -> None:
+    """It is refused as a whole, before its first write."""
+    apply(state, Put(b"big", bytes(2**20)))
+    reads = (Get(b"big"),) * (TXN_READ_BYTES_MAX // 2**20)
+    assert apply(state, Txn((), (Put(b"new", b""), *reads), ())) == [Refused("too_large")]
+    assert state.get(b"new").entry is None
+    [fits] = apply(state, Txn((), (Put(b"new", b""), *reads[1:]), ()))
+    assert isinstance(fits, TxnResult)

@@ -99,7 +99,11 @@ class Model:
     def write(
         self, operation: Put | Delete | Txn, name: Idempotency | None, revision: int
     ) -> WriteResult:
-        """Apply one write under its name, if it has one."""
+        """Apply one write under its name, if it has one and writes."""
+        if isinstance(operation, Txn) and all(
+            isinstance(part, Get | Range) for part in operation.then + operation.otherwise
+        ):
+            return self.execute(operation, revision)
         if isinstance(name, FreeKey):
             return self.once_by_key(name.key, operation, revision)
         if isinstance(name, SessionKey):
@@ -174,11 +178,27 @@ class Model:
             if isinstance(part, Put) and part.if_absent:
                 return Refused("precondition")
         succeeded = all(self.holds(compare) for compare in txn.compare)
-        results = tuple(self.part(p, revision) for p in (txn.then if succeeded else txn.otherwise))
+        branch = txn.then if succeeded else txn.otherwise
+        if self.asked_bytes(branch) > 8 * 2**20:
+            return Refused("too_large")
+        results = tuple(self.part(p, revision) for p in branch)
         written = [r for r in results if isinstance(r, PutResult | DeleteResult) and r.revision]
         if written:
             self.last = revision
         return TxnResult(succeeded, revision if written else None, results)
+
+    def asked_bytes(self, branch: tuple[Put | Delete | Get | Range, ...]) -> int:
+        """Return what a branch may read at most: a range what it asks for, a get what is there."""
+        sizes = [
+            min(max(0, part.bytes_max), 8 * 2**20) for part in branch if isinstance(part, Range)
+        ]
+        for get in (part for part in branch if isinstance(part, Get)):
+            old = self.entries.get(get.key)
+            put = [
+                len(part.value) for part in branch if isinstance(part, Put) and part.key == get.key
+            ]
+            sizes.append(len(get.key) + max(len(old.value) if old else 0, *put[-1:], 0))
+        return sum(sizes)
 
     def part(
         self, part: Put | Delete | Get | Range, revision: int

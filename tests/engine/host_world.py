@@ -115,7 +115,9 @@ class Machine:
         self.world.connect(self.name)
 
     def _make_group(self, group_id: GroupId, recovered: Any) -> Group:
-        config = GroupConfig(group_id, self.name, NAMES, lambda _: True, snapshots=self.policy)
+        config = GroupConfig(
+            group_id, self.name, self.world.names, lambda _: True, snapshots=self.policy
+        )
         return Group(
             config,
             store=self.host.wal,
@@ -155,20 +157,27 @@ class Machine:
 
 
 class HostWorld:
-    """Three machines on one network.
+    """Some machines on one network.
 
     Args:
         shards: groups on each of them.
         policy: when logs are replaced by snapshots.
+        names: how the machines are called; as many as wanted.
     """
 
-    def __init__(self, shards: int = 1, policy: SnapshotPolicy = SnapshotPolicy()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        shards: int = 1,
+        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        names: tuple[str, ...] = NAMES,
+    ) -> None:
+        self.names = names
         self.loop = ManualLoop()
         self.group_ids = [GroupId(shard, 1) for shard in range(shards)]
         self.links: set[tuple[str, str]] = set()
         self.machines: dict[str, Machine] = {}
         self._link_ages: dict[tuple[str, str], int] = {}
-        for name in NAMES:
+        for name in names:
             self.machines[name] = Machine(self, name, policy)
 
     # --- network ------------------------------------------------------------------------------

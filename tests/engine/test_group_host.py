@@ -273,6 +273,29 @@ def test_idle_groups_are_not_polled() -> None:
     assert turns < 3 * 10 * 8, f"{turns} turns in a second on {len(NAMES)} idle nodes"
 
 
+def test_a_group_of_one_waits_quietly_for_its_disk() -> None:
+    """While its only disk is busy there is nothing to do, and nothing is done over and over."""
+    world = HostWorld(names=("n1",))
+    machine = world.leader()
+    machine.sync_jobs.stall()
+    outcomes = world.put(machine, b"waits")
+    turns = 0
+    real_turn = machine.host._turn
+
+    def counted() -> None:
+        nonlocal turns
+        turns += 1
+        assert turns < 100, "it spins"
+        real_turn()
+
+    machine.host._turn = counted  # type: ignore[method-assign]
+    world.run(0.4)
+    assert outcomes == []
+    machine.sync_jobs.go_on()
+    world.run(0.1)
+    assert [type(outcome) for outcome in outcomes] == [PutResult]
+
+
 def test_stopping_answers_everyone(world: HostWorld) -> None:
     """A host that stops leaves no writer and no reader waiting."""
     leader = world.leader()

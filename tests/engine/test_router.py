@@ -229,6 +229,19 @@ def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
+def test_a_shard_speaks_of_this_try_only(world: RouterWorld) -> None:
+    """A full table refuses the last try; the one before it may have been applied."""
+    world.follow("n2", 0)
+    world.ask(put(world.key(0), "once"))
+    world.links.calls()
+    world.follow("n3", 0)
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(_, again)] = world.links.calls()
+    world.answer(again, Refused("table_full"), "n3", 0)
+    assert (world.failure.code, world.failure.definite) == ("unknown", False)
+
+
 def test_remembered_outcome_after_an_exposed_try_stands(world: RouterWorld) -> None:
     """The shard's own word under the same key is the truth, a refused condition included."""
     world.follow("n2", 0)

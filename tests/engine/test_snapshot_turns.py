@@ -1,12 +1,18 @@
 """Which group's snapshot is written next."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+from host_world import HostWorld
+
 from raftkv.core.cluster_map import GroupId
-from raftkv.engine.snapshot_keeper import InTurnWriter, SnapshotKeeper
+from raftkv.engine.snapshot_keeper import ForkingWriter, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
+from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
 
@@ -69,3 +75,26 @@ def test_groups_under_load_take_turns() -> None:
     for _ in range(SHARDS):
         keeper.check()
     assert [len(group.written) for group in groups.values()] == [1] * SHARDS
+
+
+def test_a_failed_fork_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without room for another process has its snapshot later, not never."""
+
+    def fails() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fails)
+    world = HostWorld(policy=SnapshotPolicy(after_bytes=1000, after_entries=20))
+    leader = world.leader()
+    for i in range(40):
+        world.put_all(leader, b"x%d" % i)
+    keeper = leader.keeper
+    in_turn, keeper._writer = keeper._writer, ForkingWriter(leader.store, leader.other_jobs)
+    keeper.check()
+    assert (keeper.written, keeper.failed) == (0, 1)
+    keeper._writer = in_turn  # the machine has recovered
+    for i in range(40):
+        world.put_all(leader, b"y%d" % i)
+    keeper.check()
+    world.run(1.0)
+    assert keeper.written == 1

@@ -90,3 +90,14 @@ def test_a_queue_that_moves_takes_more() -> None:
     assert offered(queue, Waiter(), now=10.0) is None
     queue.take(1, 1)
     assert offered(queue, Waiter(), now=99.0) is None
+
+
+def test_entries_at_one_index_in_two_terms_are_both_answered() -> None:
+    """A leader that leads again may propose where an older entry of its own still is undecided."""
+    queue = ProposalQueue(Limits())
+    older = proposed(queue, 6, 1)
+    newer = proposed(queue, 6, 3)
+    apply(queue, 6, 3)
+    assert newer.answer == RESULTS
+    assert isinstance(older.answer, Rejection)
+    assert (queue.operations, queue.bytes) == (0, 0)
