@@ -35,7 +35,7 @@ _TRAILER: Final = struct.Struct("<IQI")  # END, number of records, CRC of everyt
 _END: Final = 0xFFFF_FFFF
 _HEADER_BYTES_MAX: Final = 64 * 1024
 _BLOCK: Final = 2**20
-_SYNC_BYTES: Final = 8 * 2**20
+_SYNC_BYTES: Final = 2**20
 """Sync after so many bytes: one huge sync at the end would hold up the log's syncs behind it."""
 
 _SUFFIX: Final = ".snap"
