@@ -1,0 +1,363 @@
+"""A node's engine: data, Raft groups, peer links and router, wired together.
+
+Everything that a machine gives it comes through :class:`Seams`, so that :mod:`raftkv.engine.node`
+runs it on a real one and :mod:`raftkv.sim` on a simulated one: the very same code.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.core.errors import UndecodableError
+from raftkv.engine.balancer import Balancer, NodeState
+from raftkv.engine.config import NodeConfig
+from raftkv.engine.connection import LinkLimits
+from raftkv.engine.group_host import CHANNEL_RAFT, GroupHost
+from raftkv.engine.handshake import LinkHello
+from raftkv.engine.jobs import JobRunner
+from raftkv.engine.links import PeerLinks
+from raftkv.engine.map_file import load_map
+from raftkv.engine.network import Network
+from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
+from raftkv.engine.security import LinkSecurity
+from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
+from raftkv.engine.status import CHANNEL_STATUS, Status
+from raftkv.raft.clock import Clock
+from raftkv.raft.group import Group
+from raftkv.raft.host import GroupConfig, SnapshotPolicy
+from raftkv.raft.member import RandomSource, Timing
+from raftkv.raft.proposals import Limits
+from raftkv.rpc.messages import Call, ExplainRequest, Facts, Reply, Response, Served, StatusRequest
+from raftkv.storage.data_dir import DataDir
+from raftkv.storage.disk import Disk
+from raftkv.storage.snapshots import SnapshotStore
+from raftkv.storage.wal import RecoveredGroup, Wal
+
+CHANNEL_NODE_STATE = 4
+"""A NodeState, every second."""
+
+PROPOSAL_BYTES_MAX = 8 * 1024 * 1024
+
+HANDOVER_S = 2.0
+"""How long a stopping node tries to hand its leaderships over."""
+
+HANDOVER_PAUSE_S = 0.02
+"""Between two tries: one that is refused is refused at once."""
+
+DRAIN_S = 5.0
+"""How long it then waits for what is in flight."""
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineError(Exception):
+    """The engine cannot start; one line that names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """What an engine runs on.
+
+    ``sync_jobs`` is one thread for the log's fdatasync alone, ``other_jobs`` are for everything
+    else that may block. ``fatal`` is called when the node cannot go on, and must stop it.
+    """
+
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+    disk: Disk
+    network: Network
+    random: RandomSource
+    random_bytes: Callable[[int], bytes]
+    sync_jobs: JobRunner
+    other_jobs: JobRunner
+    snapshot_writer: Callable[[SnapshotStore], SnapshotWriter]
+    fatal: Callable[[BaseException], None]
+    link_limits: LinkLimits = field(default_factory=LinkLimits)
+
+
+class Engine:
+    """Everything of a node but its front end.
+
+    Making one recovers the log and the states, blocking; :meth:`start` joins the peers.
+
+    Raises:
+        EngineError, DataDirError, DiskError, ReplicaError, SnapshotDamaged, UndecodableError,
+        WalDamaged: the data cannot be used.
+    """
+
+    def __init__(
+        self, config: NodeConfig, data: DataDir, security: LinkSecurity, seams: Seams
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._seams = seams
+        self._security = security
+        self._name = config.node.name
+        self._clock = seams.clock
+        self._loop = seams.loop
+        self._stopping = False
+        self._timer: asyncio.TimerHandle | None = None
+        with contextlib.ExitStack() as closing:
+            closing.callback(data.close)
+            self._open(closing)
+            self._closing = closing.pop_all()
+
+    def _open(self, closing: contextlib.ExitStack) -> None:
+        config, data, seams = self._config, self._data, self._seams
+        self.map: ClusterMap = load_map(seams.disk, data.path, config.cluster)
+        wal, recovered = Wal.open(
+            seams.disk,
+            data.wal_directory,
+            identity=data.identity.identity,
+            segment_bytes=config.limits.wal_segment_bytes,
+        )
+        closing.callback(wal.close)
+        closing.callback(seams.other_jobs.close)
+        closing.callback(seams.sync_jobs.close)
+        self.host = GroupHost(
+            wal=wal,
+            clock=seams.clock,
+            loop=seams.loop,
+            sync_jobs=seams.sync_jobs,
+            other_jobs=seams.other_jobs,
+            stall_s=config.raft.election_timeout_ms_min / 1000,
+            fatal=seams.fatal,
+        )
+        self.links = self._make_links()
+        self._make_router()
+        store = SnapshotStore(seams.disk, data.snapshot_directory)
+        placements = self.map.groups_of(self._name)
+        # All are made before any is driven: one that cannot be made must leave no other ticking.
+        groups = [self._make_group(at, recovered.get(at.id), store) for at in placements]
+        for group in groups:
+            self.host.add(group)
+        writer = seams.snapshot_writer(store)
+        self.keeper = SnapshotKeeper(self.host.groups, store, writer, seams.other_jobs, wal.pinning)
+
+    def _make_links(self) -> PeerLinks:
+        config, data, seams = self._config, self._data, self._seams
+        return PeerLinks(
+            hello=LinkHello(config.cluster.id, self._name, data.identity.identity),
+            peers=config.peers,
+            listen=config.peer_listen,
+            security=self._security,
+            identities=data.peers,
+            handler=self,
+            clock=seams.clock,
+            network=seams.network,
+            limits=seams.link_limits,
+            random_bytes=seams.random_bytes,
+        )
+
+    def _make_router(self) -> None:
+        host, links = self.host, self.links
+        self.router = Router(
+            node=self._name,
+            cluster_map=self.map,
+            groups=host.groups,
+            links=links,
+            clock=self._clock,
+            loop=self._loop,
+        )
+        self._balancer = Balancer(
+            node=self._name,
+            cluster_map=self.map,
+            groups=host.groups,
+            clock=self._clock,
+            own_state=self._own_state,
+        )
+        self._status = Status(
+            node=self._name,
+            cluster_map=self.map,
+            host=host,
+            router=self.router,
+            balancer=self._balancer,
+            links=links,
+            clock=self._clock,
+            loop=self._loop,
+            started_us=self._clock.time_us(),
+        )
+        host.links = links
+        host.leader_changed = self.router.leader_changed
+
+    def _make_group(
+        self, placement: GroupPlacement, recovered: RecoveredGroup | None, store: SnapshotStore
+    ) -> Group:
+        try:
+            return Group(
+                self._group_config(placement),
+                store=self.host.wal,
+                recovered=recovered,
+                files=GroupSnapshots(store, placement.id),
+                host=self.host,
+                clock=self._clock,
+                random=self._seams.random,
+            )
+        except UndecodableError as error:  # what is in the file is met before its checksum
+            raise EngineError(f"{store.path(placement.id)}: {error}") from error
+
+    def _group_config(self, placement: GroupPlacement) -> GroupConfig:
+        config, limits = self._config, self._config.limits
+        shard, shard_of = placement.shard, self.map.shard_of
+        return GroupConfig(
+            id=placement.id,
+            node=self._name,
+            members=placement.replicas,
+            owns=lambda key: shard_of(key) == shard,
+            timing=Timing(
+                config.raft.heartbeat_ms / 1000,
+                config.raft.election_timeout_ms_min / 1000,
+                config.raft.election_timeout_ms_max / 1000,
+            ),
+            limits=Limits(
+                waiting_operations_max=limits.queue_commands,
+                waiting_bytes_max=limits.queue_bytes,
+                entry_operations_max=limits.entry_commands,
+                entry_bytes_max=limits.entry_bytes,
+                # A transaction may hold several values, and no value may be too large for it.
+                proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
+            ),
+            snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for the peers, dial them, and look after things every second.
+
+        Raises:
+            SecurityError, OSError: see :meth:`PeerLinks.start`.
+        """
+        await self.links.start()
+        self._each_second()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        waiting = sum(group.waiting_operations for group in self.host.groups.values())
+        return waiting + self.router.in_flight
+
+    async def hand_over(self) -> None:
+        """Tell the peers that this node stops, and transfer its leaderships, all at once."""
+        self._stopping = self._status.stopping = True
+        self._tell_state()
+        deadline = self._clock.monotonic() + HANDOVER_S
+        while self._clock.monotonic() < deadline:
+            led = [group for group in self.host.groups.values() if group.is_leader]
+            targets = [(group, self._balancer.ablest(group)) for group in led]
+            if not any(target for _, target in targets):
+                return
+            moved = []
+            for group, target in targets:
+                if target is not None:
+                    done: asyncio.Future[None] = self._loop.create_future()
+                    group.transfer_to(target, _resolver(done))
+                    moved.append(done)
+            await asyncio.wait(moved, timeout=HANDOVER_S)
+            await asyncio.sleep(HANDOVER_PAUSE_S)
+
+    async def drain(self, *, and_until: Callable[[], bool]) -> None:
+        """Wait until nothing is in flight here and ``and_until()`` holds, for a while."""
+        deadline = self._clock.monotonic() + DRAIN_S
+        while self._clock.monotonic() < deadline:
+            if not self.in_flight and and_until():
+                return
+            await asyncio.sleep(0.02)
+
+    def silence(self) -> None:
+        """Do nothing more: no election, no record in the log. Who waits is answered."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.host.stop()
+        self.router.close()
+
+    async def close(self) -> None:
+        """Let go of everything; after :meth:`silence`."""
+        await self.links.close()
+        self._closing.close()
+
+    def abandon(self) -> None:
+        """Let go of everything after a start that failed, saying nothing to anyone."""
+        self.silence()
+        self._closing.close()
+
+    # --- LinkHandler --------------------------------------------------------------------------
+
+    def on_connected(self, peer: str) -> None:
+        """A link counts from now on."""
+        self.links.send(peer, CHANNEL_NODE_STATE, msgspec.msgpack.encode(self._own_state()))
+        self.host.on_connected(peer)
+        self.router.leader_changed()
+
+    def on_disconnected(self, peer: str) -> None:
+        """A link is lost."""
+        self._balancer.peers.pop(peer, None)
+        self.host.on_disconnected(peer)
+        self.router.on_disconnected(peer)
+
+    def on_message(self, peer: str, channel: int, payload: bytes) -> None:
+        """Hand a message to whom it concerns; raising closes the link."""
+        if channel == CHANNEL_RAFT:
+            self.host.on_bundle(peer, payload)
+        elif channel == CHANNEL_CALL:
+            self.router.on_call(peer, payload)
+        elif channel == CHANNEL_REPLY:
+            self.router.on_reply(peer, payload)
+        elif channel == CHANNEL_NODE_STATE:
+            self._balancer.peers[peer] = msgspec.msgpack.decode(payload, type=NodeState)
+        elif channel == CHANNEL_STATUS:
+            self._status.on_message(peer, payload)
+        else:
+            raise ValueError(f"unknown channel {channel}")
+
+    # --- the front end's calls ----------------------------------------------------------------
+
+    def handle(self, call: Call, respond: Callable[[Reply], None]) -> None:
+        """Answer a call of the front end, once."""
+        request = call.request
+
+        def answer(response: Response) -> None:
+            respond(Reply(call.id, response, Served(self._name), self.map.epoch))
+
+        if isinstance(request, StatusRequest):
+            if request.scope == "cluster":
+                self._status.cluster(answer)
+            elif request.scope == "ready":
+                answer(Facts(self._status.ready()))
+            else:
+                answer(Facts(self._status.local()))
+        elif isinstance(request, ExplainRequest):
+            answer(Facts(self._status.explain(request.key)))
+        else:
+            self.router.handle(call, respond)
+
+    # --- every second -------------------------------------------------------------------------
+
+    def _own_state(self) -> NodeState:
+        return NodeState(self.host.has_space(), self._stopping)
+
+    def _tell_state(self) -> None:
+        state = msgspec.msgpack.encode(self._own_state())
+        for peer in self.links.connected:
+            self.links.send(peer, CHANNEL_NODE_STATE, state)
+
+    def _each_second(self) -> None:
+        self._timer = self._loop.call_later(1.0, self._each_second)
+        self.host.look_after_log()
+        self._tell_state()
+        self.keeper.check()
+        if not self._stopping:
+            self._balancer.check()
+
+
+def _resolver(done: "asyncio.Future[None]") -> Callable[[object], None]:
+    def resolve(_: object) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    return resolve
