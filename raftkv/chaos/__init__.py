@@ -1,0 +1,1 @@
+"""Real processes under real faults, and a judgement of what their clients saw."""

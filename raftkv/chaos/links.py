@@ -1,0 +1,86 @@
+"""The links between nodes, as seen from the run: the other end of :mod:`raftkv.chaos.proxy`."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raftkv.chaos.errors import ChaosError
+from raftkv.chaos.proxy import Rule, Stats
+
+Pair = tuple[str, str]
+"""A direction: from this node to that one."""
+
+STOP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One pair of nodes: the dialer connects to ``listen``, which leads ``to`` the acceptor."""
+
+    dialer: str
+    acceptor: str
+    listen: int
+    to: int
+
+
+class Links:
+    """A proxy process and its commands. The lock guards the pipe: one command at a time."""
+
+    def __init__(self, links: Sequence[Link], seed: int) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(  # noqa: S603 -- our own module
+            [sys.executable, "-m", "raftkv.chaos.proxy", str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
+        self._ask({"do": "open", "links": [asdict(link) for link in links]})
+        self.pairs = tuple(
+            pair
+            for link in links
+            for pair in ((link.dialer, link.acceptor), (link.acceptor, link.dialer))
+        )
+
+    def set(self, pair: Pair, rule: Rule) -> None:
+        """Have a rule for one direction; its counts begin anew."""
+        self._ask({"do": "rule", "from": pair[0], "to": pair[1], "rule": asdict(rule)})
+
+    def clear(self, pairs: Sequence[Pair]) -> None:
+        """Let everything pass again."""
+        for pair in pairs:
+            self.set(pair, Rule())
+
+    def stats(self) -> Mapping[Pair, Stats]:
+        """What each direction has done since its rule was set."""
+        return {
+            (row.pop("from"), row.pop("to")): Stats(**row) for row in self._ask({"do": "stats"})
+        }
+
+    def close(self) -> None:
+        """End the process."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is not None:
+            stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if stdout is not None:
+            stdout.close()
+
+    def _ask(self, command: Mapping[str, Any]) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise ChaosError("the proxy between the nodes has no pipes")
+        with self._lock:
+            stdin.write(json.dumps(command).encode() + b"\n")
+            stdin.flush()
+            answer = stdout.readline()
+        if not answer:
+            raise ChaosError("the proxy between the nodes has died; its trace is above")
+        return json.loads(answer)

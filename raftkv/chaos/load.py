@@ -1,0 +1,88 @@
+"""The clients: threads that take operations from the workloads at a steady rate."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from raftkv.chaos.recorder import Recorder
+from raftkv.chaos.store import Store
+from raftkv.chaos.workloads import Workload
+
+JOIN_S = 60.0
+"""How long the last operations may take; far more than a client's own time-out."""
+
+
+class Load:
+    """Clients at work until :meth:`stop`.
+
+    Args:
+        connect: Makes the store of the client with this number.
+        workloads: Each operation is of one of them, chosen anew.
+        recorder: Performs and records.
+        clients: How many, each with one operation at a time; process ``n`` is client ``n``.
+        rate_per_s: Operations a second of all together, while the store keeps up.
+        seed: Decides what each client does.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[int], Store],
+        workloads: Sequence[Workload],
+        recorder: Recorder,
+        *,
+        clients: int,
+        rate_per_s: float,
+        seed: int,
+    ) -> None:
+        self._connect = connect
+        self._workloads = workloads
+        self._recorder = recorder
+        self._pause_s = clients / rate_per_s
+        self._seed = seed
+        self._stopping = threading.Event()
+        self.crashes: list[BaseException] = []
+        """What ended a client other than :meth:`stop`: a fault of the harness."""
+        self._threads = [
+            threading.Thread(target=self._run, args=(n,), name=f"client {n}", daemon=True)
+            for n in range(clients)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let every client finish its operation."""
+        self._stopping.set()
+        deadline = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self, number: int) -> None:
+        try:
+            self._work(number, Random(f"{self._seed} client {number}"))  # noqa: S311 -- a seed
+        except BaseException as error:
+            self.crashes.append(error)
+            raise
+
+    def _work(self, number: int, random: Random) -> None:
+        store = self._connect(number)
+        try:
+            while not self._stopping.wait(self._pause_s * random.uniform(0.5, 1.5)):
+                operation = random.choice(self._workloads).next(number, random)
+                if operation is not None:
+                    self._recorder.perform(number, operation, store)
+        finally:
+            store.close()
