@@ -18,12 +18,13 @@ from raftkv.check.report.timeline import Slice, Span, steps
 WIDTH = 960
 LEFT = 96
 RIGHT = 944
-FAULTS_MAX = 2_000
+FAULTS_MAX = 1_000
 """Fault bands that are drawn, the first ones; beyond that many they hide one another."""
 
 SHARDS_MAX = 16
-CHANGES_MAX = 2_000
+CHANGES_MAX = 1_600
 MARKS_MAX = 20
+NAME_CHARS_MAX = 60
 PALETTE = 8
 """Colours of fault kinds in the style sheet; more kinds begin again."""
 
@@ -123,12 +124,16 @@ def _fault_rows(
 def told(fault: Fault, axis: Axis) -> str:
     """Return all that is known of a fault, on a few lines."""
     lines = [
-        f"{cut(fault.f)} {cut(fault.target)}".strip(),
+        _name(fault),
         f"from {axis.after(fault.start_ns)} for {duration(fault.end_ns - fault.start_ns)}",
         EFFECT[fault.effective],
         cut(fault.detail),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _name(fault: Fault) -> str:
+    return f"{cut(fault.f, NAME_CHARS_MAX)} {cut(fault.target, NAME_CHARS_MAX)}".strip()
 
 
 def _extent(fault: Fault, axis: Axis) -> tuple[float, float]:
@@ -198,7 +203,7 @@ def _leader_rows(
 
 def _change(change: LeaderEvent, axis: Axis, middle: float) -> str:
     x = axis.x(change.time_ns)
-    who = "no leader" if change.node is None else f"{cut(change.node)} leads"
+    who = "no leader" if change.node is None else f"{cut(change.node, NAME_CHARS_MAX)} leads"
     title = f"shard {change.shard}: {who}, term {change.term}, at {axis.after(change.time_ns)}"
     shape = "leader" if change.node is not None else "leader none"
     return (
@@ -248,10 +253,7 @@ def _numbers(part: Slice, axis: Axis) -> Iterator[str]:
 def _active(part: Slice, faults: Sequence[Fault]) -> list[str]:
     """Return the first faults that a slice overlaps, a line for each."""
     active = (f for f in faults if f.start_ns < part.end_ns and f.end_ns > part.start_ns)
-    return [
-        f"during {cut(fault.f)} {cut(fault.target)} ({EFFECT[fault.effective]})"
-        for fault in islice(active, 5)
-    ]
+    return [f"during {_name(fault)} ({EFFECT[fault.effective]})" for fault in islice(active, 5)]
 
 
 def _middle(axis: Axis, part: Slice) -> float:

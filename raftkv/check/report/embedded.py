@@ -13,15 +13,15 @@ from itertools import chain
 from typing import Any
 
 from raftkv.check.history import Operation
-from raftkv.check.report.charts import Axis, colours_of, told
+from raftkv.check.report.charts import FAULTS_MAX, Axis, colours_of, told
 from raftkv.check.report.events import Fault
 from raftkv.check.report.parts import Part, placement_ns
 from raftkv.check.report.text import TEXT_CHARS_MAX, cut, shown
 from raftkv.check.report.timeline import Span
 from raftkv.check.verdict import Verdict
 
-EMBEDDED_BYTES_MAX = 10_000_000
-"""For all operations together; the rest of the page is bounded on its own."""
+EMBEDDED_BYTES_MAX = 8_000_000
+"""For all operations together; what else is in the page is bounded by counts."""
 
 PARTS_MAX = 1_000
 """Parts that can be chosen in the page."""
@@ -36,8 +36,6 @@ SAMPLE_MAX = 300
 """Operations of any other part, or its even share of ``SAMPLES_MAX`` if that is more."""
 
 SAMPLES_MAX = 20_000
-
-FAULTS_MAX = 2_000
 
 _STATUS = {"ok": 0, "fail": 1, "info": 2}
 
