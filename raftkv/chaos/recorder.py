@@ -81,14 +81,14 @@ class EventLog:
     ) -> None:
         self._file.close()
 
-    def fault_started(self, kind: str, target: str, detail: str) -> RunningFault:
-        """Write that a fault begins."""
+    def fault_started(self, kind: str, target: str, detail: str, began_ns: int) -> RunningFault:
+        """Write that a fault has begun, at a time by the clock of this log."""
         with self._lock:
             fault = RunningFault(self._next_id, kind, target)
             self._next_id += 1
             self.started[kind] += 1
             self.running[fault.id] = f"{kind} {target}"
-            self._fault(fault, "start", detail, effective=None)
+            self._fault(fault, "start", detail, effective=None, time_ns=began_ns)
             return fault
 
     def fault_stopped(self, fault: RunningFault, detail: str, *, effective: bool) -> None:
@@ -105,10 +105,17 @@ class EventLog:
             self._write({"kind": "leader", "shard": shard, "node": node, "term": term})
 
     def _fault(
-        self, fault: RunningFault, phase: str, detail: str, *, effective: bool | None
+        self,
+        fault: RunningFault,
+        phase: str,
+        detail: str,
+        *,
+        effective: bool | None,
+        time_ns: int | None = None,
     ) -> None:
         self._write(
             {
+                "time_ns": self._clock_ns() if time_ns is None else time_ns,
                 "kind": "fault",
                 "f": fault.kind,
                 "phase": phase,

@@ -29,6 +29,7 @@ COMMANDS = {
     "ring": ("raftkv.cli.ring", "ring_command", "Show how evenly keys spread over shards."),
     "certs": ("raftkv.cli.certs", "certs_command", "Make certificates for mutual TLS."),
     "bench": ("raftkv.cli.bench", "bench_command", "Measure a cluster on this machine."),
+    "chaos": ("raftkv.cli.chaos", "chaos_command", "Hurt a cluster and judge what clients saw."),
     "token": ("raftkv.cli.token", "token_command", "Make a bearer token for HTTP."),
 }
 

@@ -1,0 +1,91 @@
+"""Carries out a plan: each round brings its faults about, watches them, and takes them back.
+
+It runs in the thread that started the nodes, as the kernel kills them when that thread ends.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from raftkv.chaos.faults import Context, Fault, make_fault
+from raftkv.chaos.plan import CALM_S, Round, Step
+from raftkv.chaos.recorder import EventLog
+from raftkv.chaos.target import Nodes
+from raftkv.chaos.waiting import wait_until
+
+WATCH_S = 0.1
+RECOVER_S = 60.0
+"""How long a healed cluster may take until every node is back and has caught up."""
+
+
+@dataclass(slots=True)
+class Nemesis:
+    """Does rounds to a target; ``findings`` are lines about what must not happen and did."""
+
+    target: Nodes
+    leader_of: Callable[[int], str | None]
+    events: EventLog
+    tick: Callable[[], None] = lambda: None
+    """Called every :data:`WATCH_S` or so."""
+    findings: list[str] = field(default_factory=list)
+
+    def run(self, round_: Round) -> None:
+        """One round, then wait until the cluster is as before."""
+        context = Context(self.target, self.leader_of, round_.hold_s, findings=self.findings)
+        running: list[Fault] = []
+        with contextlib.ExitStack() as stack:
+            for place, step in enumerate(round_.steps):
+                if place:
+                    self._watch(running, round_.offset_s)
+                running.append(stack.enter_context(self._fault(step, context)))
+            self._watch(running, round_.hold_s)
+        self.recover()
+        self._watch([], CALM_S)
+
+    @contextlib.contextmanager
+    def _fault(self, step: Step, context: Context) -> Iterator[Fault]:
+        """A fault in force; taken back and written down whatever happens."""
+        fault, began_ns = make_fault(step, context), time.monotonic_ns()
+        try:
+            fault.start()
+            running = self.events.fault_started(fault.kind, fault.names, fault.detail, began_ns)
+            try:
+                yield fault
+            finally:
+                fault.observe()
+        finally:
+            fault.stop()
+        self.events.fault_stopped(running, fault.detail, effective=fault.effective)
+
+    def _watch(self, running: list[Fault], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for fault in running:
+                fault.observe()
+            self._look_for_deaths()
+            self.tick()
+            time.sleep(WATCH_S)
+
+    def _look_for_deaths(self) -> None:
+        """Find nodes that ended though nobody killed them, and start them again."""
+        for name in self.target.names:
+            process = self.target.process(name)
+            if name not in self.target.down and not process.is_running:
+                self.findings.append(f"{name} ended by itself with code {process.exit_code}")
+                self.target.start_node(name)
+
+    def recover(self) -> None:
+        """Wait until every node is back and has what was committed when the faults ended."""
+        goal = self.target.committed()
+
+        def is_back() -> bool:
+            self._look_for_deaths()
+            self.tick()
+            return not self.target.late(goal)
+
+        if not wait_until(is_back, RECOVER_S, WATCH_S):
+            self.findings.append(
+                f"not back within {RECOVER_S:.0f} s after all faults ended: "
+                f"{self.target.late(goal)}"
+            )

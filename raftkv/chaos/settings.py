@@ -1,0 +1,108 @@
+"""What a run is asked to be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from raftkv.chaos.disks import can_mount
+from raftkv.chaos.errors import ChaosError
+from raftkv.chaos.etcd_target import EtcdTarget
+from raftkv.chaos.plan import FAULTS
+from raftkv.chaos.raftkv_target import RaftkvTarget
+from raftkv.chaos.remote_target import RemoteTarget
+from raftkv.chaos.target import Target
+from raftkv.chaos.workloads import MIXED, WORKLOADS
+from raftkv.testing.processes import RAFTKV_COMMAND
+
+System = Literal["raftkv", "etcd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. ``endpoints`` are of a cluster that is not ours: nothing is done to it then."""
+
+    out: Path
+    seed: int
+    duration_s: float = 60.0
+    nodes: int = 3
+    shards: int = 4
+    workload: str = MIXED
+    faults: Sequence[str] = FAULTS
+    clients: int = 20
+    rate_per_s: float = 200.0
+    system: System = "raftkv"
+    endpoints: Sequence[str] = ()
+    token: str | None = field(default=None, repr=False)
+    ca: str | None = None
+    election_timeout_ms: int = 1000
+    command: Sequence[str] = RAFTKV_COMMAND
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is made.
+
+        Raises:
+            ChaosError: One line about the first thing that cannot work.
+        """
+        if self.workload not in (*WORKLOADS, MIXED):
+            raise ChaosError(
+                f"--workload {self.workload}: use one of {', '.join((*WORKLOADS, MIXED))}"
+            )
+        for kind in self.faults:
+            self._check_fault(kind)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ChaosError(f"--out {self.out}: is there and not empty; name a new directory")
+
+    def _check_fault(self, kind: str) -> None:
+        if kind not in FAULTS:
+            raise ChaosError(f"--faults {kind}: use some of {', '.join(FAULTS)}")
+        if self.endpoints:
+            raise ChaosError(
+                f"--faults {kind}: nothing is done to a cluster at --endpoints; leave it out"
+            )
+        if self.system == "etcd" and kind not in EtcdTarget.supported:
+            raise ChaosError(
+                f"--faults {kind}: etcd can have {', '.join(sorted(EtcdTarget.supported))}"
+            )
+        if self.nodes == 1 and kind in {"partition", "slow", "lossy", "reset"}:
+            raise ChaosError(f"--faults {kind}: one node has no links; use --nodes 3")
+        if kind == "disk" and not can_mount():
+            raise ChaosError("--faults disk: needs root and mount; run as root, or leave it out")
+
+    @property
+    def hurts(self) -> bool:
+        """Whether anything is done to the target."""
+        return bool(self.faults) and not self.endpoints
+
+    def target(self) -> Target:
+        """The system to drive."""
+        if self.endpoints:
+            return RemoteTarget(self.endpoints, system=self.system, token=self.token, ca=self.ca)
+        if self.system == "etcd":
+            return EtcdTarget(
+                self.out, nodes=self.nodes, election_timeout_ms=self.election_timeout_ms
+            )
+        return RaftkvTarget(
+            self.out,
+            nodes=self.nodes,
+            shards=self.shards,
+            faults=self.faults,
+            election_timeout_ms=self.election_timeout_ms,
+            seed=self.seed,
+            command=self.command,
+        )
+
+    def arguments(self) -> list[str]:
+        """The command that makes the same run again, into another directory."""
+        again = [
+            *("raftkv", "chaos", "--duration", f"{self.duration_s:g}", "--seed", str(self.seed)),
+            *("--workload", self.workload, "--clients", str(self.clients)),
+            *("--rate", f"{self.rate_per_s:g}"),
+        ]
+        if self.endpoints:
+            return [*again, "--endpoints", ",".join(self.endpoints), "--api", self.system]
+        again += ["--nodes", str(self.nodes), "--faults", ",".join(self.faults) or "none"]
+        again += ["--election-timeout-ms", str(self.election_timeout_ms)]
+        if self.system == "etcd":
+            return [*again, "--target", "etcd"]
+        return [*again, "--shards", str(self.shards)]
