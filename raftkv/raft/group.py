@@ -151,6 +151,11 @@ class Group:
         return self._replica.leader_name
 
     @property
+    def journal(self) -> GroupJournal:
+        """The log, to be looked at."""
+        return self._journal
+
+    @property
     def applied_index(self) -> int:
         """Highest applied index."""
         return self._replica.applied_index

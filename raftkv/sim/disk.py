@@ -346,6 +346,20 @@ class SimDisk:
             for sector in inode.unsynced()
         ]
 
+    def files(self) -> list[Path]:
+        """Every file that has a name now, sorted."""
+        return sorted(path for path, inode in self._names.items() if inode is not None)
+
+    def size_of(self, path: Path) -> int:
+        """Length of a file in bytes, without an operation."""
+        return self._inode_at(path, "look at").size
+
+    def written_sectors(self, path: Path) -> list[int]:
+        """The sectors of a file that are not blank, sorted."""
+        inode = self._inode_at(path, "look at")
+        last = inode.size // SECTOR_BYTES
+        return sorted(s for s, data in inode.current.items() if s < last and any(data))
+
     def pending_names(self) -> int:
         """How many changes of names a crash would decide about."""
         return len(self._pending)

@@ -1,0 +1,198 @@
+"""What must hold at every moment, looked at after every turn of every node.
+
+From the Raft paper, figure 3: election safety, log matching, leader completeness, state machine
+safety. Beyond it: what a replica has called durable, votes among it, survives its crash; digests
+and revisions are equal at equal index; memory and logs stay bounded.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.raft.group import Group
+from raftkv.sim.machine import Machine
+from raftkv.sim.violation import Violation
+
+EntryId = tuple[int, int]
+"""(index, term)."""
+
+
+@dataclass(slots=True)
+class _GroupFacts:
+    """What is known of a group, from all its replicas together."""
+
+    leaders: dict[int, str] = field(default_factory=dict)
+    entries: dict[EntryId, tuple[int, int]] = field(default_factory=dict)
+    """(index, term) → (term of the entry before, checksum): log matching."""
+    committed: dict[int, int] = field(default_factory=dict)
+    """index → term."""
+    last_committed: int = 0
+    states: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """applied index → (digest, last revision)."""
+
+
+@dataclass(slots=True)
+class _View:
+    """What was seen of one replica last; ``durable`` and ``votes`` outlive its process."""
+
+    life: int
+    facts: tuple[object, ...] = ()
+    commit: int = 0
+    applied: int = 0
+    checked: EntryId = (0, 0)
+    durable: EntryId = (0, 0)
+
+
+class Invariants:
+    """Looks at the groups of one machine after another.
+
+    Args:
+        log_entries_max: a log that is longer was not cut in time.
+    """
+
+    def __init__(self, *, log_entries_max: int) -> None:
+        self.elections = 0
+        self.snapshots_installed = 0
+        self._log_entries_max = log_entries_max
+        self._groups: dict[GroupId, _GroupFacts] = {}
+        self._views: dict[tuple[str, GroupId], _View] = {}
+        self._votes: dict[tuple[str, GroupId, int], str] = {}
+        self._damaged: dict[str, int] = {}  # machine -> the last life before it
+
+    def damaged(self, machine: Machine) -> None:
+        """Its disk was tampered with: what it held for durable may be gone."""
+        self._damaged[machine.name] = machine.life
+        self._votes = {key: vote for key, vote in self._votes.items() if key[0] != machine.name}
+
+    def look(self, machine: Machine) -> None:
+        """Check everything that has changed.
+
+        Raises:
+            Violation: a promise is broken.
+        """
+        engine = machine.serving
+        if engine is None:
+            return
+        for group in engine.host.groups.values():
+            journal = group.journal
+            facts = (
+                group.term, group.is_leader, group.commit_index, group.applied_index,
+                group.last_index, journal.last_term, journal.durable_index,
+            )  # fmt: skip
+            view = self._views.get((machine.name, group.id))
+            if view is None or view.life != machine.life:
+                view = self._first_look(machine, group, view)
+            if view.facts != facts:
+                view.facts = facts
+                self._check(machine.name, group, view)
+
+    def committed(self, group: GroupId) -> int:
+        """The highest index that any replica has called committed."""
+        return self._groups[group].last_committed if group in self._groups else 0
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _first_look(self, machine: Machine, group: Group, before: _View | None) -> _View:
+        """A process has started: what the one before called durable must be there."""
+        if before is not None and before.life > self._damaged.get(machine.name, 0):
+            index, term = before.durable
+            journal = group.journal
+            if index > journal.first_index and journal.term_at(index) != term:
+                raise Violation(
+                    f"{machine.name} called entry {index} of term {term} of group {group.id} "
+                    f"durable, and has lost it in a crash (its log ends at {journal.last_index})"
+                )
+        view = _View(machine.life)
+        self._views[machine.name, group.id] = view
+        return view
+
+    def _check(self, name: str, group: Group, view: _View) -> None:
+        known = self._groups.setdefault(group.id, _GroupFacts())
+        journal = group.journal
+        self._check_leader(name, group, known)
+        self._check_vote(name, group)
+        self._check_log(name, group, known, view)
+        self._check_commit(name, group, known, view)
+        self._check_state(name, group, known, view)
+        durable = journal.durable_index
+        view.durable = (durable, journal.term_at(durable) or 0)
+        if len(journal) > self._log_entries_max:
+            raise Violation(f"{name}: the log of group {group.id} has {len(journal)} entries")
+
+    def _check_leader(self, name: str, group: Group, known: _GroupFacts) -> None:
+        """Election safety; and leader completeness when a leadership begins."""
+        if not group.is_leader:
+            return
+        leader = known.leaders.get(group.term)
+        if leader is None:
+            known.leaders[group.term] = name
+            self.elections += 1
+            last = known.last_committed
+            held = group.journal.term_at(last) == known.committed.get(last)
+            if last > group.journal.first_index and not held:
+                raise Violation(
+                    f"{name} leads group {group.id} in term {group.term} without entry {last}, "
+                    "which is committed"
+                )
+        elif leader != name:
+            raise Violation(f"{leader} and {name} both led group {group.id} in term {group.term}")
+
+    def _check_vote(self, name: str, group: Group) -> None:
+        """A vote that is durable may have been sent, and stays what it was."""
+        journal = group.journal
+        vote = journal.getVotedForNodeId()
+        if vote is None or not journal.synced:
+            return
+        sworn = self._votes.setdefault((name, group.id, journal.getCurrentTerm()), vote)
+        if sworn != vote:
+            raise Violation(
+                f"{name} voted for {sworn} and for {vote} in term {journal.getCurrentTerm()} "
+                f"of group {group.id}"
+            )
+
+    def _check_log(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
+        """Log matching, by induction: (index, term) decides an entry and the term before it."""
+        journal = group.journal
+        index, term = view.checked
+        if index < journal.first_index or journal.term_at(index) != term:
+            index = max(journal.first_index, min(view.commit, journal.last_index))
+        before = journal.term_at(index)
+        for command, at, entry_term in journal[index - journal.first_index + 1 :]:
+            facts = (before or 0, zlib.crc32(command))
+            if known.entries.setdefault((at, entry_term), facts) != facts:
+                raise Violation(
+                    f"{name} holds another entry {at} of term {entry_term} of group {group.id} "
+                    "than others"
+                )
+            before = entry_term
+        view.checked = (journal.last_index, journal.last_term)
+
+    def _check_commit(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
+        """State machine safety: an index is committed with one entry, for ever."""
+        journal, commit = group.journal, group.commit_index
+        if not view.commit <= commit <= group.last_index:
+            raise Violation(
+                f"{name}: commit index of group {group.id} went from {view.commit} to {commit}, "
+                f"its log ends at {group.last_index}"
+            )
+        for index in range(max(view.commit, journal.first_index) + 1, commit + 1):
+            term = journal.term_at(index) or 0
+            if known.committed.setdefault(index, term) != term:
+                raise Violation(
+                    f"{name} committed entry {index} of group {group.id} with term {term}, "
+                    f"others with term {known.committed[index]}"
+                )
+        view.commit = commit
+        known.last_committed = max(known.last_committed, commit)
+
+    def _check_state(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
+        """Equal states at equal index, by digest and revision; never applied backwards."""
+        applied = group.applied_index
+        if not view.applied <= applied <= group.commit_index:
+            raise Violation(f"{name}: applied index of {group.id} went {view.applied} → {applied}")
+        state = (group.state.digest, group.state.last_revision)
+        if known.states.setdefault(applied, state) != state:
+            raise Violation(f"{name}: the state of group {group.id} differs at entry {applied}")
+        if group.digest_mismatch is not None:
+            raise Violation(f"{name}: digest alarm of group {group.id}: {group.digest_mismatch}")
+        view.applied = applied

@@ -1,0 +1,312 @@
+"""A simulated machine and the life of its node: boot, kill, loss of power, freeze, clean stop.
+
+The node is the real :class:`raftkv.engine.engine.Engine`; what surrounds it is simulated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from raftkv.core.errors import UndecodableError
+from raftkv.engine.config import NodeConfig
+from raftkv.engine.connection import LinkLimits
+from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.jobs import JobRunner
+from raftkv.engine.security import LinkSecurity
+from raftkv.engine.snapshot_keeper import write_records
+from raftkv.raft.group import Group
+from raftkv.raft.member import ReplicaError
+from raftkv.sim.clock import MachineClock
+from raftkv.sim.disk import SimDisk, SimulatedCrash
+from raftkv.sim.jobs import SimJobs
+from raftkv.sim.loop import SimLoop
+from raftkv.sim.scheduler import SECOND_US, Scheduler
+from raftkv.sim.streams import Fabric, StreamNetwork
+from raftkv.storage.data_dir import DataDirError, init_data_dir, open_data_dir
+from raftkv.storage.disk import DiskError
+from raftkv.storage.snapshots import SnapshotDamaged, SnapshotHeader, SnapshotStore
+from raftkv.storage.wal import WalDamaged
+
+DATA = Path("/data")
+
+SECRET = b"the secret of a simulated cluster"
+
+REFUSALS = (
+    DataDirError, DiskError, EngineError, ReplicaError, SnapshotDamaged, UndecodableError,
+    WalDamaged,
+)  # fmt: skip
+"""What a node may say when it does not start on the data that it finds."""
+
+
+class ProcessExit(BaseException):
+    """The process has ended itself. Not an Exception: nothing of the node may catch it."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class DiskSpeed:
+    """How long the machine's disk takes; ``stalled``: nothing is finished for now."""
+
+    sync_us: int = 400
+    jitter_us: int = 400
+    stalled: bool = False
+
+    def duration_us(self, random: Random) -> int:
+        """How long the next job takes."""
+        return self.sync_us + int(random.random() * self.jitter_us)
+
+
+class JobWriter:
+    """A :class:`raftkv.engine.snapshot_keeper.SnapshotWriter`: a forked child, as the disk sees it.
+
+    The state is taken as it is now; the file is written some time later, and nothing that happens
+    to the state meanwhile is in it.
+    """
+
+    def __init__(self, store: SnapshotStore, jobs: JobRunner) -> None:
+        self._store = store
+        self._jobs = jobs
+
+    def write(
+        self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Write what the state is now."""
+        records = list(group.state.snapshot_records())
+        self._jobs.run(
+            lambda: write_records(self._store, header, records), lambda _, error: done(error)
+        )
+
+    def settle(self) -> None:
+        """Nothing: the collector of the simulation is not a node's."""
+
+
+class Machine:
+    """One machine: its disk and clock survive its process, its power may fail.
+
+    Args:
+        note: called with what happens, for the trace.
+        after_turn: called after each turn of the process's loop, to look at it.
+        ended: called when the process has ended, however.
+        broke: called with an exception that no fault explains.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        scheduler: Scheduler,
+        fabric: Fabric,
+        seed: str,
+        link_limits: LinkLimits,
+        note: Callable[..., None],
+        after_turn: Callable[["Machine"], None],
+        ended: Callable[["Machine"], None],
+        broke: Callable[["Machine", BaseException], None],
+    ) -> None:
+        self.name = config.node.name
+        self.config = config
+        self.disk = SimDisk()
+        self.speed = DiskSpeed()
+        self.powered = True
+        self.life = 0
+        self._disks = 0
+        self.engine: Engine | None = None
+        self.refused: str | None = None
+        """Why the last start was refused."""
+        self.ended: str | None = None
+        """Why the last life ended."""
+        self.random = Random(f"{seed} {self.name}")
+        self.drift = self.random.uniform(-0.02, 0.02)
+        self.wall_offset_us = self.random.randrange(-5 * SECOND_US, 5 * SECOND_US)
+        self._scheduler = scheduler
+        self._fabric = fabric
+        self._link_limits = link_limits
+        self._note = note
+        self._after_turn = after_turn
+        self._on_end = ended
+        self._broke = broke
+        self._loop: SimLoop | None = None
+        self.clock = self._new_clock()
+        fabric.add(self)
+        self._format_disk()
+
+    def _format_disk(self) -> None:
+        """What ``raftkv init`` does, once for each disk."""
+        self._disks += 1
+        init_data_dir(
+            self.disk,
+            DATA,
+            self.config.cluster.id,
+            self.name,
+            segment_bytes=self.config.limits.wal_segment_bytes,
+            mint=lambda: f"identity {self._disks} of {self.name}",
+        )
+
+    def _new_clock(self) -> MachineClock:
+        return MachineClock(
+            self._scheduler,
+            booted_s=self.random.uniform(0, 1e5),
+            rate=1.0 + self.drift,
+            wall_offset_us=self.wall_offset_us,
+        )
+
+    # --- state --------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._loop is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its process is stopped for now."""
+        return self._loop is not None and self._loop.frozen
+
+    @property
+    def serving(self) -> Engine | None:
+        """The engine, if a client could talk to it."""
+        return self.engine if self.running else None
+
+    @property
+    def loop(self) -> SimLoop:
+        """The loop of the process that lives."""
+        if self._loop is None:
+            raise RuntimeError(f"{self.name} is down")
+        return self._loop
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Start the process, on whatever the disk holds; nothing if it lives."""
+        if self.running:
+            return
+        if not self.powered:
+            self.powered = True
+            self.clock = self._new_clock()
+            self._fabric.power_on(self)
+        self.life += 1
+        self.refused = None
+        self._note("boot", self.name, self.life)
+        loop = self._loop = SimLoop(
+            self._scheduler,
+            self.clock,
+            Random(self.random.getrandbits(64)),
+            failed=self._failed,
+            after_turn=lambda: self._after_turn(self),
+        )
+        loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        try:
+            data = open_data_dir(self.disk, DATA, self.config.cluster.id, self.name)
+            security = LinkSecurity(secret=SECRET, insecure=True)
+            self.engine = Engine(self.config, data, security, self._seams())
+        except REFUSALS as error:
+            self.refused = f"{type(error).__name__}: {error}"
+            self._end("refused to start")
+            return
+        self.loop.create_task(self.engine.start())
+
+    def _seams(self) -> Seams:
+        loop, random = self.loop, Random(self.random.getrandbits(64))
+        other_jobs = self._jobs(2)
+        return Seams(
+            clock=self.clock,
+            loop=loop.as_asyncio,
+            disk=self.disk,
+            network=StreamNetwork(self._fabric, self, loop),
+            random=random,
+            random_bytes=random.randbytes,
+            sync_jobs=self._jobs(1),
+            other_jobs=other_jobs,
+            snapshot_writer=lambda store: JobWriter(store, other_jobs),
+            fatal=_exit,
+            link_limits=self._link_limits,
+        )
+
+    def _jobs(self, threads: int) -> SimJobs:
+        random = Random(self.random.getrandbits(64))
+        return SimJobs(
+            self._scheduler,
+            self.loop,
+            threads,
+            duration_us=lambda: self.speed.duration_us(random),
+            stands_still=lambda: self.speed.stalled or self.frozen,
+            failed=self._failed,
+        )
+
+    def kill(self) -> None:
+        """End the process at once; the kernel keeps what it was given."""
+        if self.running:
+            self._end("killed")
+
+    def cut_power(self, random: Random) -> None:
+        """End everything at once; what was not synced is kept or not, as chance has it."""
+        if not self.powered:
+            return
+        self._note("power", self.name)
+        if self._loop is not None:
+            self._loop.end()
+        self._loop, self.engine, self.ended = None, None, "lost power"
+        self.powered = False
+        self.disk = self.disk.crash(random)
+        self._fabric.cut_power(self)
+        self._on_end(self)
+
+    def replace_disk(self) -> None:
+        """Put a new disk into a machine that is down, and make a data directory on it."""
+        self.disk = SimDisk()
+        self._format_disk()
+
+    def freeze(self) -> None:
+        """Stop the process for a while."""
+        if self._loop is not None:
+            self._note("freeze", self.name)
+            self._loop.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self._loop is not None:
+            self._note("thaw", self.name)
+            self._loop.thaw()
+
+    def stop(self) -> None:
+        """Begin a clean stop, as by SIGTERM."""
+        if self.engine is not None and self._loop is not None:
+            self._loop.create_task(self._stop(self.engine, self._loop))
+
+    async def _stop(self, engine: Engine, loop: SimLoop) -> None:
+        await engine.hand_over()
+        await engine.drain(and_until=lambda: True)
+        engine.silence()
+        await engine.close()
+        if self._loop is loop:
+            self._end("stopped")
+
+    def _end(self, why: str) -> None:
+        self._note("end", self.name, why)
+        self.loop.end()
+        self._loop, self.engine, self.ended = None, None, why
+        self.disk = self.disk.kill()
+        self._fabric.kill(self)
+        self._on_end(self)
+
+    def _failed(self, error: BaseException) -> None:
+        """Whatever comes out of a callback or a job ends the process; a fault explains some."""
+        if not self.running:
+            return
+        reason = error.reason if isinstance(error, ProcessExit) else error
+        if isinstance(reason, SimulatedCrash):
+            self.cut_power(self.random)
+            return
+        self._end(f"{type(reason).__name__}: {reason}")
+        if not isinstance(reason, DiskError):
+            self._broke(self, reason)
+
+
+def _exit(error: BaseException) -> None:
+    raise ProcessExit(error) from error

@@ -1,0 +1,187 @@
+"""The operator of a simulated cluster: carries out the plan of faults, and starts what is down.
+
+Two kinds of fault need the cluster to themselves, because Raft with fixed members survives them
+only one at a time: a bit that rots on a disk, and a disk that is lost.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from raftkv.sim.disk import SECTOR_BYTES, SimDisk
+from raftkv.sim.faults import FAULTS, Stage, Undo
+from raftkv.sim.invariants import Invariants
+from raftkv.sim.loop import SimLoop
+from raftkv.sim.machine import Machine
+from raftkv.sim.plan import PlannedFault
+from raftkv.sim.violation import Violation
+
+LOOK_S = 0.25
+"""How often the operator looks for nodes that are down."""
+
+SETTLE_S = 30.0
+"""How long a healed cluster may take to come to rest."""
+
+RESTART_S_MAX = 2.0
+
+_BLANK_SHARE = 0.1
+
+
+class Operator:
+    """Runs on the loop that clients run on, which no fault touches.
+
+    Attributes:
+        lost: machines whose disk was replaced by an empty one; they are strangers for ever.
+        done: how often each kind of fault was carried out.
+        refused: how often a node refused to start, by the kind of error.
+    """
+
+    def __init__(
+        self, stage: Stage, faults: Sequence[PlannedFault], invariants: Invariants, loop: SimLoop
+    ) -> None:
+        self.lost: set[str] = set()
+        self.done: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self._stage = stage
+        self._faults = faults
+        self._invariants = invariants
+        self._loop = loop
+        self._active: dict[int, Undo] = {}
+        self._restarting: set[str] = set()
+        self._random = Random(f"operator {stage.world.options.seed}")
+
+    # --- the plan -----------------------------------------------------------------------------
+
+    async def carry_out(self) -> None:
+        """Let every fault of the plan happen at its time, or as soon after it as possible."""
+        for fault in self._faults:
+            await self._until(fault.at_s)
+            await self._begin(fault)
+
+    def heal(self, keep: Sequence[str] = ()) -> None:
+        """End all faults; machines in ``keep`` stay as they are."""
+        for number in list(self._active):
+            self._end(number)
+        world = self._stage.world
+        world.calm_network()
+        for machine in world.machines.values():
+            machine.thaw()
+            machine.speed.stalled = False
+            machine.speed.sync_us = machine.speed.jitter_us = world.options.sync_us
+            machine.disk.capacity_bytes = None
+            machine.disk.before = machine.disk.crash_at = None
+            if machine.name not in keep:
+                self._stage.kept_down[machine.name] = 0
+
+    async def _begin(self, fault: PlannedFault) -> None:
+        self._stage.world.trace.note("fault", str(fault))
+        random = Random(fault.seed)
+        if fault.kind in ("bit_flip", "lose_disk"):
+            await self._alone(fault, random)
+            return
+        self.done[fault.kind] += 1
+        self._active[fault.number] = FAULTS[fault.kind](self._stage, random)
+        self._loop.call_later(fault.duration_s, self._end, fault.number)
+
+    def _end(self, number: int) -> None:
+        undo = self._active.pop(number, None)
+        if undo is not None:
+            self._stage.world.trace.note("undo", number)
+            undo()
+
+    async def _until(self, at_s: float) -> None:
+        wait_s = at_s - self._stage.world.scheduler.now_s
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+    # --- machines that are down ---------------------------------------------------------------
+
+    async def keep_running(self) -> None:
+        """Start, for ever, whatever is down and should not be."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for machine in self._stage.world.machines.values():
+                down = not machine.running and not self._stage.kept_down.get(machine.name)
+                if down and machine.name not in self._restarting:
+                    self._restarting.add(machine.name)
+                    wait_s = self._random.uniform(0, RESTART_S_MAX)
+                    self._loop.call_later(wait_s, self._restart, machine)
+
+    def _restart(self, machine: Machine) -> None:
+        self._restarting.discard(machine.name)
+        if not self._stage.kept_down.get(machine.name):
+            machine.boot()
+
+    # --- faults that are alone ----------------------------------------------------------------
+
+    async def settled(self, but: frozenset[str] = frozenset()) -> bool:
+        """Wait until all machines have the same state; false if that takes too long."""
+        deadline = self._stage.world.scheduler.now_s + SETTLE_S
+        while not self.is_settled(but):
+            if self._stage.world.scheduler.now_s > deadline:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
+    def is_settled(self, but: frozenset[str] = frozenset()) -> bool:
+        """Whether every replica (but those of some machines) has applied all that is committed."""
+        for machine in self._stage.world.machines.values():
+            if machine.name in but | self.lost:
+                continue
+            engine = machine.serving
+            if engine is None:
+                return False
+            for group in engine.host.groups.values():
+                last = self._invariants.committed(group.id)
+                if not group.is_ready or group.applied_index < last:
+                    return False
+        return True
+
+    async def _alone(self, fault: PlannedFault, random: Random) -> None:
+        """Heal everything, wait for rest, do the one thing, and wait for rest again."""
+        if self.lost:
+            return  # one lost disk is all that three replicas survive
+        self.heal()
+        await self._rest()
+        machine = self._stage.machine(random)
+        release = self._stage.keep_down(machine)
+        machine.kill()
+        self._invariants.damaged(machine)
+        self.done[fault.kind] += 1
+        if fault.kind == "lose_disk":
+            self.lost.add(machine.name)
+            machine.replace_disk()
+        else:
+            await self._flip_bit(machine, random)
+        release()
+        await self._rest()
+
+    async def _rest(self) -> None:
+        if not await self.settled():
+            raise Violation(f"a healed cluster did not come to rest within {SETTLE_S:.0f} s")
+
+    async def _flip_bit(self, machine: Machine, random: Random) -> None:
+        """Let a bit rot. A node that notices refuses to start, and gets its bit back."""
+        path, bit = _some_bit(machine.disk, random)
+        self._stage.world.trace.note("flip", machine.name, path, bit)
+        machine.disk.flip_bit(path, bit)
+        machine.boot()
+        await asyncio.sleep(LOOK_S)
+        if machine.refused is not None:
+            self._stage.world.trace.note("refused", machine.name, machine.refused)
+            self.refused[machine.refused.split(":")[0]] += 1
+            machine.disk.flip_bit(path, bit)
+
+
+def _some_bit(disk: SimDisk, random: Random) -> tuple[Path, int]:
+    """A bit of what was written, or sometimes of what is still blank."""
+    files = [path for path in disk.files() if disk.size_of(path)]
+    path = random.choice(files)
+    sectors = disk.written_sectors(path)
+    if not sectors or random.random() < _BLANK_SHARE:
+        return path, random.randrange(disk.size_of(path) * 8)
+    first = random.choice(sectors) * SECTOR_BYTES
+    last = min(first + SECTOR_BYTES, disk.size_of(path))
+    return path, random.randrange(first * 8, last * 8)

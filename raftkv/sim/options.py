@@ -1,0 +1,92 @@
+"""What a seed decides before the first event: the shape of the cluster, its load and its faults.
+
+Each seed switches only some of the faults on (swarm testing: Groce et al., ISSTA 2012): a run with
+everything at once hides what a run with two things finds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from random import Random
+from typing import Any, Self
+
+FAULTS = (
+    "kill", "power", "crash_in_disk", "restart_all", "freeze", "stop",
+    "partition", "one_way", "bridge", "reset", "slow_link", "lossy_link", "flaky_link",
+    "slow_disk", "stall_disk", "full_disk", "failing_sync", "bit_flip", "lose_disk",
+    "wall_clock", "drift", "transfer",
+)  # fmt: skip
+"""Every kind of fault; :mod:`raftkv.sim.faults` says what each does."""
+
+WORKLOADS = ("register", "append", "set", "bank", "lock")
+
+MINUTES = 5.0
+"""Simulated minutes of a run, unless something else is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One run. Times end with their unit; ``faults`` are the kinds that may happen.
+
+    ``keep``: only these faults of the plan happen, by number (None: all); what shrinking cuts.
+    """
+
+    seed: int
+    minutes: float
+    nodes: int
+    shards: int
+    replicas: int
+    heartbeat_ms: int
+    election_ms: int
+    ping_ms: int
+    snapshot_after_entries: int
+    segment_bytes: int
+    delay_us: int
+    sync_us: int
+    clients: int
+    operations_per_s: float
+    workloads: tuple[str, ...]
+    faults: tuple[str, ...]
+    fault_every_s: float
+    keep: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, seed: int, minutes: float = MINUTES, **changes: Any) -> Self:
+        """What ``seed`` decides, with ``changes`` on top."""
+        random = Random(f"options {seed}")
+        nodes, replicas = random.choice(((3, 3), (3, 3), (3, 3), (4, 3), (5, 3), (5, 5)))
+        heartbeat_ms = random.choice((100, 250, 250, 500))
+        drawn = cls(
+            seed=seed,
+            minutes=minutes,
+            nodes=nodes,
+            replicas=replicas,
+            shards=random.choice((1, 1, 2, 2, 3)),
+            heartbeat_ms=heartbeat_ms,
+            election_ms=max(1000, heartbeat_ms * random.choice((4, 4, 8))),
+            ping_ms=random.choice((250, 500, 1000)),
+            snapshot_after_entries=random.choice((10, 40, 200)),
+            segment_bytes=random.choice((16, 64, 256)) * 1024,
+            delay_us=random.choice((50, 500, 3000)),
+            sync_us=random.choice((200, 500, 5000)),
+            clients=random.choice((3, 6, 10)),
+            operations_per_s=random.choice((3.0, 4.0, 6.0)),
+            workloads=_some(random, WORKLOADS, at_least=2),
+            faults=_some(random, FAULTS, at_least=3),
+            fault_every_s=random.choice((4.0, 8.0, 15.0)),
+        )
+        return replace(drawn, **changes)
+
+    def describe(self) -> str:
+        """One line per option, to be shown beside a failure."""
+        return "\n".join(f"  {f.name} = {_shown(getattr(self, f.name))}" for f in fields(self))
+
+
+def _some(random: Random, things: Iterable[str], *, at_least: int) -> tuple[str, ...]:
+    """A random part of ``things``, in their order."""
+    things = tuple(things)
+    chosen = set(random.sample(things, random.randint(at_least, len(things))))
+    return tuple(thing for thing in things if thing in chosen)
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

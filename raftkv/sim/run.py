@@ -1,0 +1,331 @@
+"""One run: a cluster lives through its faults, is healed, and everything it said is judged.
+
+A safety phase with all faults, in which nothing wrong may be said or done; then a liveness phase,
+in which faults have ended for a majority and every operation must succeed; then all are healed and
+must agree.
+"""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from raftkv.check.checker import check
+from raftkv.check.history import pair
+from raftkv.check.models import MODELS
+from raftkv.check.verdict import Verdict
+from raftkv.sim.client import Client, Doors
+from raftkv.sim.clock import MachineClock
+from raftkv.sim.faults import Stage
+from raftkv.sim.invariants import Invariants
+from raftkv.sim.loop import SimLoop
+from raftkv.sim.machine import Machine
+from raftkv.sim.operator import Operator
+from raftkv.sim.options import Options
+from raftkv.sim.plan import plan
+from raftkv.sim.recorder import Recorder
+from raftkv.sim.scheduler import SECOND_US
+from raftkv.sim.staleness import Staleness
+from raftkv.sim.violation import Violation
+from raftkv.sim.workloads import WORKLOADS, Scene
+from raftkv.sim.world import World
+
+ERA_S = 40.0
+"""Clients go on to new keys this often."""
+
+LIVENESS_S = 20.0
+"""How long a majority without faults is given work."""
+
+FINAL_S = 15.0
+"""How long a healed cluster is given work before all replicas must agree."""
+
+CHECK_BUDGET_S = 60.0
+
+LOG_SLACK_ENTRIES = 3000
+"""A log may be longer than its snapshot policy says by what comes in while one is written."""
+
+
+@dataclass(slots=True)
+class Report:
+    """How a run went; ``violation`` is None if nothing was wrong."""
+
+    options: Options
+    violation: str | None = None
+    simulated_s: float = 0.0
+    real_s: float = 0.0
+    operations: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    elections: int = 0
+    events: int = 0
+    digest: str = ""
+
+
+def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
+    """Run a seed; the report says what was wrong, if anything.
+
+    Args:
+        options: what to run.
+        write: gets the trace, line by line.
+    """
+    began = time.perf_counter()
+    with _quiet():
+        drama = Run(options, write)
+        report = drama.report
+        try:
+            drama.play()
+        except Violation as violation:
+            report.violation = str(violation)
+        drama.fill_in()
+    report.real_s = time.perf_counter() - began
+    return report
+
+
+class Run:
+    """The phases of one run."""
+
+    def __init__(self, options: Options, write: Callable[[str], None] | None = None) -> None:
+        self.report = Report(options)
+        self._options = options
+        self._problem: Violation | None = None
+        self._invariants = Invariants(
+            log_entries_max=2 * options.snapshot_after_entries + LOG_SLACK_ENTRIES
+        )
+        self.world = World(
+            options, after_turn=self._look, ended=self._ended, broke=self._broke, write=write
+        )
+        scheduler = self.world.scheduler
+        clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
+        random = Random(f"clients {options.seed}")
+        self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self._fail)
+        self._doors = Doors(scheduler, self._loop, Random(random.random()))
+        self._reachable = list(self.world.machines.values())
+        self._clients = [self._client(number, random) for number in range(options.clients)]
+        self._recorder = Recorder(lambda: scheduler.now_us, self.world.trace.note)
+        self._scene = Scene(
+            self._recorder,
+            Staleness(lambda: scheduler.now_us),
+            era=lambda: int(scheduler.now_s / ERA_S),
+            banks=set(),
+        )
+        stage = Stage(
+            self.world,
+            self._client(len(self._clients), random),
+            later=self._loop.call_later,
+            start=self._start,
+        )
+        self.operator = Operator(stage, plan(options), self._invariants, self._loop)
+        self._stage = stage
+        self._working = True
+        self._busy = 0
+
+    def _client(self, number: int, random: Random) -> Client:
+        return Client(
+            number,
+            self._doors,
+            lambda: self._reachable,
+            Random(random.random()),
+            idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
+            now_s=lambda: self.world.scheduler.now_s,
+        )
+
+    # --- phases -------------------------------------------------------------------------------
+
+    def play(self) -> None:
+        """Go through all phases.
+
+        Raises:
+            Violation: whatever was found first.
+        """
+        for machine in self.world.machines.values():
+            machine.boot()
+        self._start(self.operator.keep_running())
+        faults = self._start(self.operator.carry_out())
+        for client in self._clients:
+            self._start(self._work(client))
+        self._go_on(self._options.minutes * 60)
+        self._go_on_until(faults.done, 10 * 60.0, "the plan of faults came to no end")
+        self._live_on()
+        self._agree()
+        self._judge()
+
+    def _live_on(self) -> None:
+        """Heal a majority, and see every operation that begins then succeed."""
+        random = Random(f"minority {self._options.seed}")
+        minority = self._minority(random)
+        self.operator.heal(keep=[machine.name for machine in minority])
+        for machine in minority:
+            self._spoil(machine, random)
+        spoiled = frozenset(machine.name for machine in minority)
+        left = [m for m in self.world.machines.values() if m.name not in spoiled]
+        self._reachable = [m for m in left if m.name not in self.operator.lost]
+        self._settle(spoiled)
+        live_from_s = self.world.scheduler.now_s
+        self._go_on(LIVENESS_S)
+        for client in self._clients:
+            for began_s, why in client.given_up:
+                if began_s >= live_from_s:
+                    raise Violation(
+                        f"an operation of {began_s:.3f} s was given up although a majority had "
+                        f"no faults: {why}"
+                    )
+
+    def _minority(self, random: Random) -> list[Machine]:
+        """Machines that stay bad: no shard loses more than a minority of its replicas."""
+        if random.random() < 0.5 or self._options.replicas < 3:  # noqa: PLR2004
+            return []
+        spare = (self._options.replicas - 1) // 2 - len(self.operator.lost)
+        names = [name for name in self.world.names if name not in self.operator.lost]
+        return [self.world.machines[name] for name in random.sample(names, max(0, spare))]
+
+    def _spoil(self, machine: Machine, random: Random) -> None:
+        """Leave a machine dead, frozen or unreachable."""
+        how = random.choice(("dead", "frozen", "unreachable"))
+        self.world.trace.note("spoil", machine.name, how)
+        if how == "dead":
+            self._stage.keep_down(machine)
+            machine.kill()
+        elif how == "frozen":
+            machine.freeze()
+        else:
+            others = [name for name in self.world.names if name != machine.name]
+            self._stage.silence(self._stage.pairs([machine.name], others))
+            self._stage.silence(self._stage.pairs(others, [machine.name]))
+
+    def _agree(self) -> None:
+        """Heal all, write a little more, stop the clients, and compare every replica."""
+        self.operator.heal()
+        self._reachable = [
+            m for m in self.world.machines.values() if m.name not in self.operator.lost
+        ]
+        self._settle(frozenset())
+        self._go_on(FINAL_S)
+        self._working = False
+        self._go_on_until(lambda: not self._busy, 60.0, "clients were not answered")
+        self._go_on_until(self._is_idle, 60.0, "a healed cluster without clients finds no rest")
+        for machine in self._reachable:
+            self._compare(machine)
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is in flight and everybody has applied everything."""
+        engines = [machine.serving for machine in self._reachable]
+        quiet = all(engine is not None and not engine.in_flight for engine in engines)
+        return quiet and self.operator.is_settled()
+
+    def _compare(self, machine: Machine) -> None:
+        engine = machine.serving
+        if engine is None:
+            raise Violation(
+                f"{machine.name} is down in the end: {machine.refused or machine.ended}"
+            )
+        for group in engine.host.groups.values():
+            if group.state.digest != group.state.recomputed_digest():
+                raise Violation(
+                    f"{machine.name}: the digest of group {group.id} is not its state's"
+                )
+
+    def _judge(self) -> None:
+        """Let the checker look at every history."""
+        for model, events in self._recorder.events.items():
+            result = check(pair(events), MODELS[model], budget_s=CHECK_BUDGET_S)
+            for part in result.parts:
+                if part.verdict is not Verdict.VALID:
+                    raise Violation(f"{model} {part.key}: {part.verdict}: {part.reason}")
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def _go_on(self, seconds: float) -> None:
+        end_us = self.world.scheduler.now_us + int(seconds * SECOND_US)
+        self.world.scheduler.run(end_us, unless=lambda: self._problem is not None)
+        if self._problem is not None:
+            raise self._problem
+
+    def _go_on_until(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        deadline_s = self.world.scheduler.now_s + seconds
+        while not condition():
+            if self.world.scheduler.now_s > deadline_s:
+                raise Violation(otherwise)
+            self._go_on(0.25)
+
+    def _settle(self, but: frozenset[str]) -> None:
+        self._go_on_until(
+            lambda: self.operator.is_settled(but),
+            60.0,
+            "a majority without faults did not come to rest within 60 s",
+        )
+
+    # --- clients ------------------------------------------------------------------------------
+
+    async def _work(self, client: Client) -> None:
+        """Operations one after the other, with pauses."""
+        pause_s = len(self._clients) / self._options.operations_per_s
+        while self._working:
+            await asyncio.sleep(client.random.expovariate(1 / pause_s))
+            workload = WORKLOADS[client.random.choice(self._options.workloads)]
+            self._busy += 1
+            await workload(client, self._scene)
+            self._busy -= 1
+
+    # --- what goes wrong ----------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = self._loop.create_task(work)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
+        error = task.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _look(self, machine: Machine) -> None:
+        try:
+            self._invariants.look(machine)
+        except Violation as violation:
+            self._fail(violation)
+
+    def _ended(self, machine: Machine) -> None:
+        self._doors.ended(machine)
+
+    def _broke(self, machine: Machine, error: BaseException) -> None:
+        self._fail(Violation(f"{machine.name} failed: {type(error).__name__}: {error}"))
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, Violation):
+            self._problem = self._problem or error
+        else:
+            raise error
+
+    # --- the report ---------------------------------------------------------------------------
+
+    def fill_in(self) -> None:
+        """Write down what there is to say in the end."""
+        report, scheduler = self.report, self.world.scheduler
+        report.simulated_s = scheduler.now_s
+        report.events = scheduler.events
+        report.operations = self._recorder.operations
+        report.outcomes = dict(self._recorder.counts)
+        report.faults = dict(self.operator.done)
+        report.refused = dict(self.operator.refused)
+        report.elections = self._invariants.elections
+        report.digest = self.world.trace.digest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep nodes from logging, and the collector from walking what has no cycles."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+        logging.disable(before)

@@ -1,0 +1,469 @@
+"""Ordered byte streams between simulated machines: TCP as the engine's links see it.
+
+What TCP promises is kept and nothing else: bytes of one direction arrive in order and once, in
+pieces cut anywhere, as long as the connection lives. What a network does to that is set for each
+direction of each pair of machines (:class:`Path`): delay, loss (which TCP turns into delay),
+silence for as long as it lasts, and resets, after which either side has seen any prefix of what
+was sent. A killed process's connections end; those of a machine without power just fall silent.
+"""
+
+import asyncio
+import errno
+import ssl
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Protocol
+
+from raftkv.engine.network import Listener, ProtocolFactory
+from raftkv.sim.loop import SimLoop
+from raftkv.sim.scheduler import Scheduler
+
+KERNEL_BYTES = 256 * 1024
+"""What the kernels of both sides hold of one direction before the sender must wait."""
+
+RETRANSMISSION_US = 200_000
+"""What a lost segment costs: Linux's shortest retransmission time-out."""
+
+_SPLIT = 0.05
+"""Share of deliveries that are cut in two."""
+
+Note = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Path:
+    """What the network does to one direction between two machines."""
+
+    delay_us: int = 100
+    jitter_us: int = 100
+    loss: float = 0.0
+    silent: bool = False
+
+    def latency_us(self, random: Random) -> int:
+        """How long the next segment is on its way."""
+        latency = self.delay_us + int(random.random() * self.jitter_us)
+        while self.loss and random.random() < self.loss:
+            latency += RETRANSMISSION_US
+        return latency
+
+
+class Host(Protocol):
+    """What the network asks of a machine."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which is its address too."""
+
+    @property
+    def powered(self) -> bool:
+        """Whether its kernel answers at all."""
+
+
+class SimTransport(asyncio.Transport):
+    """One end of a connection, with the direction in which it sends."""
+
+    def __init__(self, fabric: "Fabric", host: Host, loop: SimLoop, remote: Host) -> None:
+        super().__init__()
+        self.host = host
+        self.remote = remote
+        self.other: SimTransport
+        self._fabric = fabric
+        self._loop = loop
+        self._protocol: asyncio.BufferedProtocol | None = None
+        self._sent: deque[tuple[int, bytes]] = deque()  # (arrives at the earliest, what)
+        self._sent_bytes = 0
+        self._arrival_expected = False
+        self._arrives_us = 0
+        self._high = self._low = 64 * 1024
+        self._writing_paused = False
+        self._closing = False
+        self.gone = False
+        """The kernel has forgotten this end: what arrives is answered with a reset."""
+
+    # --- asyncio ------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """The address of the other side; there is no socket and no TLS."""
+        return (self.remote.name, 0) if name == "peername" else default
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Where to pause and resume the protocol."""
+        self._high = 64 * 1024 if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return max(0, self._sent_bytes - KERNEL_BYTES)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send."""
+        if self._closing or self.gone or not data:
+            return
+        fabric = self._fabric
+        at_us = fabric.scheduler.now_us + fabric.latency_us(self.host, self.remote)
+        self._arrives_us = max(self._arrives_us, at_us)
+        self._sent.append((self._arrives_us, bytes(data)))
+        self._sent_bytes += len(data)
+        self._expect_arrival()
+        if not self._writing_paused and self.get_write_buffer_size() > self._high:
+            self._writing_paused = True
+            if self._protocol is not None:
+                self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Any) -> None:
+        """Send all."""
+        self.write(b"".join(list_of_data))
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._closing or self.gone
+
+    def close(self) -> None:
+        """End after what was written has arrived."""
+        if not self._closing and not self.gone:
+            self._closing = True
+            self._finish_if_sent()
+
+    def abort(self) -> None:
+        """End at once; the other side hears of it unless the network is silent."""
+        if not self.gone:
+            self._forget(None)
+            self._send_reset()
+
+    # --- from the fabric ----------------------------------------------------------------------
+
+    def connected(self, protocol: asyncio.BufferedProtocol) -> None:
+        """Give the connection to its protocol."""
+        self._protocol = protocol
+        if not self.gone:
+            protocol.connection_made(self)
+
+    def resume(self) -> None:
+        """The network goes on: what was held arrives after the next retransmission."""
+        if self._sent and not self.gone:
+            pause_us = int(self._fabric.random.random() * RETRANSMISSION_US)
+            self._arrives_us = self._fabric.scheduler.now_us + pause_us
+            self._sent = deque((self._arrives_us, data) for _, data in self._sent)
+            self._arrival_expected = False
+            self._expect_arrival()
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection is over, and this side is told."""
+        if not self.gone:
+            self._forget(error)
+
+    def vanish(self) -> None:
+        """The machine lost power: this end is gone, and nobody is told."""
+        self.gone = True
+        self._drop_unsent()
+        self._fabric.forget(self)
+
+    def killed(self) -> None:
+        """The process died: what it has written arrives, then the other side sees the end."""
+        self._closing = True
+        self._protocol = None
+        self._finish_if_sent()
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _forget(self, error: Exception | None) -> None:
+        self.gone = True
+        self._drop_unsent()
+        self._fabric.forget(self)
+        if self._protocol is not None:
+            self._loop.call_soon(self._protocol.connection_lost, error)
+
+    def _drop_unsent(self) -> None:
+        self._sent.clear()
+        self._sent_bytes = 0
+
+    def _send_reset(self) -> None:
+        fabric = self._fabric
+        if not fabric.is_silent(self.host, self.remote):
+            latency_us = fabric.latency_us(self.host, self.remote)
+            fabric.scheduler.after(
+                latency_us, self.other.lost, ConnectionResetError("reset by peer")
+            )
+
+    def _expect_arrival(self) -> None:
+        if self._arrival_expected or not self._sent:
+            return
+        fabric = self._fabric
+        if fabric.is_silent(self.host, self.remote):
+            return  # Fabric.speak calls resume
+        self._arrival_expected = True
+        wait_us = max(0, self._sent[0][0] - fabric.scheduler.now_us)
+        fabric.scheduler.after(wait_us, self._arrive)
+
+    def _arrive(self) -> None:
+        """Hand over what has arrived by now, as one piece or cut somewhere."""
+        self._arrival_expected = False
+        fabric = self._fabric
+        if not self._sent or fabric.is_silent(self.host, self.remote):
+            return
+        if not self.remote.powered:
+            return  # nobody is there to answer
+        if self.other.gone:
+            self.lost(ConnectionResetError("reset by peer"))
+            return
+        now_us = fabric.scheduler.now_us
+        if self._sent[0][0] > now_us:  # resumed meanwhile
+            self._expect_arrival()
+            return
+        data = self._take(now_us)
+        fabric.note("arrive", self.host.name, self.remote.name, len(data), zlib.crc32(data))
+        self.other._loop.call_soon(self.other._receive, data)  # noqa: SLF001
+        self._resume_writing()
+        self._expect_arrival()
+        self._finish_if_sent()
+
+    def _take(self, now_us: int) -> bytes:
+        parts = []
+        while self._sent and self._sent[0][0] <= now_us:
+            parts.append(self._sent.popleft()[1])
+        data = b"".join(parts)
+        random = self._fabric.random
+        if len(data) > 1 and random.random() < _SPLIT:
+            cut = random.randrange(1, len(data))
+            later_us = now_us + self._fabric.latency_us(self.host, self.remote)
+            self._sent.appendleft((later_us, data[cut:]))
+            data = data[:cut]
+        self._sent_bytes -= len(data)
+        return data
+
+    def _receive(self, data: bytes) -> None:
+        """Let the protocol read, as much as it takes at a time."""
+        rest = memoryview(data)
+        while rest and not self.gone and self._protocol is not None:
+            buffer = memoryview(self._protocol.get_buffer(-1))
+            count = min(len(buffer), len(rest))
+            buffer[:count] = rest[:count]
+            rest = rest[count:]
+            self._protocol.buffer_updated(count)
+
+    def _resume_writing(self) -> None:
+        if self._writing_paused and self.get_write_buffer_size() <= self._low:
+            self._writing_paused = False
+            if self._protocol is not None:
+                self._loop.call_soon(self._protocol.resume_writing)
+
+    def _finish_if_sent(self) -> None:
+        """End a closed connection once everything has arrived."""
+        if self._closing and not self._sent and not self.gone:
+            self._forget(None)
+            fabric = self._fabric
+            if not fabric.is_silent(self.host, self.remote):
+                fabric.scheduler.after(
+                    fabric.latency_us(self.host, self.remote), self.other.ended_by_peer
+                )
+
+    def ended_by_peer(self) -> None:
+        """The other side has said that nothing more comes."""
+        self.lost(None)
+
+
+class SimListener:
+    """A :class:`raftkv.engine.network.Listener`."""
+
+    def __init__(
+        self, fabric: "Fabric", host: Host, loop: SimLoop, factory: ProtocolFactory
+    ) -> None:
+        self.port = 0
+        self.host = host
+        self.loop = loop
+        self.factory = factory
+        self._fabric = fabric
+
+    async def close(self) -> None:
+        """Stop accepting."""
+        self._fabric.stop_listening(self)
+
+
+class StreamNetwork:
+    """A :class:`raftkv.engine.network.Network` for one life of one machine's process."""
+
+    def __init__(self, fabric: "Fabric", host: Host, loop: SimLoop) -> None:
+        self._fabric = fabric
+        self._host = host
+        self._loop = loop
+
+    async def connect(
+        self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> None:
+        """Connect to the machine called ``host``; a port is not needed to find it."""
+        del port, tls
+        await self._fabric.connect(factory, self._host, self._loop, host)
+
+    async def listen(
+        self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> Listener:
+        """Accept connections."""
+        del host, port, tls
+        return self._fabric.listen(self._host, self._loop, factory)
+
+
+class Fabric:
+    """All paths and connections between the machines of a world.
+
+    Args:
+        note: called with everything that happens, for the trace.
+    """
+
+    def __init__(self, scheduler: Scheduler, random: Random, note: Note) -> None:
+        self.scheduler = scheduler
+        self.random = random
+        self.note = note
+        self._paths: dict[tuple[str, str], Path] = {}
+        self._hosts: dict[str, Host] = {}
+        self._listeners: dict[str, SimListener] = {}
+        self._open: dict[SimTransport, None] = {}
+
+    # --- conditions ---------------------------------------------------------------------------
+
+    def add(self, host: Host) -> None:
+        """Put a machine on the network."""
+        for other in self._hosts:
+            self._paths[host.name, other] = Path()
+            self._paths[other, host.name] = Path()
+        self._hosts[host.name] = host
+
+    def path(self, source: str, target: str) -> Path:
+        """What the network does from ``source`` to ``target``; may be changed."""
+        return self._paths[source, target]
+
+    def silence(self, source: str, target: str) -> None:
+        """Let nothing through in this direction."""
+        self._paths[source, target].silent = True
+        self.note("silence", source, target)
+
+    def speak(self, source: str, target: str) -> None:
+        """End a silence; what was held is retransmitted."""
+        path = self._paths[source, target]
+        if path.silent:
+            path.silent = False
+            self.note("speak", source, target)
+            for transport in list(self._open):
+                if (transport.host.name, transport.remote.name) == (source, target):
+                    transport.resume()
+
+    def reset(self, one: str, other: str) -> None:
+        """Break every connection between two machines; what is on its way is lost."""
+        self.note("reset", one, other)
+        for transport in list(self._open):
+            if {transport.host.name, transport.remote.name} == {one, other}:
+                transport.lost(ConnectionResetError("connection reset"))
+
+    def is_silent(self, source: Host, target: Host) -> bool:
+        """Whether nothing gets through."""
+        return self._paths[source.name, target.name].silent
+
+    def latency_us(self, source: Host, target: Host) -> int:
+        """How long the next segment is on its way."""
+        return self._paths[source.name, target.name].latency_us(self.random)
+
+    # --- machines -----------------------------------------------------------------------------
+
+    def kill(self, host: Host) -> None:
+        """The machine's process died: its kernel closes what it had."""
+        self._listeners.pop(host.name, None)
+        for transport in self._of(host):
+            transport.killed()
+
+    def cut_power(self, host: Host) -> None:
+        """The machine fell silent."""
+        self._listeners.pop(host.name, None)
+        for transport in self._of(host):
+            transport.vanish()
+
+    def power_on(self, host: Host) -> None:
+        """The machine answers again; of its old connections it knows nothing."""
+        for transport in list(self._open):
+            if transport.remote is host:
+                transport.resume()
+
+    def _of(self, host: Host) -> list[SimTransport]:
+        return [transport for transport in self._open if transport.host is host]
+
+    def forget(self, transport: SimTransport) -> None:
+        """A connection's end is gone."""
+        self._open.pop(transport, None)
+
+    # --- connections --------------------------------------------------------------------------
+
+    def listen(self, host: Host, loop: SimLoop, factory: ProtocolFactory) -> SimListener:
+        """Accept connections to ``host``."""
+        if host.name in self._listeners:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        listener = self._listeners[host.name] = SimListener(self, host, loop, factory)
+        return listener
+
+    def stop_listening(self, listener: SimListener) -> None:
+        """Accept no more."""
+        if self._listeners.get(listener.host.name) is listener:
+            del self._listeners[listener.host.name]
+
+    async def connect(
+        self, factory: ProtocolFactory, source: Host, loop: SimLoop, target: str
+    ) -> None:
+        """Connect; OSError if nobody listens, no answer at all if nobody can be reached."""
+        attempt = _Attempt(self, factory, source, loop, self._hosts[target])
+        self.scheduler.after(self.latency_us(source, attempt.remote), attempt.knock)
+        await attempt.answered
+
+    def join(self, near: SimTransport, listener: SimListener) -> None:
+        """Make the other end of ``near`` and give it to who listens."""
+        far = SimTransport(self, listener.host, listener.loop, near.host)
+        near.other, far.other = far, near
+        self._open[near] = self._open[far] = None
+        self.note("connect", near.host.name, far.host.name)
+        listener.loop.call_soon(lambda: far.connected(listener.factory()))
+
+    def listener(self, host: Host) -> SimListener | None:
+        """Who accepts connections at ``host``."""
+        return self._listeners.get(host.name)
+
+
+class _Attempt:
+    """A connection that is being made."""
+
+    def __init__(
+        self, fabric: Fabric, factory: ProtocolFactory, source: Host, loop: SimLoop, remote: Host
+    ) -> None:
+        self.answered = loop.create_future()
+        self.remote = remote
+        self._fabric = fabric
+        self._factory = factory
+        self._source = source
+        self._loop = loop
+
+    def knock(self) -> None:
+        """The request arrives at the other kernel, or nowhere."""
+        fabric, source, remote = self._fabric, self._source, self.remote
+        silent = fabric.is_silent(source, remote) or fabric.is_silent(remote, source)
+        if silent or not remote.powered or self._loop.ended:
+            return
+        listener = fabric.listener(remote)
+        if listener is None:
+            answer: Callable[[], None] = self._refused
+        else:
+            near = SimTransport(fabric, source, self._loop, remote)
+            fabric.join(near, listener)
+            answer = partial(self._accepted, near)
+        back_us = fabric.latency_us(remote, source)
+        fabric.scheduler.after(back_us, self._loop.call_soon, answer)
+
+    def _accepted(self, near: SimTransport) -> None:
+        if self.answered.done():  # it was not waited for any longer
+            near.abort()
+        else:
+            near.connected(self._factory())
+            self.answered.set_result(None)
+
+    def _refused(self) -> None:
+        if not self.answered.done():
+            refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+            self.answered.set_exception(refused)

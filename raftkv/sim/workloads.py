@@ -1,0 +1,360 @@
+"""What simulated clients do: the operations that the checker's models know.
+
+Each workload is a function that does one operation of one client and records it. Keys change with
+time (``era``), so that no key collects more operations than a checker can search.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from raftkv.core.operations import (
+    Compare,
+    Delete,
+    DeleteResult,
+    Get,
+    GetResult,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Refused,
+    Txn,
+    TxnResult,
+)
+from raftkv.rpc.messages import BatchResult, Failure, GetRequest, ScanRequest
+from raftkv.sim.client import Client, Outcome
+from raftkv.sim.recorder import Open, Recorder
+from raftkv.sim.staleness import Staleness
+
+ACCOUNTS = ("a", "b", "c")
+BALANCE = 100
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.decode
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a workload works on."""
+
+    recorder: Recorder
+    staleness: Staleness
+    era: Callable[[], int]
+    banks: set[str]
+
+
+Workload = Callable[[Client, Scene], Awaitable[None]]
+
+
+# --- register --------------------------------------------------------------------------------
+
+
+async def register(client: Client, scene: Scene) -> None:
+    """Read, write, compare and set or delete one of a few keys; sometimes several in a batch."""
+    random = client.random
+    key = f"r{scene.era()}-{random.randrange(2)}"
+    action = random.choices(
+        (_read, _write, _cas, _delete, _read_stale, _batch), (30, 25, 20, 8, 10, 7)
+    )[0]
+    await action(client, scene, key)
+
+
+async def _read(client: Client, scene: Scene, key: str) -> None:
+    opened = scene.recorder.begin("register", "read", key)
+    outcome = await client.read(GetRequest(key.encode()))
+    _end_read(opened, outcome)
+
+
+def _end_read(opened: Open, outcome: Outcome) -> None:
+    if not isinstance(outcome.answer, GetResult):
+        opened.not_ok(outcome)
+    elif outcome.answer.entry is None:
+        opened.ok(None, revision=None)
+    else:
+        entry = outcome.answer.entry
+        opened.ok(entry.value.decode().rstrip("."), revision=entry.mod_revision)
+
+
+async def _write(client: Client, scene: Scene, key: str) -> None:
+    value = _value(client)
+    opened = scene.recorder.begin("register", "write", key, value)
+    outcome = await client.write(Put(key.encode(), _padded(value, client.random)))
+    _end_write(opened, outcome, scene)
+
+
+def _end_write(opened: Open, outcome: Outcome, scene: Scene) -> None:
+    if isinstance(outcome.answer, PutResult):
+        scene.staleness.written(opened.key, outcome.answer.revision)
+        opened.ok(opened.value, revision=outcome.answer.revision)
+    else:
+        _end_refused(opened, outcome)
+
+
+async def _cas(client: Client, scene: Scene, key: str) -> None:
+    seen = await client.read(GetRequest(key.encode()))
+    if not isinstance(seen.answer, GetResult):
+        return
+    entry = seen.answer.entry
+    expected = None if entry is None else entry.mod_revision
+    value = _value(client)
+    asked = {"expected_revision": expected, "value": value}
+    opened = scene.recorder.begin("register", "cas", key, asked)
+    body = _padded(value, client.random)
+    put = Put(key.encode(), body, if_revision=expected, if_absent=expected is None)
+    _end_write(opened, await client.write(put), scene)
+
+
+async def _delete(client: Client, scene: Scene, key: str) -> None:
+    opened = scene.recorder.begin("register", "delete", key)
+    outcome = await client.write(Delete(key.encode()))
+    if isinstance(outcome.answer, DeleteResult):
+        opened.ok(None, deleted=outcome.answer.deleted, revision=outcome.answer.revision)
+    else:
+        _end_refused(opened, outcome)
+
+
+def _end_refused(opened: Open, outcome: Outcome) -> None:
+    answer = outcome.answer
+    if isinstance(answer, Refused) and answer.reason == "precondition":
+        opened.fail(observed_revision=answer.current_revision)
+    else:
+        opened.not_ok(outcome)
+
+
+async def _read_stale(client: Client, scene: Scene, key: str) -> None:
+    """Not for the checker: a stale read promises an age, and that is checked at once."""
+    max_age_ms = client.random.choice((None, 0, 100, 1000))
+    oldest = scene.staleness.oldest(key, max_age_ms)
+    outcome = await client.read(GetRequest(key.encode(), "stale", max_age_ms))
+    if isinstance(outcome.answer, GetResult) and outcome.answer.entry is not None:
+        scene.staleness.check(key, oldest, outcome.answer.entry.mod_revision, max_age_ms)
+
+
+async def _batch(client: Client, scene: Scene, key: str) -> None:
+    """Writes and reads of both keys in one request; each is an operation by itself."""
+    keys = (key, f"{key[:-1]}{1 - int(key[-1])}")
+    values = [_value(client) for _ in keys]
+    begin = scene.recorder.begin
+    opened = [begin("register", "write", k, v) for k, v in zip(keys, values, strict=True)]
+    opened += [begin("register", "read", k) for k in keys]
+    puts = [Put(k.encode(), v.encode()) for k, v in zip(keys, values, strict=True)]
+    outcome = await client.batch([*puts, *(GetRequest(k.encode()) for k in keys)])
+    answer = outcome.answer
+    for place, operation in enumerate(opened):
+        single = outcome
+        if isinstance(answer, BatchResult):
+            single = _outcome_of(answer.results[place])
+        if operation.f == "read":
+            _end_read(operation, single)
+        else:
+            _end_write(operation, single, scene)
+
+
+def _outcome_of(result: object) -> Outcome:
+    if isinstance(result, Failure):
+        detail = f"{result.code}: {result.detail}"
+        return Outcome("fail" if result.definite else "info", detail=detail)
+    return Outcome("fail" if isinstance(result, Refused) else "ok", result)
+
+
+# --- append ----------------------------------------------------------------------------------
+
+
+async def append(client: Client, scene: Scene) -> None:
+    """Append to a list by compare and set, or read it."""
+    key = f"l{scene.era()}"
+    if client.random.random() < 0.4:  # noqa: PLR2004 - share of reads
+        opened = scene.recorder.begin("append", "read", key)
+        outcome = await client.read(GetRequest(key.encode()))
+        if isinstance(outcome.answer, GetResult):
+            opened.ok(_list_in(outcome.answer))
+        else:
+            opened.not_ok(outcome)
+        return
+    opened = scene.recorder.begin("append", "append", key, _value(client))
+    seen = await client.read(GetRequest(key.encode()))
+    if not isinstance(seen.answer, GetResult):
+        opened.fail(error=seen.detail)
+        return
+    entry = seen.answer.entry
+    body = _encode([*_list_in(seen.answer), opened.value])
+    revision = None if entry is None else entry.mod_revision
+    put = Put(key.encode(), body, if_revision=revision, if_absent=revision is None)
+    outcome = await client.write(put)
+    if isinstance(outcome.answer, PutResult):
+        opened.ok(opened.value)
+    else:
+        opened.not_ok(outcome)
+
+
+def _list_in(answer: GetResult) -> list[str]:
+    return [] if answer.entry is None else _decode(answer.entry.value, type=list[str])
+
+
+# --- set -------------------------------------------------------------------------------------
+
+
+async def add_to_set(client: Client, scene: Scene) -> None:
+    """Add an element (a key of its own under the set's tag), or read all by a scan or range."""
+    tag = f"{{s{scene.era()}}}"
+    if client.random.random() < 0.7:  # noqa: PLR2004 - share of adds
+        element = _value(client)
+        opened = scene.recorder.begin("set", "add", tag, element)
+        outcome = await client.write(Put(f"{tag}{element}".encode(), b""))
+        if isinstance(outcome.answer, PutResult):
+            opened.ok(element)
+        else:
+            opened.not_ok(outcome)
+        return
+    opened = scene.recorder.begin("set", "read", tag)
+    start, end = tag.encode(), tag.encode() + b"\xff"
+    found = await (_range if client.random.random() < 0.5 else _scan)(client, start, end)  # noqa: PLR2004
+    if isinstance(found, RangeResult):
+        opened.ok([entry.key[len(start) :].decode() for entry in found.entries])
+    else:
+        opened.fail(error=found.detail)
+
+
+async def _scan(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
+    """Ask every shard; only one holds the tag, so the answer is linearizable."""
+    outcome = await client.read(ScanRequest(start, end, 10_000, keys_only=True))
+    return outcome.answer if isinstance(outcome.answer, RangeResult) else outcome
+
+
+async def _range(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
+    """A transaction that only reads."""
+    txn = Txn((), (Range(start, end, 10_000, keys_only=True),), ())
+    outcome = await client.write(txn)
+    if isinstance(outcome.answer, TxnResult):
+        (result,) = outcome.answer.results
+        if isinstance(result, RangeResult):
+            return result
+    return outcome
+
+
+# --- bank ------------------------------------------------------------------------------------
+
+
+async def bank(client: Client, scene: Scene) -> None:
+    """Move money between accounts of one tag, or read all balances."""
+    name = f"b{scene.era()}"
+    keys = {account: f"{{{name}}}{account}".encode() for account in ACCOUNTS}
+    if name not in scene.banks:
+        scene.banks.add(name)
+        await _open_bank(client, scene, name, keys)
+        return
+    if client.random.random() < 0.4:  # noqa: PLR2004 - share of reads
+        opened = scene.recorder.begin("bank", "read", name)
+        outcome = await client.write(Txn((), tuple(Get(key) for key in keys.values()), ()))
+        balances = _balances(outcome)
+        if not balances:
+            opened.fail(error=outcome.detail or "not opened yet")
+        else:
+            opened.ok(balances)
+        return
+    await _transfer(client, scene, name, keys)
+
+
+async def _open_bank(client: Client, scene: Scene, name: str, keys: dict[str, bytes]) -> None:
+    opened = scene.recorder.begin("bank", "init", name, dict.fromkeys(ACCOUNTS, BALANCE))
+    puts = tuple(Put(key, str(BALANCE).encode()) for key in keys.values())
+    absent = tuple(Compare(key, "version", "=", 0) for key in keys.values())
+    outcome = await client.write(Txn(absent, puts, ()))
+    if isinstance(outcome.answer, TxnResult):
+        opened.ok(opened.value)
+    else:
+        opened.not_ok(outcome)
+
+
+async def _transfer(client: Client, scene: Scene, name: str, keys: dict[str, bytes]) -> None:
+    source, target = client.random.sample(ACCOUNTS, 2)
+    seen = await client.write(Txn((), (Get(keys[source]), Get(keys[target])), ()))
+    entries = _entries(seen)
+    if entries is None:
+        return  # not opened yet, or not answered: nothing was tried
+    amount = client.random.randrange(1, 50)
+    asked = {"from": source, "to": target, "amount": amount}
+    opened = scene.recorder.begin("bank", "transfer", name, asked)
+    before = [int(value) for value, _ in entries]
+    if before[0] < amount:
+        opened.fail(error="insufficient funds")
+        return
+    unchanged = tuple(
+        Compare(keys[account], "mod", "=", revision)
+        for account, (_, revision) in zip((source, target), entries, strict=True)
+    )
+    puts = (
+        Put(keys[source], str(before[0] - amount).encode()),
+        Put(keys[target], str(before[1] + amount).encode()),
+    )
+    outcome = await client.write(Txn(unchanged, puts, ()))
+    if isinstance(outcome.answer, TxnResult) and outcome.answer.succeeded:
+        opened.ok(asked)
+    elif isinstance(outcome.answer, TxnResult):
+        opened.fail(error="changed meanwhile")
+    else:
+        opened.not_ok(outcome)
+
+
+def _entries(outcome: Outcome) -> list[tuple[bytes, int]] | None:
+    """(value, revision) of every key that a transaction has read; None if one is missing."""
+    if not isinstance(outcome.answer, TxnResult):
+        return None
+    found = [r.entry for r in outcome.answer.results if isinstance(r, GetResult)]
+    entries = [(entry.value, entry.mod_revision) for entry in found if entry is not None]
+    return entries if len(entries) == len(outcome.answer.results) else None
+
+
+def _balances(outcome: Outcome) -> dict[str, int] | None:
+    """What a read of all accounts found; nothing before the bank was opened."""
+    if not isinstance(outcome.answer, TxnResult):
+        return None
+    entries = _entries(outcome)
+    if entries is None:
+        return {}
+    return {account: int(value) for account, (value, _) in zip(ACCOUNTS, entries, strict=True)}
+
+
+# --- lock ------------------------------------------------------------------------------------
+
+
+async def lock(client: Client, scene: Scene) -> None:
+    """Take a lock by creating its key, and give it back by deleting that revision."""
+    key = f"k{scene.era()}"
+    owner = _value(client)
+    opened = scene.recorder.begin("lock", "acquire", key, owner=owner)
+    outcome = await client.write(Put(key.encode(), owner.encode(), if_absent=True))
+    if not isinstance(outcome.answer, PutResult):
+        opened.not_ok(outcome)
+        return
+    opened.ok()
+    released = scene.recorder.begin("lock", "release", key, owner=owner)
+    delete = Delete(key.encode(), if_revision=outcome.answer.revision)
+    outcome = await client.write(delete)
+    if isinstance(outcome.answer, DeleteResult):
+        released.ok()
+    else:
+        released.not_ok(outcome)
+
+
+WORKLOADS: dict[str, Workload] = {
+    "register": register,
+    "append": append,
+    "set": add_to_set,
+    "bank": bank,
+    "lock": lock,
+}
+
+
+def _value(client: Client) -> str:
+    """A value that nobody else writes."""
+    client.written += 1
+    return f"{client.number}-{client.written}"
+
+
+def _padded(value: str, random: Random) -> bytes:
+    """Mostly small, sometimes larger than a disk's sector, a link's buffer or a log's unit."""
+    return (value + "." * random.choice((0, 0, 0, 0, 600, 6000))).encode()

@@ -1,0 +1,118 @@
+"""A whole simulated cluster: machines, the network between them, one timeline."""
+
+from collections.abc import Callable
+from itertools import permutations
+from random import Random
+
+from raftkv.engine.config import (
+    ClusterOptions,
+    LimitOptions,
+    NodeConfig,
+    NodeOptions,
+    RaftOptions,
+    SecurityOptions,
+)
+from raftkv.engine.connection import LinkLimits
+from raftkv.sim.machine import Machine
+from raftkv.sim.options import Options
+from raftkv.sim.scheduler import Scheduler
+from raftkv.sim.streams import Fabric
+from raftkv.sim.trace import Trace
+
+CLUSTER_ID = "simulated"
+
+
+class World:
+    """Machines that are installed but not yet started, and everything around them.
+
+    Args:
+        after_turn: called with a machine after each turn of its process.
+        ended: called with a machine when its process has ended.
+        broke: called with a machine and an exception that no fault explains.
+        write: gets the trace, line by line.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        after_turn: Callable[[Machine], None] = lambda _: None,
+        ended: Callable[[Machine], None] = lambda _: None,
+        broke: Callable[[Machine, BaseException], None],
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        self.options = options
+        self.scheduler = Scheduler(Random(f"order {options.seed}"))
+        self.trace = Trace(self.scheduler, write)
+        self.fabric = Fabric(self.scheduler, Random(f"network {options.seed}"), self.trace.note)
+        names = [f"n{number}" for number in range(1, options.nodes + 1)]
+        self.machines = {
+            name: Machine(
+                node_config(options, names, name),
+                scheduler=self.scheduler,
+                fabric=self.fabric,
+                seed=f"machine {options.seed}",
+                link_limits=_link_limits(options),
+                note=self.trace.note,
+                after_turn=after_turn,
+                ended=ended,
+                broke=broke,
+            )
+            for name in names
+        }
+        for machine in self.machines.values():
+            machine.speed.sync_us = machine.speed.jitter_us = options.sync_us
+        self.calm_network()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The machines' names, sorted."""
+        return tuple(self.machines)
+
+    def calm_paths(self) -> None:
+        """Let every path be as fast and reliable as it was in the beginning."""
+        for source, target in permutations(self.names, 2):
+            path = self.fabric.path(source, target)
+            path.delay_us = path.jitter_us = self.options.delay_us
+            path.loss = 0.0
+
+    def calm_network(self) -> None:
+        """Let everybody hear everybody, too."""
+        self.calm_paths()
+        for source, target in permutations(self.names, 2):
+            self.fabric.speak(source, target)
+
+
+def node_config(options: Options, names: list[str], name: str) -> NodeConfig:
+    """What the node called ``name`` is told."""
+    return NodeConfig(
+        cluster=ClusterOptions(
+            id=CLUSTER_ID,
+            nodes={node: f"{node}:7000" for node in names},
+            shards=options.shards,
+            replicas=options.replicas,
+        ),
+        node=NodeOptions(name=name, data_dir="/data"),
+        # Simulated machines have names instead of loopback addresses.
+        security=SecurityOptions(secret="unused", insecure=True),  # noqa: S106 - see machine.SECRET
+        raft=RaftOptions(
+            heartbeat_ms=options.heartbeat_ms,
+            election_timeout_ms_min=options.election_ms,
+            election_timeout_ms_max=2 * options.election_ms,
+        ),
+        limits=LimitOptions(
+            snapshot_after_entries=options.snapshot_after_entries,
+            snapshot_after_bytes=4 * options.segment_bytes,
+            wal_segment_bytes=options.segment_bytes,
+            entry_bytes=options.segment_bytes // 2,
+            entry_commands=64,
+            queue_commands=1024,
+            queue_bytes=4 * 2**20,
+        ),
+    )
+
+
+def _link_limits(options: Options) -> LinkLimits:
+    """Links that notice silence within four pings, as the shipped ones do."""
+    ping_s = options.ping_ms / 1000
+    return LinkLimits(tick_s=ping_s / 5, ping_interval_s=ping_s, dead_after_s=4 * ping_s)
