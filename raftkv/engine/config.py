@@ -245,10 +245,10 @@ def _check_raft(config: NodeConfig) -> None:
             "raft.election_timeout_ms_min",
             f"{raft.election_timeout_ms_min} is more than election_timeout_ms_max",
         )
-    if raft.election_timeout_ms_min < 3 * raft.heartbeat_ms:
+    if raft.election_timeout_ms_min <= 3 * raft.heartbeat_ms:
         raise InvalidOption(
             "raft.election_timeout_ms_min",
-            f"{raft.election_timeout_ms_min} is less than three heartbeats "
+            f"{raft.election_timeout_ms_min} is not more than three heartbeats "
             f"({3 * raft.heartbeat_ms} ms): one late heartbeat would depose a leader",
         )
 

@@ -343,7 +343,7 @@ class Engine:
 
     def _tell_state(self) -> None:
         state = msgspec.msgpack.encode(self._own_state())
-        for peer in self.links.connected:
+        for peer in sorted(self.links.connected):  # in one order, so that a simulated run repeats
             self.links.send(peer, CHANNEL_NODE_STATE, state)
 
     def _each_second(self) -> None:

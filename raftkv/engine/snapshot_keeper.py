@@ -12,7 +12,7 @@ import platform
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from raftkv.core.cluster_map import GroupId
@@ -79,7 +79,7 @@ class InTurnWriter:
         self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
     ) -> None:
         """Write and seal."""
-        _write_records(self._store, header, group)
+        write_records(self._store, header, group.state.snapshot_records())
         done(None)
 
     def settle(self) -> None:
@@ -109,7 +109,9 @@ class ForkingWriter:
             done(error)
             return
         if pid == 0:
-            _be_the_child(parent, lambda: _write_records(self._store, header, group))
+            _be_the_child(
+                parent, lambda: write_records(self._store, header, group.state.snapshot_records())
+            )
 
         def waited(status: Any, error: BaseException | None) -> None:
             if error is None and status != 0:
@@ -160,9 +162,10 @@ def _describe(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def _write_records(store: SnapshotStore, header: SnapshotHeader, group: Group) -> None:
+def write_records(store: SnapshotStore, header: SnapshotHeader, records: Iterable[bytes]) -> None:
+    """Write and seal a snapshot file; blocking."""
     writer = store.begin(header)
-    for record in group.state.snapshot_records():
+    for record in records:
         writer.write(record)
     writer.seal()
 

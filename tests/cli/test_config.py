@@ -102,6 +102,11 @@ def test_defaults_are_enough_for_one_node(write: Write) -> None:
         ('[http]\ntls_cert = "node.toml"', "http.tls_key", "go together"),
         ('[http]\ntls_key = "none.pem"', "http.tls_key", "no such file"),
         ("[raft]\nheartbeat_ms = 400", "raft.election_timeout_ms_min", "three heartbeats"),
+        (
+            "[raft]\nheartbeat_ms = 400\nelection_timeout_ms_min = 1200",
+            "raft.election_timeout_ms_min",
+            "is not more than three heartbeats",
+        ),
         ("[raft]\nelection_timeout_ms_max = 9", "raft.election_timeout_ms_min", "is more than"),
         ('[http]\nlisten = "0.0.0.0:8000"', "http.listen", "is not loopback"),
         ('[http]\nlisten = "db.example:8000"', "http.listen", "is not loopback"),
