@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from report_histories import FACTS, Run, run
+from report_histories import FACTS, Run, judged, operation, run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -16,6 +16,7 @@ from test_report_page import HOSTILE, hostile_run
 
 from raftkv.check.report import write_report
 from raftkv.check.report.embedded import NEAR_MAX
+from raftkv.check.verdict import Verdict
 
 T = TypeVar("T")
 
@@ -239,6 +240,23 @@ def test_a_click_on_the_timeline_shows_that_moment(report: Browser, broken: Run)
     moments = [(broken.operations[index].invoked_ns - begin) / 1e9 for index in report.bars()]
     # The middle of the picture is a little left of the middle of the run, which lasts 62 s.
     assert 26 < sum(moments) / len(moments) < 32
+
+
+def test_a_history_without_times_has_lanes_too(browser: Browser, tmp_path: Path) -> None:
+    """Their axis counts places, and nothing misses the timeline that is not there."""
+    operations = [
+        operation(at, process=at % 3, invoked_ns=2 * at, completed_ns=2 * at + 3)
+        for at in range(30)
+    ]
+    path = tmp_path / "order.html"
+    write_report(path, operations, judged(operations, Verdict.VIOLATION, 20))
+    browser.open(path)
+    browser.click("a.jump")
+    assert browser.details()["from"] == "40"
+    ticks = [text.text for text in browser.all("#lanes .axis .middle")]
+    assert ticks
+    assert all(tick.isdigit() for tick in ticks)
+    assert browser.complaints() == []
 
 
 def test_text_from_the_history_never_runs(browser: Browser, tmp_path: Path) -> None:

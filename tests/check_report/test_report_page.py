@@ -37,8 +37,8 @@ def page(broken: Run, tmp_path_factory: pytest.TempPathFactory) -> Element:
 @pytest.mark.parametrize(
     ("verdict", "sign", "word"),
     [
-        (Verdict.VALID, "✓ Valid", "1 key, the operations of each linearizable"),
-        (Verdict.VIOLATION, "✗ Violation", "1 of 1 key is not linearizable"),
+        (Verdict.VALID, "✓ Valid", "1 of 1 key is linearizable"),
+        (Verdict.VIOLATION, "✗ Violation", "1 of 1 key is not linearizable: no order"),
         (Verdict.UNKNOWN, "? Unknown", "That is not a pass"),
     ],
 )
@@ -61,6 +61,32 @@ def test_the_verdict_comes_first_in_words(
     assert sign in first.text
     assert word in first.text
     assert "model register: 4 operations, 2 ok, 1 failed, 1 of unknown outcome" in first.text
+
+
+def test_a_finding_beside_the_history_is_a_violation(tmp_path: Path) -> None:
+    """Replicas that differ are no pass, although the clients saw nothing of it."""
+    operations = [operation(0)]
+    findings = ["replicas of shard 3 differ at index 9", "node n2 died"]
+    write_report(tmp_path / "r.html", operations, judged(operations), findings=findings)
+    told = read_page(tmp_path / "r.html").by_id("verdict")
+    assert told.classes == {"verdict", "violation"}
+    assert [p.text for p in told.all("p")][:4] == [
+        "✗ Violation",
+        *findings,
+        "1 of 1 key is linearizable.",
+    ]
+
+
+def test_a_history_without_times_is_told_by_its_order(tmp_path: Path) -> None:
+    """Line numbers in the place of times would give throughput and latency that mean nothing."""
+    operations = [operation(at, invoked_ns=at, completed_ns=at + 1) for at in range(9)]
+    write_report(tmp_path / "r.html", operations, judged(operations, Verdict.VIOLATION, 7))
+    page = read_page(tmp_path / "r.html")
+    assert "only an order" in page.by_id("timeline").text
+    assert not page.all("svg")
+    (row,) = page.all("tr", "offending")
+    assert [cell.text for cell in row.all("td")][-2:] == ["7", "8"]
+    assert data_of(page)["timed"] is False
 
 
 def test_facts_follow_in_the_order_given(page: Element) -> None:

@@ -149,7 +149,7 @@ def _throughput(slices: Sequence[Slice], axis: Axis, top: float) -> Iterator[str
 
     yield _heading(top, "operations per second")
     for rate in steps(highest, 4):
-        yield _grid(y(rate), f"{rate:,.4g}")
+        yield _grid(y(rate), f"{rate:,.10g}")
     yield _path("ok-area", _area([(axis, p, y(p.rate(p.ok))) for p in slices], y(0)))
     for name in ("fail", "info"):
         if any(getattr(p, name) for p in slices):

@@ -63,7 +63,7 @@ def embed(parts: Sequence[Part], span: Span, faults: Sequence[Fault]) -> Embedde
         ]
         for fault in faults[:FAULTS_MAX]
     ]
-    head = _compact({"length": span.length_ns, "faults": bands})
+    head = _compact({"length": span.length_ns, "timed": span.timed, "faults": bands})
     return Embedded(
         json=f'{head[:-1]},"parts":[{",".join(text for text, _ in chosen)}]}}',
         operations=sum(count for _, count in chosen),

@@ -16,10 +16,10 @@ from types import MappingProxyType
 from raftkv.check.history import Operation
 from raftkv.check.report import charts, tables
 from raftkv.check.report.embedded import Embedded, embed
-from raftkv.check.report.events import RunEvent, faults_of, leaders_of
+from raftkv.check.report.events import Fault, LeaderEvent, RunEvent, faults_of, leaders_of
 from raftkv.check.report.parts import Part, offences, parts_of
 from raftkv.check.report.text import counted, cut
-from raftkv.check.report.timeline import slices, span_of
+from raftkv.check.report.timeline import Span, slices, span_of
 from raftkv.check.verdict import Result
 from raftkv.version import __version__
 
@@ -35,6 +35,7 @@ def write_report(
     events: Sequence[RunEvent] = (),
     title: str = "raftkv",
     facts: Mapping[str, str] = MappingProxyType({}),
+    findings: Sequence[str] = (),
 ) -> None:
     """Write the report of a judged history to ``path``.
 
@@ -46,11 +47,13 @@ def write_report(
         title: What the history is of.
         facts: What the reader should know of the run, such as its seed and the command to run it
             again; shown in this order.
+        findings: What else was wrong, a line each, such as replicas that differ: any of them makes
+            the run a violation, whatever the history says.
 
     Raises:
         OSError: The file cannot be written.
     """
-    page = _page(operations, result, events, title, facts)
+    page = _page(operations, result, events=events, title=title, facts=facts, findings=findings)
     # A lone surrogate is legal in JSON and in Python, but not in UTF-8.
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
@@ -58,9 +61,11 @@ def write_report(
 def _page(
     operations: Sequence[Operation],
     result: Result,
+    *,
     events: Sequence[RunEvent],
     title: str,
     facts: Mapping[str, str],
+    findings: Sequence[str],
 ) -> str:
     span = span_of(operations, events)
     faults = faults_of(events, start_ns=span.start_ns, end_ns=span.end_ns)
@@ -69,10 +74,10 @@ def _page(
     embedded = embed(parts, span, faults)
     body = [
         f"<header><h1>{escape(cut(title))}</h1></header><main>",
-        tables.verdict(result, operations, parts),
+        tables.verdict(result, operations, parts, findings),
         tables.facts(facts),
         tables.violations(parts, span),
-        _timeline(charts.draw(slices(operations, span), span, faults, leaders, offences(parts))),
+        _timeline(operations, parts, span, faults, leaders),
         _lanes(parts, embedded, len(operations)),
         _section("faults", "Faults", tables.fault_table(faults)) if faults else "",
         _section("leaders", "Leaders", tables.leader_table(leaders, span)) if leaders else "",
@@ -96,17 +101,26 @@ def _document(title: str, body: str, data: str) -> str:
     )
 
 
-def _timeline(picture: str) -> str:
-    legend = (
-        '<ul class="legend"><li class="ok">ok</li><li class="fail">failed</li>'
-        '<li class="info">unknown</li><li class="p50">p50</li><li class="p99">p99</li>'
-        '<li class="leader">leader change</li>'
-        '<li class="seen">fault seen to take effect</li><li class="unseen">not seen</li>'
-        '<li class="untold">not known</li></ul>'
-    )
+def _timeline(
+    operations: Sequence[Operation],
+    parts: Sequence[Part],
+    span: Span,
+    faults: Sequence[Fault],
+    leaders: Mapping[int, Sequence[LeaderEvent]],
+) -> str:
+    if not span.timed:
+        note = "The history has no times, only an order: places in it stand for moments below."
+        return _section("timeline", "Timeline", f"<p>{note}</p>")
+    picture = charts.draw(slices(operations, span), span, faults, leaders, offences(parts))
+    legend = [("ok", "ok"), ("fail", "failed"), ("info", "unknown"), ("p50", "p50"), ("p99", "p99")]
+    legend += [("leader", "leader change")] if leaders else []
+    legend += [("seen", "fault seen to take effect")] if faults else []
+    legend += [("unseen", "not seen"), ("untold", "not known")] if faults else []
+    items = "".join(f'<li class="{name}">{told}</li>' for name, told in legend)
     hint = '<p class="quiet">Point at a mark for its numbers.'
     hint += '<span class="scripted" hidden> Click to see the operations of that moment.</span></p>'
-    return _section("timeline", "Timeline", f'{legend}<div class="wide">{picture}</div>{hint}')
+    content = f'<ul class="legend">{items}</ul><div class="wide">{picture}</div>{hint}'
+    return _section("timeline", "Timeline", content)
 
 
 def _lanes(parts: Sequence[Part], embedded: Embedded, total: int) -> str:

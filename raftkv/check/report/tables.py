@@ -26,6 +26,8 @@ AROUND = 12
 PARTS_MAX = 300
 SHARDS_MAX = 200
 REASON_CHARS_MAX = 1_000
+CELL_CHARS_MAX = 80
+"""Of a value in a table of operations; the lanes tell more."""
 
 SIGNS = {"valid": "✓", "violation": "✗", "unknown": "?", "not judged": "-"}
 OUTCOMES = {"ok": "✓ ok", "fail": "✗ failed", "info": "? unknown"}
@@ -55,35 +57,43 @@ def table(heads: Sequence[str], rows: Iterable[Row], *, name: str) -> str:
     )
 
 
-def verdict(result: Result, operations: Sequence[Operation], parts: Sequence[Part]) -> str:
-    """Return the verdict as a sign, a word and a sentence, and what was judged."""
+def verdict(
+    result: Result,
+    operations: Sequence[Operation],
+    parts: Sequence[Part],
+    findings: Sequence[str],
+) -> str:
+    """Return the verdict as a sign, a word and sentences, and what was judged."""
     counts = Counter(operation.status for operation in operations)
-    found = Counter(part.verdict for part in parts)
-    told = {
-        Verdict.VALID: f"{counted(len(parts), 'key')}, the operations of each linearizable.",
-        Verdict.VIOLATION: (
-            f"{_of(found[Verdict.VIOLATION], len(parts))} not linearizable: "
-            "no order of its operations explains what the clients saw."
-        ),
-        Verdict.UNKNOWN: (
-            f"{_of(found[Verdict.UNKNOWN], len(parts))} not decided within the time given. "
-            "That is not a pass: judge again with a larger budget."
-        ),
-    }[result.verdict]
+    overall = Verdict.VIOLATION if findings else result.verdict
+    told = [*findings, _sentence(result, parts)]
     return (
-        f'<section id="verdict" class="verdict {result.verdict}" role="status">'
-        f'<p class="word"><span aria-hidden="true">{SIGNS[result.verdict]}</span> '
-        f"{result.verdict.value.capitalize()}</p>"
-        f"<p>{escape(told)}</p>"
+        f'<section id="verdict" class="verdict {overall}" role="status">'
+        f'<p class="word"><span aria-hidden="true">{SIGNS[overall]}</span> '
+        f"{overall.value.capitalize()}</p>"
+        f"{''.join(f'<p>{escape(cut(line, REASON_CHARS_MAX))}</p>' for line in told)}"
         f"<p>Checked against the model <b>{escape(cut(result.model))}</b>: "
         f"{counted(len(operations), 'operation')}, {counts['ok']:,} ok, "
         f"{counts['fail']:,} failed, {counts['info']:,} of unknown outcome.</p></section>"
     )
 
 
-def _of(some: int, total: int) -> str:
-    verb = "is" if some == 1 else "are"
-    return f"{some:,} of {counted(total, 'key')} {verb}"
+def _sentence(result: Result, parts: Sequence[Part]) -> str:
+    some = sum(part.verdict is result.verdict for part in parts)
+    if [part.key for part in result.parts] == [None]:
+        subject = "The history is"
+    else:
+        subject = f"{some:,} of {counted(len(parts), 'key')} {'is' if some == 1 else 'are'}"
+    return {
+        Verdict.VALID: f"{subject} linearizable.",
+        Verdict.VIOLATION: (
+            f"{subject} not linearizable: no order of the operations explains what the clients saw."
+        ),
+        Verdict.UNKNOWN: (
+            f"{subject} not decided within the time given. "
+            "That is not a pass: judge again with a larger budget."
+        ),
+    }[result.verdict]
 
 
 def facts(told: Mapping[str, str]) -> str:
@@ -136,9 +146,12 @@ def _surroundings(at: int, part: Part, span: Span) -> str:
         _operation_row(part, operation, span, anchor=f"offending-{at}")
         for operation in surrounding(part)
     ]
+    unit = "(s)" if span.timed else "(place)"
     heads = ["#", "place", "process", "operation", "value", "outcome", "result"]
-    heads += ["revision", "other members", "from (s)", "to (s)"]
-    return table(heads, rows, name="operations")
+    heads += ["revision", "other members", f"from {unit}", f"to {unit}"]
+    used = [at for at in range(len(heads)) if any(row.cells[at] for row in rows)]
+    kept = [Row([row.cells[at] for at in used], row.name, row.anchor) for row in rows]
+    return table([heads[at] for at in used], kept, name="operations")
 
 
 def surrounding(part: Part) -> list[Operation]:
@@ -162,17 +175,22 @@ def _operation_row(part: Part, operation: Operation, span: Span, *, anchor: str)
             "✗" if offending else str(place or ""),
             str(operation.process),
             cut(operation.f),
-            shown(operation.value),
+            shown(operation.value, CELL_CHARS_MAX),
             OUTCOMES[operation.status],
-            shown(operation.result),
+            shown(operation.result, CELL_CHARS_MAX),
             revision(operation),
             others(operation),
-            seconds(operation.invoked_ns - span.start_ns),
-            "" if end_ns is None else seconds(end_ns - span.start_ns),
+            _moment(operation.invoked_ns, span),
+            "" if end_ns is None else _moment(end_ns, span),
         ],
         name="offending" if offending else operation.status,
         anchor=anchor if offending else "",
     )
+
+
+def _moment(time_ns: int, span: Span) -> str:
+    after_ns = time_ns - span.start_ns
+    return seconds(after_ns) if span.timed else str(after_ns)
 
 
 def fault_table(faults: Sequence[Fault]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from raftkv.check.history import Operation
 from raftkv.check.report.events import RunEvent
 
+OPERATION_NS_MIN = 1_000
 SLICES_MAX = 160
 """A slice is then a few pixels wide, wide enough to point at."""
 
@@ -19,6 +20,8 @@ class Span:
 
     start_ns: int
     end_ns: int
+    timed: bool = True
+    """False if the history has no times: then a "nanosecond" is a place in its order."""
 
     @property
     def length_ns(self) -> int:
@@ -51,11 +54,16 @@ class Slice:
 
 
 def span_of(operations: Iterable[Operation], events: Iterable[RunEvent]) -> Span:
-    """Return the time from the first thing that was noted to the last."""
+    """Return the time from the first thing that was noted to the last.
+
+    Histories of some formats give an order and no times. They can be told, because no clients
+    make more than one operation a microsecond.
+    """
     moments = [event.time_ns for event in events]
     for operation in operations:
         moments += (operation.invoked_ns, ended_ns(operation))
-    return Span(min(moments, default=0), max(moments, default=0))
+    start_ns, end_ns = min(moments, default=0), max(moments, default=0)
+    return Span(start_ns, end_ns, timed=end_ns - start_ns >= OPERATION_NS_MIN * len(moments) / 2)
 
 
 def ended_ns(operation: Operation) -> int:

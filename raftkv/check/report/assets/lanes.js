@@ -3,6 +3,9 @@
 // Text from the history is only ever set as textContent, so that it stays text.
 "use strict";
 
+// The page's data: see raftkv/check/report/embedded.py.
+const data = JSON.parse(document.getElementById("data").textContent);
+
 const STATUS = ["ok", "fail", "info"];
 const OUTCOME = ["✓ ok", "✗ failed (did not take effect)", "? unknown (may take effect at any later time, or never)"];
 const LANE_PX = 38;
@@ -39,9 +42,10 @@ function factsOf(operation, part) {
   if (operation.status !== 2) facts.push(["result", operation.result]);
   if (operation.revision) facts.push(["revision", operation.revision]);
   if (operation.others) facts.push(["other members", operation.others]);
-  facts.push(["from", secondsOf(operation.start) + " s"]);
+  facts.push(["from", momentOf(operation.start)]);
   if (operation.end !== null) {
-    facts.push(["to", secondsOf(operation.end) + " s, after " + durationOf(operation.end - operation.start)]);
+    const length = data.timed ? ", after " + durationOf(operation.end - operation.start) : "";
+    facts.push(["to", momentOf(operation.end) + length]);
   }
   if (operation.place) facts.push(["place", String(operation.place) + " in the longest order found"]);
   else if (offending) facts.push(["place", "✗ the first that could not be placed"]);
@@ -49,8 +53,9 @@ function factsOf(operation, part) {
   return facts;
 }
 
-function secondsOf(ns) {
-  return (ns / 1e9).toFixed(6);
+// A moment of the run; of a history without times, a place in its order.
+function momentOf(ns, digits = 6) {
+  return data.timed ? (ns / 1e9).toFixed(digits) + " s" : String(ns);
 }
 
 function durationOf(ns) {
@@ -79,10 +84,12 @@ class Lanes {
     this.rows = new Map(part.processes.map((process, row) => [process, row]));
     const longest = Math.max(0, ...part.processes.map((process) => String(process).length));
     this.gutter = 16 + CHARACTER_PX * Math.max(4, longest + 1);
-    this.height = AXIS_PX + part.processes.length * LANE_PX + 4;
+    this.height = part.processes.length * LANE_PX + 4;
+    const axis = element("svg", { class: "axis", width: this.width, height: AXIS_PX });
+    axis.append(...this.axis());
     const svg = element("svg", { width: this.width, height: this.height });
     svg.append(fading(), ...this.background(), ...this.bars(), ...this.order(), ...this.frame());
-    this.container.replaceChildren(svg);
+    this.container.replaceChildren(axis, svg);
   }
 
   x(time) {
@@ -96,7 +103,7 @@ class Lanes {
   }
 
   top(process) {
-    return AXIS_PX + this.rows.get(process) * LANE_PX;
+    return this.rows.get(process) * LANE_PX;
   }
 
   *background() {
@@ -204,13 +211,16 @@ class Lanes {
     for (const process of this.view.part.processes) {
       yield element("text", { class: "end", x: this.gutter - 8, y: this.top(process) + 19 }, `p${process}`);
     }
+  }
+
+  *axis() {
     const wanted = Math.max(2, Math.floor((this.width - this.gutter) / 130));
-    const step = roundStep((this.view.to - this.view.from) / wanted);
+    const step = Math.max(1, roundStep((this.view.to - this.view.from) / wanted));
     for (let time = Math.ceil(this.view.from / step) * step; time <= this.view.to; time += step) {
       const x = this.x(time);
       yield element("line", { class: "grid", x1: x, x2: x, y1: 18, y2: AXIS_PX });
-      const text = (time / 1e9).toFixed(Math.max(0, Math.min(9, Math.ceil(9 - Math.log10(step))))) + " s";
-      yield element("text", { class: "middle", x: Math.min(x, this.width - 30), y: 14 }, text);
+      const digits = Math.max(0, Math.min(9, Math.ceil(9 - Math.log10(step))));
+      yield element("text", { class: "middle", x: Math.min(x, this.width - 30), y: 14 }, momentOf(time, digits));
     }
   }
 }

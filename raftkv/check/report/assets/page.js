@@ -1,7 +1,6 @@
 // The page: which part is shown, which window of time, which operation; and how they are changed.
 
 const $ = (id) => document.getElementById(id);
-const data = JSON.parse($("data").textContent);
 const AROUND = 10; // operations before and after one that is jumped to
 const SHORTEST_NS = 10;
 
@@ -147,7 +146,7 @@ function start() {
       jump(part);
     });
   }
-  $("timeline-chart").addEventListener("click", (event) => {
+  $("timeline-chart")?.addEventListener("click", (event) => {
     const box = event.currentTarget.getBoundingClientRect();
     const { left, right } = event.currentTarget.dataset;
     const time = (((event.clientX - box.left) / box.width - left) / (right - left)) * data.length;
