@@ -44,21 +44,28 @@ class Links:
             for link in links
             for pair in ((link.dialer, link.acceptor), (link.acceptor, link.dialer))
         )
+        self._rules: dict[Pair, list[Rule]] = {pair: [] for pair in self.pairs}
 
-    def set(self, pair: Pair, rule: Rule) -> None:
-        """Have a rule for one direction; its counts begin anew."""
-        self._ask({"do": "rule", "from": pair[0], "to": pair[1], "rule": asdict(rule)})
-
-    def clear(self, pairs: Sequence[Pair]) -> None:
-        """Let everything pass again."""
+    def add(self, pairs: Sequence[Pair], rule: Rule) -> None:
+        """Have one more rule on these directions, beside those that they have."""
         for pair in pairs:
-            self.set(pair, Rule())
+            self._rules[pair].append(rule)
+            self._send(pair)
+
+    def remove(self, pairs: Sequence[Pair], rule: Rule) -> None:
+        """Take a rule away again."""
+        for pair in pairs:
+            self._rules[pair].remove(rule)
+            self._send(pair)
+
+    def _send(self, pair: Pair) -> None:
+        rule = asdict(merged(self._rules[pair]))
+        self._ask({"do": "rule", "from": pair[0], "to": pair[1], "rule": rule})
 
     def stats(self) -> Mapping[Pair, Stats]:
-        """What each direction has done since its rule was set."""
-        return {
-            (row.pop("from"), row.pop("to")): Stats(**row) for row in self._ask({"do": "stats"})
-        }
+        """What each direction has done so far."""
+        rows = self._ask({"do": "stats"})
+        return {(row.pop("from"), row.pop("to")): Stats(**row) for row in rows}
 
     def close(self) -> None:
         """End the process."""
@@ -84,3 +91,15 @@ class Links:
         if not answer:
             raise ChaosError("the proxy between the nodes has died; its trace is above")
         return json.loads(answer)
+
+
+def merged(rules: Sequence[Rule]) -> Rule:
+    """The rule that does all that these do: the worst of each."""
+    every = (Rule(), *rules)
+    return Rule(
+        blocked=any(rule.blocked for rule in every),
+        delay_ms=max(rule.delay_ms for rule in every),
+        stall_share=max(rule.stall_share for rule in every),
+        stall_ms=max(rule.stall_ms for rule in every),
+        reset_share=max(rule.reset_share for rule in every),
+    )

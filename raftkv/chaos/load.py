@@ -13,6 +13,8 @@ from raftkv.chaos.workloads import Workload
 
 JOIN_S = 60.0
 """How long the last operations may take; far more than a client's own time-out."""
+JOIN_INTERRUPTED_S = 1.0
+"""The same if nobody wants to know any more."""
 
 
 class Load:
@@ -61,12 +63,12 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop()
+        self.stop(JOIN_S if kind is None else JOIN_INTERRUPTED_S)
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = JOIN_S) -> None:
         """Let every client finish its operation."""
         self._stopping.set()
-        deadline = time.monotonic() + JOIN_S
+        deadline = time.monotonic() + patience_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from raftkv.chaos.store import Store
 from raftkv.client import DefiniteError, PreconditionFailedError, RaftkvError
 
+ERROR_CHARS_MAX = 200
+
 Status = Literal["ok", "fail", "info"]
 
 
@@ -22,6 +24,11 @@ class Outcome:
     status: Status
     value: Any = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it ended otherwise than the state of the store explains."""
+        return "error" in self.fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,11 @@ def ok(value: Any = None, **fields: Any) -> Outcome:
     return Outcome("ok", value, fields)
 
 
+def refused(reason: str, **fields: Any) -> Outcome:
+    """It did not take effect, as the state of the store was against it; nothing is wrong."""
+    return Outcome("fail", None, {"reason": reason, **fields})
+
+
 def perform(operation: Operation, store: Store) -> Outcome:
     """Run an operation to its outcome; never raises what a store may raise."""
     try:
@@ -60,8 +72,8 @@ def perform(operation: Operation, store: Store) -> Outcome:
 
 def outcome_of(error: RaftkvError, *, reads: bool) -> Outcome:
     """What an error allows to be said of the operation that it ended."""
-    fields: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"[:200]}
     if isinstance(error, PreconditionFailedError):
-        return Outcome("fail", None, {**fields, "observed_revision": error.current_revision})
+        return refused("the condition does not hold", observed_revision=error.current_revision)
     definite = reads or isinstance(error, DefiniteError)
-    return Outcome("fail" if definite else "info", None, fields)
+    told = f"{type(error).__name__}: {error}"[:ERROR_CHARS_MAX]
+    return Outcome("fail" if definite else "info", None, {"error": told})

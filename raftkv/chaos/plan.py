@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from random import Random
 
 LONE = ("bitflip", "disk")
-"""Nothing else happens beside these: with another fault they could take a majority's data."""
+"""Nothing else happens beside these: with another fault they could take a majority's data.
+
+Nor beside a fault of all nodes, which would leave the other one nothing to be seen on.
+"""
 
 ACCOMPANYING = ("slow", "lossy", "reset", "clock")
 """These leave every node running and go along with any other."""
@@ -37,8 +40,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 FAULTS = tuple(VARIANTS)
 
 CALM_S = 1.0
-"""Between two rounds."""
-RECOVERY_S = 2.0
+"""Before the first round, and between two."""
+RECOVERY_S = 3.0
 """What it takes a healed cluster to come back, roughly; for the plan's arithmetic only."""
 HOLD_FACTORS = (2.1, 3.0)
 """How many election time-outs a fault holds: at least two, or nobody would notice."""
@@ -110,18 +113,11 @@ class _Planner:
 
     def steps(self) -> tuple[Step, ...]:
         """The faults of the next round."""
-        first = self._main.deal()
-        if first in LONE:
-            return (self._step(first),)
+        first = self._step(self._main.deal())
+        if first.kind in LONE or first.variant == "all":
+            return (first,)
         second = self._companion()
-        return (
-            (self._step(first),)
-            if second in {None, first}
-            else (
-                self._step(first),
-                self._step(str(second)),
-            )
-        )
+        return (first,) if second in {None, first.kind} else (first, self._step(str(second)))
 
     def _companion(self) -> str | None:
         if self._random.random() < COMPANY_SHARE and self._accompanying:

@@ -51,7 +51,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Stats:
-    """What a direction has done since its rule was set."""
+    """What a direction has done so far."""
 
     forwarded_bytes: int = 0
     held_bytes: int = 0
@@ -70,9 +70,8 @@ class Direction:
     open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, rule: Rule) -> None:
-        """Have another rule from now on, and count anew."""
+        """Have another rule from now on."""
         self.rule = rule
-        self.stats = Stats()
         if rule.blocked:
             self.open.clear()
         else:

@@ -38,7 +38,7 @@ SNAPSHOT_AFTER_ENTRIES = 400
 ASK_S = 0.5
 READY_S = 60.0
 PORT_WAIT_S = 5.0
-IDEMPOTENT_SHARE = 4
+ONCE_ONLY_EVERY = 3
 """One client in so many sends nothing twice; the others repeat under an idempotency key."""
 
 
@@ -169,11 +169,11 @@ class RaftkvTarget:
 
     def connect(self, client: int) -> Client:
         """A client of all nodes; some of them send nothing twice."""
-        idempotent = client % IDEMPOTENT_SHARE != IDEMPOTENT_SHARE - 1
+        idempotent = client % ONCE_ONLY_EVERY != ONCE_ONLY_EVERY - 1
         return Client(
             self.cluster.urls,
-            timeout_s=6.0,
-            attempt_timeout_s=1.5,
+            timeout_s=5 * self.election_timeout_s,
+            attempt_timeout_s=self.election_timeout_s,
             connections=1,
             idempotent=idempotent,
         )

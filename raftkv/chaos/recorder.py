@@ -28,7 +28,7 @@ class Recorder:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """How many operations ended ``ok``, ``fail`` and ``info``."""
+        """How many operations ended ``ok``, ``fail`` and ``info``; and how many in an ``error``."""
 
     def perform(self, process: int, operation: Operation, store: Store, **fields: Any) -> Outcome:
         """Perform one operation of a process; ``fields`` are more members of its invocation."""
@@ -37,6 +37,7 @@ class Recorder:
         self._write(process, outcome.status, operation, outcome.value, outcome.fields)
         with self._lock:
             self.counts[outcome.status] += 1
+            self.counts["error"] += outcome.is_error
         return outcome
 
     def _write(self, process: int, kind: str, operation: Operation, value: Any, more: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_client import EtcdClient
-from raftkv.chaos.raftkv_target import IDEMPOTENT_SHARE
+from raftkv.chaos.raftkv_target import ONCE_ONLY_EVERY
 from raftkv.chaos.store import Store
 from raftkv.client import Client, RaftkvError
 
@@ -63,7 +63,7 @@ class RemoteTarget:
         if self._system == "etcd":
             first = client % len(self._endpoints)
             return EtcdClient([*self._endpoints[first:], *self._endpoints[:first]])
-        return self._client(idempotent=client % IDEMPOTENT_SHARE != IDEMPOTENT_SHARE - 1)
+        return self._client(idempotent=client % ONCE_ONLY_EVERY != ONCE_ONLY_EVERY - 1)
 
     def _client(self, *, idempotent: bool) -> Client:
         return Client(

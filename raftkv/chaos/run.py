@@ -52,7 +52,7 @@ class Progress:
     elapsed_s: float
     duration_s: float
     counts: Mapping[str, int]
-    """Operations that ended ``ok``, ``fail`` and ``info``."""
+    """Operations that ended ``ok``, ``fail`` and ``info``, and those that were an ``error``."""
     faults: int
     effective: int
     running: tuple[str, ...]
@@ -174,8 +174,6 @@ class _Work:
     def _do_rounds(self, target: Nodes, observer: Observer, rounds: tuple[Round, ...]) -> None:
         nemesis = Nemesis(target, observer.leader_of, self.events, self._tick, self.findings)
         for round_ in rounds:
-            if self._elapsed_s() > self.settings.duration_s:
-                return
             nemesis.run(round_)
 
     def _wait_for_the_end(self) -> None:

@@ -26,6 +26,7 @@ from raftkv.check.verdict import Verdict
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
 REASONS_MAX = 20
+STATUSES = ("ok", "fail", "info")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -182,13 +183,13 @@ class _Shown:
 
     def __call__(self, now: Progress) -> None:
         running = f": {', '.join(now.running)}" if now.running else ""
-        errors = now.counts.get("fail", 0) + now.counts.get("info", 0)
+        operations = sum(now.counts.get(status, 0) for status in STATUSES)
         self._bar.update(
             self._task,
             total=now.duration_s,
             completed=min(now.elapsed_s, now.duration_s),
             description=f"{now.phase}{running}",
-            counts=f"{sum(now.counts.values())} operations, {errors} errors, "
+            counts=f"{operations} operations, {now.counts.get('error', 0)} errors, "
             f"{now.effective}/{now.faults} faults seen",
         )
 
@@ -211,7 +212,7 @@ def _tell(run: Run, settings: Settings, console: Console) -> None:
         table.add_row(kind, str(count), str(run.effective.get(kind, 0)))
     if run.faults:
         console.print(table)
-    counts = ", ".join(f"{run.counts.get(status, 0)} {status}" for status in ("ok", "fail", "info"))
+    counts = ", ".join(f"{run.counts.get(status, 0)} {status}" for status in STATUSES)
     keys = len(run.judgement.result.parts)
     console.print(
         f"{counts} on {keys} keys; {run.leader_changes} leader changes; report: {run.report}",

@@ -11,9 +11,9 @@ from raftkv.chaos.proxy import Rule
 ONE_WAY = "one-way"
 
 TROUBLE = {
-    "slow": Rule(delay_ms=(20.0, 250.0)),
-    "lossy": Rule(stall_share=0.08, stall_ms=200.0),
-    "reset": Rule(reset_share=0.02),
+    "slow": (Rule(delay_ms=(20.0, 250.0)), ("delayed",)),
+    "lossy": (Rule(stall_share=0.08, stall_ms=200.0), ("stalled",)),
+    "reset": (Rule(reset_share=0.04), ("resets",)),
 }
 """A mean delay above the heartbeat; a lost packet's time-outs of TCP; a connection for a while."""
 
@@ -49,27 +49,39 @@ class _Links(Fault):
 
     pairs: tuple[Pair, ...] = ()
     rule = Rule()
+    signs: tuple[str, ...] = ()
+    """The counts of a direction that show that the rule was felt."""
+    _before = 0
 
     def apply(self) -> None:
         """Set the rule on all of them."""
-        for pair in self.pairs:
-            self.context.raftkv.links.set(pair, self.rule)
+        self._before = self._counts()
+        self.context.raftkv.links.add(self.pairs, self.rule)
+
+    def observe(self) -> None:
+        """One of the counts has grown."""
+        self.effective = self._counts() > self._before
 
     def stop(self) -> None:
         """Let everything pass again."""
         self.observe()
-        self.context.raftkv.links.clear(self.pairs)
+        self.context.raftkv.links.remove(self.pairs, self.rule)
 
-    def counts(self, *names: str) -> list[int]:
-        """The sum of these counts for each direction."""
+    def _counts(self) -> int:
         stats = self.context.raftkv.links.stats()
-        return [sum(getattr(stats[p], name) for name in names) for p in self.pairs if p in stats]
+        return sum(
+            getattr(stats[pair], sign)
+            for pair in self.pairs
+            if pair in stats
+            for sign in self.signs
+        )
 
 
 class Partition(_Links):
     """Links are cut without a word: what is sent is held, and comes when they are mended."""
 
     rule = Rule(blocked=True)
+    signs = ("held_bytes", "held_connections")
 
     def start(self) -> None:
         """Cut them, in both directions or in one, which is drawn for all of them alike."""
@@ -93,17 +105,13 @@ class Partition(_Links):
         first = self.choose()
         return (*first, *(name for name in self.free_nodes() if name not in first))
 
-    def observe(self) -> None:
-        """Bytes or connections are held."""
-        self.effective = any(self.counts("held_bytes", "held_connections"))
-
 
 class LinkTrouble(_Links):
     """Links are slow, lossy or reset at times: those of one node, or all."""
 
     def start(self) -> None:
         """Make them bad in both directions."""
-        self.rule = TROUBLE[self.kind]
+        self.rule, self.signs = TROUBLE[self.kind]
         links = self.context.raftkv.links
         if self.variant == "all":
             self.pairs = links.pairs
@@ -111,7 +119,3 @@ class LinkTrouble(_Links):
             self.victims = self.free_nodes()[:1]
             self.pairs = tuple(pair for pair in links.pairs if self.victims[0] in pair)
         self.apply()
-
-    def observe(self) -> None:
-        """Something was delayed, stalled or reset."""
-        self.effective = any(self.counts("delayed", "stalled", "resets"))

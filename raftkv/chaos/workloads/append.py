@@ -4,7 +4,7 @@ import itertools
 import json
 from random import Random
 
-from raftkv.chaos.operation import Operation, Outcome, ok
+from raftkv.chaos.operation import Operation, Outcome, ok, refused
 from raftkv.chaos.store import Store
 from raftkv.chaos.workloads.keys import KeyRotation
 from raftkv.client import PreconditionFailedError
@@ -58,6 +58,6 @@ def append(key: str, element: int) -> Operation:
             except PreconditionFailedError:
                 continue
             return ok()
-        return Outcome("fail", None, {"error": f"others were faster {ATTEMPTS_MAX} times"})
+        return refused(f"others were faster {ATTEMPTS_MAX} times")
 
     return Operation(MODEL, "append", key, element, run)

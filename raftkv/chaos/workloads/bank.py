@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Literal
 
-from raftkv.chaos.operation import Operation, Outcome, ok
+from raftkv.chaos.operation import Operation, Outcome, ok, refused
 from raftkv.chaos.store import Store
 from raftkv.chaos.workloads.keys import KeyRotation
 from raftkv.client import Compare, Entry, Get, Put
@@ -90,12 +90,12 @@ def transfer(key: str, giver: str, taker: str, amount: int) -> Operation:
             before = {account: store.get(key + account) for account in (giver, taker)}
             balances = {name: _balance(entry) for name, entry in before.items()}
             if balances[giver] < amount:
-                return Outcome("fail", None, {"error": "insufficient funds"})
+                return refused("insufficient funds")
             balances[giver] -= amount
             balances[taker] += amount
             if store.txn(_unchanged(key, before), _puts(key, balances)).succeeded:
                 return ok()
-        return Outcome("fail", None, {"error": f"others were faster {ATTEMPTS_MAX} times"})
+        return refused(f"others were faster {ATTEMPTS_MAX} times")
 
     value = {"from": giver, "to": taker, "amount": amount}
     return Operation(MODEL, "transfer", key, value, run)

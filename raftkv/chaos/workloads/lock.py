@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from raftkv.chaos.operation import Operation, Outcome, ok
+from raftkv.chaos.operation import Operation, Outcome, ok, refused
 from raftkv.chaos.store import Store
 from raftkv.chaos.workloads.keys import KeyRotation
 
@@ -58,14 +58,14 @@ class LockWorkload:
         def run(store: Store) -> Outcome:
             entry = store.get(claim.key)
             if entry is None or entry.value != claim.owner.encode():
-                return Outcome("fail", None, {"error": _NOT_HELD})
+                return refused(_NOT_HELD)
             return ok(deleted=store.delete(claim.key, if_revision=entry.revision).deleted)
 
         def done(outcome: Outcome) -> None:
             # After an unknown outcome it is looked at again, and released if it is still held.
             if outcome.status == "info":
                 claim.state = "unsure"
-            elif outcome.status == "ok" or outcome.fields.get("error") == _NOT_HELD:
+            elif outcome.status == "ok" or outcome.fields.get("reason") == _NOT_HELD:
                 self._claims.pop(process, None)
 
         return Operation(
