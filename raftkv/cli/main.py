@@ -30,6 +30,7 @@ COMMANDS = {
     "certs": ("raftkv.cli.certs", "certs_command", "Make certificates for mutual TLS."),
     "bench": ("raftkv.cli.bench", "bench_command", "Measure a cluster on this machine."),
     "chaos": ("raftkv.cli.chaos", "chaos_command", "Hurt a cluster and judge what clients saw."),
+    "sim": ("raftkv.cli.sim", "sim_command", "Simulate clusters under faults, from seeds."),
     "token": ("raftkv.cli.token", "token_command", "Make a bearer token for HTTP."),
 }
 

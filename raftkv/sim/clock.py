@@ -63,6 +63,10 @@ class MachineClock:
         """Wall time as this machine believes it, in microseconds since the epoch."""
         return WALL_START_US + self._scheduler.now_us + self._wall_offset_us
 
+    def until_us(self, when: float) -> int:
+        """World microseconds until :meth:`monotonic` shows ``when``, at the present rate."""
+        return max(0, int((when - self.monotonic()) * SECOND_US / self._rate)) + 1
+
     def drift(self, rate: float) -> None:
         """Run faster or slower from now on."""
         self._base_s, self._base_us = self.monotonic(), self._scheduler.now_us

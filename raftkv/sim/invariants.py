@@ -53,6 +53,7 @@ class Invariants:
     def __init__(self, *, log_entries_max: int) -> None:
         self.elections = 0
         self.snapshots_installed = 0
+        self._looked: dict[str, tuple[int, int]] = {}  # machine -> (life, turns of its host)
         self._log_entries_max = log_entries_max
         self._groups: dict[GroupId, _GroupFacts] = {}
         self._views: dict[tuple[str, GroupId], _View] = {}
@@ -73,6 +74,10 @@ class Invariants:
         engine = machine.serving
         if engine is None:
             return
+        moment = (machine.life, engine.host.turns)
+        if self._looked.get(machine.name) == moment:
+            return
+        self._looked[machine.name] = moment
         for group in engine.host.groups.values():
             journal = group.journal
             facts = (

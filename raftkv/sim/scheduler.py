@@ -11,7 +11,14 @@ from typing import Any
 
 SECOND_US = 1_000_000
 
+EVENTS_PER_SECOND_MAX = 1_000_000
+"""More in one simulated second means that somebody turns in circles."""
+
 _TIE_BITS = 24
+
+
+class Livelock(Exception):  # noqa: N818 - named for the condition
+    """The world is busy and gets nowhere."""
 
 
 class Timer:
@@ -49,6 +56,7 @@ class Scheduler:
         self._random = random
         self._heap: list[tuple[int, int, int, Timer]] = []
         self._number = 0
+        self._stopped = False
 
     @property
     def now_s(self) -> float:
@@ -65,16 +73,26 @@ class Scheduler:
         heapq.heappush(self._heap, (self.now_us + delay_us, tie, self._number, timer))
         return timer
 
-    def run(self, until_us: int, *, unless: Callable[[], bool] = lambda: False) -> None:
+    def stop(self) -> None:
+        """Let :meth:`run` return after the event that is happening."""
+        self._stopped = True
+
+    def run(self, until_us: int) -> None:
         """Let everything happen that is due by ``until_us``, in order.
 
-        Stops early as soon as ``unless()`` holds after an event; time then stays at that event.
+        Raises:
+            Livelock: things happen and happen while no time passes.
         """
         heap = self._heap
-        while heap and heap[0][0] <= until_us:
-            self.now_us, _, _, timer = heapq.heappop(heap)
-            self.events += 1
-            timer.fire()
-            if unless():
-                return
-        self.now_us = max(self.now_us, until_us)
+        self._stopped = False
+        while heap and heap[0][0] <= until_us and not self._stopped:
+            second_us = self.now_us + SECOND_US
+            events_max = self.events + EVENTS_PER_SECOND_MAX
+            while heap and heap[0][0] <= min(until_us, second_us) and not self._stopped:
+                self.now_us, _, _, timer = heapq.heappop(heap)
+                self.events += 1
+                if self.events > events_max:
+                    raise Livelock(f"{EVENTS_PER_SECOND_MAX} events in one second")
+                timer.fire()
+            if not self._stopped:
+                self.now_us = max(self.now_us, min(until_us, second_us))
