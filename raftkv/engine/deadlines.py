@@ -38,9 +38,12 @@ class Deadlines:
 
     def remove(self, pending: Pending) -> None:
         """Forget one that was answered."""
-        members = self._buckets.get(int(pending.deadline / BUCKET_S) + 1)
+        bucket = int(pending.deadline / BUCKET_S) + 1
+        members = self._buckets.get(bucket)
         if members is not None:
             members.pop(pending, None)
+            if not members:
+                del self._buckets[bucket]  # so that nobody sweeps while nothing waits
 
     def _sweep(self) -> None:
         self._timer = None

@@ -77,6 +77,8 @@ class GroupHost:
         self.event_counts: dict[str, int] = {}
         self.sync_seconds: deque[float] = deque(maxlen=1000)
         """Durations of the latest fdatasync jobs."""
+        self.turns = 0
+        """How many turns there were: between two of them nothing of a group changes for others."""
         self.leader_changed: Callable[[], None] = lambda: None
         """Called when a group of this node has got or lost its leader."""
         self._clock = clock
@@ -224,6 +226,7 @@ class GroupHost:
         self._turn_scheduled = False
         if self._stopped:
             return
+        self.turns += 1
         dirty, self._dirty = self._dirty, {}
         for group in map(self.groups.__getitem__, dirty):
             self._guard(group.tick)
