@@ -1,0 +1,313 @@
+"""A register with revisions, compare-and-set and delete: what one key of raftkv is.
+
+The revisions of a key strictly increase. They are compared by order only: between two of them there
+may be any number of writes whose revision nobody told.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from raftkv.check.event import FAIL, INFO, OK
+from raftkv.check.history import Operation
+from raftkv.check.model import (
+    Action,
+    Frozen,
+    Model,
+    Move,
+    Problem,
+    Rank,
+    freeze,
+    malformed,
+    shown,
+    unheard_of,
+    unjudged,
+)
+
+_UNTOLD: Literal["untold"] = "untold"
+
+Told = int | Literal["untold"] | None
+"""What an answer says of a revision: the revision, nothing, or (None) that there is no entry."""
+
+
+class _State(NamedTuple):
+    value: Frozen
+    """None if there is no entry."""
+    revision: int
+    """If it is known, the entry's; otherwise the last that was known, which it exceeds."""
+    presence: Literal["known", "unknown", "absent"]
+    """Whether there is an entry, and whether its revision is known."""
+
+
+def _seen(state: _State, told: Told) -> _State | None:
+    """Return the state that is left after an answer told the revision of the entry."""
+    if told == _UNTOLD:
+        return state
+    if told is None:
+        return state if state.presence == "absent" else None
+    if state.presence == "known":
+        return state if state.revision == told else None
+    if state.presence == "unknown" and told > state.revision:
+        return _State(state.value, told, "known")
+    return None
+
+
+def _written(state: _State, value: Frozen, told: Told) -> _State | None:
+    if not isinstance(told, int):
+        return _State(value, state.revision, "unknown")
+    return _State(value, told, "known") if told > state.revision else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    value: Frozen
+    revision: Told
+    pure: ClassVar[bool] = True
+
+    def apply(self, state: _State) -> _State | None:
+        return _seen(state, self.revision) if state.value == self.value else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    value: Frozen
+    revision: Told
+    pure: ClassVar[bool] = False
+
+    def apply(self, state: _State) -> _State | None:
+        return _written(state, self.value, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cas:
+    expected: Told
+    value: Frozen
+    revision: Told
+    pure: ClassVar[bool] = False
+
+    def apply(self, state: _State) -> _State | None:
+        seen = _seen(state, self.expected)
+        return seen and _written(seen, self.value, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Delete:
+    """A delete that removed an entry, or, where nobody told, perhaps none."""
+
+    expected: Told
+    revision: Told
+    removed: bool
+    pure: ClassVar[bool] = False
+
+    def apply(self, state: _State) -> _State | None:
+        if self.removed and state.presence == "absent":
+            return None
+        seen = _seen(state, self.expected)
+        if seen is None:
+            return None
+        if not isinstance(self.revision, int):
+            return _State(None, seen.revision, "absent")
+        return _State(None, self.revision, "absent") if self.revision > seen.revision else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A condition that did not hold: the revision expected, and the one that there was."""
+
+    expected: Told
+    revision: Told
+    pure: ClassVar[bool] = True
+
+    def apply(self, state: _State) -> _State | None:
+        return None if self.revision == self.expected else _seen(state, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """A delete that found no entry."""
+
+    revision: Told = None
+    pure: ClassVar[bool] = True
+
+    def apply(self, state: _State) -> _State | None:
+        return state if state.presence == "absent" else None
+
+
+class Register(Model):
+    """read, write, cas, delete; see docs/histories.md for their members."""
+
+    name = "register"
+
+    def problem(self, operations: Sequence[Operation]) -> Problem:
+        """Rank by revision; settle which unknown writes must have happened, or do not matter."""
+        moves = [
+            _move(operation, action)
+            for operation in operations
+            if (action := self._action(operation)) is not None
+        ]
+        settled = _without_the_unseen(_with_the_seen_required(moves))
+        return Problem(_State(None, -1, "absent"), settled, _show)
+
+    def _action(self, operation: Operation) -> Action | None:
+        if _tells_why_it_was_refused(operation):
+            return _Refused(_expected(operation), _told(operation, "observed_revision"))
+        if unjudged(operation, harmless=("read",)):
+            return None
+        revision = _told(operation, "revision") if operation.status == OK else _UNTOLD
+        match operation.f:
+            case "read":
+                return _read(operation, revision)
+            case "write":
+                return _Write(freeze(operation.value), revision or _UNTOLD)
+            case "cas":
+                return _Cas(_expected(operation), _new_value(operation), revision or _UNTOLD)
+            case "delete":
+                return _delete(operation, revision or _UNTOLD)
+        raise unheard_of(operation, self, ("read", "write", "cas", "delete"))
+
+
+def _show(state: _State) -> str:
+    if state.presence == "absent":
+        return "does not exist"
+    if state.presence == "known":
+        return f"holds {shown(state.value)} at revision {state.revision}"
+    return f"holds {shown(state.value)} at an unknown revision"
+
+
+def _tells_why_it_was_refused(operation: Operation) -> bool:
+    return (
+        operation.f in ("cas", "delete")
+        and operation.status == FAIL
+        and "observed_revision" in operation.fields
+    )
+
+
+def _read(operation: Operation, revision: Told) -> _Read:
+    if revision is None and operation.result is not None:
+        raise malformed(operation, "a value was read whose revision is null")
+    return _Read(freeze(operation.result), revision)
+
+
+def _delete(operation: Operation, revision: Told) -> _Delete | _Nothing:
+    if operation.status == INFO:
+        return _Delete(_expected(operation), revision, removed=True)
+    deleted = operation.fields.get("deleted")
+    if deleted is False:
+        return _Nothing()
+    return _Delete(_expected(operation), revision, removed=deleted is True)
+
+
+def _expected(operation: Operation) -> Told:
+    value = operation.value
+    if operation.f == "delete" and value is None:
+        return _UNTOLD
+    if not isinstance(value, dict) or "expected_revision" not in value:
+        raise malformed(operation, 'its value must be an object with "expected_revision"')
+    return _checked(operation, "expected_revision", value["expected_revision"])
+
+
+def _new_value(operation: Operation) -> Frozen:
+    if "value" not in operation.value:
+        raise malformed(operation, 'its value must be an object with "value"')
+    return freeze(operation.value["value"])
+
+
+def _told(operation: Operation, member: str) -> Told:
+    if member not in operation.fields:
+        return _UNTOLD
+    return _checked(operation, member, operation.fields[member])
+
+
+def _checked(operation: Operation, member: str, told: object) -> int | None:
+    if told is None or (type(told) is int and told >= 0):
+        return told
+    raise malformed(operation, f'"{member}" must be null or an integer from 0, not {shown(told)}')
+
+
+def _move(operation: Operation, action: Action) -> Move:
+    return Move(operation, action, operation.status != INFO, _rank(action))
+
+
+def _rank(action: Action) -> Rank | None:
+    """Return the place by revision: what makes one, what sees it, what ends it."""
+    match action:
+        case _Read(revision=int(revision)) | _Refused(revision=int(revision)):
+            return revision, 1
+        case _Write(revision=int(revision)) | _Cas(revision=int(revision)):
+            return revision, 0
+        case _Delete(revision=int(revision)):
+            return revision, 0
+        case _Cas(expected=int(expected)) | _Delete(expected=int(expected)):
+            return expected, 2
+    return None
+
+
+def _with_the_seen_required(moves: list[Move]) -> list[Move]:
+    """Require unknown writes of a value that was read and that nobody else wrote.
+
+    They must have happened. What revision they got is known if the reads agree on one.
+    """
+    writers = Counter(m.action.value for m in moves if isinstance(m.action, _Write | _Cas))
+    revisions_of = defaultdict(set)
+    for move in moves:
+        if isinstance(move.action, _Read):
+            revisions_of[move.action.value].add(move.action.revision)
+    return [
+        _settled(move, move.action, revisions_of[move.action.value])
+        if not move.required
+        and isinstance(move.action, _Write | _Cas)
+        # Null is also read where there is no entry.
+        and move.action.value is not None
+        and move.action.value in revisions_of
+        and writers[move.action.value] == 1
+        else move
+        for move in moves
+    ]
+
+
+def _settled(move: Move, action: _Write | _Cas, revisions: set[Told]) -> Move:
+    told = {revision for revision in revisions if isinstance(revision, int)}
+    revision: Told = told.pop() if len(told) == 1 else _UNTOLD
+    known: Action = (
+        _Write(action.value, revision)
+        if isinstance(action, _Write)
+        else _Cas(action.expected, action.value, revision)
+    )
+    return Move(move.operation, known, required=True, rank=_rank(known))
+
+
+def _without_the_unseen(moves: list[Move]) -> list[Move]:
+    """Leave out unknown writes of values that nobody read, if nothing else can tell them.
+
+    An explanation that has such a write W has one without it. Take what follows W next. It is no
+    read, as that would have returned W's value. A write fits whatever was there before it. That
+    leaves answers that name a revision without a value, or say that something was deleted: if each
+    of those revisions is known to belong to another value, and no delete says only that there was
+    something, none of them fits after W.
+    """
+    known = {
+        move.action.revision
+        for move in moves
+        if isinstance(move.action, _Read | _Write | _Cas) and move.required
+    }
+    if any(_may_see_any_write(move, known) for move in moves):
+        return moves
+    read = {move.action.value for move in moves if isinstance(move.action, _Read)}
+    return [
+        move
+        for move in moves
+        if move.required or not isinstance(move.action, _Write | _Cas) or move.action.value in read
+    ]
+
+
+def _may_see_any_write(move: Move, known: set[Told]) -> bool:
+    match move.action:
+        case _Delete(expected="untold", removed=True):
+            # One of unknown outcome can be left out together with the write, or fits without it.
+            return move.required
+        case _Refused(revision=int(revision)):
+            return revision not in known
+        case _Cas(expected=int(expected)) | _Delete(expected=int(expected)):
+            return expected not in known
+    return False

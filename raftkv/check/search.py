@@ -1,0 +1,281 @@
+"""The search for an order of operations that explains what clients saw.
+
+Wing and Gong, "Testing and Verifying Concurrent Objects" (JPDC 1993): take any operation that began
+before the first end of one not yet taken; if the object could have answered so, take it off the
+list and go on with the rest; where nothing fits, put the last one back and try another. Lowe,
+"Testing for Linearizability" (CCPE 2017): remember every configuration (set of operations taken,
+state), and never search from one twice.
+
+Added to that, without losing an explanation or inventing one:
+
+- An answer that changes no object and fits now is taken, and nothing else is tried: it can be
+  brought to the front of any explanation of the rest. (A write that happens to leave the state as
+  it is cannot: it may be needed later, where it changes it.)
+- The one that ends first is tried first: most often it is the one that must be taken now.
+- Moves of unknown outcome are tried last, and only if they let another move do what it could not
+  do without them. In an explanation with the fewest of them each is followed by one that needs it.
+- Of moves of unknown outcome with the same action only the one that began first is tried: they have
+  no end, so in any explanation they can change places.
+- A configuration is not searched from if it was seen with fewer moves of unknown outcome used up:
+  what explains the rest now would have explained it then.
+- Only moves of the lowest rank left are tried, see ``Move``.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raftkv.check.model import Action, Move, Problem, State
+from raftkv.check.verdict import Verdict
+from raftkv.check.worklist import Entry, Option, Worklist
+
+_STEPS_PER_LOOK_AT_THE_CLOCK = 64
+
+
+class OutOfRoomError(Exception):
+    """The search remembers as many configurations as it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The longest way that a search has gone."""
+
+    linearization: tuple[int, ...]
+    """``Operation.index`` in the order in which they took effect."""
+    state: State
+    blocked: Move | None
+    """Of the moves that are not placed, the one that ended first."""
+
+
+class _Configuration(NamedTuple):
+    """Which moves are placed, and what state they lead to.
+
+    Of the required moves, numbered by their begin, all below ``base`` are placed, and those of
+    ``window``, whose lowest bit is number ``base``. The window is about as wide as there are
+    clients; a set of all moves would take the more memory the longer the history is.
+    """
+
+    base: int
+    window: int
+    state: State
+    options: int
+    """The moves of unknown outcome that are used up, as bits."""
+
+    def after_required(self, bit: int, state: State) -> "_Configuration":
+        window = self.window | 1 << (bit - self.base)
+        ones = (~window & (window + 1)).bit_length() - 1
+        return _Configuration(self.base + ones, window >> ones, state, self.options)
+
+    def after_option(self, bit: int, state: State) -> "_Configuration":
+        return _Configuration(self.base, self.window, state, self.options | 1 << bit)
+
+
+_Choice = tuple[Entry | Option, State]
+
+
+class Search:
+    """A search that can be interrupted and goes on where it was.
+
+    ``ranked`` says whether ranks forbid or only advise. With them a verdict is found sooner;
+    without them the longest partial linearization is one that a person would come to.
+    """
+
+    def __init__(self, problem: Problem, *, ranked: bool = True) -> None:
+        self._distance = problem.distance
+        self._ranked = ranked
+        self._list = Worklist(problem.moves)
+        self._now = _Configuration(0, 0, problem.initial, 0)
+        self._placed: list[tuple[Entry | Option, _Configuration]] = []
+        """Each with the configuration before it."""
+        self._placed_required = 0
+        self._placed_ranked = 0
+        self._seen: dict[tuple[int, int, State], tuple[int, ...]] = {}
+        self._choices = [self._candidates()]
+        """What is left to try, at the start and after each of those placed."""
+        self._best_required = -1
+        self._best = Partial((), problem.initial, None)
+
+    @property
+    def configurations(self) -> int:
+        """How many configurations it remembers."""
+        return len(self._seen)
+
+    def best(self) -> Partial:
+        """Return the longest partial linearization so far; all of it after ``VALID``."""
+        self._note_best()
+        return self._best
+
+    def run(self, deadline_s: float, room: int) -> Verdict | None:
+        """Search until ``time.monotonic()`` is ``deadline_s``; None if that is too soon to tell.
+
+        Raises:
+            OutOfRoomError: it came to remember more than ``room`` configurations.
+        """
+        steps = 0
+        while self._placed_required < self._list.required:
+            choice = next(self._choices[-1], None)
+            if choice is not None:
+                self._place(*choice)
+            elif self._placed:
+                self._step_back()
+            else:
+                return Verdict.VIOLATION
+            steps += 1
+            if steps % _STEPS_PER_LOOK_AT_THE_CLOCK == 0:
+                if len(self._seen) > room:
+                    raise OutOfRoomError
+                if time.monotonic() > deadline_s:
+                    return None
+        return Verdict.VALID
+
+    # --- taking and putting back
+
+    def _place(self, move: Entry | Option, state: State) -> None:
+        before = self._now
+        if isinstance(move, Entry):
+            now = before.after_required(move.bit, state)
+            if self._is_known(now):
+                return
+            self._list.lift(move)
+            self._placed_required += 1
+            self._placed_ranked += move.rank is not None
+        else:
+            now = before.after_option(move.bit, state)
+            if self._is_known(now):
+                return
+            move.twins.used += 1
+        self._now = now
+        self._placed.append((move, before))
+        self._choices.append(self._candidates())
+
+    def _step_back(self) -> None:
+        self._note_best()
+        self._choices.pop()
+        move, self._now = self._placed.pop()
+        if isinstance(move, Entry):
+            self._list.put_back(move)
+            self._placed_required -= 1
+            self._placed_ranked -= move.rank is not None
+        else:
+            move.twins.used -= 1
+
+    def _is_known(self, configuration: _Configuration) -> bool:
+        """Whether it was seen with no other moves of unknown outcome used up; now it is."""
+        key, options = configuration[:3], configuration.options
+        seen = self._seen.get(key)
+        if seen is None:
+            self._seen[key] = (options,)
+            return False
+        if any(used & ~options == 0 for used in seen):
+            return True
+        self._seen[key] = (*(used for used in seen if options & ~used), options)
+        return False
+
+    def _note_best(self) -> None:
+        if self._placed_required <= self._best_required:
+            return
+        self._best_required = self._placed_required
+        order = tuple(entry.move.operation.index for entry, _ in self._placed if entry.move)
+        first_end = self._first_end()
+        self._best = Partial(order, self._now.state, first_end.move)
+
+    def _first_end(self) -> Entry:
+        """Return the first end in the list, or its head if it is empty."""
+        entry = self._list.head.after
+        while entry.end is not None:
+            entry = entry.after
+        return entry
+
+    # --- what to try
+
+    def _candidates(self) -> Iterator[_Choice]:
+        """Yield the moves that can be next, each with the state after it, best first.
+
+        A generator, as most often the first one is right. It is asked again only when the search
+        is back at this configuration.
+        """
+        state = self._now.state
+        pending = self._pending()
+        enabled: list[tuple[Entry, State]] = []
+        for entry in pending:
+            after = entry.apply(state)
+            if after is None:
+                continue
+            if entry.pure and after == state:
+                yield entry, after
+                return
+            enabled.append((entry, after))
+        if self._distance is not None:
+            yield from self._by_distance(self._distance, enabled, pending)
+            return
+        if len(enabled) > 1:
+            enabled.sort(key=_by_rank_and_deadline)
+        yield from enabled
+        yield from self._options(pending)
+
+    def _pending(self) -> list[Entry]:
+        """Return the begins before the first end: the moves that real time and ranks allow."""
+        entry = self._list.head.after
+        found = []
+        if not self._ranked or self._placed_ranked == len(self._list.ranks):
+            while entry.end is not None:
+                found.append(entry)
+                entry = entry.after
+            return found
+        lowest = self._list.ranks[self._placed_ranked]
+        while entry.end is not None:
+            if entry.rank is None or entry.rank == lowest:
+                found.append(entry)
+            entry = entry.after
+        return found
+
+    def _by_distance(
+        self,
+        distance: Callable[[State, Action], int],
+        enabled: list[tuple[Entry, State]],
+        pending: list[Entry],
+    ) -> Iterator[_Choice]:
+        """Yield all moves, those first that bring the state to what the first end asks for."""
+        first_end = self._first_end()
+        if first_end.move is None:
+            yield from enabled
+            return
+        goal = first_end.move.action
+        choices: list[tuple[int, int, float, _Choice]] = [
+            (distance(after, goal), 0, entry.deadline, (entry, after)) for entry, after in enabled
+        ]
+        choices += [
+            (distance(after, goal), 1, option.place, (option, after))
+            for option, after in self._options(pending)
+        ]
+        choices.sort(key=lambda choice: choice[:3])
+        for choice in choices:
+            yield choice[3]
+
+    def _options(self, pending: list[Entry]) -> Iterator[tuple[Option, State]]:
+        """Yield the moves of unknown outcome that help another move."""
+        state, deadline = self._now.state, self._first_end().deadline
+        without = [(entry.apply, entry.apply(state)) for entry in pending]
+        for twins in self._list.twins:
+            if twins.options[0].place > deadline:
+                break
+            option = twins.first(deadline)
+            if option is None:
+                continue
+            after = option.apply(state)
+            if after is None or after == state:
+                continue
+            if any(apply(after) not in (None, then) for apply, then in without) or any(
+                self._helps_option(after, other.first(deadline, skip=other is twins))
+                for other in self._list.twins
+            ):
+                yield option, after
+
+    def _helps_option(self, after: State, other: Option | None) -> bool:
+        return other is not None and other.apply(after) not in (None, other.apply(self._now.state))
+
+
+def _by_rank_and_deadline(choice: tuple[Entry, State]) -> tuple[int, float]:
+    entry, _ = choice
+    return -1 if entry.rank is None else entry.rank, entry.deadline
