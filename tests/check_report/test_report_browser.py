@@ -170,6 +170,23 @@ def test_the_jump_leads_to_the_first_offending_operation(report: Browser, broken
     assert report.complaints() == []
 
 
+def test_the_jump_scrolls_to_the_lane(browser: Browser, tmp_path: Path) -> None:
+    """With more processes than fit, the offending operation is within what is seen of the lanes."""
+    operations = [operation(at, process=at) for at in range(80)]
+    path = tmp_path / "wide.html"
+    write_report(path, operations, judged(operations, Verdict.VIOLATION, 75))
+    browser.open(path)
+    browser.click("a.jump")
+    seen = browser.run(
+        "const [bar, lanes] = arguments;"
+        "const inner = bar.getBoundingClientRect(), outer = lanes.getBoundingClientRect();"
+        "return outer.top <= inner.top && inner.bottom <= outer.bottom",
+        browser.one(".bar.highlighted"),
+        browser.one("#lanes"),
+    )
+    assert seen is True
+
+
 def test_the_longest_order_is_drawn_as_numbered_points(report: Browser, broken: Run) -> None:
     """Places before the offending operation are in sight, and go no further than what was found."""
     report.click("a.jump")

@@ -5,10 +5,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from report_histories import FACTS, Run, judged, operation, run
+from report_histories import FACTS, SECOND_NS, START_NS, Run, judged, operation, run
 from report_html import Element, carried, data_of, read_page
 
 from raftkv.check.report import FaultEvent, LeaderEvent, write_report
+from raftkv.check.report.charts import LEFT, RIGHT
 from raftkv.check.report.embedded import NEAR_MAX
 from raftkv.check.verdict import Result, Verdict
 
@@ -148,6 +149,24 @@ def test_faults_are_bands_that_say_target_and_effect(page: Element) -> None:
     assert len(set(colours)) == 4
 
 
+def test_a_fault_is_as_wide_as_it_was_long(tmp_path: Path) -> None:
+    """On the one axis of time; one that was too short to see is drawn all the same."""
+    operations = [operation(0, completed_ns=START_NS + 10 * SECOND_NS)]
+    begin_ns, tenth = START_NS + 2 * SECOND_NS, (RIGHT - LEFT) / 10
+    events = [
+        FaultEvent(begin_ns, "pause", "start", 1),
+        FaultEvent(begin_ns + 5 * SECOND_NS, "pause", "stop", 1),
+        FaultEvent(begin_ns, "kill", "start", 2),
+        FaultEvent(begin_ns, "kill", "stop", 2),
+    ]
+    write_report(tmp_path / "r.html", operations, judged(operations), events=events)
+    chart = read_page(tmp_path / "r.html").by_id("timeline-chart")
+    for shapes in (chart.all("rect", "fault"), chart.all("rect", "band")):
+        extents = [[float(shape.attributes[name]) for name in ("x", "width")] for shape in shapes]
+        assert extents[0] == pytest.approx([LEFT + 2 * tenth, 5 * tenth], abs=0.1)
+        assert extents[1] == pytest.approx([LEFT + 2 * tenth, 2], abs=0.1)
+
+
 def test_the_charts_say_their_numbers(page: Element, broken: Run) -> None:
     """Pointing at a slice tells counts and percentiles; all slices together are the history."""
     hints = [hint.text.split("\n") for hint in page.by_id("timeline-chart").all("rect", "hint")]
@@ -271,7 +290,10 @@ def test_the_data_holds_no_markup(tmp_path: Path) -> None:
 def test_a_large_history_gives_a_page_that_opens(tmp_path: Path) -> None:
     """Long hostile values, many keys, many faults: bounded, and what was left out is said."""
     long = "<" * 5_000
-    hot = [operation(at, key="hot", value=long) for at in range(60_000)]
+    hot = [
+        operation(at, key="hot", f=long, value=long, result=long, fields={"error": long})
+        for at in range(60_000)
+    ]
     wide = [operation(at, key=f"{at}{long}", value=long) for at in range(60_000, 63_000)]
     result = Result.of(
         "register",
@@ -287,8 +309,16 @@ def test_a_large_history_gives_a_page_that_opens(tmp_path: Path) -> None:
     page = read_page(path)
     assert "of 63,000 operations" in page.by_id("left-out").text
     near = carried(page)
-    assert len(near) == NEAR_MAX
-    assert near == list(range(40_000 - NEAR_MAX // 2, 40_000 + NEAR_MAX // 2))
+    assert len(near) > 1_000
+    assert near == list(range(40_000 - len(near) // 2, 40_000 + (len(near) + 1) // 2))
+
+
+def test_a_hot_key_is_carried_around_its_violation(tmp_path: Path) -> None:
+    """As many operations before as after."""
+    operations = [operation(at) for at in range(20_000)]
+    write_report(tmp_path / "r.html", operations, judged(operations, Verdict.VIOLATION, 9_000))
+    near = carried(read_page(tmp_path / "r.html"))
+    assert near == list(range(9_000 - NEAR_MAX // 2, 9_000 + NEAR_MAX // 2))
 
 
 def test_what_may_have_taken_effect_in_a_violation_is_carried(tmp_path: Path) -> None:
