@@ -17,6 +17,9 @@ SECOND_NS = 1_000_000_000
 START_NS = 5_000 * SECOND_NS
 """A monotonic clock does not begin at zero."""
 
+HOSTILE = "</script></style>\"'><img src=x onerror=alert(1)><!--&lt;\u2028\ud800\x00\u202e"
+"""Text that would break out of markup, attributes and JSON, and cannot be encoded either."""
+
 KINDS = ("kill", "pause", "partition", "slow disk")
 
 
@@ -64,6 +67,30 @@ def judged(
     """Return one part for each key, linearized as invoked, up to the offending one."""
     keys = dict.fromkeys(operation.key for operation in operations)
     return Result.of("register", tuple(_part(key, operations, verdict, offending) for key in keys))
+
+
+def hostile_run(text: str) -> Run:
+    """Return a history in which everything that can be text is ``text``."""
+    operations = [
+        operation(
+            at, f=text, key=text, value=text, result={text: [text]}, fields={text: text, "n": 1}
+        )
+        for at in range(3)
+    ]
+    operations[1].fields["revision"] = text
+    result = judged(operations, Verdict.VIOLATION, 2)
+    object.__setattr__(result, "model", text)
+    object.__setattr__(result.parts[0], "reason", text)
+    begin_ns = operations[0].invoked_ns
+    return Run(
+        operations,
+        result,
+        [
+            FaultEvent(begin_ns, text, "start", 1, text, text),
+            FaultEvent(begin_ns + 1, text, "stop", 1, text, text, effective=True),
+            LeaderEvent(begin_ns, 0, text, 1),
+        ],
+    )
 
 
 def _part(

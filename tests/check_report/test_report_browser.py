@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from report_histories import FACTS, Run, judged, operation, run
+from report_histories import FACTS, HOSTILE, Run, hostile_run, judged, operation, run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from test_report_page import HOSTILE, hostile_run
 
 from raftkv.check.report import write_report
 from raftkv.check.report.embedded import NEAR_MAX

@@ -5,7 +5,17 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from report_histories import FACTS, SECOND_NS, START_NS, Run, judged, operation, run
+from report_histories import (
+    FACTS,
+    HOSTILE,
+    SECOND_NS,
+    START_NS,
+    Run,
+    hostile_run,
+    judged,
+    operation,
+    run,
+)
 from report_html import Element, carried, data_of, read_page
 
 from raftkv.check.report import FaultEvent, LeaderEvent, write_report
@@ -13,7 +23,6 @@ from raftkv.check.report.charts import LEFT, RIGHT
 from raftkv.check.report.embedded import NEAR_MAX
 from raftkv.check.verdict import Result, Verdict
 
-HOSTILE = "</script></style>\"'><img src=x onerror=alert(1)><!--&lt;\u2028\ud800\x00\u202e"
 SIZE_MAX_BYTES = 15_000_000
 
 
@@ -235,30 +244,6 @@ def test_a_history_without_operations_has_a_report(tmp_path: Path) -> None:
     page = read_page(tmp_path / "r.html")
     assert "0 operations, 0 ok" in page.by_id("verdict").text
     assert "There are none." in page.by_id("lanes-section").text
-
-
-def hostile_run(text: str) -> Run:
-    """Return a history in which everything that can be text is ``text``."""
-    operations = [
-        operation(
-            at, f=text, key=text, value=text, result={text: [text]}, fields={text: text, "n": 1}
-        )
-        for at in range(3)
-    ]
-    operations[1].fields["revision"] = text
-    result = judged(operations, Verdict.VIOLATION, 2)
-    object.__setattr__(result, "model", text)
-    object.__setattr__(result.parts[0], "reason", text)
-    begin_ns = operations[0].invoked_ns
-    return Run(
-        operations,
-        result,
-        [
-            FaultEvent(begin_ns, text, "start", 1, text, text),
-            FaultEvent(begin_ns + 1, text, "stop", 1, text, text, effective=True),
-            LeaderEvent(begin_ns, 0, text, 1),
-        ],
-    )
 
 
 def written(path: Path, text: str) -> Element:
