@@ -5,6 +5,7 @@ If the judge finds fault with etcd, it is the harness that needs a closer look.
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class EtcdTarget:
     """Members ``e1``, ``e2``, ... of one etcd cluster, which is one shard."""
 
     supported = frozenset({"kill", "storm", "stop", "pause"})
+    clean_exits = frozenset({0, -signal.SIGTERM})  # it cleans up, then lets the signal end it
     shards = 1
 
     def __init__(self, directory: Path, *, nodes: int, election_timeout_ms: int) -> None:

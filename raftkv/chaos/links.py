@@ -1,5 +1,6 @@
 """The links between nodes, as seen from the run: the other end of :mod:`raftkv.chaos.proxy`."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -71,7 +72,8 @@ class Links:
         """End the process."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is not None:
-            stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -85,8 +87,9 @@ class Links:
         if stdin is None or stdout is None:
             raise ChaosError("the proxy between the nodes has no pipes")
         with self._lock:
-            stdin.write(json.dumps(command).encode() + b"\n")
-            stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                stdin.write(json.dumps(command).encode() + b"\n")
+                stdin.flush()
             answer = stdout.readline()
         if not answer:
             raise ChaosError("the proxy between the nodes has died; its trace is above")

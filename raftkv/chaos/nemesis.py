@@ -72,6 +72,7 @@ class Nemesis:
         for name in self.target.names:
             process = self.target.process(name)
             if name not in self.target.down and not process.is_running:
+                process.wait(0)  # lets go of its pipe
                 self.findings.append(f"{name} ended by itself with code {process.exit_code}")
                 self.target.start_node(name)
 

@@ -56,6 +56,7 @@ class RaftkvTarget:
     """
 
     supported = frozenset(FAULTS)
+    clean_exits = frozenset({0})
 
     def __init__(
         self,

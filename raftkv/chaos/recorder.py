@@ -103,7 +103,15 @@ class EventLog:
         """Write that a shard has another leader, or none."""
         with self._lock:
             self.leader_changes += 1
-            self._write({"kind": "leader", "shard": shard, "node": node, "term": term})
+            self._write(
+                {
+                    "time_ns": self._clock_ns(),
+                    "kind": "leader",
+                    "shard": shard,
+                    "node": node,
+                    "term": term,
+                }
+            )
 
     def _fault(
         self,
@@ -129,5 +137,5 @@ class EventLog:
 
     def _write(self, event: dict[str, Any]) -> None:
         if not self._file.closed:
-            self._file.write(json.dumps({"time_ns": self._clock_ns(), **event}) + "\n")
+            self._file.write(json.dumps(event) + "\n")
             self._file.flush()

@@ -46,6 +46,8 @@ class Nodes(Target, Protocol):
 
     supported: frozenset[str]
     """The kinds of faults that can be done to it."""
+    clean_exits: frozenset[int]
+    """The codes that a node may end with after SIGTERM."""
     shards: int
     election_timeout_s: float
     down: set[str]

@@ -87,7 +87,7 @@ class Storm(Fault):
 
 
 class Stop(Fault):
-    """SIGTERM: the node hands its shards over, ends with code 0, and is started again."""
+    """SIGTERM: the node hands its shards over, ends cleanly, and is started again."""
 
     def start(self) -> None:
         """Ask it to stop."""
@@ -99,7 +99,7 @@ class Stop(Fault):
     def observe(self) -> None:
         """It ended, and said that it ended well."""
         codes = [self.target.process(name).exit_code for name in self.victims]
-        self.effective = all(code == 0 for code in codes)
+        self.effective = all(code in self.target.clean_exits for code in codes)
 
     def stop(self) -> None:
         """Start it again; one that does not end, or not well, is a finding."""
@@ -108,7 +108,7 @@ class Stop(Fault):
             if not process.wait(CLEAN_STOP_S):
                 self.context.findings.append(f"{name} did not stop within {CLEAN_STOP_S:.0f} s")
                 process.kill()
-            elif process.exit_code != 0:
+            elif process.exit_code not in self.target.clean_exits:
                 self.context.findings.append(
                     f"{name} was asked to stop and ended with code {process.exit_code}"
                 )

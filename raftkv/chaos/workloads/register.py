@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import defaultdict, deque
 from random import Random
 from typing import Any
 
@@ -10,6 +11,8 @@ from raftkv.chaos.store import Store
 from raftkv.chaos.workloads.keys import KeyRotation
 
 MODEL = "register"
+SEEN_MAX = 4
+OUTDATED_SHARE = 0.2
 
 
 class RegisterWorkload:
@@ -18,8 +21,8 @@ class RegisterWorkload:
     def __init__(self, random: Random, active: int) -> None:
         self._keys = KeyRotation("register/", active, random)
         self._numbers = itertools.count(1)
-        self._seen: dict[str, int | None] = {}
-        """The revision that a client saw last of each key, for conditions that may hold."""
+        self._seen: dict[str, deque[int | None]] = defaultdict(lambda: deque([None], SEEN_MAX))
+        """The revisions of each key that clients saw last."""
 
     def next(self, process: int, random: Random) -> Operation:
         """A read in four of ten, else a write of some kind."""
@@ -30,8 +33,13 @@ class RegisterWorkload:
             return self.read(key)
         if kind == "write":
             return self._write(key)
-        expected = self._seen.get(key)
+        expected = self._expectation(key, random)
         return self._cas(key, expected) if kind == "cas" else self._delete(key, expected)
+
+    def _expectation(self, key: str, random: Random) -> int | None:
+        """A condition that mostly may hold, and sometimes certainly must not."""
+        seen = list(self._seen[key])
+        return random.choice(seen) if random.random() < OUTDATED_SHARE else seen[-1]
 
     def final_reads(self) -> list[Operation]:
         """One read of every key that was ever used."""
@@ -80,8 +88,8 @@ class RegisterWorkload:
     ) -> Operation:
         def done(outcome: Outcome) -> None:
             if outcome.status == "ok":
-                self._seen[key] = None if f == "delete" else outcome.fields["revision"]
+                self._seen[key].append(None if f == "delete" else outcome.fields["revision"])
             elif "observed_revision" in outcome.fields:
-                self._seen[key] = outcome.fields["observed_revision"]
+                self._seen[key].append(outcome.fields["observed_revision"])
 
         return Operation(MODEL, f, key, value, run, reads=reads, done=done)
