@@ -107,8 +107,8 @@ class SimLoop:
 
     def _turn(self) -> None:
         """Take a turn, and often the next ones at once, as a busy loop does."""
-        self._turn_waits = False
         if not self._may_run():
+            self._turn_waits = False
             return
         outer = asyncio._get_running_loop()  # noqa: SLF001 - as asyncio's own loops do
         asyncio._set_running_loop(self.as_asyncio)  # noqa: SLF001
@@ -118,6 +118,7 @@ class SimLoop:
                 self._run_ready()
         finally:
             asyncio._set_running_loop(outer)  # noqa: SLF001
+            self._turn_waits = False  # only now: what this turn made ready may have run in it
         if self._ready and self._may_run():
             self._expect_turn()
 

@@ -78,7 +78,7 @@ class Scheduler:
         self._stopped = True
 
     def run(self, until_us: int) -> None:
-        """Let everything happen that is due by ``until_us``, in order.
+        """Let everything happen that is due by ``until_us``, in order; then it is ``until_us``.
 
         Raises:
             Livelock: things happen and happen while no time passes.
@@ -96,3 +96,5 @@ class Scheduler:
                 timer.fire()
             if not self._stopped:
                 self.now_us = max(self.now_us, min(until_us, second_us))
+        if not self._stopped:
+            self.now_us = max(self.now_us, until_us)
