@@ -1,6 +1,7 @@
 """Blocking work of a simulated process: on threads that take simulated time."""
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,7 @@ class SimJobs:
         self._duration_us = duration_us
         self._stands_still = stands_still
         self._failed = failed
+        self._held: deque[tuple[Job, JobDone]] = deque()  # due, but everything stands still
         self._closed = False
 
     def run(self, job: Job, done: JobDone) -> None:
@@ -52,10 +54,26 @@ class SimJobs:
         self._scheduler.after(end_us - now_us, self._finish, job, done)
 
     def _finish(self, job: Job, done: JobDone) -> None:
-        if self._loop.ended or self._closed:
+        if self._held or self._stands_still():
+            self._hold(job, done)
+        else:
+            self._do(job, done)
+
+    def _hold(self, job: Job, done: JobDone) -> None:
+        """Let it wait behind those that wait: the jobs of one thread keep their order."""
+        if not self._held:
+            self._scheduler.after(_AGAIN_US, self._look_again)
+        self._held.append((job, done))
+
+    def _look_again(self) -> None:
+        if self._stands_still() and not self._loop.ended:
+            self._scheduler.after(_AGAIN_US, self._look_again)
             return
-        if self._stands_still():
-            self._scheduler.after(_AGAIN_US, self._finish, job, done)
+        while self._held:
+            self._do(*self._held.popleft())
+
+    def _do(self, job: Job, done: JobDone) -> None:
+        if self._loop.ended or self._closed:
             return
         result, error = None, None
         try:
