@@ -13,7 +13,7 @@ from random import Random
 
 from raftkv.rpc.messages import TransferRequest
 from raftkv.sim.client import Client
-from raftkv.sim.machine import DATA, Machine
+from raftkv.sim.machine import DATA, DiskSpeed, Machine
 from raftkv.sim.scheduler import SECOND_US
 from raftkv.sim.world import World
 from raftkv.storage.disk import DiskError
@@ -95,11 +95,12 @@ def crash_in_disk(stage: Stage, random: Random) -> Undo:
 
 
 def restart_all(stage: Stage, random: Random) -> Undo:
-    """Every machine goes down at once."""
+    """Every machine goes down at once: a kill of all, a power cut of all, or some of each."""
     undos = []
+    power_share = random.choice((0.0, 0.5, 1.0))
     for machine in stage.world.machines.values():
         undos.append(stage.keep_down(machine))
-        if random.random() < 0.5:  # noqa: PLR2004 - either way
+        if random.random() < power_share:
             machine.cut_power(random)
         else:
             machine.kill()
@@ -177,15 +178,24 @@ def flaky_link(stage: Stage, random: Random) -> Undo:
 
 
 def slow_disk(stage: Stage, random: Random) -> Undo:
-    """Every sync takes long."""
-    speed = stage.machine(random).speed
-    usual = stage.world.options.sync_us
-    speed.sync_us = speed.jitter_us = int(random.choice((0.02, 0.1, 0.5)) * SECOND_US)
+    """Every sync takes long, on one machine or on all."""
+    machines = list(stage.world.machines.values())
+    if random.random() < 0.5:  # noqa: PLR2004 - either way
+        machines = [random.choice(machines)]
+    speeds = [machine.speed for machine in machines]
+    slow_us = int(random.choice((0.02, 0.1, 0.5)) * SECOND_US)
+    usual_us = stage.world.options.sync_us
 
     def undo() -> None:
-        speed.sync_us = speed.jitter_us = usual
+        _set_speed(speeds, usual_us)
 
+    _set_speed(speeds, slow_us)
     return undo
+
+
+def _set_speed(speeds: Sequence[DiskSpeed], sync_us: int) -> None:
+    for speed in speeds:
+        speed.sync_us = speed.jitter_us = sync_us
 
 
 def stall_disk(stage: Stage, random: Random) -> Undo:

@@ -32,6 +32,9 @@ DATA = Path("/data")
 
 SECRET = b"the secret of a simulated cluster"
 
+_ANY = 0.5
+"""Share of power cuts that leave any part of what was not synced; the others leave nothing."""
+
 REFUSALS = (
     DataDirError, DiskError, EngineError, ReplicaError, SnapshotDamaged, UndecodableError,
     WalDamaged,
@@ -253,7 +256,7 @@ class Machine:
             self._loop.end()
         self._loop, self.engine, self.ended = None, None, "lost power"
         self.powered = False
-        self.disk = self.disk.crash(random)
+        self.disk = self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk)
         self._fabric.cut_power(self)
         self._on_end(self)
 
@@ -306,6 +309,11 @@ class Machine:
         self._end(f"{type(reason).__name__}: {reason}")
         if not isinstance(reason, DiskError):
             self._broke(self, reason)
+
+
+def _oldest(disk: SimDisk) -> SimDisk:
+    """The worst case: nothing that was not synced is left."""
+    return disk.crash_choosing(lambda _: 0, lambda _: 0)
 
 
 def _exit(error: BaseException) -> None:

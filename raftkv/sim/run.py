@@ -166,6 +166,7 @@ class Run:
         spoiled = frozenset(machine.name for machine in minority)
         left = [m for m in self.world.machines.values() if m.name not in spoiled]
         self._reachable = [m for m in left if m.name not in self.operator.lost]
+        self._go_on(self._notice_s)
         self._settle(spoiled)
         live_from_s = self.world.scheduler.now_s
         self._go_on(LIVENESS_S)
@@ -176,6 +177,11 @@ class Run:
                         f"an operation of {began_s:.3f} s was given up although a majority had "
                         f"no faults: {why}"
                     )
+
+    @property
+    def _notice_s(self) -> float:
+        """How long nodes may take to notice that one is gone, and to elect another leader."""
+        return (4 * self._options.ping_ms + 6 * self._options.election_ms) / 1000
 
     def _minority(self, random: Random) -> list[Machine]:
         """Machines that stay bad: no shard loses more than a minority of its replicas."""

@@ -1,0 +1,557 @@
+"""Bugs to be found: each breaks one promise of raftkv, so that the harness can show that it sees.
+
+A bug is a function that patches the running program, in a test (``pytest tests/bugs``) or in the
+processes of a real cluster (``bugged_node.py``). None of them can be switched on in any other way.
+docs/testing.md says how long each is hidden from simulation and from chaos.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from raftkv.core import state_machine
+from raftkv.core.batches import decode_batch
+from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
+from raftkv.core.operations import Put, PutResult
+from raftkv.engine import connection, links, requests, router, snapshot_keeper
+from raftkv.raft import freshness as freshness_module
+from raftkv.raft import group, journal, messages, proposals, reads, replica, snapshot_exchange
+from raftkv.rpc.messages import Failure
+from raftkv.storage import snapshots, wal
+from raftkv.storage.wal_format import encode_unit
+
+
+class Patch(Protocol):
+    """Sets an attribute, for as long as the bug shall live; ``pytest``'s monkeypatch fits."""
+
+    def __call__(self, target: Any, name: str, value: Any, /) -> None:
+        """Like setattr."""
+
+
+Bug = Callable[[Patch], None]
+
+BUGS: dict[str, Bug] = {}
+
+
+def bug(function: Bug) -> Bug:
+    """Enter a bug into the list, under its name."""
+    BUGS[function.__name__] = function
+    return function
+
+
+# --- disks -----------------------------------------------------------------------------------
+
+
+@bug
+def no_fdatasync(patch: Patch) -> None:
+    """The log is written, but never synced: acknowledged writes are lost with the power (H8)."""
+
+    def run(self: Any) -> None:
+        self.full = None
+        file = self._allocated()
+        unit, crc = encode_unit(self.segment.marker, self.sequence, self._before, self._parts)
+        file.pwrite(unit, self.segment.end)
+        self._parts = []
+        self.unit_crc = crc
+
+    patch(wal.SyncJob, "run", run)
+
+
+@bug
+def acknowledge_before_sync(patch: Patch) -> None:
+    """Acknowledgements and votes leave before the disk has what they promise (H8)."""
+
+    def hold(self: Any, peer: str, message: Any) -> None:
+        self._owner.send(peer, message)
+
+    patch(replica.Replica, "_hold", hold)
+
+
+@bug
+def h9_leader_counts_unsynced(patch: Patch) -> None:
+    """H9: a leader counts its own copy before its own disk has it."""
+
+    def advance(self: Any) -> None:
+        have = [self.journal.last_index, *(self._match.get(p, 0) for p in self.peers)]
+        candidate = sorted(have, reverse=True)[self._majority - 1]
+        if candidate > self.commit_index and self.journal.term_at(candidate) == self.term:
+            self._SyncObj__raftCommitIndex = candidate
+
+    patch(replica.Replica, "_advance_commit", advance)
+
+
+@bug
+def forget_votes(patch: Patch) -> None:
+    """A restarted node does not know whom it voted for, and votes again in the same term (H8)."""
+    start = journal.GroupJournal.__init__
+
+    def forgetful(self: Any, store: Any, name: Any, recovered: Any) -> None:
+        start(self, store, name, recovered)
+        self._vote = None
+
+    patch(journal.GroupJournal, "__init__", forgetful)
+
+
+@bug
+def h3_wipe_log_at_start(patch: Patch) -> None:
+    """H3: a log that begins before its snapshot ends is wiped at start, with what follows it."""
+
+    def restart_at(self: Any, index: int, term: int) -> None:
+        if self.first_index < index:
+            self.deleteEntriesFrom(1)
+        self._entries = [(journal.NO_OP, index, term), *self._entries[1:]]
+        self.lsn = self._store.compact(self._group, index, term)
+        self.durable_index = max(index, self.last_index)
+
+    patch(journal.GroupJournal, "restart_at", restart_at)
+
+
+@bug
+def h19_emptied_disk_is_let_in(patch: Patch) -> None:
+    """H19: a node whose disk was emptied votes and counts as if it had promised nothing."""
+
+    def admit(self: Any, hello: Any) -> None:
+        if self._identities.known(hello.node_name) is None:
+            self._identities.remember(hello.node_name, hello.identity)
+
+    patch(links.PeerLinks, "admit", admit)
+
+
+@bug
+def snapshot_of_a_moving_state(patch: Patch) -> None:
+    """A snapshot is named for one moment and written at a later one: entries are applied twice."""
+
+    def write(self: Any, header: Any, group: Any, done: Any) -> None:
+        def late() -> None:
+            digest = group.state.digest.to_bytes(16, "big")
+            named = msgspec.structs.replace(header, digest=digest)
+            snapshot_keeper.write_records(self._store, named, group.state.snapshot_records())
+
+        self._jobs.run(late, lambda _, error: done(error))
+
+    from raftkv.sim import machine  # noqa: PLC0415 - a real node has no simulation
+
+    patch(machine.JobWriter, "write", write)
+    patch(snapshot_keeper.ForkingWriter, "write", write)
+
+
+@bug
+def unchecked_log(patch: Patch) -> None:
+    """Checksums of the log are not looked at: a rotten bit is taken for data."""
+    from raftkv.storage import wal_recovery  # noqa: PLC0415 - patched where it is used
+
+    patch(wal_recovery, "body_holds", lambda _data, _unit: True)
+
+
+@bug
+def unsynced_names(patch: Patch) -> None:
+    """A snapshot's rename is not synced before the log that it covers is cut (H3)."""
+
+    def publish(self: Any, name: Any) -> None:
+        disk = self._disk
+        real = disk.fsync_dir
+        disk.fsync_dir = lambda _: None
+        try:
+            honest(self, name)
+        finally:
+            disk.fsync_dir = real
+
+    honest = snapshots.SnapshotStore.publish
+    patch(snapshots.SnapshotStore, "publish", publish)
+
+
+# --- replication -----------------------------------------------------------------------------
+
+
+@bug
+def h1_snapshot_piece_commits(patch: Patch) -> None:
+    """H1: a piece of a snapshot moves the commit index over the receiver's own, other entries."""
+    honest = snapshot_exchange.SnapshotExchange.on_chunk
+
+    def on_chunk(self: Any, peer: str, message: Any) -> None:
+        honest(self, peer, message)
+        member = self._replica
+        commit = min(message.index, member.journal.last_index)
+        member._SyncObj__raftCommitIndex = max(member.commit_index, commit)
+
+    patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
+
+
+def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
+    """Everything that the message carries, as stock takes it."""
+    prev = message.prev_index
+    numbered = [(c, prev + 1 + i, term) for i, (c, term) in enumerate(message.entries)]
+    first = self.journal.first_index
+    kept = [entry for entry in numbered if entry[1] > first]
+    if kept and kept[0][1] == first + 1:
+        return first, self.journal.term_at(first) or 0, kept
+    return prev, message.prev_term, numbered
+
+
+@bug
+def h2_stock(patch: Patch) -> None:
+    """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
+    patch(replica.Replica, "_unknown_part", _known_part)
+    _leader_goes_back(patch)
+
+
+def _leader_goes_back(patch: Patch) -> None:
+    """Success moves the leader's view of a follower back, as in stock (S:1077)."""
+    honest = replica.Replica._on_append_response
+
+    def respond(self: Any, node: Any, message: Any) -> None:
+        honest(self, node, message)
+        if self.is_leader and message.success and message.term == self.term:
+            next_index = max(message.next_index, self.journal.first_index + 1)
+            self._SyncObj__raftNextIndex[node] = min(next_index, self.journal.last_index + 1)
+
+    patch(replica.Replica, "_on_append_response", respond)
+
+
+@bug
+def h2_mended_at_acknowledgement(patch: Patch) -> None:
+    """H2, mended too late: what is known is noted when its acknowledgement leaves."""
+    answer = replica.Replica._answer
+
+    def noting(self: Any, peer: str, message: Any) -> None:
+        if isinstance(message, messages.AppendResponse) and message.success:
+            self.acknowledged = (self.term, message.next_index - 1)
+        answer(self, peer, message)
+
+    def unknown_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
+        prev, prev_term, numbered = _known_part(self, message)
+        term, last = getattr(self, "acknowledged", (-1, 0))
+        if term == message.term and last > prev:
+            numbered = [entry for entry in numbered if entry[1] > last]
+            return last, self.journal.term_at(last) or 0, numbered
+        return prev, prev_term, numbered
+
+    patch(replica.Replica, "_answer", noting)
+    patch(replica.Replica, "_unknown_part", unknown_part)
+    _leader_goes_back(patch)
+
+
+@bug
+def h2_trimmed_without_clamping(patch: Patch) -> None:
+    """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
+
+    def on_append(self: Any, node: Any, message: Any) -> None:
+        if message.term < self.term:
+            self._owner.send(node.id, messages.HigherTerm(self.term))
+            return
+        self._leader_contact = self._clock.monotonic()
+        prev, prev_term, entries = self._unknown_part(message)
+        self._ack_limit = 2**62
+        self._SyncObj__onMessageReceived(
+            node,
+            {
+                "type": "append_entries",
+                "term": message.term,
+                "commit_index": message.commit_index,
+                "prevLogIdx": prev,
+                "prevLogTerm": prev_term,
+                "entries": entries,
+            },
+        )
+
+    patch(replica.Replica, "_on_append", on_append)
+
+
+@bug
+def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
+    """H6: a snapshot that could not be received is acknowledged with the receiver's own log end."""
+
+    def received(self: Any, peer: str, error: Any) -> None:
+        if error is None:
+            honest(self, peer, error)
+            return
+        self._receiver = None
+        self.acknowledge(peer, self._replica.journal.last_index)
+
+    def on_chunk(self: Any, peer: str, message: Any) -> None:
+        before = self._receiver
+        honest_chunk(self, peer, message)
+        if self._receiver is None and before is None and self._restoring is None:
+            self.acknowledge(peer, self._replica.journal.last_index)
+
+    honest = snapshot_exchange.SnapshotExchange._received
+    honest_chunk = snapshot_exchange.SnapshotExchange.on_chunk
+    patch(snapshot_exchange.SnapshotExchange, "_received", received)
+    patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
+
+
+@bug
+def h7_older_snapshot_is_installed(patch: Patch) -> None:
+    """H7: a snapshot replaces the state and the log behind it, also when it is the older one."""
+
+    def restore_some(self: Any) -> None:
+        building = self._restoring
+        if building is None:
+            return
+        for record in building.records:
+            building.restorer.feed(record)
+        self._restoring = None
+        building.reader.close()
+        member = self._replica
+        member.journal.deleteEntriesFrom(1)
+        member._SyncObj__raftCommitIndex = building.snapshot.index
+        self._install(building.snapshot, building.restorer.finish(), building.peer)
+
+    patch(snapshot_exchange.SnapshotExchange, "_restore_some", restore_some)
+
+
+@bug
+def h10_any_term_counts(patch: Patch) -> None:
+    """H10: acknowledgements of an older leadership count for the present one."""
+    honest = replica.Replica._on_append_response
+
+    def respond(self: Any, node: Any, message: Any) -> None:
+        term = max(message.term, self.term)
+        honest(self, node, msgspec.structs.replace(message, term=term))
+
+    def wal_synced(self: Any) -> None:
+        self.journal.wal_synced()
+        while self._held and self._held[0][0] <= self.journal.durable_lsn:
+            _, _, peer, message = self._held.popleft()
+            self._answer(peer, message)
+        if self.is_leader:
+            for peer in self.peers:
+                self._publish_match(peer)
+
+    patch(replica.Replica, "_on_append_response", respond)
+    patch(replica.Replica, "wal_synced", wal_synced)
+
+
+@bug
+def h11_votes_are_counted_twice(patch: Patch) -> None:
+    """H11: votes are counted, not voters, and a vote is delivered twice."""
+
+    def on_vote(self: Any, node: Any, message: Any) -> None:
+        for _ in range(2):
+            self._SyncObj__onMessageReceived(node, {"type": "response_vote", "term": message.term})
+
+    patch(replica.Replica, "_on_vote", on_vote)
+
+
+@bug
+def commit_without_majority(patch: Patch) -> None:
+    """A write is committed and answered as soon as the leader's own disk has it."""
+
+    def advance(self: Any) -> None:
+        if self.journal.term_at(self.journal.durable_index) == self.term:
+            self._SyncObj__raftCommitIndex = max(self.commit_index, self.journal.durable_index)
+
+    patch(replica.Replica, "_advance_commit", advance)
+
+
+@bug
+def commit_entries_of_older_terms(patch: Patch) -> None:
+    """Copies of an older term's entry are counted (what figure 8 of the Raft paper forbids)."""
+
+    def advance(self: Any) -> None:
+        have = [self.journal.durable_index, *(self._match.get(p, 0) for p in self.peers)]
+        candidate = min(sorted(have, reverse=True)[self._majority - 1], self.journal.last_index)
+        if candidate > self.commit_index:
+            self._SyncObj__raftCommitIndex = candidate
+
+    patch(replica.Replica, "_advance_commit", advance)
+
+
+@bug
+def vote_for_shorter_logs(patch: Patch) -> None:
+    """A vote does not ask whether the candidate's log is up to date (Raft paper, 5.4.1)."""
+    honest = replica.Replica._on_request_vote
+
+    def on_request_vote(self: Any, node: Any, message: Any) -> None:
+        honest(self, node, msgspec.structs.replace(message, last_log_term=2**31))
+
+    patch(replica.Replica, "_on_request_vote", on_request_vote)
+    patch(replica.Replica, "_log_is_current", lambda _self, _index, _term: True)
+
+
+# --- reads -----------------------------------------------------------------------------------
+
+
+@bug
+def reads_without_confirmation(patch: Patch) -> None:
+    """A leader answers reads without asking whether it still leads (H15)."""
+
+    def confirm_read(self: Any, done: Any) -> None:
+        done(None if self.is_leader else proposals.Rejection("not_leader"))
+
+    patch(group.Group, "confirm_read", confirm_read)
+
+
+@bug
+def reads_before_own_no_op(patch: Patch) -> None:
+    """A new leader serves reads at a commit index that may be older than its predecessor's."""
+    patch(replica.Replica, "no_op_applied", property(lambda _self: True))
+
+
+@bug
+def any_confirmation_counts(patch: Patch) -> None:
+    """A member says that it follows whoever asks, and any answer confirms any round."""
+
+    def on_confirm(self: Any, peer: str, message: Any) -> None:
+        self._host.send(self.id, peer, messages.LeaderConfirmed(message.term, message.round))
+
+    def on_confirmed(self: Any, peer: str, message: Any) -> bool:
+        fitting = msgspec.structs.replace(message, term=self._asking_term, round=self._round)
+        return bool(honest(self, peer, fitting))
+
+    honest = reads.ReadIndex.on_confirmed
+    patch(group.Group, "_on_confirm", on_confirm)
+    patch(reads.ReadIndex, "on_confirmed", on_confirmed)
+
+
+@bug
+def age_of_a_heartbeat(patch: Patch) -> None:
+    """A follower takes its state for fresh because it has been told so once."""
+
+    def age_ms(self: Any) -> int | None:
+        return None if self._proven_us is None else 0
+
+    patch(freshness_module.Freshness, "age_ms", age_ms)
+
+
+# --- writes and what is said of them ---------------------------------------------------------
+
+
+@bug
+def answer_before_commit(patch: Patch) -> None:
+    """A put is answered as soon as it is in the leader's log."""
+    honest = group.Group.take_entry
+
+    def take_entry(self: Any) -> bytes | None:
+        waiting = list(self._queue._waiting)
+        entry = honest(self)
+        if entry is None:
+            return entry
+        revision = max(self.state.last_revision + 1, self._clock.time_us())
+        for proposal in waiting:
+            if all(_is_plain_put(command.operation) for command in proposal.commands):
+                results = [PutResult(revision, 1) for _ in proposal.commands]
+                self._later([(proposal.done, results[:1])])
+                proposal.done = lambda _: None
+        return entry
+
+    patch(group.Group, "take_entry", take_entry)
+
+
+def _is_plain_put(operation: object) -> bool:
+    return isinstance(operation, Put) and operation.if_revision is None and not operation.if_absent
+
+
+@bug
+def apply_twice(patch: Patch) -> None:
+    """Now and then an entry is applied twice, on every replica (H12)."""
+    honest = group.Group.apply_entry
+
+    def apply_entry(self: Any, index: int, term: int, command: bytes | None) -> int:
+        if command is not None and index % 16 == 0:
+            self.state.apply(decode_batch(command))
+        return int(honest(self, index, term, command))
+
+    patch(group.Group, "apply_entry", apply_entry)
+
+
+@bug
+def forget_outcomes_in_snapshots(patch: Patch) -> None:
+    """The idempotency memory is not part of a snapshot."""
+
+    def finish(self: Any) -> Any:
+        state = self._state
+        state.memory = OutcomeMemory(MemoryLimits())
+        return state
+
+    patch(state_machine.Restorer, "finish", finish)
+
+
+@bug
+def unknown_is_called_definite(patch: Patch) -> None:
+    """A write that may yet be committed is reported as certainly not applied."""
+
+    def timed_out(self: Any) -> Any:
+        detail = "no answer in time"
+        return Failure("no_leader", detail, definite=True)
+
+    patch(requests.Pending, "timed_out", timed_out)
+    patch(proposals.Rejection, "definite", property(lambda _self: True))
+
+
+@bug
+def repeat_any_write(patch: Patch) -> None:
+    """The router sends a write again after a lost answer, though nothing makes it idempotent."""
+    patch(requests, "may_repeat", lambda _request: True)
+    honest = requests.Pending.lost
+
+    def lost(self: Any) -> bool:
+        repeat = honest(self)
+        self.exposed = False
+        return repeat
+
+    patch(requests.Pending, "lost", lost)
+
+
+@bug
+def wrong_shard(patch: Patch) -> None:
+    """One node goes by another map than the others, and no group looks whether a key is its own."""
+    honest = router.Router.__init__
+
+    def start(self: Any, *, node: str, cluster_map: Any, **rest: Any) -> None:
+        honest(self, node=node, cluster_map=cluster_map, **rest)
+        if node == "n2":
+            self.map = _OtherMap(cluster_map)
+
+    patch(router.Router, "__init__", start)
+    patch(state_machine.StateMachine, "_owns_all", lambda _self, _operation: True)
+
+
+class _OtherMap:
+    """A map that takes some keys for another shard's."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def shard_of(self, key: bytes) -> int:
+        """The next shard, for about half of the keys."""
+        shard = int(self._real.shard_of(key))
+        shards = self._real.ring.shards
+        if sum(key) % 2:
+            return int(shards[(shards.index(shard) + 1) % len(shards)])
+        return shard
+
+
+# --- links -----------------------------------------------------------------------------------
+
+
+@bug
+def lose_messages_quietly(patch: Patch) -> None:
+    """A link drops messages under load instead of breaking, and Raft's view of a peer is wrong."""
+    honest = connection.Connection.send
+    count = {"sent": 0}
+
+    def send(self: Any, channel: int, payload: bytes) -> bool:
+        count["sent"] += 1
+        if count["sent"] % 7 == 0:
+            return True
+        return bool(honest(self, channel, payload))
+
+    patch(connection.Connection, "send", send)
+
+
+@bug
+def stuck_in_a_newer_term(patch: Patch) -> None:
+    """A follower with a newer term stays silent to its leader, and is left behind for ever."""
+
+    def on_append(self: Any, node: Any, message: Any) -> None:
+        if message.term >= self.term:
+            honest(self, node, message)
+
+    honest = replica.Replica._on_append
+    patch(replica.Replica, "_on_append", on_append)
+    patch(replica.Replica, "_on_pre_vote", lambda _self, _node, _message: None)
