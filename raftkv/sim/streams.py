@@ -75,7 +75,7 @@ class SimTransport(asyncio.Transport):
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = None
         self._sent: deque[tuple[int, bytes]] = deque()  # (arrives at the earliest, what)
-        self._sent_bytes = 0
+        self._unread_bytes = 0  # written here and not yet read there
         self._arrival_expected = False
         self._arrives_us = 0
         self._high = self._low = 64 * 1024
@@ -97,7 +97,7 @@ class SimTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken."""
-        return max(0, self._sent_bytes - KERNEL_BYTES)
+        return max(0, self._unread_bytes - KERNEL_BYTES)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send."""
@@ -107,7 +107,7 @@ class SimTransport(asyncio.Transport):
         at_us = fabric.scheduler.now_us + fabric.latency_us(self.host, self.remote)
         self._arrives_us = max(self._arrives_us, at_us)
         self._sent.append((self._arrives_us, bytes(data)))
-        self._sent_bytes += len(data)
+        self._unread_bytes += len(data)
         self._expect_arrival()
         if not self._writing_paused and self.get_write_buffer_size() > self._high:
             self._writing_paused = True
@@ -136,6 +136,10 @@ class SimTransport(asyncio.Transport):
 
     # --- from the fabric ----------------------------------------------------------------------
 
+    def expect_nothing_before(self, at_us: int) -> None:
+        """What this end sends comes after its answer to the request for a connection."""
+        self._arrives_us = at_us + 1
+
     def connected(self, protocol: asyncio.BufferedProtocol) -> None:
         """Give the connection to its protocol."""
         self._protocol = protocol
@@ -146,7 +150,7 @@ class SimTransport(asyncio.Transport):
         """The network goes on: what was held arrives after the next retransmission."""
         if self._sent and not self.gone:
             pause_us = int(self._fabric.random.random() * RETRANSMISSION_US)
-            self._arrives_us = self._fabric.scheduler.now_us + pause_us
+            self._arrives_us = max(self._arrives_us, self._fabric.scheduler.now_us + pause_us)
             self._sent = deque((self._arrives_us, data) for _, data in self._sent)
             self._arrival_expected = False
             self._expect_arrival()
@@ -179,7 +183,7 @@ class SimTransport(asyncio.Transport):
 
     def _drop_unsent(self) -> None:
         self._sent.clear()
-        self._sent_bytes = 0
+        self._unread_bytes = 0
 
     def _send_reset(self) -> None:
         fabric = self._fabric
@@ -217,7 +221,6 @@ class SimTransport(asyncio.Transport):
         data = self._take(now_us)
         fabric.note("arrive", self.host.name, self.remote.name, len(data), zlib.crc32(data))
         self.other._loop.call_soon(self.other._receive, data)  # noqa: SLF001
-        self._resume_writing()
         self._expect_arrival()
         self._finish_if_sent()
 
@@ -232,7 +235,6 @@ class SimTransport(asyncio.Transport):
             later_us = now_us + self._fabric.latency_us(self.host, self.remote)
             self._sent.appendleft((later_us, data[cut:]))
             data = data[:cut]
-        self._sent_bytes -= len(data)
         return data
 
     def _receive(self, data: bytes) -> None:
@@ -244,12 +246,19 @@ class SimTransport(asyncio.Transport):
             buffer[:count] = rest[:count]
             rest = rest[count:]
             self._protocol.buffer_updated(count)
+        self.other.was_read(len(data))
+
+    def was_read(self, count: int) -> None:
+        """The other side has read so many bytes, which makes room in the kernels."""
+        self._unread_bytes = max(0, self._unread_bytes - count)
+        if self._writing_paused:
+            self._loop.call_soon(self._resume_writing)
 
     def _resume_writing(self) -> None:
         if self._writing_paused and self.get_write_buffer_size() <= self._low:
             self._writing_paused = False
-            if self._protocol is not None:
-                self._loop.call_soon(self._protocol.resume_writing)
+            if self._protocol is not None and not self.gone:
+                self._protocol.resume_writing()
 
     def _finish_if_sent(self) -> None:
         """End a closed connection once everything has arrived."""
@@ -262,8 +271,11 @@ class SimTransport(asyncio.Transport):
                 )
 
     def ended_by_peer(self) -> None:
-        """The other side has said that nothing more comes."""
-        self.lost(None)
+        """The other side has said that nothing more comes; read after all that came before."""
+        if self._loop.ended:
+            self.lost(None)
+        else:
+            self._loop.call_soon(self.lost, None)
 
 
 class SimListener:
@@ -414,9 +426,10 @@ class Fabric:
         self.scheduler.after(self.latency_us(source, attempt.remote), attempt.knock)
         await attempt.answered
 
-    def join(self, near: SimTransport, listener: SimListener) -> None:
-        """Make the other end of ``near`` and give it to who listens."""
+    def join(self, near: SimTransport, listener: SimListener, answered_us: int) -> None:
+        """Make the other end of ``near``, which hears of it then, and give it to who listens."""
         far = SimTransport(self, listener.host, listener.loop, near.host)
+        far.expect_nothing_before(answered_us)
         near.other, far.other = far, near
         self._open[near] = self._open[far] = None
         self.note("connect", near.host.name, far.host.name)
@@ -447,18 +460,20 @@ class _Attempt:
         if silent or not remote.powered or self._loop.ended:
             return
         listener = fabric.listener(remote)
+        back_us = fabric.latency_us(remote, source)
         if listener is None:
             answer: Callable[[], None] = self._refused
         else:
             near = SimTransport(fabric, source, self._loop, remote)
-            fabric.join(near, listener)
+            fabric.join(near, listener, fabric.scheduler.now_us + back_us)
             answer = partial(self._accepted, near)
-        back_us = fabric.latency_us(remote, source)
         fabric.scheduler.after(back_us, self._loop.call_soon, answer)
 
     def _accepted(self, near: SimTransport) -> None:
         if self.answered.done():  # it was not waited for any longer
             near.abort()
+        elif near.gone:
+            self.answered.set_exception(ConnectionResetError("reset by peer"))
         else:
             near.connected(self._factory())
             self.answered.set_result(None)
