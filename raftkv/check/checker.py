@@ -8,16 +8,20 @@ one, so that no hard key keeps an easy violation from being found.
 """
 
 import contextlib
+import gc
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
+from raftkv.check.contradiction import contradictions
+from raftkv.check.explain import Beginning, Timeline, explain
 from raftkv.check.history import HistoryError, Operation
 from raftkv.check.model import Model, shown
 from raftkv.check.models import MODELS
 from raftkv.check.search import OutOfRoomError, Partial, Search
 from raftkv.check.verdict import PartResult, Result, Verdict
 
-__all__ = ["check", "check_mixed", "describe"]
+__all__ = ["check", "check_mixed"]
 
 FIRST_TURN_S = 0.05
 TURN_FACTOR = 4
@@ -25,9 +29,6 @@ TURN_FACTOR = 4
 
 CONFIGURATIONS_MAX = 2_000_000
 """How many configurations are remembered at a time, over all keys; about 300 bytes each."""
-
-EXPLANATION_S_MAX = 5.0
-"""How long a violation that was found is made easier to understand."""
 
 
 def check(operations: Sequence[Operation], model: Model, *, budget_s: float = 60.0) -> Result:
@@ -66,7 +67,8 @@ class _Part:
 
     def __init__(self, key: str | None, operations: Sequence[Operation], model: Model) -> None:
         self.key = key
-        self._operations = len(operations)
+        self._operations = operations
+        self._model = model
         self._problem = model.problem(operations)
         self._search: Search | None = None
         self._spent_s = 0.0
@@ -79,61 +81,55 @@ class _Part:
 
     def run(self, turn_s: float, room: int) -> None:
         """Search on for ``turn_s``; there is a result if that was enough."""
-        self._search = self._search or Search(self._problem)
+        started_s = time.monotonic()
         try:
-            verdict = self._timed(self._search, turn_s, room)
+            self._run(started_s + turn_s, room)
         except OutOfRoomError:
             self.give_up(f"there are more than {room:,} states to remember")
-            return
-        if verdict is Verdict.VALID:
-            self._settle(verdict, self._search.best(), "one order explains all answers")
-        elif verdict is Verdict.VIOLATION:
-            self._explain(self._search.best(), room)
+        self._spent_s += time.monotonic() - started_s
+        if self.result is not None:
+            self.result = replace(self.result, seconds=self._spent_s)
 
     def give_up(self, why: str) -> None:
         """Leave the verdict open."""
         best = Partial((), None, None) if self._search is None else self._search.best()
-        self._settle(Verdict.UNKNOWN, best, f"not decided: {why}")
+        self._settle(Verdict.UNKNOWN, best.linearization, f"not decided: {why}")
 
-    def _timed(self, search: Search, turn_s: float, room: int) -> Verdict | None:
-        started_s = time.monotonic()
-        try:
-            return search.run(started_s + turn_s, room)
-        finally:
-            self._spent_s += time.monotonic() - started_s
+    def _run(self, deadline_s: float, room: int) -> None:
+        if self._search is None:
+            impossible = next(contradictions(self._problem), None)
+            if impossible is not None:
+                self._settle_violation(impossible, Partial((), None, None), room)
+                return
+            self._search = Search(self._problem)
+        verdict = self._search.run(deadline_s, room)
+        best = self._search.best()
+        if verdict is Verdict.VALID:
+            self._settle(verdict, best.linearization, "one order explains all answers")
+        elif verdict is Verdict.VIOLATION and best.blocked is not None:
+            self._settle_violation(best.blocked.operation, best, room)
 
-    def _explain(self, best: Partial, room: int) -> None:
-        """Settle a violation with the longest partial linearization that a person would find.
+    def _settle_violation(self, guess: Operation, best: Partial, room: int) -> None:
+        self._search = None  # its memory is needed
+        timeline = Timeline(self._operations)
+        known = Beginning(0, (), self._problem.show(self._problem.initial))
+        if best.blocked is not None:
+            ends = timeline.ends_before(guess)
+            known = Beginning(ends, best.linearization, self._problem.show(best.state))
+        found = explain(timeline, self._model, guess, known, room)
+        self._settle(Verdict.VIOLATION, found.linearization, found.reason, found.offending)
 
-        Where ranks forbid, the search stops at what makes the violation inevitable, which may be
-        long before somebody saw something wrong. Where they only advise, it goes on until then.
-        """
-        search = Search(self._problem, ranked=False)
-        with contextlib.suppress(OutOfRoomError):  # it has got somewhere all the same
-            self._timed(search, EXPLANATION_S_MAX, room)
-        further = search.best()
-        if len(further.linearization) > len(best.linearization):
-            best = further
-        self._settle(Verdict.VIOLATION, best, self._why_not(best))
-
-    def _why_not(self, best: Partial) -> str:
-        if best.blocked is None:
-            return "no order explains all answers"
-        return (
-            f"{describe(best.blocked.operation)} has no place in any order; after the longest, of "
-            f"{len(best.linearization)} operations, the key {self._problem.show(best.state)}"
-        )
-
-    def _settle(self, verdict: Verdict, best: Partial, reason: str) -> None:
-        blocked = best.blocked if verdict is Verdict.VIOLATION else None
+    def _settle(
+        self, verdict: Verdict, order: tuple[int, ...], reason: str, offending: int | None = None
+    ) -> None:
         self._search = None  # with all that it remembers
         self.result = PartResult(
             key=self.key,
             verdict=verdict,
-            operations=self._operations,
+            operations=len(self._operations),
             seconds=self._spent_s,
-            linearization=best.linearization,
-            offending=None if blocked is None else blocked.operation.index,
+            linearization=order,
+            offending=offending,
             reason=reason,
         )
 
@@ -147,11 +143,28 @@ def _parts(operations: Iterable[Operation], model: Model) -> list[_Part]:
 
 def _judge(model: str, parts: Sequence[_Part], budget_s: float) -> Result:
     deadline_s = time.monotonic() + budget_s
-    why = _take_turns(parts, deadline_s) or f"{budget_s:g} s were not enough"
+    with _collector_paused():
+        why = _take_turns(parts, deadline_s) or f"{budget_s:g} s were not enough"
     for part in parts:
         if part.result is None:
             part.give_up(why)
     return Result.of(model, tuple(part.result for part in parts if part.result is not None))
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the search for cyclic garbage.
+
+    A search makes millions of objects and no such garbage, except its list, once, at its end. The
+    collector would walk through all of them again and again, for two thirds of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _take_turns(parts: Sequence[_Part], deadline_s: float) -> str | None:
@@ -171,18 +184,3 @@ def _take_turns(parts: Sequence[_Part], deadline_s: float) -> str | None:
         undecided = [part for part in undecided if part.result is None]
         turn_s *= TURN_FACTOR
     return None
-
-
-def describe(operation: Operation) -> str:
-    """Say on one line what somebody asked and was told."""
-    asked = (
-        f"{operation.f} {shown(operation.value)}" if operation.value is not None else operation.f
-    )
-    told = {
-        name: operation.fields[name]
-        for name in ("revision", "observed_revision", "deleted")
-        if name in operation.fields
-    }
-    answer = "" if operation.result == operation.value else f" {shown(operation.result)}"
-    extra = "".join(f", {name} {shown(value)}" for name, value in told.items())
-    return f"process {operation.process}: {asked} -> {operation.status}{answer}{extra}"

@@ -27,7 +27,7 @@ NOT_JUDGED = "stale_read"
 """Operations of this name may be in any history. They promise no linearizability."""
 
 
-class Action(Protocol):
+class Action(Hashable, Protocol):
     """What an operation did. Equal actions are interchangeable, so they hash and compare."""
 
     @property
@@ -51,6 +51,17 @@ class Move:
     rank: Rank | None = None
     """If the answers themselves give away an order: moves that have a rank took effect by rising
     ranks if the history can be explained at all, in any order among those of the same rank."""
+    value: Hashable | None = None
+    """If only one move of the problem makes the state have this value: of that move what it makes,
+    of pure ones what they saw."""
+    twin: Hashable | None = None
+    """Of a move of unknown outcome: others with an equal one can stand for it; by default those
+    with the same action."""
+
+
+def accepts_not(state: State, action: Action) -> int:
+    """Return 0 if the action fits the state, 1 otherwise: the plainest distance."""
+    return int(action.apply(state) is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,7 @@ class Problem:
     """Of all operations that say something."""
     show: Callable[[Any], str]
     """Says what a state is, to follow the words "the key"."""
-    distance: Callable[[Any, Any], int] | None = None
+    distance: Callable[[Any, Any], int] = accepts_not
     """Estimates how far a state is from one that an action accepts. A guide, it decides nothing."""
 
 

@@ -11,22 +11,25 @@ Added to that, without losing an explanation or inventing one:
 - An answer that changes no object and fits now is taken, and nothing else is tried: it can be
   brought to the front of any explanation of the rest. (A write that happens to leave the state as
   it is cannot: it may be needed later, where it changes it.)
-- The one that ends first is tried first: most often it is the one that must be taken now.
+- The one that ends first is tried first, as it must be taken before anything that is not in reach
+  yet; if it does not fit, then those after which it does.
 - Moves of unknown outcome are tried last, and only if they let another move do what it could not
   do without them. In an explanation with the fewest of them each is followed by one that needs it.
 - Of moves of unknown outcome with the same action only the one that began first is tried: they have
   no end, so in any explanation they can change places.
 - A configuration is not searched from if it was seen with fewer moves of unknown outcome used up:
   what explains the rest now would have explained it then.
-- Only moves of the lowest rank left are tried, see ``Move``.
+- Only moves of the lowest rank left are tried, and a value that only one move makes is not replaced
+  until all who saw it are placed; see ``Move``.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raftkv.check.model import Action, Move, Problem, State
+from raftkv.check.model import Move, Problem, State
 from raftkv.check.verdict import Verdict
 from raftkv.check.worklist import Entry, Option, Worklist
 
@@ -39,13 +42,13 @@ class OutOfRoomError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The longest way that a search has gone."""
+    """How far into the history a search has come."""
 
     linearization: tuple[int, ...]
     """``Operation.index`` in the order in which they took effect."""
     state: State
     blocked: Move | None
-    """Of the moves that are not placed, the one that ended first."""
+    """Of the moves that are not placed, the one that ended first. Those that ended before are."""
 
 
 class _Configuration(NamedTuple):
@@ -61,31 +64,30 @@ class _Configuration(NamedTuple):
     state: State
     options: int
     """The moves of unknown outcome that are used up, as bits."""
+    value: int | None
+    """What the last move that was not pure made, if nothing else makes it."""
 
-    def after_required(self, bit: int, state: State) -> "_Configuration":
-        window = self.window | 1 << (bit - self.base)
+    def after_required(self, entry: Entry, state: State) -> "_Configuration":
+        window = self.window | 1 << (entry.bit - self.base)
         ones = (~window & (window + 1)).bit_length() - 1
-        return _Configuration(self.base + ones, window >> ones, state, self.options)
+        value = self.value if entry.pure else entry.value
+        return _Configuration(self.base + ones, window >> ones, state, self.options, value)
 
-    def after_option(self, bit: int, state: State) -> "_Configuration":
-        return _Configuration(self.base, self.window, state, self.options | 1 << bit)
+    def after_option(self, option: Option, state: State) -> "_Configuration":
+        options = self.options | 1 << option.bit
+        return _Configuration(self.base, self.window, state, options, option.value)
 
 
 _Choice = tuple[Entry | Option, State]
 
 
 class Search:
-    """A search that can be interrupted and goes on where it was.
+    """A search that can be interrupted and goes on where it was."""
 
-    ``ranked`` says whether ranks forbid or only advise. With them a verdict is found sooner;
-    without them the longest partial linearization is one that a person would come to.
-    """
-
-    def __init__(self, problem: Problem, *, ranked: bool = True) -> None:
+    def __init__(self, problem: Problem) -> None:
         self._distance = problem.distance
-        self._ranked = ranked
         self._list = Worklist(problem.moves)
-        self._now = _Configuration(0, 0, problem.initial, 0)
+        self._now = _Configuration(0, 0, problem.initial, 0, None)
         self._placed: list[tuple[Entry | Option, _Configuration]] = []
         """Each with the configuration before it."""
         self._placed_required = 0
@@ -93,7 +95,7 @@ class Search:
         self._seen: dict[tuple[int, int, State], tuple[int, ...]] = {}
         self._choices = [self._candidates()]
         """What is left to try, at the start and after each of those placed."""
-        self._best_required = -1
+        self._best_deadline = -1.0
         self._best = Partial((), problem.initial, None)
 
     @property
@@ -102,7 +104,7 @@ class Search:
         return len(self._seen)
 
     def best(self) -> Partial:
-        """Return the longest partial linearization so far; all of it after ``VALID``."""
+        """Return the furthest partial linearization so far; all of it after ``VALID``."""
         self._note_best()
         return self._best
 
@@ -134,14 +136,13 @@ class Search:
     def _place(self, move: Entry | Option, state: State) -> None:
         before = self._now
         if isinstance(move, Entry):
-            now = before.after_required(move.bit, state)
+            now = before.after_required(move, state)
             if self._is_known(now):
                 return
             self._list.lift(move)
-            self._placed_required += 1
-            self._placed_ranked += move.rank is not None
+            self._count(move, 1)
         else:
-            now = before.after_option(move.bit, state)
+            now = before.after_option(move, state)
             if self._is_known(now):
                 return
             move.twins.used += 1
@@ -155,10 +156,16 @@ class Search:
         move, self._now = self._placed.pop()
         if isinstance(move, Entry):
             self._list.put_back(move)
-            self._placed_required -= 1
-            self._placed_ranked -= move.rank is not None
+            self._count(move, -1)
         else:
             move.twins.used -= 1
+
+    def _count(self, entry: Entry, placed: int) -> None:
+        self._placed_required += placed
+        if entry.rank is not None:
+            self._placed_ranked += placed
+        if entry.pure and entry.value is not None:
+            self._list.unseen[entry.value] -= placed
 
     def _is_known(self, configuration: _Configuration) -> bool:
         """Whether it was seen with no other moves of unknown outcome used up; now it is."""
@@ -173,12 +180,13 @@ class Search:
         return False
 
     def _note_best(self) -> None:
-        if self._placed_required <= self._best_required:
+        end = self._first_end()
+        deadline = math.inf if end.move is None else end.deadline
+        if deadline <= self._best_deadline:
             return
-        self._best_required = self._placed_required
+        self._best_deadline = deadline
         order = tuple(entry.move.operation.index for entry, _ in self._placed if entry.move)
-        first_end = self._first_end()
-        self._best = Partial(order, self._now.state, first_end.move)
+        self._best = Partial(order, self._now.state, end.move)
 
     def _first_end(self) -> Entry:
         """Return the first end in the list, or its head if it is empty."""
@@ -206,55 +214,52 @@ class Search:
                 yield entry, after
                 return
             enabled.append((entry, after))
-        if self._distance is not None:
-            yield from self._by_distance(self._distance, enabled, pending)
-            return
-        if len(enabled) > 1:
-            enabled.sort(key=_by_rank_and_deadline)
-        yield from enabled
-        yield from self._options(pending)
+        yield from self._by_distance(enabled, pending)
 
     def _pending(self) -> list[Entry]:
-        """Return the begins before the first end: the moves that real time and ranks allow."""
+        """Return the begins before the first end, of moves that nothing forbids."""
         entry = self._list.head.after
         found = []
-        if not self._ranked or self._placed_ranked == len(self._list.ranks):
-            while entry.end is not None:
-                found.append(entry)
-                entry = entry.after
-            return found
-        lowest = self._list.ranks[self._placed_ranked]
         while entry.end is not None:
-            if entry.rank is None or entry.rank == lowest:
-                found.append(entry)
+            found.append(entry)
             entry = entry.after
+        if self._placed_ranked < len(self._list.ranks):
+            lowest = self._list.ranks[self._placed_ranked]
+            found = [entry for entry in found if entry.rank is None or entry.rank == lowest]
+        if self._must_stay():
+            found = [entry for entry in found if entry.pure]
         return found
 
+    def _must_stay(self) -> bool:
+        """Whether the value that is there now will be seen, and will not come again."""
+        value = self._now.value
+        return value is not None and self._list.unseen[value] > 0
+
     def _by_distance(
-        self,
-        distance: Callable[[State, Action], int],
-        enabled: list[tuple[Entry, State]],
-        pending: list[Entry],
+        self, enabled: list[tuple[Entry, State]], pending: list[Entry]
     ) -> Iterator[_Choice]:
-        """Yield all moves, those first that bring the state to what the first end asks for."""
-        first_end = self._first_end()
-        if first_end.move is None:
-            yield from enabled
+        """Yield first what brings the state closest to what the first end needs."""
+        end = self._first_end()
+        if end.move is None:
             return
-        goal = first_end.move.action
-        choices: list[tuple[int, int, float, _Choice]] = [
-            (distance(after, goal), 0, entry.deadline, (entry, after)) for entry, after in enabled
-        ]
-        choices += [
-            (distance(after, goal), 1, option.place, (option, after))
-            for option, after in self._options(pending)
-        ]
-        choices.sort(key=lambda choice: choice[:3])
-        for choice in choices:
-            yield choice[3]
+        goal = end.move.action
+        near: list[_Weighed] = []
+        far: list[_Weighed] = []
+        for entry, after in enabled:
+            if entry.end is end:
+                yield entry, after
+                continue
+            distance = self._distance(after, goal)
+            (far if distance else near).append((distance, 0, entry.deadline, (entry, after)))
+        yield from _in_order(near)
+        for option, after in self._options(pending):
+            far.append((self._distance(after, goal), 1, option.place, (option, after)))
+        yield from _in_order(far)
 
     def _options(self, pending: list[Entry]) -> Iterator[tuple[Option, State]]:
         """Yield the moves of unknown outcome that help another move."""
+        if self._must_stay():
+            return
         state, deadline = self._now.state, self._first_end().deadline
         without = [(entry.apply, entry.apply(state)) for entry in pending]
         for twins in self._list.twins:
@@ -276,6 +281,10 @@ class Search:
         return other is not None and other.apply(after) not in (None, other.apply(self._now.state))
 
 
-def _by_rank_and_deadline(choice: tuple[Entry, State]) -> tuple[int, float]:
-    entry, _ = choice
-    return -1 if entry.rank is None else entry.rank, entry.deadline
+_Weighed = tuple[int, int, float, _Choice]
+"""Distance, 1 for an option, deadline."""
+
+
+def _in_order(weighed: list[_Weighed]) -> Iterator[_Choice]:
+    weighed.sort(key=lambda choice: choice[:3])
+    return (choice[3] for choice in weighed)

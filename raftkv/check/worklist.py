@@ -6,16 +6,27 @@ have no end and need not be placed; they are kept beside the list.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
-from raftkv.check.model import Action, Move, Rank
+from raftkv.check.model import Move, Rank
 
 
 class Entry:
     """The begin or the end of a required move."""
 
-    __slots__ = ("after", "apply", "before", "bit", "deadline", "end", "move", "pure", "rank")
+    __slots__ = (
+        "after",
+        "apply",
+        "before",
+        "bit",
+        "deadline",
+        "end",
+        "move",
+        "pure",
+        "rank",
+        "value",
+    )
 
     def __init__(self, move: Move | None) -> None:
         self.move = move
@@ -29,12 +40,13 @@ class Entry:
         self.bit = 0
         """Which of the begins of required moves it is."""
         self.rank: int | None = None
+        self.value: int | None = None
 
 
 class Option:
     """A move of unknown outcome."""
 
-    __slots__ = ("apply", "bit", "move", "place", "twins")
+    __slots__ = ("apply", "bit", "move", "place", "twins", "value")
 
     def __init__(self, move: Move, place: int, bit: int, twins: "Twins") -> None:
         self.move = move
@@ -42,10 +54,11 @@ class Option:
         self.apply: Any = move.action.apply
         self.bit = bit
         self.twins = twins
+        self.value: int | None = None
 
 
 class Twins:
-    """The moves of unknown outcome that have one action, by their begin; the first are used."""
+    """Moves of unknown outcome that can stand for each other, by begin; the first are used."""
 
     __slots__ = ("options", "used")
 
@@ -73,6 +86,9 @@ class Worklist:
         """Of all required moves, rising."""
         self.required = 0
         """How many must be placed."""
+        self.unseen: list[int] = []
+        """For each ``Move.value``, as a number: how many moves that saw it are to be placed."""
+        self._values: dict[Hashable, int] = {}
         self._build(moves)
 
     def lift(self, entry: Entry) -> None:
@@ -91,7 +107,7 @@ class Worklist:
         ranks = sorted({move.rank for move in moves if move.rank is not None})
         numbers = {rank: number for number, rank in enumerate(ranks)}
         begins: dict[int, Entry] = {}
-        twins_of: dict[Action, Twins] = {}
+        twins_of: dict[Hashable, Twins] = {}
         options = 0
         for place, (move, is_end) in enumerate(_in_time(moves)):
             if is_end:
@@ -110,6 +126,9 @@ class Worklist:
         if move.rank is not None:
             entry.rank = numbers[move.rank]
             self.ranks.append(entry.rank)
+        entry.value = self._number(move.value)
+        if entry.value is not None:
+            self.unseen[entry.value] += entry.pure
         self._append(entry)
         return entry
 
@@ -122,12 +141,25 @@ class Worklist:
         entry.before, entry.after = self.head.before, self.head
         _relink(entry)
 
-    def _add_option(self, move: Move, place: int, bit: int, twins_of: dict[Action, Twins]) -> None:
-        twins = twins_of.get(move.action)
+    def _add_option(
+        self, move: Move, place: int, bit: int, twins_of: dict[Hashable, Twins]
+    ) -> None:
+        kind: Hashable = move.action if move.twin is None else move.twin
+        twins = twins_of.get(kind)
         if twins is None:
-            twins = twins_of[move.action] = Twins()
+            twins = twins_of[kind] = Twins()
             self.twins.append(twins)
-        twins.options.append(Option(move, place, bit, twins))
+        option = Option(move, place, bit, twins)
+        option.value = self._number(move.value)
+        twins.options.append(option)
+
+    def _number(self, value: Hashable | None) -> int | None:
+        if value is None:
+            return None
+        number = self._values.setdefault(value, len(self._values))
+        if number == len(self.unseen):
+            self.unseen.append(0)
+        return number
 
 
 def _unlink(entry: Entry) -> None:

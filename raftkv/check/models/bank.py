@@ -13,6 +13,7 @@ from raftkv.check.model import (
     Never,
     Problem,
     Rank,
+    accepts_not,
     malformed,
     shown,
     unheard_of,
@@ -127,7 +128,7 @@ def _checked(operation: Operation, balances: Any) -> dict[str, int]:
 def _rank(operation: Operation) -> Rank | None:
     """A transfer makes the revision that it tells; a read tells the newest of the accounts."""
     revision = operation.fields.get("revision")
-    if type(revision) is not int:
+    if operation.status == INFO or type(revision) is not int:
         return None
     return revision, int(operation.f == "read")
 
@@ -135,5 +136,5 @@ def _rank(operation: Operation) -> Rank | None:
 def _distance(state: _Balances, action: Action) -> int:
     """Return how much money is elsewhere than a read found it."""
     if not isinstance(action, _Read) or len(state) != len(action.balances):
-        return 0
+        return accepts_not(state, action)
     return sum(abs(held - read) for held, read in zip(state, action.balances, strict=True))

@@ -144,7 +144,13 @@ class _Growing(Model):
         reads = [(op, _elements(op)) for op in judged if op.f == "read"]
         adds = [(op, freeze(op.value)) for op in judged if op.f == self.adding]
         known = self._collections()
-        moves = [Move(op, known.read(found), rank=(len(found), 1)) for op, found in reads]
+        added = {element for _, element in adds}
+        moves = [
+            Move(
+                op, known.read(found) if added.issuperset(found) else Never(), rank=(len(found), 1)
+            )
+            for op, found in reads
+        ]
         moves += _additions(adds, known, self._first_sizes([found for _, found in reads]))
         return Problem(0, moves, known.show)
 

@@ -6,7 +6,7 @@ may be any number of writes whose revision nobody told.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from raftkv.check.event import FAIL, INFO, OK
@@ -16,6 +16,7 @@ from raftkv.check.model import (
     Frozen,
     Model,
     Move,
+    Never,
     Problem,
     Rank,
     freeze,
@@ -146,7 +147,7 @@ class Register(Model):
             for operation in operations
             if (action := self._action(operation)) is not None
         ]
-        settled = _without_the_unseen(_with_the_seen_required(moves))
+        settled = _without_the_unseen(_informed(moves))
         return Problem(_State(None, -1, "absent"), settled, _show)
 
     def _action(self, operation: Operation) -> Action | None:
@@ -243,38 +244,56 @@ def _rank(action: Action) -> Rank | None:
     return None
 
 
-def _with_the_seen_required(moves: list[Move]) -> list[Move]:
-    """Require unknown writes of a value that was read and that nobody else wrote.
+class _Values:
+    """Who wrote and who read each value."""
 
-    They must have happened. What revision they got is known if the reads agree on one.
-    """
-    writers = Counter(m.action.value for m in moves if isinstance(m.action, _Write | _Cas))
-    revisions_of = defaultdict(set)
-    for move in moves:
-        if isinstance(move.action, _Read):
-            revisions_of[move.action.value].add(move.action.revision)
-    return [
-        _settled(move, move.action, revisions_of[move.action.value])
-        if not move.required
-        and isinstance(move.action, _Write | _Cas)
-        # Null is also read where there is no entry.
-        and move.action.value is not None
-        and move.action.value in revisions_of
-        and writers[move.action.value] == 1
-        else move
-        for move in moves
-    ]
+    def __init__(self, moves: Sequence[Move]) -> None:
+        self._writers = Counter(
+            m.action.value for m in moves if isinstance(m.action, _Write | _Cas)
+        )
+        self._revisions: dict[Frozen, set[Told]] = defaultdict(set)
+        for move in moves:
+            if isinstance(move.action, _Read):
+                self._revisions[move.action.value].add(move.action.revision)
+
+    def is_read(self, value: Frozen) -> bool:
+        return value in self._revisions
+
+    def is_written(self, value: Frozen) -> bool:
+        return self._writers[value] > 0
+
+    def is_single(self, value: Frozen) -> bool:
+        """Whether a value comes from one write. Null is also read where there is no entry."""
+        return value is not None and self._writers[value] == 1
+
+    def revision(self, value: Frozen) -> Told:
+        """Return the revision at which a value was read, if the reads agree."""
+        told = {revision for revision in self._revisions[value] if isinstance(revision, int)}
+        return told.pop() if len(told) == 1 else _UNTOLD
 
 
-def _settled(move: Move, action: _Write | _Cas, revisions: set[Told]) -> Move:
-    told = {revision for revision in revisions if isinstance(revision, int)}
-    revision: Told = told.pop() if len(told) == 1 else _UNTOLD
-    known: Action = (
-        _Write(action.value, revision)
-        if isinstance(action, _Write)
-        else _Cas(action.expected, action.value, revision)
-    )
-    return Move(move.operation, known, required=True, rank=_rank(known))
+def _informed(moves: Sequence[Move]) -> list[Move]:
+    """Add to each move what the others tell about it."""
+    values = _Values(moves)
+    return [_informed_move(move, values) for move in moves]
+
+
+def _informed_move(move: Move, values: _Values) -> Move:
+    action = move.action
+    if not isinstance(action, _Read | _Write | _Cas):
+        return move
+    if isinstance(action, _Read):
+        if action.value is not None and not values.is_written(action.value):
+            return replace(move, action=Never())
+    elif not move.required:
+        if not values.is_read(action.value):
+            # Who cannot be told apart by what was read can stand for each other.
+            return replace(move, twin=(type(action), getattr(action, "expected", None)))
+        if values.is_single(action.value):
+            # It must have happened.
+            action = replace(action, revision=values.revision(action.value))
+            move = replace(move, action=action, required=True, rank=_rank(action))
+    return replace(move, value=action.value) if values.is_single(action.value) else move
 
 
 def _without_the_unseen(moves: list[Move]) -> list[Move]:
@@ -293,12 +312,7 @@ def _without_the_unseen(moves: list[Move]) -> list[Move]:
     }
     if any(_may_see_any_write(move, known) for move in moves):
         return moves
-    read = {move.action.value for move in moves if isinstance(move.action, _Read)}
-    return [
-        move
-        for move in moves
-        if move.required or not isinstance(move.action, _Write | _Cas) or move.action.value in read
-    ]
+    return [move for move in moves if move.twin is None]
 
 
 def _may_see_any_write(move: Move, known: set[Told]) -> bool:
