@@ -82,7 +82,7 @@ class Invariants:
             journal = group.journal
             facts = (
                 group.term, group.is_leader, group.commit_index, group.applied_index,
-                group.last_index, journal.last_term, journal.durable_index,
+                group.last_index, journal.last_term, journal.durable_index, journal.synced,
             )  # fmt: skip
             view = self._views.get((machine.name, group.id))
             if view is None or view.life != machine.life:
