@@ -6,7 +6,7 @@ from typing import Any
 
 from raftkv.client import Client, RaftkvError
 
-AGREE_S = 60.0
+AGREE_S = 120.0
 _POLL_S = 0.2
 
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from raftkv.chaos.faults import Context, Fault, make_fault
-from raftkv.chaos.plan import CALM_S, Round, Step
+from raftkv.chaos.plan import Round, Step
 from raftkv.chaos.recorder import EventLog
 from raftkv.chaos.target import Nodes
 from raftkv.chaos.waiting import wait_until
 
 WATCH_S = 0.1
-RECOVER_S = 60.0
+PATIENCE_S = 30.0
+"""How much longer than planned a fault may hold until its effect is seen."""
+RECOVER_S = 120.0
 """How long a healed cluster may take until every node is back and has caught up."""
 
 
@@ -29,6 +31,7 @@ class Nemesis:
     tick: Callable[[], None] = lambda: None
     """Called every :data:`WATCH_S` or so."""
     findings: list[str] = field(default_factory=list)
+    patience_s: float = PATIENCE_S
 
     def run(self, round_: Round) -> None:
         """One round, then wait until the cluster is as before."""
@@ -40,8 +43,9 @@ class Nemesis:
                     self._watch(running, round_.offset_s)
                 running.append(stack.enter_context(self._fault(step, context)))
             self._watch(running, round_.hold_s)
+            self._watch(running, self.patience_s, until_seen=True)
         self.recover()
-        self._watch([], CALM_S)
+        self._watch([], self.target.election_timeout_s)
 
     @contextlib.contextmanager
     def _fault(self, step: Step, context: Context) -> Iterator[Fault]:
@@ -58,11 +62,14 @@ class Nemesis:
             fault.stop()
         self.events.fault_stopped(running, fault.detail, effective=fault.effective)
 
-    def _watch(self, running: list[Fault], seconds: float) -> None:
+    def _watch(self, running: list[Fault], seconds: float, *, until_seen: bool = False) -> None:
+        """Watch for so long, or only until the effect of everything was seen."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for fault in running:
                 fault.observe()
+            if until_seen and all(fault.effective for fault in running):
+                return
             self._look_for_deaths()
             self.tick()
             time.sleep(WATCH_S)

@@ -39,10 +39,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 FAULTS = tuple(VARIANTS)
 
-CALM_S = 1.0
-"""Before the first round, and between two."""
-RECOVERY_S = 3.0
-"""What it takes a healed cluster to come back, roughly; for the plan's arithmetic only."""
+RESTART_S = 1.0
+"""What it takes a node to start, roughly; for the plan's arithmetic only."""
+ELECTION_FACTOR = 2
+"""How many election time-outs it takes a healed cluster to come back, just as roughly."""
 HOLD_FACTORS = (2.1, 3.0)
 """How many election time-outs a fault holds: at least two, or nobody would notice."""
 COMPANY_SHARE = 0.7
@@ -137,16 +137,24 @@ class _Planner:
 def rounds(
     seed: int, faults: Sequence[str], nodes: Sequence[str], shards: int, election_timeout_s: float
 ) -> Iterator[Round]:
-    """Plan without end; the same arguments give the same plan, also in another process."""
+    """Plan without end; the same arguments give the same plan, also in another process.
+
+    Before each round the cluster has one calm election time-out.
+    """
     random = Random(f"{seed} plan")  # noqa: S311 -- a plan is to be repeated
     planner = _Planner(random, [kind for kind in FAULTS if kind in faults], nodes, shards)
-    at_s = CALM_S
+    at_s = election_timeout_s
     while True:
         steps = planner.steps()
         hold_s = round(random.uniform(*HOLD_FACTORS) * election_timeout_s, 2)
         offset_s = round(random.uniform(0, election_timeout_s), 2) if len(steps) > 1 else 0.0
         yield Round(round(at_s, 2), hold_s, offset_s, steps)
-        at_s += offset_s + hold_s + RECOVERY_S + CALM_S
+        at_s += offset_s + hold_s + recovery_s(election_timeout_s) + election_timeout_s
+
+
+def recovery_s(election_timeout_s: float) -> float:
+    """What it takes a healed cluster to come back, roughly."""
+    return RESTART_S + ELECTION_FACTOR * election_timeout_s
 
 
 def plan(
@@ -161,9 +169,10 @@ def plan(
     """The rounds that fit into ``duration_s``."""
     if not faults:
         return ()
+    after_s = recovery_s(election_timeout_s)
     fitting: list[Round] = []
     for one in rounds(seed, faults, nodes, shards, election_timeout_s):
-        if one.at_s + one.offset_s + one.hold_s + RECOVERY_S > duration_s and fitting:
+        if one.at_s + one.offset_s + one.hold_s + after_s > duration_s and fitting:
             break
         fitting.append(one)
     return tuple(fitting)

@@ -236,7 +236,7 @@ class RaftkvTarget:
         return self.cluster.node(name).directory / "data"
 
     def set_clock(self, name: str, seconds: int) -> None:
-        """Set a node's wall clock off by so much; it takes a second to notice."""
+        """Set a node's wall clock off by so much."""
         file = self.cluster.node(name).directory / CLOCK_FILE
         temporary = file.with_suffix(".new")
         temporary.write_text(f"{seconds:+d}\n")

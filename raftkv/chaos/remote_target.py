@@ -12,6 +12,7 @@ from raftkv.chaos.store import Store
 from raftkv.client import Client, RaftkvError
 
 PROBE_KEY = "chaos-probe"
+TIMEOUT_S = 5.0
 
 
 class RemoteTarget:
@@ -70,6 +71,7 @@ class RemoteTarget:
             self._endpoints,
             token=self._token,
             ca=self._ca,
+            timeout_s=TIMEOUT_S,
             connections=1,
             idempotent=idempotent,
         )

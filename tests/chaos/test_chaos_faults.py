@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.chaos import disks, nemesis
+from raftkv.chaos import disks
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.faults.corruption import flip, used_bytes
 from raftkv.chaos.faults.processes import state_of
@@ -97,9 +97,8 @@ class IdleNodes:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[IdleNodes]:
-    """Three of them, which need no time to calm down."""
-    monkeypatch.setattr(nemesis, "CALM_S", 0.0)
+def nodes(tmp_path: Path) -> Iterator[IdleNodes]:
+    """Three of them."""
     idle = IdleNodes(tmp_path)
     yield idle
     idle.close()
@@ -113,7 +112,7 @@ def step(kind: str, variant: str) -> Step:
 def run(nodes: IdleNodes, path: Path, *steps: Step) -> tuple[list[FaultEvent], list[str]]:
     """One round; what was written down, and what was found."""
     with EventLog(path / "events.jsonl") as events:
-        does = Nemesis(nodes, lambda _: "n1", events)
+        does = Nemesis(nodes, lambda _: "n1", events, patience_s=1.0)
         does.run(Round(at_s=0, hold_s=HOLD_S, offset_s=0.1, steps=steps))
     told = [event for event in read_events(path / "events.jsonl") if isinstance(event, FaultEvent)]
     return told, does.findings

@@ -9,6 +9,7 @@ from raftkv.client import Client, RaftkvError
 
 FILLER_BYTES = 16_384
 FILLER_WRITES = 40
+WRITE_S = 3.0
 FILLER_PREFIX = "chaos-filler/"
 SPACE_S = 20.0
 
@@ -41,7 +42,7 @@ class FullDisk(Fault):
     def _write_much(self) -> None:
         urls = self.context.raftkv.cluster.urls
         value = bytes(FILLER_BYTES)
-        with Client(urls, timeout_s=1.0, attempt_timeout_s=1.0) as client:
+        with Client(urls, timeout_s=WRITE_S, attempt_timeout_s=WRITE_S) as client:
             for _ in range(FILLER_WRITES):
                 self._number = (self._number + 1) % 64
                 try:
