@@ -20,6 +20,9 @@ from raftkv.storage.disk import DiskError
 
 Undo = Callable[[], None]
 
+_AT_LEADER = 0.5
+"""Share of faults that are aimed at somebody who leads."""
+
 
 @dataclass(slots=True)
 class Stage:
@@ -35,8 +38,10 @@ class Stage:
     """How many faults want this machine to stay down."""
 
     def machine(self, random: Random) -> Machine:
-        """Any machine."""
-        return random.choice(list(self.world.machines.values()))
+        """A machine that leads something, or any."""
+        machines = list(self.world.machines.values())
+        leading = [machine for machine in machines if machine.leads]
+        return random.choice(leading if leading and random.random() < _AT_LEADER else machines)
 
     def keep_down(self, machine: Machine) -> Undo:
         """Let nobody start the machine until this is undone."""
@@ -279,9 +284,12 @@ FAULTS: dict[str, Fault] = {
 
 
 def _sides(stage: Stage, random: Random) -> tuple[list[str], list[str]]:
-    names = random.sample(stage.world.names, len(stage.world.names))
-    cut = random.randint(1, len(names) - 1)
-    return names[:cut], names[cut:]
+    """Two sides; somebody who leads is often in the first, and that is often the small one."""
+    first = stage.machine(random).name
+    others = [name for name in stage.world.names if name != first]
+    random.shuffle(others)
+    cut = random.randint(0, len(others) - 1)
+    return [first, *others[:cut]], others[cut:]
 
 
 def _worsen(stage: Stage, random: Random, *, delay_us: int = 0, loss: float = 0.0) -> Undo:

@@ -170,6 +170,12 @@ class Machine:
         return self._loop is not None and self._loop.frozen
 
     @property
+    def leads(self) -> bool:
+        """Whether it leads a group, as far as it knows."""
+        engine = self.serving
+        return engine is not None and any(g.is_leader for g in engine.host.groups.values())
+
+    @property
     def serving(self) -> Engine | None:
         """The engine, if a client could talk to it."""
         return self.engine if self.running else None

@@ -54,22 +54,22 @@ class Options:
         """What ``seed`` decides, with ``changes`` on top."""
         random = Random(f"options {seed}")
         nodes, replicas = random.choice(((3, 3), (3, 3), (3, 3), (4, 3), (5, 3), (5, 5)))
-        heartbeat_ms = random.choice((100, 250, 250, 500))
+        heartbeat_ms = random.choice((100, 250, 500, 500))
         drawn = cls(
             seed=seed,
             minutes=minutes,
             nodes=nodes,
             replicas=replicas,
-            shards=random.choice((1, 1, 2, 2, 3)),
+            shards=random.choice((1, 1, 1, 2, 3)),
             heartbeat_ms=heartbeat_ms,
             election_ms=max(1000, heartbeat_ms * random.choice((4, 4, 8))),
-            ping_ms=random.choice((250, 500, 1000)),
-            snapshot_after_entries=random.choice((10, 40, 200)),
+            ping_ms=random.choice((250, 1000, 1000)),
+            snapshot_after_entries=random.choice((8, 8, 40, 200)),
             segment_bytes=random.choice((16, 64, 256)) * 1024,
             delay_us=random.choice((50, 500, 3000)),
             sync_us=random.choice((200, 500, 5000)),
             clients=random.choice((3, 6, 10)),
-            operations_per_s=random.choice((3.0, 4.0, 6.0)),
+            operations_per_s=random.choice((2.5, 3.0, 4.0)),
             workloads=_some(random, WORKLOADS, at_least=2),
             faults=_some(random, FAULTS, at_least=3),
             fault_every_s=random.choice((4.0, 8.0, 15.0)),

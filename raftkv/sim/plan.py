@@ -8,7 +8,7 @@ from raftkv.sim.options import Options
 FIRST_S = 3.0
 """A cluster is given this long to come up before the first fault."""
 
-DURATIONS_S = (0.2, 1.0, 3.0, 8.0)
+DURATIONS_S = (0.2, 1.0, 3.0, 8.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)

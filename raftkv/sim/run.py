@@ -44,6 +44,10 @@ LIVENESS_S = 20.0
 FINAL_S = 15.0
 """How long a healed cluster is given work before all replicas must agree."""
 
+BURST = 10
+BURST_SHARE = 0.03
+"""Clients do this many operations without a pause after this share of their pauses."""
+
 CHECK_BUDGET_S = 60.0
 
 LOG_SLACK_ENTRIES = 3000
@@ -273,10 +277,15 @@ class Run:
     # --- clients ------------------------------------------------------------------------------
 
     async def _work(self, client: Client) -> None:
-        """Operations one after the other, with pauses."""
+        """Operations one after the other, with pauses, or now and then without."""
         pause_s = len(self._clients) / self._options.operations_per_s
+        hurry = 0
         while self._working:
-            await asyncio.sleep(client.random.expovariate(1 / pause_s))
+            if hurry:
+                hurry -= 1
+            else:
+                await asyncio.sleep(client.random.expovariate(1 / pause_s))
+                hurry = BURST if client.random.random() < BURST_SHARE else 0
             workload = WORKLOADS[client.random.choice(self._options.workloads)]
             self._busy += 1
             await workload(client, self._scene)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+from stock_replica import StockReplica
 
 from raftkv.core import state_machine
 from raftkv.core.batches import decode_batch
@@ -555,3 +556,14 @@ def stuck_in_a_newer_term(patch: Patch) -> None:
     honest = replica.Replica._on_append
     patch(replica.Replica, "_on_append", on_append)
     patch(replica.Replica, "_on_pre_vote", lambda _self, _node, _message: None)
+
+
+# --- the library -----------------------------------------------------------------------------
+
+
+@bug
+def stock_pysyncobj(patch: Patch) -> None:
+    """PySyncObj 0.3.17 as it comes, with its local reads, in the place of the hardened replica."""
+    patch(group, "Replica", StockReplica)
+    patch(group.Group, "may_snapshot", property(lambda _self: False))
+    reads_without_confirmation(patch)
