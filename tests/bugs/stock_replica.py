@@ -1,0 +1,181 @@
+"""Stock PySyncObj in the place of raftkv's hardened replica, for the simulation to judge.
+
+Only the Raft is stock: its log, its messages (pickled, as on its own wire), its elections, commits
+and local reads. Links, storage, state machine and everything above stay raftkv's, so what is found
+is the library's. Its log compaction is left off, which spares it H1 and H3 to H7.
+"""
+
+import contextlib
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from pysyncobj.config import SyncObjConf
+from pysyncobj.syncobj import _COMMAND_TYPE, SyncObj
+from pysyncobj.transport import Transport
+
+from raftkv.raft import messages as wire
+from raftkv.raft.journal import NO_OP, GroupJournal
+from raftkv.raft.member import LEADER, Timing
+from raftkv.raft.seams import TURN, NullPoller, PeerNode
+
+_NEVER = 10**9
+
+
+class _Wire(Transport):  # type: ignore[misc] # PySyncObj ships no types
+    """Stock's transport, over the owner's links."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(None, None, None)
+        self._owner = owner
+
+    def send(self, node: Any, message: Any) -> bool:
+        """Pickle it, as stock does, into a message that the links carry."""
+        body = pickle.dumps(message, 2)
+        self._owner.send(node.id, wire.AppendEntries(0, 0, 0, 0, ((body, 0),)))
+        return True
+
+
+class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
+    """What a group asks of its replica, answered by stock code."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        members: Sequence[str],
+        journal: GroupJournal,
+        applied_index: int,
+        owner: Any,
+        clock: Any,
+        random: Any,
+        timing: Timing,
+        preferred: bool = False,
+    ) -> None:
+        del applied_index, preferred
+        self._owner, self._clock, self._random, self._timing = owner, clock, random, timing
+        self.journal = journal
+        self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
+        self.apply_budget_spent = False
+        self.awaits_sync = True
+        with self._turn():
+            super().__init__(
+                PeerNode(name), list(self.peers.values()), self._conf(), transport=_Wire(owner)
+            )
+            self._poller = NullPoller()
+
+    def _conf(self) -> Any:
+        return SyncObjConf(
+            autoTick=False,
+            raftMinTimeout=self._timing.election_min_s,
+            raftMaxTimeout=self._timing.election_max_s,
+            appendEntriesPeriod=self._timing.heartbeat_s,
+            connectionTimeout=max(self._timing.election_max_s, 3.5),
+            journalFile=self.journal,
+            logCompactionMinEntries=_NEVER,
+            logCompactionMinTime=_NEVER,
+            onStateChanged=self._owner.state_changed,
+        )
+
+    @contextlib.contextmanager
+    def _turn(self) -> Any:
+        previous, TURN.clock = TURN.clock, self._clock
+        try:
+            yield
+        finally:
+            TURN.clock = previous
+
+    def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802 - so that a run repeats
+        low, high = self._timing.election_min_s, self._timing.election_max_s
+        return float(low + (high - low) * self._random.random())
+
+    # --- driven by the group ------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Propose what waits, and let stock code run."""
+        with self._turn():
+            while self.is_leader and (command := self._owner.take_entry()) is not None:
+                self._applyCommand(command, None, _COMMAND_TYPE.REGULAR)
+                self._checkCommandsToApply()
+            self._onTick(0.0)
+
+    def receive(self, peer: str, message: Any) -> None:
+        """Unpickle and hand over; survive what stock code raises, as its transport does."""
+        ((body, _),) = message.entries
+        with self._turn(), contextlib.suppress(Exception):
+            self._SyncObj__onMessageReceived(self.peers[peer], pickle.loads(body))  # noqa: S301
+
+    def peer_connected(self, peer: str) -> None:
+        """Tell stock code."""
+        if peer in self.peers:
+            self._SyncObj__onNodeConnected(self.peers[peer])
+
+    def peer_disconnected(self, peer: str) -> None:
+        """Tell stock code."""
+        if peer in self.peers:
+            self._SyncObj__onNodeDisconnected(self.peers[peer])
+
+    def wal_synced(self) -> None:
+        """Nothing waits for the disk in stock code."""
+        self.journal.wal_synced()
+
+    def start_transfer(self, peer: str) -> bool:
+        """Ask for a transfer."""
+        outcome: list[int] = []
+        with self._turn():
+            self.transferLeadership(self.peers[peer], lambda _, error: outcome.append(error))
+        return outcome == [0]
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
+        index = self.applied_index + 1
+        body = None if command == NO_OP else command[1:]
+        self._owner.apply_entry(index, self.journal.term_at(index), body)
+
+    # --- what is looked at --------------------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether it believes so."""
+        return bool(self._SyncObj__raftState == LEADER)
+
+    @property
+    def leader_name(self) -> str | None:
+        """Who leads, as far as it knows."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def leader_contact(self) -> float:
+        """Not kept by stock code."""
+        return float(self._clock.monotonic())
+
+    @property
+    def commit_index(self) -> int:
+        """Highest committed index."""
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        """Highest applied index."""
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def no_op_applied(self) -> bool:
+        """Whether its own no-op is applied."""
+        no_op = self._SyncObj__noopIDx
+        return no_op is not None and self.applied_index >= no_op
+
+    def match_index(self, peer: str) -> int:
+        """Up to where a peer agrees, as the leader believes."""
+        return int(self._SyncObj__raftMatchIndex.get(self.peers[peer], 0))
+
+    def next_deadline(self) -> float:
+        """When it must be ticked."""
+        if self.is_leader:
+            return float(self._SyncObj__newAppendEntriesTime) + 1e-4
+        return float(self._SyncObj__raftElectionDeadline) + 1e-4
