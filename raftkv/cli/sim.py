@@ -179,7 +179,8 @@ def _many(
         _say_failure(report, shrinks=shrinks)
     _say_tally(tally, time.monotonic() - began)
     if json_path is not None:
-        sums = dataclasses.asdict(tally) | {"speed": tally.speed, "failed": _failures(tally)}
+        sums = {field.name: getattr(tally, field.name) for field in dataclasses.fields(tally)}
+        sums |= {"speed": tally.speed, "failed": _failures(tally)}
         json_path.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
     return bool(tally.failed)
 
@@ -215,7 +216,7 @@ def command_of(options: Options) -> str:
     usual = Options.of(options.seed, options.minutes)
     words = [f"raftkv sim --seed {options.seed}"]
     if options.minutes != MINUTES:
-        words.append(f"--minutes-per-seed {options.minutes:g}")
+        words.append(f"--minutes-per-seed {options.minutes!r}")
     for field in dataclasses.fields(Options):
         value = getattr(options, field.name)
         if value != getattr(usual, field.name):

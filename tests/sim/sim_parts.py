@@ -14,10 +14,17 @@ from raftkv.sim.world import World
 
 
 class Bench:
-    """One timeline and one loop on it, with everything that its callbacks raise."""
+    """One timeline and one loop on it, with everything that its callbacks raise.
 
-    def __init__(self, seed: int = 1, *, rate: float = 1.0) -> None:
-        self.scheduler = Scheduler(Random(f"order {seed}"))
+    Args:
+        scheduler: the timeline, if there is one already.
+        rate: how fast the machine's clock runs.
+    """
+
+    def __init__(
+        self, seed: int = 1, *, rate: float = 1.0, scheduler: Scheduler | None = None
+    ) -> None:
+        self.scheduler = scheduler or Scheduler(Random(f"order {seed}"))
         self.clock = MachineClock(self.scheduler, booted_s=50.0, rate=rate, wall_offset_us=0)
         self.failures: list[BaseException] = []
         self.turns = 0

@@ -1,0 +1,487 @@
+"""Simulated clients, what they write down, and the operations that they do."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from itertools import count
+from random import Random
+from typing import Any, cast
+
+import pytest
+from msgspec import structs
+from sim_parts import Bench, Cluster, recording, small_options
+
+from raftkv.check.checker import check
+from raftkv.check.history import Operation, pair
+from raftkv.check.models import MODELS
+from raftkv.check.verdict import Verdict
+from raftkv.core.operations import (
+    Command,
+    Delete,
+    GetResult,
+    Put,
+    PutResult,
+    RangeResult,
+    Refused,
+    SessionKey,
+    TxnResult,
+)
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Failure,
+    GetRequest,
+    Request,
+    Response,
+    WriteRequest,
+)
+from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, Doors, Lost, Outcome
+from raftkv.sim.machine import Machine
+from raftkv.sim.recorder import Recorder
+from raftkv.sim.scheduler import SECOND_US
+from raftkv.sim.staleness import CLOCK_TOLERANCE, Staleness
+from raftkv.sim.violation import Violation
+from raftkv.sim.workloads import WORKLOADS, Scene
+
+PUT = Put(b"k", b"v")
+DONE = PutResult(7, 1)
+BUSY = Failure("busy", "full", definite=True)
+UNKNOWN = Failure("unknown", "link lost", definite=False)
+NODE = cast("Machine", object())
+SENT, NOT_SENT = Lost(sent=True), Lost(sent=False)
+
+
+class Script:
+    """Doors that answer by a script; the last answer again and again. Each takes 0.1 s."""
+
+    def __init__(self, *answers: Response | Lost) -> None:
+        self._answers = list(answers)
+        self.asked: list[Request] = []
+
+    async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
+        """Answer."""
+        assert machine is NODE
+        assert remaining_ms == ATTEMPT_MS
+        self.asked.append(request)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        await asyncio.sleep(0.1)
+        if isinstance(answer, Lost):
+            raise answer
+        return answer
+
+
+class Caller(Bench):
+    """A client in front of scripted doors."""
+
+    def __init__(self, *answers: Response | Lost, idempotent: bool = True) -> None:
+        super().__init__()
+        self.script = Script(*answers)
+        self.client = Client(
+            5,
+            cast("Doors", self.script),
+            lambda: [NODE],
+            Random(1),
+            idempotent=idempotent,
+            now_s=lambda: self.scheduler.now_s,
+        )
+
+    def result(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run it to its end."""
+        task = self.loop.create_task(work)
+        self.run_s(2 * OPERATION_S)
+        assert self.failures == []
+        return task.result()
+
+
+# --- trying again ----------------------------------------------------------------------------
+
+
+def test_an_answer_is_an_outcome() -> None:
+    """Applied is ok; refused by the state machine is a certain failure."""
+    for answer, status in ((DONE, "ok"), (Refused("precondition", 3), "fail")):
+        caller = Caller(answer)
+        assert caller.result(caller.client.write(PUT)) == Outcome(status, answer)
+        assert len(caller.script.asked) == 1
+        assert caller.client.given_up == []
+
+
+def test_a_session_makes_every_write_repeatable() -> None:
+    """A write whose answer is lost is sent again, under the same key; the next has another."""
+    caller = Caller(SENT, UNKNOWN, DONE)
+    assert caller.result(caller.client.write(PUT)).status == "ok"
+    command = Command(PUT, SessionKey("client 5", 1, 1))
+    assert caller.script.asked == [WriteRequest(command)] * 3
+    caller.result(caller.client.write(PUT))
+    assert caller.script.asked[-1] == WriteRequest(Command(PUT, SessionKey("client 5", 2, 2)))
+
+
+@pytest.mark.parametrize("answer", [SENT, UNKNOWN])
+def test_without_a_session_a_write_that_may_be_applied_is_not_sent_again(
+    answer: Response | Lost,
+) -> None:
+    """Its outcome is unknown, and the client says so."""
+    caller = Caller(answer, DONE, idempotent=False)
+    outcome = caller.result(caller.client.write(PUT))
+    assert (outcome.status, outcome.answer) == ("info", None)
+    assert caller.script.asked == [WriteRequest(Command(PUT))]
+
+
+@pytest.mark.parametrize("answer", [NOT_SENT, BUSY])
+def test_what_was_certainly_not_applied_is_sent_again(answer: Response | Lost) -> None:
+    """By everybody; after it nothing is unknown."""
+    for idempotent in (True, False):
+        caller = Caller(answer, answer, DONE, idempotent=idempotent)
+        assert caller.result(caller.client.write(PUT)).status == "ok"
+        assert len(caller.script.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [((NOT_SENT,), "fail"), ((BUSY,), "fail"), ((SENT, BUSY), "info"), ((UNKNOWN, BUSY), "info")],
+)
+def test_a_client_gives_up_in_the_end(answers: tuple[Response | Lost, ...], status: str) -> None:
+    """Known to have failed only if every attempt was; it remembers when it began and why."""
+    caller = Caller(*answers)
+    caller.run_s(3.0)
+    outcome = caller.result(caller.client.write(PUT))
+    assert outcome.status == status
+    ((began_s, why),) = caller.client.given_up
+    assert began_s == pytest.approx(3.0, abs=0.001)
+    assert why.startswith("WriteRequest: ")
+    assert outcome.detail in why
+    assert len(caller.script.asked) == pytest.approx(OPERATION_S / 0.175, rel=0.2)
+
+
+@pytest.mark.parametrize("answer", [SENT, UNKNOWN])
+def test_a_read_is_tried_again_and_never_of_unknown_outcome(answer: Response | Lost) -> None:
+    """It changes nothing, so that one without an answer did not happen."""
+    found = GetResult(None)
+    caller = Caller(answer, found, idempotent=False)
+    assert caller.result(caller.client.read(GetRequest(b"k"))) == Outcome("ok", found)
+    caller = Caller(answer)
+    assert caller.result(caller.client.read(GetRequest(b"k"))).status == "fail"
+
+
+def test_a_batch_has_no_session() -> None:
+    """Its writes are not repeatable, whoever sends them."""
+    caller = Caller(SENT, BatchResult((DONE,)))
+    assert caller.result(caller.client.batch([PUT, GetRequest(b"k")])).status == "info"
+    assert caller.script.asked == [BatchRequest((Command(PUT), GetRequest(b"k")))]
+
+
+# --- doors -----------------------------------------------------------------------------------
+
+
+class Front:
+    """Real doors to a real node, and a client's loop."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(small_options())
+        self.bench = Bench(scheduler=self.cluster.world.scheduler)
+        self.loop = self.bench.loop
+        self.doors = Doors(self.bench.scheduler, self.loop, Random(1))
+
+    def ask(self, remaining_ms: int = 2000) -> "asyncio.Task[Response]":
+        """Read a key."""
+        return self.loop.create_task(
+            self.doors.ask(self.cluster.machine, GetRequest(b"k"), remaining_ms)
+        )
+
+    def lost(self, task: "asyncio.Task[Response]") -> bool:
+        """Whether the request had been sent when the answer was lost."""
+        error = task.exception()
+        assert isinstance(error, Lost)
+        return error.sent
+
+
+def test_a_node_that_runs_answers_through_its_door() -> None:
+    """Not at once: the way there and back takes time."""
+    front = Front()
+    task = front.ask()
+    front.bench.run_s(0.0002)
+    assert not task.done()
+    front.bench.run_s(0.1)
+    assert task.result() == GetResult(None)
+
+
+def test_a_node_that_is_down_is_noticed_at_once() -> None:
+    """Its kernel refuses the connection: nothing was sent."""
+    front = Front()
+    front.cluster.machine.kill()
+    task = front.ask()
+    front.bench.run_s(0.01)
+    assert front.lost(task) is False
+
+
+def test_a_machine_without_power_says_nothing() -> None:
+    """The client waits until the time is up, and cannot know."""
+    front = Front()
+    front.cluster.machine.cut_power(Random(1))
+    task = front.ask(1000)
+    front.bench.run_s(0.9)
+    assert not task.done()
+    front.bench.run_s(1.0)
+    assert front.lost(task) is True
+
+
+def test_a_node_that_ends_takes_its_answers_with_it() -> None:
+    """Who waits hears of it at once, and knows that the request was sent."""
+    front = Front()
+    front.cluster.machine.freeze()
+    task = front.ask()
+    front.bench.run_s(0.1)
+    front.cluster.machine.kill()
+    front.doors.ended(front.cluster.machine)
+    front.bench.run_s(0.01)
+    assert front.lost(task) is True
+
+
+# --- the recorder ----------------------------------------------------------------------------
+
+
+def test_what_is_recorded_is_a_history() -> None:
+    """Begin and end of each, with its members; unknown outcomes stay open."""
+    bench, (notes, note) = Bench(), recording()
+    recorder = Recorder(lambda: bench.scheduler.now_us, note)
+    write = recorder.begin("register", "write", "k", "v", owner="me")
+    bench.run_s(1.0)
+    read = recorder.begin("register", "read", "k")
+    other = recorder.begin("set", "add", "s", 1)
+    bench.run_s(1.0)
+    read.ok("v", revision=9)
+    write.not_ok(Outcome("info", detail="lost"))
+    other.fail(observed_revision=3)
+    first, second = pair(recorder.events["register"])
+    assert (first.f, first.key, first.value, first.status) == ("write", "k", "v", "info")
+    assert (first.fields["owner"], first.fields["error"]) == ("me", "lost")
+    assert (second.status, second.result, second.fields["revision"]) == ("ok", "v", 9)
+    assert (second.invoked_ns, second.completed_ns) == (10**9, 2 * 10**9)
+    (added,) = pair(recorder.events["set"])
+    assert (added.status, added.fields["observed_revision"]) == ("fail", 3)
+    assert recorder.counts == {"ok": 1, "fail": 1, "info": 1}
+    assert recorder.operations == 3
+    assert len({event.process for events in recorder.events.values() for event in events}) == 3
+    assert len(notes) == 6, "everything is in the trace"
+
+
+def test_what_did_not_succeed_is_as_certain_as_the_client_is() -> None:
+    """A failure is not made an unknown outcome, nor the reverse."""
+    recorder = Recorder(lambda: 0, lambda *_: None)
+    for status in ("fail", "info"):
+        recorder.begin("register", "write", "k", "v").not_ok(Outcome(status, detail=status))
+    statuses = [(op.status, op.fields["error"]) for op in pair(recorder.events["register"])]
+    assert statuses == [("fail", "fail"), ("info", "info")]
+
+
+# --- stale reads -----------------------------------------------------------------------------
+
+
+def test_a_stale_read_must_see_what_is_older_than_its_age() -> None:
+    """Acknowledged before (with room for the reader's clock): seen."""
+    bench = Bench()
+    staleness = Staleness(lambda: bench.scheduler.now_us)
+    staleness.written("k", 7)
+    bench.run_s(1.0)
+    staleness.written("k", 8)
+    bench.run_s(1.0)
+    assert staleness.oldest("k", None) == 0, "without an age nothing is promised"
+    assert staleness.oldest("k", 0) == 8
+    assert staleness.oldest("k", int(1500 / CLOCK_TOLERANCE)) == 7
+    assert staleness.oldest("k", 3000) == 0
+    assert staleness.oldest("other", 0) == 0
+    staleness.check("k", 7, 7, 1000)
+    with pytest.raises(Violation, match="max_age_ms=1000 returned revision 6, but 7 was"):
+        staleness.check("k", 7, 6, 1000)
+
+
+# --- workloads -------------------------------------------------------------------------------
+
+
+class Theatre(Front):
+    """Clients with a workload in front of one node.
+
+    Args:
+        lie: changes what the node answers before the clients hear it.
+    """
+
+    def __init__(self, lie: Callable[[Request, Response], Response] | None = None) -> None:
+        super().__init__()
+        scheduler = self.bench.scheduler
+        self.recorder = Recorder(lambda: scheduler.now_us, lambda *_: None)
+        staleness = Staleness(lambda: scheduler.now_us)
+        self.scene = Scene(self.recorder, staleness, era=self._era, banks=set())
+        doors = self.doors if lie is None else cast("Doors", Liar(self.doors, lie))
+        self.clients = [
+            Client(
+                number,
+                doors,
+                lambda: [self.cluster.machine],
+                Random(number),
+                idempotent=number != 2,
+                now_s=lambda: scheduler.now_s,
+            )
+            for number in range(3)
+        ]
+
+    def _era(self) -> int:
+        return self.bench.scheduler.now_us // (20 * SECOND_US)
+
+    async def _work(self, client: Client, name: str, operations: int) -> None:
+        for _ in range(operations):
+            await WORKLOADS[name](client, self.scene)
+            await asyncio.sleep(client.random.uniform(0, 0.01))
+
+    def play(self, name: str, operations: int = 60) -> None:
+        """Let every client do so many operations."""
+        tasks = [
+            self.loop.create_task(self._work(client, name, operations)) for client in self.clients
+        ]
+        self.bench.run_s(60.0)
+        for task in tasks:
+            task.result()
+
+    def verdict(self, name: str) -> Verdict:
+        """What the checker says."""
+        return check(pair(self.recorder.events[name]), MODELS[name]).verdict
+
+    def operations(self, name: str) -> list[Operation]:
+        """What was done."""
+        return pair(self.recorder.events[name])
+
+
+class Liar:
+    """Doors that change answers."""
+
+    def __init__(self, doors: Doors, lie: Callable[[Request, Response], Response]) -> None:
+        self._doors = doors
+        self._lie = lie
+
+    async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
+        """Ask, and lie."""
+        return self._lie(request, await self._doors.ask(machine, request, remaining_ms))
+
+
+FUNCTIONS = {
+    "register": {"read", "write", "cas", "delete"},
+    "append": {"read", "append"},
+    "set": {"read", "add"},
+    "bank": {"init", "read", "transfer"},
+    "lock": {"acquire", "release"},
+}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_on_a_healthy_node_is_linearizable(name: str) -> None:
+    """Every operation of its model is done, nothing is left unknown, and most succeed."""
+    theatre = Theatre()
+    theatre.play(name)
+    done = theatre.operations(name)
+    assert {operation.f for operation in done} == FUNCTIONS[name]
+    for f in FUNCTIONS[name]:
+        assert any(operation.f == f and operation.status == "ok" for operation in done), f
+    assert {operation.status for operation in done} <= {"ok", "fail"}
+    assert len(done) >= 100
+    assert theatre.verdict(name) is Verdict.VALID
+    assert len({operation.key for operation in done}) < len(done) / 5, "clients meet on keys"
+
+
+class OldValues:
+    """Answers some reads with what they returned a while ago."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, list[GetResult]] = {}
+
+    def __call__(self, request: Request, answer: Response) -> Response:
+        """Lie about single keys."""
+        if not isinstance(request, GetRequest) or not isinstance(answer, GetResult):
+            return answer
+        seen = self._seen.setdefault(request.key, [])
+        seen.append(answer)
+        return seen[-4] if len(seen) % 5 == 0 else answer
+
+
+@pytest.mark.parametrize("name", ["register", "append"])
+def test_reads_of_old_values_are_caught(name: str) -> None:
+    """What the clients write down is enough to see it."""
+    theatre = Theatre(OldValues())
+    theatre.play(name)
+    assert theatre.verdict(name) is Verdict.VIOLATION
+
+
+def ignoring_conditions(request: Request, answer: Response) -> Response:
+    """A lie: puts that were refused were done."""
+    if isinstance(request, WriteRequest) and isinstance(answer, Refused):
+        return PutResult(2**50, 1)
+    return answer
+
+
+@pytest.mark.parametrize("name", ["register", "lock"])
+def test_conditions_that_are_ignored_are_caught(name: str) -> None:
+    """Two clients are told that they got what only one can have."""
+    theatre = Theatre(ignoring_conditions)
+    theatre.play(name)
+    assert theatre.verdict(name) is Verdict.VIOLATION
+
+
+def one_more(result: object) -> GetResult:
+    """A lie: there is one more on this account."""
+    assert isinstance(result, GetResult)
+    assert result.entry is not None
+    return GetResult(structs.replace(result.entry, value=b"%d" % (int(result.entry.value) + 1)))
+
+
+def test_money_from_nowhere_is_caught() -> None:
+    """One balance is wrong by one, once in a while."""
+    reads = count()
+
+    def lie(_: Request, answer: Response) -> Response:
+        if not isinstance(answer, TxnResult) or len(answer.results) != 3 or answer.revision:
+            return answer
+        if next(reads) % 7 != 6:
+            return answer
+        first, *rest = answer.results
+        return structs.replace(answer, results=(one_more(first), *rest))
+
+    theatre = Theatre(lie)
+    theatre.play("bank")
+    assert theatre.verdict("bank") is Verdict.VIOLATION
+
+
+def test_elements_that_vanish_are_caught() -> None:
+    """A set that was read without an element that had been added."""
+
+    def lie(_: Request, answer: Response) -> Response:
+        if isinstance(answer, RangeResult) and len(answer.entries) > 10:
+            return structs.replace(answer, entries=answer.entries[1:])
+        return answer
+
+    theatre = Theatre(lie)
+    theatre.play("set")
+    assert theatre.verdict("set") is Verdict.VIOLATION
+
+
+def test_values_are_never_written_twice() -> None:
+    """So that a read says which write it has seen."""
+    theatre = Theatre()
+    theatre.play("register")
+    values = [
+        operation.value["value"] if operation.f == "cas" else operation.value
+        for operation in theatre.operations("register")
+        if operation.f in ("write", "cas")
+    ]
+    assert len(values) == len(set(values)) > 50
+
+
+def test_a_lost_release_leaves_the_lock_unknown() -> None:
+    """A client that is not told whether it gave the lock back does not claim anything."""
+
+    def lie(request: Request, answer: Response) -> Response:
+        deletes = isinstance(request, WriteRequest) and isinstance(
+            request.command.operation, Delete
+        )
+        return UNKNOWN if deletes else answer
+
+    theatre = Theatre(lie)
+    theatre.play("lock", 3)
+    statuses = {op.status for op in theatre.operations("lock") if op.f == "release"}
+    assert statuses == {"info"}
+    assert theatre.verdict("lock") is Verdict.VALID
