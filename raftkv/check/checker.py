@@ -52,8 +52,7 @@ def check_mixed(
     for operation in operations:
         by_model.setdefault(operation.fields.get("model", default.name), []).append(operation)
     parts = [part for name, found in by_model.items() for part in _parts(found, _model(name))]
-    name = "mixed" if len(by_model) > 1 else next(iter(by_model), default.name)
-    return _judge(name, parts, budget_s)
+    return _judge(", ".join(by_model) or default.name, parts, budget_s)
 
 
 def _model(name: object) -> Model:

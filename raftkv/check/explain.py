@@ -32,7 +32,7 @@ class Beginning:
     linearization: tuple[int, ...]
     """``Operation.index``, in order."""
     state: str
-    """What became of the key, for a person."""
+    """What the key is then, for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,14 @@ def describe(operation: Operation) -> str:
     for name in _TOLD:
         if name in operation.fields:
             answer += f", {name.replace('_', ' ')} {shown(operation.fields[name])}"
-    return f"process {operation.process}: {asked}: {answer}"
+    return f"process {operation.process}, {asked}: {answer}"
 
 
 def _reason(possible: Beginning, offending: Operation) -> str:
     return (
-        f"no order explains {describe(offending)}; without it {len(possible.linearization)} "
-        f"operations have one, after which the key {possible.state}"
+        f"nothing explains [{describe(offending)}]; there is an order of "
+        f"{len(possible.linearization)} operations until it ended, and with it the key "
+        f"{possible.state}"
     )
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "HistoryError",
     "HistoryWriter",
     "Operation",
+    "guess_format",
     "pair",
     "read_history",
 ]
@@ -90,6 +91,20 @@ def read_history(path: Path, format: Format = "raftkv") -> list[Operation]:  # n
         return _pair(_numbered_events(path, format), "line")
     except HistoryError as error:
         raise HistoryError(f"{path}: {error}") from error
+
+
+def guess_format(path: Path) -> Format:
+    """Return the format that a file seems to have, by its first line that is not empty.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        first = next((line.strip() for line in file if line.strip()), b"")
+    if first.startswith(b"{:"):
+        return "kv"
+    # Logs begin with a level, and JSON with a brace.
+    return "raftkv" if first.startswith(b"{") or b":invoke" not in first else "jepsen-etcd"
 
 
 class HistoryWriter:

@@ -115,6 +115,8 @@ def freeze(value: Any) -> Frozen:
 def shown(value: Any) -> str:
     """Return a value, frozen or not, for a person: on one line and not too long."""
     text = value[1] if isinstance(value, tuple) else json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(json.loads(text))  # with escapes: it may go to a terminal
     return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"  # noqa: PLR2004 - a line
 
 

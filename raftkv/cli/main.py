@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": ("raftkv.cli.bench", "bench_command", "Measure a cluster on this machine."),
     "chaos": ("raftkv.cli.chaos", "chaos_command", "Hurt a cluster and judge what clients saw."),
     "sim": ("raftkv.cli.sim", "sim_command", "Simulate clusters under faults, from seeds."),
+    "check": ("raftkv.cli.check", "check_command", "Judge a recorded history."),
     "token": ("raftkv.cli.token", "token_command", "Make a bearer token for HTTP."),
 }
 
