@@ -268,9 +268,9 @@ def test_sums_without_failures_are_json_too(simulate: Simulate, tmp_path: Path) 
 
 def test_processes_share_the_seeds() -> None:
     """Real runs on two processes: each seed once, with the result that it has alone."""
-    runs = [Options.of(seed, 0.05, nodes=3, replicas=3, shards=1) for seed in range(4)]
+    runs = [Options.of(seed, 0.05, nodes=3, replicas=3, shards=1) for seed in range(3)]
     alone = {report.options.seed: report.digest for report in campaign.run_seeds(runs, 1)}
     shared = list(campaign.run_seeds(runs, 2))
-    assert sorted(report.options.seed for report in shared) == [0, 1, 2, 3]
+    assert sorted(report.options.seed for report in shared) == [0, 1, 2]
     assert {report.options.seed: report.digest for report in shared} == alone
-    assert len(set(alone.values())) == 4
+    assert len(set(alone.values())) == 3
