@@ -75,28 +75,37 @@ class _Sets:
 @dataclass(frozen=True, slots=True)
 class _Append:
     element: Frozen
-    appended: Callable[[int, Frozen], int] = field(compare=False)
+    append: Callable[[int, Frozen], int | None] = field(compare=False)
     pure: ClassVar[bool] = False
 
-    def apply(self, state: int) -> int:
-        return self.appended(state, self.element)
+    def apply(self, state: int) -> int | None:
+        return self.append(state, self.element)
 
 
 class _Lists:
-    """Lists as numbers: the same number for the same list, 0 for the empty one."""
+    """Lists as numbers: the same number for the same list, 0 for the empty one.
 
-    def __init__(self) -> None:
+    Nothing is appended but what leads to the longest list that was read, until that is reached.
+    """
+
+    def __init__(self, longest: list[Frozen]) -> None:
         self._numbers: dict[tuple[int, Frozen], int] = {}
         self._ends: list[tuple[int, Frozen]] = [(0, None)]
         """Of each list: what it is without its last element, and that element."""
+        self._next: dict[int, Frozen] = {}
+        """What must come next, of those that are shorter than the longest."""
+        number = 0
+        for element in longest:
+            self._next[number] = element
+            number = self._longer(number, element)
 
     def add(self, element: Frozen) -> Action:
-        return _Append(element, self._appended)
+        return _Append(element, self._append)
 
     def read(self, elements: list[Frozen]) -> Action:
         number = 0
         for element in elements:
-            number = self._appended(number, element)
+            number = self._longer(number, element)
         return _Read(number)
 
     def show(self, state: int) -> str:
@@ -106,7 +115,12 @@ class _Lists:
             elements.append(element)
         return _held(elements[::-1])
 
-    def _appended(self, number: int, element: Frozen) -> int:
+    def _append(self, number: int, element: Frozen) -> int | None:
+        if self._next.get(number, element) != element:
+            return None
+        return self._longer(number, element)
+
+    def _longer(self, number: int, element: Frozen) -> int:
         end = (number, element)
         found = self._numbers.get(end)
         if found is None:
@@ -129,7 +143,7 @@ class _Growing(Model):
     """The operation that adds an element."""
 
     @abstractmethod
-    def _collections(self) -> _Sets | _Lists: ...
+    def _collections(self, reads: list[list[Frozen]]) -> _Sets | _Lists: ...
 
     @abstractmethod
     def _first_sizes(self, reads: list[list[Frozen]]) -> dict[Frozen, int]:
@@ -143,15 +157,14 @@ class _Growing(Model):
                 raise unheard_of(operation, self, ("read", self.adding))
         reads = [(op, _elements(op)) for op in judged if op.f == "read"]
         adds = [(op, freeze(op.value)) for op in judged if op.f == self.adding]
-        known = self._collections()
+        found = [elements for _, elements in reads]
+        known = self._collections(found)
         added = {element for _, element in adds}
         moves = [
-            Move(
-                op, known.read(found) if added.issuperset(found) else Never(), rank=(len(found), 1)
-            )
-            for op, found in reads
+            Move(op, known.read(seen) if added.issuperset(seen) else Never(), rank=(len(seen), 1))
+            for op, seen in reads
         ]
-        moves += _additions(adds, known, self._first_sizes([found for _, found in reads]))
+        moves += _additions(adds, known, self._first_sizes(found))
         return Problem(0, moves, known.show)
 
 
@@ -175,7 +188,7 @@ class Set(_Growing):
     name = "set"
     adding = "add"
 
-    def _collections(self) -> _Sets:
+    def _collections(self, _reads: list[list[Frozen]]) -> _Sets:
         return _Sets()
 
     def _first_sizes(self, reads: list[list[Frozen]]) -> dict[Frozen, int]:
@@ -192,8 +205,8 @@ class Append(_Growing):
     name = "append"
     adding = "append"
 
-    def _collections(self) -> _Lists:
-        return _Lists()
+    def _collections(self, reads: list[list[Frozen]]) -> _Lists:
+        return _Lists(_longest(reads))
 
     def _first_sizes(self, reads: list[list[Frozen]]) -> dict[Frozen, int]:
         sizes: dict[Frozen, int] = {}
