@@ -131,8 +131,8 @@ def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> N
         if part.offending is not None:
             console.print(_around(part, by_index, timed=timed))
     line = Text(f"{result.verdict}: ", style=_STYLES[result.verdict])
-    line.append(f"{result.operations:,} operations of {len(result.parts):,} keys, ", "default")
-    line.append(f"model {result.model}", "default")
+    keys = f"{len(result.parts):,} key{'s' if len(result.parts) != 1 else ''}"
+    line.append(f"{result.operations:,} operations, {keys}, model {result.model}", "default")
     console.print(line)
 
 

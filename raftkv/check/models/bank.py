@@ -111,9 +111,13 @@ def _transfer(operation: Operation, accounts: dict[str, int]) -> _Transfer:
 
 
 def _read(operation: Operation, accounts: dict[str, int]) -> _Read | Never:
-    if operation.result in (None, {}):
+    found = operation.result or {}
+    if isinstance(found, dict):
+        # An account that is not there has no balance.
+        found = {account: amount for account, amount in found.items() if amount is not None}
+    balances = _checked(operation, found)
+    if not balances:
         return _Read(())
-    balances = _checked(operation, operation.result)
     if balances.keys() != accounts.keys():
         return Never()
     return _Read(tuple(balances[account] for account in accounts))

@@ -1,0 +1,123 @@
+"""``raftkv check``: exit codes for scripts, a table and the story of a violation for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raftkv.check.history import Event, HistoryWriter
+from raftkv.cli.check import check_command
+
+RECORDED = Path(__file__).parents[1] / "check" / "histories"
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(check_command, [str(argument) for argument in arguments])
+
+
+def history(path: Path, *ends: tuple[str, object, int]) -> Path:
+    """Write a history of one client: ``(f, value or answer, revision)``."""
+    with HistoryWriter(path) as writer:
+        for number, (f, value, revision) in enumerate(ends):
+            asked = value if f == "write" else None
+            writer.write(Event(0, "invoke", f, "color", asked, 2_000_000 * number))
+            members = {"revision": revision}
+            writer.write(Event(0, "ok", f, "color", value, 2_000_000 * number + 500_000, members))
+    return path
+
+
+STALE: Sequence[tuple[str, object, int]] = (
+    ("write", "red", 1),
+    ("write", "blue", 2),
+    ("read", "red", 1),
+)
+
+
+def test_a_linearizable_history_ends_with_code_0(tmp_path: Path) -> None:
+    """The last line is the verdict, and of what."""
+    result = run(history(tmp_path / "history.jsonl", *STALE[:2], ("read", "blue", 2)))
+    assert result.exit_code == 0
+    assert "valid: 3 operations, 1 key, model register" in result.stdout
+
+
+def test_a_violation_ends_with_code_1_and_is_told(tmp_path: Path) -> None:
+    """What was found, what it contradicts, and the operations before it."""
+    result = run(history(tmp_path / "history.jsonl", *STALE))
+    assert result.exit_code == 1
+    told = " ".join(result.stdout.split())
+    assert 'nothing explains [process 0, read: ok "red", revision 1]' in told
+    assert 'the key holds "blue" at revision 2' in told
+    assert "1 of 2 │ 0.000 │ 0.500 │ process 0, write " in told
+    assert "none │ 4.000 │ 4.500 │ process 0, read: ok " in told
+    assert "violation: 3 operations" in told
+
+
+def test_what_cannot_be_decided_ends_with_code_2() -> None:
+    """Unknown is never a pass."""
+    result = run(RECORDED / "kv" / "c10-ok.txt", "--budget", "0.000001")
+    assert result.exit_code == 2
+    assert "unknown: 337 operations, 10 keys, model kv" in result.stdout
+    assert "1e-06 s were not enough" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"process": 0}\n', 'line 1: the member "type" is missing'),
+        ("not a history\n", "line 1: not JSON, or cut short"),
+        ("", "holds no operation, so there is nothing to judge"),
+    ],
+)
+def test_what_is_no_history_ends_with_code_3(tmp_path: Path, text: str, complaint: str) -> None:
+    """One line names the file and the place."""
+    path = tmp_path / "history.jsonl"
+    path.write_text(text, encoding="utf-8")
+    result = run(path)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"raftkv: {path}: {complaint}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_ends_with_code_3(tmp_path: Path) -> None:
+    """So do a directory, and a report that cannot be written."""
+    assert run(tmp_path / "none").exit_code == 3
+    assert f"{tmp_path}/none: No such file" in run(tmp_path / "none").stderr
+    assert run(tmp_path).exit_code == 3
+    good = history(tmp_path / "history.jsonl", *STALE[:2])
+    assert run(good, "--html", tmp_path / "none" / "report.html").exit_code == 3
+
+
+def test_format_and_model_can_be_given(tmp_path: Path) -> None:
+    """They decide, whatever the file looks like."""
+    recorded = RECORDED / "jepsen-etcd" / "etcd_002.log"
+    assert run(recorded).exit_code == 0
+    assert run(recorded, "--format", "jepsen-etcd", "--model", "cas-register").exit_code == 0
+    assert run(recorded, "--format", "kv").exit_code == 3
+    wrong = run(recorded, "--model", "lock")
+    assert wrong.exit_code == 3
+    assert "the model lock has only acquire, release" in wrong.stderr
+
+
+def test_a_report_is_written(tmp_path: Path) -> None:
+    """With the faults of the run, if they were recorded beside the history."""
+    path = history(tmp_path / "history.jsonl", *STALE)
+    page = tmp_path / "report.html"
+    assert run(path, "--html", page).exit_code == 1
+    assert "violation" in page.read_text(encoding="utf-8")
+    (tmp_path / "events.jsonl").write_text("{\n", encoding="utf-8")
+    broken = run(path, "--html", page)
+    assert broken.exit_code == 3
+    assert "events.jsonl" in broken.stderr
+
+
+def test_hostile_text_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    """Escapes and markup in values are shown, not followed."""
+    nasty = "\x1b[2J\x9b31m[bold]x"
+    path = history(tmp_path / "h", ("write", nasty, 1), ("read", "[/bold]\x1b]0;", 1))
+    result = run(path)
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stdout
+    assert "\x9b" not in result.stdout
+    assert "[/bold]" in result.stdout
