@@ -115,6 +115,19 @@ def test_jobs_of_one_thread_keep_their_order_over_a_stall(still_us: int) -> None
     assert ran == [0, 1, 2, 3]
 
 
+def test_a_job_that_is_due_after_a_stall_does_not_overtake_those_held_in_it() -> None:
+    """Even if it is due before anybody has seen that the stall is over."""
+    shop = Workshop()
+    shop.durations_us = [10, 590]
+    shop.still = True
+    for name in ("held", "next"):
+        shop.run_job(partial(shop.note, name))
+    shop.run_s(0.000_5)
+    shop.still = False
+    shop.run_s(1.0)
+    assert [name for name, _ in shop.notes] == ["held", "next"]
+
+
 def test_after_the_close_nothing_is_reported() -> None:
     """Neither what is still to be done, nor what was done just before."""
     shop = Workshop()

@@ -111,8 +111,9 @@ def test_a_frozen_process_does_nothing_and_misses_nothing() -> None:
 
 
 def test_a_process_can_be_frozen_in_the_middle_of_a_turn() -> None:
-    """The rest of the turn waits, before what comes later."""
+    """The rest of the turn waits, before what was asked for in it and what comes later."""
     bench, (seen, record) = Bench(), recording()
+    bench.loop.call_soon(lambda: bench.loop.call_soon(record, "asked for"))
     bench.loop.call_soon(bench.loop.freeze)
     bench.loop.call_soon(record, "rest")
     bench.run_s(1.0)
@@ -121,7 +122,7 @@ def test_a_process_can_be_frozen_in_the_middle_of_a_turn() -> None:
     assert seen == []
     bench.loop.thaw()
     bench.run_s(1.0)
-    assert seen == ["rest", "later"]
+    assert seen == ["rest", "asked for", "later"]
 
 
 def test_freezing_and_thawing_at_once_changes_nothing() -> None:
