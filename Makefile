@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 HTTP_PORT ?= 8000
 SOURCES := raftkv tests setup.py
+SOAK_MINUTES ?= 120
 
 # The first of these that is new enough; `make run PYTHON=...` decides for another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	echo $$python && break; done)
 
-.PHONY: run test check format clean
+.PHONY: run test soak check format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/raftkv dev --nodes 3 --shards 4 --replicas 3 --http-port $(HTTP_PORT) --data-dir $(DATA)
@@ -21,6 +22,10 @@ run: $(VENV)/run.stamp
 test: check
 	tests/install-tools
 	$(BIN)/pytest
+
+soak: $(VENV)/test.stamp
+	tests/install-tools
+	$(BIN)/python tests/chaos/soak.py --minutes $(SOAK_MINUTES)
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(SOURCES)
