@@ -31,6 +31,7 @@ from raftkv.chaos.observer import Observer
 from raftkv.chaos.operation import Operation
 from raftkv.chaos.plan import Round, plan
 from raftkv.chaos.recorder import EventLog, Recorder
+from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.target import Nodes, Target
 from raftkv.chaos.workloads import Workload, make_workloads
@@ -147,7 +148,7 @@ class _Work:
             self.findings += target.disagreements()
 
     def _hurt_under_load(
-        self, target: Target, observer: Observer, workloads: list[Workload]
+        self, target: Nodes | RemoteTarget, observer: Observer, workloads: list[Workload]
     ) -> None:
         settings = self.settings
         rounds = planned(settings, target.names)
@@ -163,8 +164,8 @@ class _Work:
         )
         self.phase, self.started_s = "running", time.monotonic()
         with load:
-            if rounds:
-                self._do_rounds(_nodes(target), observer, rounds)
+            if not isinstance(target, RemoteTarget):
+                self._do_rounds(target, observer, rounds)
             self._wait_for_the_end()
             self.phase = "stopping clients"
             self._tick()
@@ -248,11 +249,6 @@ class _Work:
                 tuple(self.events.running.values()),
             )
         )
-
-
-def _nodes(target: Target) -> Nodes:
-    """The same target as one whose nodes can be hurt; the settings have been checked for that."""
-    return target  # type: ignore[return-value]
 
 
 def _summarize(run: Run, settings: Settings, path: Path) -> None:

@@ -11,7 +11,7 @@ from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import RaftkvTarget
 from raftkv.chaos.remote_target import RemoteTarget
-from raftkv.chaos.target import Target
+from raftkv.chaos.target import Nodes
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.testing.processes import RAFTKV_COMMAND
 
@@ -74,7 +74,7 @@ class Settings:
         """Whether anything is done to the target."""
         return bool(self.faults) and not self.endpoints
 
-    def target(self) -> Target:
+    def target(self) -> Nodes | RemoteTarget:
         """The system to drive."""
         if self.endpoints:
             return RemoteTarget(self.endpoints, system=self.system, token=self.token, ca=self.ca)
