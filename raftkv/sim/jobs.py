@@ -10,7 +10,7 @@ from raftkv.sim.disk import SimulatedCrash
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import Scheduler
 
-_AGAIN_US = 1000
+_AGAIN_US = 10_000
 """How soon a job looks again whether its process is frozen, or its disk stands still."""
 
 

@@ -17,7 +17,16 @@ from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
 from raftkv.core.operations import Put, PutResult
 from raftkv.engine import connection, links, requests, router, snapshot_keeper
 from raftkv.raft import freshness as freshness_module
-from raftkv.raft import group, journal, messages, proposals, reads, replica, snapshot_exchange
+from raftkv.raft import (
+    group,
+    journal,
+    messages,
+    proposals,
+    reads,
+    replica,
+    replication,
+    snapshot_exchange,
+)
 from raftkv.rpc.messages import Failure
 from raftkv.storage import snapshots, wal
 from raftkv.storage.wal_format import encode_unit
@@ -34,11 +43,27 @@ Bug = Callable[[Patch], None]
 
 BUGS: dict[str, Bug] = {}
 
+SHAPES: dict[str, dict[str, Any]] = {}
+"""Options of a simulated run in which a bug is likely to do harm, where the usual ones are not."""
+
+QUICK: dict[str, Any] = {"nodes": 3, "replicas": 3, "shards": 1, "heartbeat_ms": 250}
+"""Small clusters, on which a run costs little."""
+
 
 def bug(function: Bug) -> Bug:
     """Enter a bug into the list, under its name."""
     BUGS[function.__name__] = function
     return function
+
+
+def shaped(**options: Any) -> Callable[[Bug], Bug]:
+    """Say in which runs a bug is likely to do harm."""
+
+    def enter(function: Bug) -> Bug:
+        SHAPES[function.__name__] = QUICK | options
+        return function
+
+    return enter
 
 
 # --- disks -----------------------------------------------------------------------------------
@@ -60,6 +85,7 @@ def no_fdatasync(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("restart_all", "slow_disk"), sync_us=5000, fault_every_s=4.0)
 def acknowledge_before_sync(patch: Patch) -> None:
     """Acknowledgements and votes leave before the disk has what they promise (H8)."""
 
@@ -70,6 +96,7 @@ def acknowledge_before_sync(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("power", "slow_disk", "restart_all"), sync_us=5000, fault_every_s=4.0)
 def h9_leader_counts_unsynced(patch: Patch) -> None:
     """H9: a leader counts its own copy before its own disk has it."""
 
@@ -166,6 +193,7 @@ def unsynced_names(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("partition", "freeze"), snapshot_after_entries=8, operations_per_s=8.0)
 def h1_snapshot_piece_commits(patch: Patch) -> None:
     """H1: a piece of a snapshot moves the commit index over the receiver's own, other entries."""
     honest = snapshot_exchange.SnapshotExchange.on_chunk
@@ -191,10 +219,12 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
 
 
 @bug
+@shaped(faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10)
 def h2_stock(patch: Patch) -> None:
     """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
     patch(replica.Replica, "_unknown_part", _known_part)
     _leader_goes_back(patch)
+    patch(replication, "MESSAGE_BYTES_MAX", 1)  # as if every entry were a large one
 
 
 def _leader_goes_back(patch: Patch) -> None:
@@ -234,6 +264,7 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10)
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
@@ -257,24 +288,25 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
         )
 
     patch(replica.Replica, "_on_append", on_append)
+    patch(replication, "MESSAGE_BYTES_MAX", 1)  # as if every entry were a large one
 
 
 @bug
+@shaped(faults=("full_disk", "partition", "kill"), snapshot_after_entries=8, operations_per_s=8.0)
 def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
-    """H6: a snapshot that could not be received is acknowledged with the receiver's own log end."""
+    """H6: a snapshot that could not be received is acknowledged all the same."""
 
     def received(self: Any, peer: str, error: Any) -> None:
-        if error is None:
-            honest(self, peer, error)
-            return
-        self._receiver = None
-        self.acknowledge(peer, self._replica.journal.last_index)
+        index = self._receiver.snapshot.index
+        honest(self, peer, error)
+        if error is not None:
+            self.acknowledge(peer, index)
 
     def on_chunk(self: Any, peer: str, message: Any) -> None:
-        before = self._receiver
+        idle = self._receiver is None and self._restoring is None
         honest_chunk(self, peer, message)
-        if self._receiver is None and before is None and self._restoring is None:
-            self.acknowledge(peer, self._replica.journal.last_index)
+        if idle and self._receiver is None and message.index > self._replica.applied_index:
+            self.acknowledge(peer, message.index)
 
     honest = snapshot_exchange.SnapshotExchange._received
     honest_chunk = snapshot_exchange.SnapshotExchange.on_chunk
