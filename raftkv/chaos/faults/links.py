@@ -93,7 +93,8 @@ class Partition(_Links):
             self.pairs = tuple(self.random.choice((cut, reverse)))
         else:
             self.pairs = (*cut, *reverse)
-        self.victims = tuple(dict.fromkeys(name for pair in cut for name in pair[:1]))
+        # On a node without links another fault of links would show nothing.
+        self.take(tuple(dict.fromkeys(source for source, _ in cut)))
         arrows = ", ".join(f"{source}>{target}" for source, target in self.pairs)
         self.detail = f"{self.variant}: {arrows}"
         self.apply()
