@@ -261,24 +261,34 @@ class Search:
         if self._must_stay():
             return
         state, deadline = self._now.state, self._first_end().deadline
-        without = [(entry.apply, entry.apply(state)) for entry in pending]
+        tried = [(entry.apply, entry.apply(state)) for entry in pending]
+        options = self._first_options(deadline)
+        tried += [(option.apply, option.apply(state)) for option in options]
+        for option, own in zip(options, tried[len(pending) :], strict=True):
+            _, after = own
+            if after is None or after == state:
+                continue
+            if self._helps_twin(option, after, deadline) or any(
+                apply(after) not in (None, without)
+                for apply, without in tried
+                if apply is not own[0]
+            ):
+                yield option, after
+
+    def _helps_twin(self, option: Option, after: State, deadline: float) -> bool:
+        twin = option.twins.first(deadline, skip=1)
+        return twin is not None and twin.apply(after) not in (None, twin.apply(self._now.state))
+
+    def _first_options(self, deadline: float) -> list[Option]:
+        """Return of each kind of option the first unused one."""
+        found = []
         for twins in self._list.twins:
             if twins.options[0].place > deadline:
                 break
             option = twins.first(deadline)
-            if option is None:
-                continue
-            after = option.apply(state)
-            if after is None or after == state:
-                continue
-            if any(apply(after) not in (None, then) for apply, then in without) or any(
-                self._helps_option(after, other.first(deadline, skip=other is twins))
-                for other in self._list.twins
-            ):
-                yield option, after
-
-    def _helps_option(self, after: State, other: Option | None) -> bool:
-        return other is not None and other.apply(after) not in (None, other.apply(self._now.state))
+            if option is not None:
+                found.append(option)
+        return found
 
 
 _Weighed = tuple[int, int, float, _Choice]
