@@ -1,0 +1,200 @@
+"""Simulated clients: when they try again, when they give up, and what they then say."""
+
+import asyncio
+from collections.abc import Coroutine
+from random import Random
+from typing import Any, cast
+
+import pytest
+from sim_front import Front
+from sim_parts import Bench
+
+from raftkv.core.operations import (
+    Command,
+    GetResult,
+    Put,
+    PutResult,
+    Refused,
+    SessionKey,
+)
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Failure,
+    GetRequest,
+    Request,
+    Response,
+    WriteRequest,
+)
+from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, Doors, Lost, Outcome
+from raftkv.sim.machine import Machine
+
+PUT = Put(b"k", b"v")
+DONE = PutResult(7, 1)
+BUSY = Failure("busy", "full", definite=True)
+UNKNOWN = Failure("unknown", "link lost", definite=False)
+NODE = cast("Machine", object())
+SENT, NOT_SENT = Lost(sent=True), Lost(sent=False)
+
+
+class Script:
+    """Doors that answer by a script; the last answer again and again. Each takes 0.1 s."""
+
+    def __init__(self, *answers: Response | Lost) -> None:
+        self._answers = list(answers)
+        self.asked: list[Request] = []
+
+    async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
+        """Answer."""
+        assert machine is NODE
+        assert remaining_ms == ATTEMPT_MS
+        self.asked.append(request)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        await asyncio.sleep(0.1)
+        if isinstance(answer, Lost):
+            raise answer
+        return answer
+
+
+class Caller(Bench):
+    """A client in front of scripted doors."""
+
+    def __init__(self, *answers: Response | Lost, idempotent: bool = True) -> None:
+        super().__init__()
+        self.script = Script(*answers)
+        self.client = Client(
+            5,
+            cast("Doors", self.script),
+            lambda: [NODE],
+            Random(1),
+            idempotent=idempotent,
+            now_s=lambda: self.scheduler.now_s,
+        )
+
+    def result(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run it to its end."""
+        task = self.loop.create_task(work)
+        self.run_s(2 * OPERATION_S)
+        assert self.failures == []
+        return task.result()
+
+
+# --- trying again ----------------------------------------------------------------------------
+
+
+def test_an_answer_is_an_outcome() -> None:
+    """Applied is ok; refused by the state machine is a certain failure."""
+    for answer, status in ((DONE, "ok"), (Refused("precondition", 3), "fail")):
+        caller = Caller(answer)
+        assert caller.result(caller.client.write(PUT)) == Outcome(status, answer)
+        assert len(caller.script.asked) == 1
+        assert caller.client.given_up == []
+
+
+def test_a_session_makes_every_write_repeatable() -> None:
+    """A write whose answer is lost is sent again, under the same key; the next has another."""
+    caller = Caller(SENT, UNKNOWN, DONE)
+    assert caller.result(caller.client.write(PUT)).status == "ok"
+    command = Command(PUT, SessionKey("client 5", 1, 1))
+    assert caller.script.asked == [WriteRequest(command)] * 3
+    caller.result(caller.client.write(PUT))
+    assert caller.script.asked[-1] == WriteRequest(Command(PUT, SessionKey("client 5", 2, 2)))
+
+
+@pytest.mark.parametrize("answer", [SENT, UNKNOWN])
+def test_without_a_session_a_write_that_may_be_applied_is_not_sent_again(
+    answer: Response | Lost,
+) -> None:
+    """Its outcome is unknown, and the client says so."""
+    caller = Caller(answer, DONE, idempotent=False)
+    outcome = caller.result(caller.client.write(PUT))
+    assert (outcome.status, outcome.answer) == ("info", None)
+    assert caller.script.asked == [WriteRequest(Command(PUT))]
+
+
+@pytest.mark.parametrize("answer", [NOT_SENT, BUSY])
+def test_what_was_certainly_not_applied_is_sent_again(answer: Response | Lost) -> None:
+    """By everybody; after it nothing is unknown."""
+    for idempotent in (True, False):
+        caller = Caller(answer, answer, DONE, idempotent=idempotent)
+        assert caller.result(caller.client.write(PUT)).status == "ok"
+        assert len(caller.script.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [((NOT_SENT,), "fail"), ((BUSY,), "fail"), ((SENT, BUSY), "info"), ((UNKNOWN, BUSY), "info")],
+)
+def test_a_client_gives_up_in_the_end(answers: tuple[Response | Lost, ...], status: str) -> None:
+    """Known to have failed only if every attempt was; it remembers when it began and why."""
+    caller = Caller(*answers)
+    caller.run_s(3.0)
+    outcome = caller.result(caller.client.write(PUT))
+    assert outcome.status == status
+    ((began_s, why),) = caller.client.given_up
+    assert began_s == pytest.approx(3.0, abs=0.001)
+    assert why.startswith("WriteRequest: ")
+    assert outcome.detail in why
+    assert len(caller.script.asked) == pytest.approx(OPERATION_S / 0.175, rel=0.2)
+
+
+@pytest.mark.parametrize("answer", [SENT, UNKNOWN])
+def test_a_read_is_tried_again_and_never_of_unknown_outcome(answer: Response | Lost) -> None:
+    """It changes nothing, so that one without an answer did not happen."""
+    found = GetResult(None)
+    caller = Caller(answer, found, idempotent=False)
+    assert caller.result(caller.client.read(GetRequest(b"k"))) == Outcome("ok", found)
+    caller = Caller(answer)
+    assert caller.result(caller.client.read(GetRequest(b"k"))).status == "fail"
+
+
+def test_a_batch_has_no_session() -> None:
+    """Its writes are not repeatable, whoever sends them."""
+    caller = Caller(SENT, BatchResult((DONE,)))
+    assert caller.result(caller.client.batch([PUT, GetRequest(b"k")])).status == "info"
+    assert caller.script.asked == [BatchRequest((Command(PUT), GetRequest(b"k")))]
+
+
+# --- doors -----------------------------------------------------------------------------------
+
+
+def test_a_node_that_runs_answers_through_its_door() -> None:
+    """Not at once: the way there and back takes time."""
+    front = Front()
+    task = front.ask()
+    front.bench.run_s(0.0002)
+    assert not task.done()
+    front.bench.run_s(0.1)
+    assert task.result() == GetResult(None)
+
+
+def test_a_node_that_is_down_is_noticed_at_once() -> None:
+    """Its kernel refuses the connection: nothing was sent."""
+    front = Front()
+    front.cluster.machine.kill()
+    task = front.ask()
+    front.bench.run_s(0.01)
+    assert front.lost(task) is False
+
+
+def test_a_machine_without_power_says_nothing() -> None:
+    """The client waits until the time is up, and cannot know."""
+    front = Front()
+    front.cluster.machine.cut_power(Random(1))
+    task = front.ask(1000)
+    front.bench.run_s(0.9)
+    assert not task.done()
+    front.bench.run_s(1.0)
+    assert front.lost(task) is True
+
+
+def test_a_node_that_ends_takes_its_answers_with_it() -> None:
+    """Who waits hears of it at once, and knows that the request was sent."""
+    front = Front()
+    front.cluster.machine.freeze()
+    task = front.ask()
+    front.bench.run_s(0.1)
+    front.cluster.machine.kill()
+    front.doors.ended(front.cluster.machine)
+    front.bench.run_s(0.01)
+    assert front.lost(task) is True
