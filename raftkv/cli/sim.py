@@ -138,11 +138,14 @@ def sim_command(
         raise click.UsageError("say either --seeds FIRST:END or --seed N")
     if trace and seed is None:
         raise click.UsageError("--trace is for one --seed")
+    numbers = range(seed, seed + 1) if seed is not None else seeds or ()
+    try:
+        runs = [Options.of(number, minutes, **dict(changes)) for number in numbers]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from error
     if seed is not None:
-        failed = _one(Options.of(seed, minutes, **dict(changes)), trace=trace, shrinks=shrinks)
+        failed = _one(runs[0], trace=trace, shrinks=shrinks)
     else:
-        assert seeds is not None  # noqa: S101 - checked above
-        runs = [Options.of(number, minutes, **dict(changes)) for number in seeds]
         failed = _many(runs, jobs, shrinks=shrinks, keep_going=keep_going, json_path=json_path)
     sys.exit(EXIT_VIOLATION if failed else 0)
 

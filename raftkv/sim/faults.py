@@ -34,8 +34,12 @@ class Stage:
     """Call something when so many seconds have passed."""
     start: Callable[..., object]
     """Run a coroutine beside everything else."""
+    damaged: Callable[[Machine], None]
+    """Say that a machine's disk was tampered with."""
     kept_down: dict[str, int] = field(default_factory=dict)
     """How many faults want this machine to stay down."""
+    lost: set[str] = field(default_factory=set)
+    """Machines whose disk was replaced by an empty one; they are strangers for ever."""
 
     def machine(self, random: Random) -> Machine:
         """A machine that leads something, or any."""
@@ -246,6 +250,22 @@ def failing_sync(stage: Stage, random: Random) -> Undo:
     return undo
 
 
+def lose_disk(stage: Stage, random: Random) -> Undo:
+    """Put an empty disk in, and make a data directory on it, as a careless operator does.
+
+    Once in a run: more than one is more than three replicas survive.
+    """
+    if stage.lost:
+        return _nothing
+    machine = stage.machine(random)
+    stage.lost.add(machine.name)
+    undo = stage.keep_down(machine)
+    machine.kill()
+    stage.damaged(machine)
+    machine.replace_disk()
+    return undo
+
+
 # --- clocks, and what operators do -----------------------------------------------------------
 
 
@@ -276,11 +296,11 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         kill, power, crash_in_disk, restart_all, freeze, stop,
         partition, one_way, bridge, reset, slow_link, lossy_link, flaky_link,
-        slow_disk, stall_disk, full_disk, failing_sync,
+        slow_disk, stall_disk, full_disk, failing_sync, lose_disk,
         wall_clock, drift, transfer,
     )
 }  # fmt: skip
-"""All but those that need the cluster to themselves; see :mod:`raftkv.sim.operator`."""
+"""All but the one that needs the cluster to itself; see :mod:`raftkv.sim.operator`."""
 
 
 def _sides(stage: Stage, random: Random) -> tuple[list[str], list[str]]:

@@ -3,10 +3,12 @@
 The node is the real :class:`raftkv.engine.engine.Engine`; what surrounds it is simulated.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.config import NodeConfig
@@ -19,10 +21,10 @@ from raftkv.raft.group import Group
 from raftkv.raft.member import ReplicaError
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
+from raftkv.sim.fabric import Fabric, StreamNetwork
 from raftkv.sim.jobs import SimJobs
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
-from raftkv.sim.streams import Fabric, StreamNetwork
 from raftkv.storage.data_dir import DataDirError, init_data_dir, open_data_dir
 from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import SnapshotDamaged, SnapshotHeader, SnapshotStore
@@ -218,7 +220,7 @@ class Machine:
             self.refused = f"{type(error).__name__}: {error}"
             self._end("refused to start")
             return
-        self.loop.create_task(self.engine.start())
+        self._run(self.engine.start())
 
     def _seams(self) -> Seams:
         loop, random = self.loop, Random(self.random.getrandbits(64))
@@ -286,7 +288,16 @@ class Machine:
     def stop(self) -> None:
         """Begin a clean stop, as by SIGTERM."""
         if self.engine is not None and self._loop is not None:
-            self._loop.create_task(self._stop(self.engine, self._loop))
+            self._run(self._stop(self.engine, self._loop))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of the process; what it raises ends the process."""
+        self.loop.create_task(work).add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        error = task.exception()
+        if error is not None:
+            self._failed(error)
 
     async def _stop(self, engine: Engine, loop: SimLoop) -> None:
         await engine.hand_over()

@@ -1,7 +1,7 @@
 """The operator of a simulated cluster: carries out the plan of faults, and starts what is down.
 
-Two kinds of fault need the cluster to themselves, because Raft with fixed members survives them
-only one at a time: a bit that rots on a disk, and a disk that is lost.
+A bit that rots on a disk needs the cluster to itself: where it hits the very last unit of a log,
+that looks like a write that was not finished, and is cut. The others must hold what was in it.
 """
 
 import asyncio
@@ -33,7 +33,6 @@ class Operator:
     """Runs on the loop that clients run on, which no fault touches.
 
     Attributes:
-        lost: machines whose disk was replaced by an empty one; they are strangers for ever.
         done: how often each kind of fault was carried out.
         refused: how often a node refused to start, by the kind of error.
     """
@@ -41,7 +40,6 @@ class Operator:
     def __init__(
         self, stage: Stage, faults: Sequence[PlannedFault], invariants: Invariants, loop: SimLoop
     ) -> None:
-        self.lost: set[str] = set()
         self.done: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._stage = stage
@@ -78,8 +76,8 @@ class Operator:
     async def _begin(self, fault: PlannedFault) -> None:
         self._stage.world.trace.note("fault", str(fault))
         random = Random(fault.seed)
-        if fault.kind in ("bit_flip", "lose_disk"):
-            await self._alone(fault, random)
+        if fault.kind == "bit_flip":
+            await self._flip_alone(random)
             return
         self.done[fault.kind] += 1
         self._active[fault.number] = FAULTS[fault.kind](self._stage, random)
@@ -128,7 +126,7 @@ class Operator:
     def is_settled(self, but: frozenset[str] = frozenset()) -> bool:
         """Whether every replica (but those of some machines) has applied all that is committed."""
         for machine in self._stage.world.machines.values():
-            if machine.name in but | self.lost:
+            if machine.name in but | self._stage.lost:
                 continue
             engine = machine.serving
             if engine is None:
@@ -139,22 +137,18 @@ class Operator:
                     return False
         return True
 
-    async def _alone(self, fault: PlannedFault, random: Random) -> None:
+    async def _flip_alone(self, random: Random) -> None:
         """Heal everything, wait for rest, do the one thing, and wait for rest again."""
-        if self.lost:
-            return  # one lost disk is all that three replicas survive
+        if self._stage.lost:
+            return  # the others could not hold it together
         self.heal()
         await self._rest()
         machine = self._stage.machine(random)
         release = self._stage.keep_down(machine)
         machine.kill()
-        self._invariants.damaged(machine)
-        self.done[fault.kind] += 1
-        if fault.kind == "lose_disk":
-            self.lost.add(machine.name)
-            machine.replace_disk()
-        else:
-            await self._flip_bit(machine, random)
+        self._stage.damaged(machine)
+        self.done["bit_flip"] += 1
+        await self._flip_bit(machine, random)
         release()
         await self._rest()
 

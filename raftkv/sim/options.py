@@ -74,7 +74,36 @@ class Options:
             faults=_some(random, FAULTS, at_least=3),
             fault_every_s=random.choice((4.0, 8.0, 15.0)),
         )
-        return replace(drawn, **changes)
+        options = replace(drawn, **changes)
+        options.check()
+        return options
+
+    def check(self) -> None:
+        """Refuse what no cluster can be.
+
+        Raises:
+            ValueError: names the option, and what it may be.
+        """
+        for name, low, high in (
+            ("nodes", 1, 9),
+            ("shards", 1, 64),
+            ("replicas", 1, min(7, self.nodes)),
+            ("heartbeat_ms", 1, 60_000),
+            ("election_ms", 3 * self.heartbeat_ms + 1, 600_000),
+            ("ping_ms", 10, 60_000),
+            ("snapshot_after_entries", 1, 10**9),
+            ("segment_bytes", 8192, 2**31),
+            ("delay_us", 0, 10**9),
+            ("sync_us", 0, 10**9),
+            ("clients", 1, 1000),
+            ("operations_per_s", 0.01, 10**6),
+            ("fault_every_s", 0.05, 10**9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: {value} is not between {low} and {high}")
+        if not self.workloads:
+            raise ValueError(f"workloads: none of {', '.join(WORKLOADS)} is left")
 
     def describe(self) -> str:
         """One line per option, to be shown beside a failure."""

@@ -124,6 +124,7 @@ class Run:
             self._client(len(self._clients), random),
             later=self._loop.call_later,
             start=self._start,
+            damaged=self._invariants.damaged,
         )
         self.operator = Operator(stage, plan(options), self._invariants, self._loop)
         self._stage = stage
@@ -169,7 +170,7 @@ class Run:
             self._spoil(machine, random)
         spoiled = frozenset(machine.name for machine in minority)
         left = [m for m in self.world.machines.values() if m.name not in spoiled]
-        self._reachable = [m for m in left if m.name not in self.operator.lost]
+        self._reachable = [m for m in left if m.name not in self._stage.lost]
         self._go_on(self._notice_s)
         self._settle(spoiled)
         live_from_s = self.world.scheduler.now_s
@@ -191,8 +192,8 @@ class Run:
         """Machines that stay bad: no shard loses more than a minority of its replicas."""
         if random.random() < 0.5 or self._options.replicas < 3:  # noqa: PLR2004
             return []
-        spare = (self._options.replicas - 1) // 2 - len(self.operator.lost)
-        names = [name for name in self.world.names if name not in self.operator.lost]
+        spare = (self._options.replicas - 1) // 2 - len(self._stage.lost)
+        names = [name for name in self.world.names if name not in self._stage.lost]
         return [self.world.machines[name] for name in random.sample(names, max(0, spare))]
 
     def _spoil(self, machine: Machine, random: Random) -> None:
@@ -213,7 +214,7 @@ class Run:
         """Heal all, write a little more, stop the clients, and compare every replica."""
         self.operator.heal()
         self._reachable = [
-            m for m in self.world.machines.values() if m.name not in self.operator.lost
+            m for m in self.world.machines.values() if m.name not in self._stage.lost
         ]
         self._settle(frozenset())
         self._go_on(FINAL_S)

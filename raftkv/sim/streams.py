@@ -8,17 +8,13 @@ was sent. A killed process's connections end; those of a machine without power j
 """
 
 import asyncio
-import errno
-import ssl
 import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from raftkv.engine.network import Listener, ProtocolFactory
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import Scheduler
 
@@ -63,10 +59,30 @@ class Host(Protocol):
         """Whether its kernel answers at all."""
 
 
+class Fabric(Protocol):
+    """What a connection asks of the network around it; see :mod:`raftkv.sim.fabric`."""
+
+    scheduler: Scheduler
+    random: Random
+    note: Note
+
+    def is_silent(self, source: Host, target: Host) -> bool:
+        """Whether nothing gets through."""
+
+    def latency_us(self, source: Host, target: Host) -> int:
+        """How long the next segment is on its way."""
+
+    def send_end(self, source: Host, target: Host, arrive: Callable[[], None]) -> None:
+        """Say that nothing more comes, until it is heard."""
+
+    def forget(self, transport: "SimTransport") -> None:
+        """A connection's end is gone."""
+
+
 class SimTransport(asyncio.Transport):
     """One end of a connection, with the direction in which it sends."""
 
-    def __init__(self, fabric: "Fabric", host: Host, loop: SimLoop, remote: Host) -> None:
+    def __init__(self, fabric: Fabric, host: Host, loop: SimLoop, remote: Host) -> None:
         super().__init__()
         self.host = host
         self.remote = remote
@@ -198,7 +214,7 @@ class SimTransport(asyncio.Transport):
             return
         fabric = self._fabric
         if fabric.is_silent(self.host, self.remote):
-            return  # Fabric.speak calls resume
+            return  # when it speaks again, resume is called
         self._arrival_expected = True
         wait_us = max(0, self._sent[0][0] - fabric.scheduler.now_us)
         fabric.scheduler.after(wait_us, self._arrive)
@@ -264,11 +280,7 @@ class SimTransport(asyncio.Transport):
         """End a closed connection once everything has arrived."""
         if self._closing and not self._sent and not self.gone:
             self._forget(None)
-            fabric = self._fabric
-            if not fabric.is_silent(self.host, self.remote):
-                fabric.scheduler.after(
-                    fabric.latency_us(self.host, self.remote), self.other.ended_by_peer
-                )
+            self._fabric.send_end(self.host, self.remote, self.other.ended_by_peer)
 
     def ended_by_peer(self) -> None:
         """The other side has said that nothing more comes; read after all that came before."""
@@ -276,209 +288,3 @@ class SimTransport(asyncio.Transport):
             self.lost(None)
         else:
             self._loop.call_soon(self.lost, None)
-
-
-class SimListener:
-    """A :class:`raftkv.engine.network.Listener`."""
-
-    def __init__(
-        self, fabric: "Fabric", host: Host, loop: SimLoop, factory: ProtocolFactory
-    ) -> None:
-        self.port = 0
-        self.host = host
-        self.loop = loop
-        self.factory = factory
-        self._fabric = fabric
-
-    async def close(self) -> None:
-        """Stop accepting."""
-        self._fabric.stop_listening(self)
-
-
-class StreamNetwork:
-    """A :class:`raftkv.engine.network.Network` for one life of one machine's process."""
-
-    def __init__(self, fabric: "Fabric", host: Host, loop: SimLoop) -> None:
-        self._fabric = fabric
-        self._host = host
-        self._loop = loop
-
-    async def connect(
-        self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
-    ) -> None:
-        """Connect to the machine called ``host``; a port is not needed to find it."""
-        del port, tls
-        await self._fabric.connect(factory, self._host, self._loop, host)
-
-    async def listen(
-        self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
-    ) -> Listener:
-        """Accept connections."""
-        del host, port, tls
-        return self._fabric.listen(self._host, self._loop, factory)
-
-
-class Fabric:
-    """All paths and connections between the machines of a world.
-
-    Args:
-        note: called with everything that happens, for the trace.
-    """
-
-    def __init__(self, scheduler: Scheduler, random: Random, note: Note) -> None:
-        self.scheduler = scheduler
-        self.random = random
-        self.note = note
-        self._paths: dict[tuple[str, str], Path] = {}
-        self._hosts: dict[str, Host] = {}
-        self._listeners: dict[str, SimListener] = {}
-        self._open: dict[SimTransport, None] = {}
-
-    # --- conditions ---------------------------------------------------------------------------
-
-    def add(self, host: Host) -> None:
-        """Put a machine on the network."""
-        for other in self._hosts:
-            self._paths[host.name, other] = Path()
-            self._paths[other, host.name] = Path()
-        self._hosts[host.name] = host
-
-    def path(self, source: str, target: str) -> Path:
-        """What the network does from ``source`` to ``target``; may be changed."""
-        return self._paths[source, target]
-
-    def silence(self, source: str, target: str) -> None:
-        """Let nothing through in this direction."""
-        self._paths[source, target].silent = True
-        self.note("silence", source, target)
-
-    def speak(self, source: str, target: str) -> None:
-        """End a silence; what was held is retransmitted."""
-        path = self._paths[source, target]
-        if path.silent:
-            path.silent = False
-            self.note("speak", source, target)
-            for transport in list(self._open):
-                if (transport.host.name, transport.remote.name) == (source, target):
-                    transport.resume()
-
-    def reset(self, one: str, other: str) -> None:
-        """Break every connection between two machines; what is on its way is lost."""
-        self.note("reset", one, other)
-        for transport in list(self._open):
-            if {transport.host.name, transport.remote.name} == {one, other}:
-                transport.lost(ConnectionResetError("connection reset"))
-
-    def is_silent(self, source: Host, target: Host) -> bool:
-        """Whether nothing gets through."""
-        return self._paths[source.name, target.name].silent
-
-    def latency_us(self, source: Host, target: Host) -> int:
-        """How long the next segment is on its way."""
-        return self._paths[source.name, target.name].latency_us(self.random)
-
-    # --- machines -----------------------------------------------------------------------------
-
-    def kill(self, host: Host) -> None:
-        """The machine's process died: its kernel closes what it had."""
-        self._listeners.pop(host.name, None)
-        for transport in self._of(host):
-            transport.killed()
-
-    def cut_power(self, host: Host) -> None:
-        """The machine fell silent."""
-        self._listeners.pop(host.name, None)
-        for transport in self._of(host):
-            transport.vanish()
-
-    def power_on(self, host: Host) -> None:
-        """The machine answers again; of its old connections it knows nothing."""
-        for transport in list(self._open):
-            if transport.remote is host:
-                transport.resume()
-
-    def _of(self, host: Host) -> list[SimTransport]:
-        return [transport for transport in self._open if transport.host is host]
-
-    def forget(self, transport: SimTransport) -> None:
-        """A connection's end is gone."""
-        self._open.pop(transport, None)
-
-    # --- connections --------------------------------------------------------------------------
-
-    def listen(self, host: Host, loop: SimLoop, factory: ProtocolFactory) -> SimListener:
-        """Accept connections to ``host``."""
-        if host.name in self._listeners:
-            raise OSError(errno.EADDRINUSE, "Address already in use")
-        listener = self._listeners[host.name] = SimListener(self, host, loop, factory)
-        return listener
-
-    def stop_listening(self, listener: SimListener) -> None:
-        """Accept no more."""
-        if self._listeners.get(listener.host.name) is listener:
-            del self._listeners[listener.host.name]
-
-    async def connect(
-        self, factory: ProtocolFactory, source: Host, loop: SimLoop, target: str
-    ) -> None:
-        """Connect; OSError if nobody listens, no answer at all if nobody can be reached."""
-        attempt = _Attempt(self, factory, source, loop, self._hosts[target])
-        self.scheduler.after(self.latency_us(source, attempt.remote), attempt.knock)
-        await attempt.answered
-
-    def join(self, near: SimTransport, listener: SimListener, answered_us: int) -> None:
-        """Make the other end of ``near``, which hears of it then, and give it to who listens."""
-        far = SimTransport(self, listener.host, listener.loop, near.host)
-        far.expect_nothing_before(answered_us)
-        near.other, far.other = far, near
-        self._open[near] = self._open[far] = None
-        self.note("connect", near.host.name, far.host.name)
-        listener.loop.call_soon(lambda: far.connected(listener.factory()))
-
-    def listener(self, host: Host) -> SimListener | None:
-        """Who accepts connections at ``host``."""
-        return self._listeners.get(host.name)
-
-
-class _Attempt:
-    """A connection that is being made."""
-
-    def __init__(
-        self, fabric: Fabric, factory: ProtocolFactory, source: Host, loop: SimLoop, remote: Host
-    ) -> None:
-        self.answered = loop.create_future()
-        self.remote = remote
-        self._fabric = fabric
-        self._factory = factory
-        self._source = source
-        self._loop = loop
-
-    def knock(self) -> None:
-        """The request arrives at the other kernel, or nowhere."""
-        fabric, source, remote = self._fabric, self._source, self.remote
-        silent = fabric.is_silent(source, remote) or fabric.is_silent(remote, source)
-        if silent or not remote.powered or self._loop.ended:
-            return
-        listener = fabric.listener(remote)
-        back_us = fabric.latency_us(remote, source)
-        if listener is None:
-            answer: Callable[[], None] = self._refused
-        else:
-            near = SimTransport(fabric, source, self._loop, remote)
-            fabric.join(near, listener, fabric.scheduler.now_us + back_us)
-            answer = partial(self._accepted, near)
-        fabric.scheduler.after(back_us, self._loop.call_soon, answer)
-
-    def _accepted(self, near: SimTransport) -> None:
-        if self.answered.done():  # it was not waited for any longer
-            near.abort()
-        elif near.gone:
-            self.answered.set_exception(ConnectionResetError("reset by peer"))
-        else:
-            near.connected(self._factory())
-            self.answered.set_result(None)
-
-    def _refused(self) -> None:
-        if not self.answered.done():
-            refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-            self.answered.set_exception(refused)

@@ -13,10 +13,10 @@ from raftkv.engine.config import (
     SecurityOptions,
 )
 from raftkv.engine.connection import LinkLimits
+from raftkv.sim.fabric import Fabric
 from raftkv.sim.machine import Machine
 from raftkv.sim.options import Options
 from raftkv.sim.scheduler import Scheduler
-from raftkv.sim.streams import Fabric
 from raftkv.sim.trace import Trace
 
 CLUSTER_ID = "simulated"

@@ -110,6 +110,7 @@ def h9_leader_counts_unsynced(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("kill", "restart_all", "slow_link", "transfer"), fault_every_s=1.5, shards=3)
 def forget_votes(patch: Patch) -> None:
     """A restarted node does not know whom it voted for, and votes again in the same term (H8)."""
     start = journal.GroupJournal.__init__
@@ -136,6 +137,7 @@ def h3_wipe_log_at_start(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("lose_disk", "partition", "kill"), fault_every_s=3.0, operations_per_s=6.0)
 def h19_emptied_disk_is_let_in(patch: Patch) -> None:
     """H19: a node whose disk was emptied votes and counts as if it had promised nothing."""
 
@@ -147,6 +149,7 @@ def h19_emptied_disk_is_let_in(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("kill", "power"), snapshot_after_entries=8, operations_per_s=10.0)
 def snapshot_of_a_moving_state(patch: Patch) -> None:
     """A snapshot is named for one moment and written at a later one: entries are applied twice."""
 
@@ -165,6 +168,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("bit_flip", "kill"), fault_every_s=6.0, snapshot_after_entries=200)
 def unchecked_log(patch: Patch) -> None:
     """Checksums of the log are not looked at: a rotten bit is taken for data."""
     from raftkv.storage import wal_recovery  # noqa: PLC0415 - patched where it is used
@@ -173,6 +177,7 @@ def unchecked_log(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("power", "restart_all"), snapshot_after_entries=8, segment_bytes=16384)
 def unsynced_names(patch: Patch) -> None:
     """A snapshot's rename is not synced before the log that it covers is cut (H3)."""
 

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from sim_parts import Bench
 
+from raftkv.sim.fabric import Fabric, StreamNetwork
 from raftkv.sim.loop import SimLoop
-from raftkv.sim.streams import Fabric, SimTransport, StreamNetwork
+from raftkv.sim.streams import SimTransport
 
 OPEN, EOF = "open", "end of stream"
 
