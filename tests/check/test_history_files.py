@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.check.event import from_line, to_line
@@ -21,7 +21,11 @@ from raftkv.check.history import (
 )
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -39,6 +43,7 @@ def read(tmp_path: Path, text: str, format_name: Format = "raftkv") -> Any:
     return read_history(path, format_name)
 
 
+@settings(derandomize=True, deadline=None)
 @given(value=json_values, key=st.none() | st.text(), extra=json_values)
 def test_an_event_survives_its_line(value: Any, key: str | None, extra: Any) -> None:
     """Whatever JSON can say, on exactly one line."""
