@@ -234,6 +234,17 @@ def test_a_transfer_between_unknown_accounts_is_refused() -> None:
         check(client.operations(), MODELS["bank"])
 
 
+def test_no_set_holds_an_element_twice() -> None:
+    """An answer that does is wrong, though each of its elements was added."""
+    client = Client()
+    client.do("add", 1)
+    client.do("add", 2)
+    client.do("read", None, [2, 1])
+    assert check(client.operations(), MODELS["set"]).verdict is Verdict.VALID
+    client.do("read", None, [2, 1, 2])
+    assert check(client.operations(), MODELS["set"]).parts[0].offending == 3
+
+
 def test_accounts_that_are_not_there_yet_have_no_balance() -> None:
     """A bank is opened at once: all accounts are there, or none."""
     client = Client()
