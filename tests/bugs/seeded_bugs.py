@@ -110,7 +110,13 @@ def h9_leader_counts_unsynced(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("kill", "restart_all", "slow_link", "transfer"), fault_every_s=1.5, shards=3)
+@shaped(
+    faults=("kill", "slow_link", "flaky_link", "one_way"),
+    fault_every_s=0.7,
+    nodes=5,
+    replicas=5,
+    shards=3,
+)
 def forget_votes(patch: Patch) -> None:
     """A restarted node does not know whom it voted for, and votes again in the same term (H8)."""
     start = journal.GroupJournal.__init__
