@@ -33,8 +33,8 @@ class Nemesis:
     findings: list[str] = field(default_factory=list)
     patience_s: float = PATIENCE_S
 
-    def run(self, round_: Round) -> None:
-        """One round, then wait until the cluster is as before."""
+    def run(self, round_: Round) -> bool:
+        """One round, then wait until the cluster is as before; False if it never was."""
         context = Context(self.target, self.leader_of, round_.hold_s, findings=self.findings)
         running: list[Fault] = []
         with contextlib.ExitStack() as stack:
@@ -44,8 +44,10 @@ class Nemesis:
                 running.append(stack.enter_context(self._fault(step, context)))
             self._watch(running, round_.hold_s)
             self._watch(running, self.patience_s, until_seen=True)
-        self.recover()
+        if not self.recover():
+            return False
         self._watch([], self.target.election_timeout_s)
+        return True
 
     @contextlib.contextmanager
     def _fault(self, step: Step, context: Context) -> Iterator[Fault]:
@@ -83,7 +85,7 @@ class Nemesis:
                 self.findings.append(f"{name} ended by itself with code {process.exit_code}")
                 self.target.start_node(name)
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Wait until every node is back and has what was committed when the faults ended."""
         goal = self.target.committed()
 
@@ -92,8 +94,9 @@ class Nemesis:
             self.tick()
             return not self.target.late(goal)
 
-        if not wait_until(is_back, RECOVER_S, WATCH_S):
-            self.findings.append(
-                f"not back within {RECOVER_S:.0f} s after all faults ended: "
-                f"{self.target.late(goal)}"
-            )
+        if wait_until(is_back, RECOVER_S, WATCH_S):
+            return True
+        self.findings.append(
+            f"not back within {RECOVER_S:.0f} s after all faults ended: {self.target.late(goal)}"
+        )
+        return False

@@ -52,6 +52,7 @@ class RaftkvTarget:
         faults: What will be done to it; decides what has to be prepared.
         election_timeout_ms: The longest election time-out of the nodes; the shortest is half of it.
         seed: Decides what lossy links lose.
+        snapshot_after_entries: After how many entries a replica writes a snapshot and cuts its log.
         command: How to run raftkv.
     """
 
@@ -67,6 +68,7 @@ class RaftkvTarget:
         faults: Sequence[str],
         election_timeout_ms: int,
         seed: int,
+        snapshot_after_entries: int = SNAPSHOT_AFTER_ENTRIES,
         command: Sequence[str] = RAFTKV_COMMAND,
     ) -> None:
         self.title = f"raftkv, {nodes} nodes, {shards} shards"
@@ -91,7 +93,7 @@ class RaftkvTarget:
                 },
                 "limits": {
                     "wal_segment_bytes": SEGMENT_BYTES,
-                    "snapshot_after_entries": SNAPSHOT_AFTER_ENTRIES,
+                    "snapshot_after_entries": snapshot_after_entries,
                 },
             },
             ready_timeout_s=READY_S,

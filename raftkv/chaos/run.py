@@ -175,7 +175,8 @@ class _Work:
     def _do_rounds(self, target: Nodes, observer: Observer, rounds: tuple[Round, ...]) -> None:
         nemesis = Nemesis(target, observer.leader_of, self.events, self._tick, self.findings)
         for round_ in rounds:
-            nemesis.run(round_)
+            if not nemesis.run(round_):
+                return  # more faults would tell nothing of a cluster that did not come back
 
     def _wait_for_the_end(self) -> None:
         while self._elapsed_s() < self.settings.duration_s:

@@ -9,7 +9,7 @@ from raftkv.chaos.disks import can_mount
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
-from raftkv.chaos.raftkv_target import RaftkvTarget
+from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.target import Nodes
 from raftkv.chaos.workloads import MIXED, WORKLOADS
@@ -36,6 +36,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     ca: str | None = None
     election_timeout_ms: int = 1000
+    snapshot_after_entries: int = SNAPSHOT_AFTER_ENTRIES
     command: Sequence[str] = RAFTKV_COMMAND
 
     def check(self) -> None:
@@ -89,6 +90,7 @@ class Settings:
             faults=self.faults,
             election_timeout_ms=self.election_timeout_ms,
             seed=self.seed,
+            snapshot_after_entries=self.snapshot_after_entries,
             command=self.command,
         )
 
@@ -105,4 +107,5 @@ class Settings:
         again += ["--election-timeout-ms", str(self.election_timeout_ms)]
         if self.system == "etcd":
             return [*again, "--target", "etcd"]
-        return [*again, "--shards", str(self.shards)]
+        again += ["--shards", str(self.shards)]
+        return [*again, "--snapshot-after-entries", str(self.snapshot_after_entries)]

@@ -18,6 +18,7 @@ from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
+from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
@@ -62,6 +63,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Of the nodes; faults hold for two to three of them.",
 )
 @click.option(
+    "--snapshot-after-entries",
+    type=click.IntRange(1),
+    default=SNAPSHOT_AFTER_ENTRIES,
+    show_default=True,
+    help="Of the nodes: how often they write snapshots and cut their logs.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="A new directory for history, logs and report.  [default: chaos-SEED]",
@@ -90,6 +98,7 @@ def chaos_command(
     clients: int,
     rate_per_s: float,
     election_timeout_ms: int,
+    snapshot_after_entries: int,
     out: Path | None,
     target: str,
     endpoints: str | None,
@@ -121,6 +130,7 @@ def chaos_command(
         token=token,
         ca=ca,
         election_timeout_ms=election_timeout_ms,
+        snapshot_after_entries=snapshot_after_entries,
     )
     _end_like_ctrl_c()
     private_mounts()
