@@ -77,6 +77,7 @@ class SimLoop:
         self._after_turn = after_turn
         self._ready: deque[Handle] = deque()
         self._turn_waits = False
+        self._unbegun: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
         self.frozen = False
         """A stopped process: its turns wait, and what arrives piles up."""
         self.ended = False
@@ -88,6 +89,9 @@ class SimLoop:
         """Run nothing more."""
         self.ended = True
         self._ready.clear()
+        for work in self._unbegun.values():
+            work.close()
+        self._unbegun.clear()
 
     def freeze(self) -> None:
         """Stop, as by SIGSTOP."""
@@ -195,7 +199,10 @@ class SimLoop:
         self, coro: Coroutine[Any, Any, _Result], *, name: str | None = None, **_: Any
     ) -> "asyncio.Task[_Result]":
         """A task of this loop."""
-        return asyncio.Task(coro, loop=self.as_asyncio, name=name)
+        task = asyncio.Task(coro, loop=self.as_asyncio, name=name)
+        self._unbegun[task] = coro  # so that one that never begins is not complained about
+        self.call_soon(self._unbegun.pop, task, None)
+        return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """A future or task was dropped with an exception that nobody has seen."""

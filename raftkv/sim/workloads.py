@@ -253,7 +253,8 @@ async def bank(client: Client, scene: Scene) -> None:
         if not balances:
             opened.fail(error=outcome.detail or "not opened yet")
         else:
-            opened.ok(balances)
+            newest = max(revision for _, revision in _entries(outcome) or ())
+            opened.ok(balances, revision=newest)
         return
     await _transfer(client, scene, name, keys)
 
@@ -292,7 +293,7 @@ async def _transfer(client: Client, scene: Scene, name: str, keys: dict[str, byt
     )
     outcome = await client.write(Txn(unchanged, puts, ()))
     if isinstance(outcome.answer, TxnResult) and outcome.answer.succeeded:
-        opened.ok(asked)
+        opened.ok(asked, revision=outcome.answer.revision)
     elif isinstance(outcome.answer, TxnResult):
         opened.fail(error="changed meanwhile")
     else:

@@ -27,6 +27,7 @@ from raftkv.raft import (
     replication,
     snapshot_exchange,
 )
+from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.messages import Failure
 from raftkv.storage import snapshots, wal
 from raftkv.storage.wal_format import encode_unit
@@ -48,6 +49,11 @@ SHAPES: dict[str, dict[str, Any]] = {}
 
 QUICK: dict[str, Any] = {"nodes": 3, "replicas": 3, "shards": 1, "heartbeat_ms": 250}
 """Small clusters, on which a run costs little."""
+
+MANY_ELECTIONS: dict[str, Any] = {
+    "nodes": 5, "replicas": 5, "shards": 3, "delay_us": 60_000, "fault_every_s": 0.7,
+}  # fmt: skip
+"""Large groups on slow links, with faults so often that terms end before they have begun."""
 
 
 def bug(function: Bug) -> Bug:
@@ -110,13 +116,7 @@ def h9_leader_counts_unsynced(patch: Patch) -> None:
 
 
 @bug
-@shaped(
-    faults=("kill", "slow_link", "flaky_link", "one_way"),
-    fault_every_s=0.7,
-    nodes=5,
-    replicas=5,
-    shards=3,
-)
+@shaped(faults=("kill", "slow_link", "flaky_link", "one_way"), **MANY_ELECTIONS)
 def forget_votes(patch: Patch) -> None:
     """A restarted node does not know whom it voted for, and votes again in the same term (H8)."""
     start = journal.GroupJournal.__init__
@@ -303,7 +303,12 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("full_disk", "partition", "kill"), snapshot_after_entries=8, operations_per_s=8.0)
+@shaped(
+    faults=("full_disk", "partition"),
+    snapshot_after_entries=8,
+    operations_per_s=20.0,
+    segment_bytes=8192,
+)
 def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
     """H6: a snapshot that could not be received is acknowledged all the same."""
 
@@ -326,6 +331,7 @@ def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("partition", "reset", "slow_link"), snapshot_after_entries=8, operations_per_s=10.0)
 def h7_older_snapshot_is_installed(patch: Patch) -> None:
     """H7: a snapshot replaces the state and the log behind it, also when it is the older one."""
 
@@ -342,10 +348,23 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
         member._SyncObj__raftCommitIndex = building.snapshot.index
         self._install(building.snapshot, building.restorer.finish(), building.peer)
 
+    def on_chunk(self: Any, peer: str, message: Any) -> None:
+        if message.term < self._replica.term or self._restoring is not None:
+            return
+        snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
+        if self._receiver is None:
+            self._receiver = self._new_receiver(snapshot, peer)
+        if (self._receiver.snapshot, self._receiver.peer) == (snapshot, peer):
+            self._receiver.take(message.offset, message.data, self._clock.monotonic())
+
+    patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
     patch(snapshot_exchange.SnapshotExchange, "_restore_some", restore_some)
 
 
 @bug
+@shaped(
+    faults=("transfer", "slow_disk", "one_way", "freeze"), operations_per_s=10.0, **MANY_ELECTIONS
+)
 def h10_any_term_counts(patch: Patch) -> None:
     """H10: acknowledgements of an older leadership count for the present one."""
     honest = replica.Replica._on_append_response
@@ -368,6 +387,7 @@ def h10_any_term_counts(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("kill", "slow_link", "freeze"), **MANY_ELECTIONS)
 def h11_votes_are_counted_twice(patch: Patch) -> None:
     """H11: votes are counted, not voters, and a vote is delivered twice."""
 
@@ -390,6 +410,7 @@ def commit_without_majority(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("kill", "partition", "one_way"), operations_per_s=10.0, **MANY_ELECTIONS)
 def commit_entries_of_older_terms(patch: Patch) -> None:
     """Copies of an older term's entry are counted (what figure 8 of the Raft paper forbids)."""
 
@@ -434,6 +455,14 @@ def reads_before_own_no_op(patch: Patch) -> None:
 
 
 @bug
+@shaped(
+    faults=("freeze",),
+    delay_us=60_000,
+    fault_every_s=6.0,
+    operations_per_s=15.0,
+    clients=10,
+    workloads=("register",),
+)
 def any_confirmation_counts(patch: Patch) -> None:
     """A member says that it follows whoever asks, and any answer confirms any round."""
 
@@ -525,6 +554,7 @@ def unknown_is_called_definite(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("reset", "kill"), delay_us=3000, fault_every_s=1.0, operations_per_s=15.0)
 def repeat_any_write(patch: Patch) -> None:
     """The router sends a write again after a lost answer, though nothing makes it idempotent."""
     patch(requests, "may_repeat", lambda _request: True)
@@ -539,6 +569,7 @@ def repeat_any_write(patch: Patch) -> None:
 
 
 @bug
+@shaped(shards=2)
 def wrong_shard(patch: Patch) -> None:
     """One node goes by another map than the others, and no group looks whether a key is its own."""
     honest = router.Router.__init__
