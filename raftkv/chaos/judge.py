@@ -31,8 +31,14 @@ class Judgement:
 
     @property
     def reasons(self) -> list[str]:
-        """One line for each thing that is not as it should be."""
-        bad = [part for part in self.result.parts if part.verdict is not Verdict.VALID]
+        """One line for each thing that is not as it should be.
+
+        A search stops at a violation; the keys that it then leaves undecided are not listed.
+        """
+        worst = self.result.verdict
+        if worst is Verdict.VALID:
+            return [*self.findings]
+        bad = [part for part in self.result.parts if part.verdict is worst]
         return [*self.findings, *(f"key {part.key}: {part.reason}" for part in bad)]
 
 
@@ -54,13 +60,13 @@ def judge(history: Path, findings: Sequence[str], budget_s: float = BUDGET_S) ->
 def report(judgement: Judgement, directory: Path, title: str, facts: Mapping[str, str]) -> Path:
     """Write ``report.html`` beside the history."""
     path = directory / "report.html"
-    found = {f"finding {n}": line for n, line in enumerate(judgement.findings, start=1)}
     write_report(
         path,
         judgement.operations,
         judgement.result,
         events=read_events(directory / "events.jsonl"),
         title=title,
-        facts={**found, **facts},
+        facts=facts,
+        findings=judgement.findings,
     )
     return path

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from memory_store import MemoryStore
 
-from raftkv.chaos.judge import Judgement, judge
+from raftkv.chaos.judge import Judgement, judge, report
 from raftkv.chaos.load import Load
 from raftkv.chaos.operation import perform
 from raftkv.chaos.recorder import Recorder
@@ -18,7 +18,7 @@ from raftkv.chaos.workloads.bank import BankWorkload
 from raftkv.chaos.workloads.keys import OPERATIONS_PER_KEY_MAX, KeyRotation
 from raftkv.chaos.workloads.lock import LockWorkload
 from raftkv.check.history import HistoryWriter, read_history
-from raftkv.check.verdict import Verdict
+from raftkv.check.verdict import PartResult, Result, Verdict
 from raftkv.client import DeleteResult, Entry, PutResult, UnknownOutcomeError
 from raftkv.client.types import Bytes, to_bytes
 
@@ -163,6 +163,50 @@ def test_a_finding_is_a_violation_though_the_history_is_right(tmp_path: Path) ->
     assert judgement.result.verdict is Verdict.VALID
     assert judgement.verdict is Verdict.VIOLATION
     assert judgement.reasons == ["shard 0: its replicas differ"]
+
+
+def test_the_report_shows_a_finding(tmp_path: Path) -> None:
+    """As what makes the run a violation, not as a fact of it."""
+    drive(make_workloads("set", Random(1)), MemoryStore(), tmp_path / "h", operations=50)
+    (tmp_path / "events.jsonl").touch()
+    judgement = judge(tmp_path / "h", findings=["shard 0: its replicas differ"])
+    page = report(judgement, tmp_path, "a run", {"seed": "1"}).read_text()
+    assert "shard 0: its replicas differ" in page
+    assert "finding 1" not in page
+
+
+def part(key: str, verdict: Verdict) -> PartResult:
+    """What was found of one key."""
+    return PartResult(key, verdict, 3, 0.1, (), None, f"{verdict}, for a reason")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "reasons"),
+    [
+        ("valid unknown", ["key k1: unknown, for a reason"]),
+        ("unknown violation", ["key k1: violation, for a reason"]),
+        ("valid valid", []),
+    ],
+)
+def test_keys_that_nobody_looked_at_after_a_violation_are_no_reason(
+    verdicts: str, reasons: list[str]
+) -> None:
+    """They are undecided only because the search had ended."""
+    parts = tuple(part(f"k{n}", Verdict(word)) for n, word in enumerate(verdicts.split()))
+    assert Judgement(Result.of("register", parts)).reasons == reasons
+
+
+def test_a_bank_tells_the_revisions_that_the_model_orders_it_by(tmp_path: Path) -> None:
+    """A transfer the one that it made, a read the newest of its accounts."""
+    drive([BankWorkload(Random(1), 1)], MemoryStore(), tmp_path / "h", operations=100)
+    moved = 0
+    for operation in read_history(tmp_path / "h", "raftkv"):
+        if operation.status == "ok" and operation.f == "transfer":
+            assert operation.fields["revision"] > moved
+            moved = operation.fields["revision"]
+        elif operation.f == "read" and moved:
+            assert operation.fields["revision"] == moved
+    assert moved
 
 
 def test_operations_of_a_key_are_bounded() -> None:

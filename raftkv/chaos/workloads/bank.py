@@ -72,12 +72,13 @@ def read(key: str) -> Operation:
 
     def run(store: Store) -> Outcome:
         found = store.txn(then=[Get(key + account) for account in ACCOUNTS])
-        return ok(
-            {
-                account: int(entry.value) if isinstance(entry, Entry) else None
-                for account, entry in zip(ACCOUNTS, found.results, strict=True)
-            }
-        )
+        entries = [entry if isinstance(entry, Entry) else None for entry in found.results]
+        balances = {
+            account: None if entry is None else int(entry.value)
+            for account, entry in zip(ACCOUNTS, entries, strict=True)
+        }
+        newest = max((entry.revision for entry in entries if entry is not None), default=None)
+        return ok(balances, revision=newest)
 
     return Operation(MODEL, "read", key, None, run, reads=True)
 
@@ -93,8 +94,9 @@ def transfer(key: str, giver: str, taker: str, amount: int) -> Operation:
                 return refused("insufficient funds")
             balances[giver] -= amount
             balances[taker] += amount
-            if store.txn(_unchanged(key, before), _puts(key, balances)).succeeded:
-                return ok()
+            done = store.txn(_unchanged(key, before), _puts(key, balances))
+            if done.succeeded:
+                return ok(revision=done.revision)
         return refused(f"others were faster {ATTEMPTS_MAX} times")
 
     value = {"from": giver, "to": taker, "amount": amount}
