@@ -57,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--duration", type=float, default=120.0, help="of each run, in seconds")
+    parser.add_argument("--rate", type=float, default=200.0, help="operations a second")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("soak"))
     asked = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> int:
         if time.monotonic() > deadline:
             break
         out = asked.out / f"{seed}-{workload}-{nodes}"
-        code = run(seed, workload, nodes, asked.duration, out)
+        code = run(seed, workload, nodes, asked, out)
         if code != 0:
             sys.stdout.write(f"seed {seed}: code {code}, see {out}\n{sums}\n")
             return code
@@ -77,12 +78,12 @@ def main() -> int:
     return 0
 
 
-def run(seed: int, workload: str, nodes: int, duration_s: float, out: Path) -> int:
+def run(seed: int, workload: str, nodes: int, asked: argparse.Namespace, out: Path) -> int:
     """One run."""
     command = [
         *(sys.executable, "-m", "raftkv", "chaos"),
         *("--seed", str(seed), "--workload", workload, "--nodes", str(nodes)),
-        *("--duration", f"{duration_s:g}", "--out", str(out)),
+        *("--duration", f"{asked.duration:g}", "--rate", f"{asked.rate:g}", "--out", str(out)),
     ]
     return subprocess.run(command, check=False).returncode  # noqa: S603 -- our own command
 
