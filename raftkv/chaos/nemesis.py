@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from raftkv.chaos.faults import Context, Fault, make_fault
+from raftkv.chaos.faults.processes import ended_by_itself
 from raftkv.chaos.plan import Round, Step
 from raftkv.chaos.recorder import EventLog
 from raftkv.chaos.target import Nodes
@@ -82,7 +83,7 @@ class Nemesis:
             process = self.target.process(name)
             if name not in self.target.down and not process.is_running:
                 process.wait(0)  # lets go of its pipe
-                self.findings.append(f"{name} ended by itself with code {process.exit_code}")
+                self.findings.append(ended_by_itself(process))
                 self.target.start_node(name)
 
     def recover(self) -> bool:

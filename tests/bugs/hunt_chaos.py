@@ -59,8 +59,9 @@ def hunt(name: str, seeds: Sequence[int], duration_s: float, command: Sequence[s
 
 
 def _found(run: Run) -> str:
-    """The first thing that was wrong, for a cell of a table."""
-    reason = run.judgement.reasons[0].replace("|", "\\|")
+    """What was wrong, of the history rather than beside it, for a cell of a table."""
+    seen = run.judgement.result.verdict is Verdict.VIOLATION
+    reason = run.judgement.reasons[-1 if seen else 0].replace("|", "\\|")
     return reason if len(reason) <= FOUND_CHARS_MAX else reason[:FOUND_CHARS_MAX] + "..."
 
 

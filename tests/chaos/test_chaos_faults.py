@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.chaos import disks
+from raftkv.chaos import disks, nemesis
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.faults.corruption import flip, used_bytes
 from raftkv.chaos.faults.processes import state_of
@@ -170,10 +170,24 @@ def test_the_second_fault_of_a_round_hits_another_node(nodes: IdleNodes, tmp_pat
 
 def test_a_node_that_ends_by_itself_is_a_finding(nodes: IdleNodes, tmp_path: Path) -> None:
     """Nobody killed it: it crashed, and is started again so that the run can go on."""
+    nodes.process("n3").log.write_text("all is well\nit broke\n")
     os.kill(nodes.process("n3").pid, signal.SIGSEGV)
     _, findings = run(nodes, tmp_path, step("pause", "one"))
-    assert findings == ["n3 ended by itself with code -11"]
+    assert findings == ["n3 ended by itself with code -11; it last said: it broke"]
     assert nodes.process("n3").is_running
+
+
+def test_a_cluster_that_does_not_come_back_is_a_finding(
+    nodes: IdleNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the round says so: more of them would tell nothing."""
+    monkeypatch.setattr(nemesis, "RECOVER_S", 0.2)
+    monkeypatch.setattr(nodes, "late", lambda _goal: "n2 is behind in shard 0")
+    with EventLog(tmp_path / "events.jsonl") as events:
+        does = Nemesis(nodes, lambda _: "n1", events)
+        steps = (step("kill", "one"),)
+        assert not does.run(Round(at_s=0, hold_s=HOLD_S, offset_s=0, steps=steps))
+    assert [line.partition(": ")[2] for line in does.findings] == ["n2 is behind in shard 0"]
 
 
 def test_a_node_that_does_not_end_cleanly_is_a_finding(nodes: IdleNodes, tmp_path: Path) -> None:

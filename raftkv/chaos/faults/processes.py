@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raftkv.chaos.faults.base import Fault
 from raftkv.chaos.waiting import wait_until
+from raftkv.testing.processes import NodeProcess
 
 CLEAN_STOP_S = 15.0
 STORM_UP_S = (0.1, 1.2)
@@ -21,6 +22,13 @@ def state_of(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return stat.rpartition(")")[2].split()[0]
+
+
+def ended_by_itself(process: NodeProcess) -> str:
+    """The finding that a node ended though nobody had killed it, with the last that it said."""
+    said = process.log_tail().splitlines()
+    last = f"; it last said: {said[-1]}" if said else ""
+    return f"{process.name} ended by itself with code {process.exit_code}{last}"
 
 
 class Kill(Fault):
@@ -74,11 +82,8 @@ class Storm(Fault):
 
     def _kill(self) -> None:
         process = self.target.process(self.victims[0])
-        code = process.exit_code
-        if code is not None:
-            self.context.findings.append(
-                f"{self.victims[0]} ended by itself with code {code} in a storm of restarts"
-            )
+        if process.exit_code is not None:
+            self.context.findings.append(ended_by_itself(process))
         self.target.down.add(self.victims[0])
         process.kill()
         self._kills += process.exit_code == -signal.SIGKILL
