@@ -16,6 +16,14 @@ CHAOS_QUICK: dict[str, Any] = {
 
 _SMALL_SNAPSHOTS = {"snapshot_after_entries": 20}
 
+_DEPOSED_LEADER = {
+    "faults": ("partition", "pause"),
+    "election_timeout_ms": 1500,
+    "clients": 150,
+    "rate_per_s": 200.0,
+}
+"""A leader knows late that it is none any more, and has clients who have not tried to write."""
+
 CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "h3_wipe_log_at_start": {"faults": ("kill", "storm"), **_SMALL_SNAPSHOTS},
     "snapshot_of_a_moving_state": {"faults": ("kill", "storm"), **_SMALL_SNAPSHOTS},
@@ -28,8 +36,8 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "h7_older_snapshot_is_installed": _SMALL_SNAPSHOTS | {"faults": ("partition", "lossy", "kill")},
     "h11_votes_are_counted_twice": {"faults": ("partition", "kill")},
     "commit_without_majority": {"faults": ("partition", "kill")},
-    "reads_without_confirmation": {"faults": ("partition", "pause")},
-    "any_confirmation_counts": {"faults": ("partition", "pause")},
+    "reads_without_confirmation": _DEPOSED_LEADER,
+    "any_confirmation_counts": _DEPOSED_LEADER,
     "reads_before_own_no_op": {"faults": ("partition", "kill", "slow")},
     "forget_outcomes_in_snapshots": {"faults": ("kill", "reset"), **_SMALL_SNAPSHOTS},
     "unknown_is_called_definite": {"faults": ("partition", "pause", "slow")},
