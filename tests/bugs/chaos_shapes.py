@@ -40,7 +40,7 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "any_confirmation_counts": _DEPOSED_LEADER,
     "reads_before_own_no_op": {"faults": ("partition", "kill", "slow")},
     "forget_outcomes_in_snapshots": {"faults": ("kill", "reset"), **_SMALL_SNAPSHOTS},
-    "unknown_is_called_definite": {"faults": ("partition", "pause", "slow")},
+    "unknown_is_called_definite": {"faults": ("slow", "lossy")},
     "repeat_any_write": {"faults": ("kill", "reset"), "rate_per_s": 300.0},
     "wrong_shard": {"shards": 4, "faults": ()},
     "apply_twice": {"faults": ()},
