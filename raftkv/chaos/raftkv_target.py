@@ -49,6 +49,7 @@ class RaftkvTarget:
         directory: Of the run; the cluster's files go into ``cluster/`` in it.
         nodes: How many.
         shards: How many.
+        replicas: Of each shard; three by default, or as many as there are nodes.
         faults: What will be done to it; decides what has to be prepared.
         election_timeout_ms: The longest election time-out of the nodes; the shortest is half of it.
         seed: Decides what lossy links lose.
@@ -65,6 +66,7 @@ class RaftkvTarget:
         *,
         nodes: int,
         shards: int,
+        replicas: int | None = None,
         faults: Sequence[str],
         election_timeout_ms: int,
         seed: int,
@@ -85,6 +87,7 @@ class RaftkvTarget:
             directory / "cluster",
             nodes=nodes,
             shards=shards,
+            replicas=replicas,
             options={
                 "raft": {
                     "heartbeat_ms": max(1, election_timeout_ms // 12),

@@ -27,6 +27,8 @@ class Settings:
     duration_s: float = 60.0
     nodes: int = 3
     shards: int = 4
+    replicas: int | None = None
+    """Of each shard; three by default, or as many as there are nodes."""
     workload: str = MIXED
     faults: Sequence[str] = FAULTS
     clients: int = 20
@@ -49,6 +51,8 @@ class Settings:
             raise ChaosError(
                 f"--workload {self.workload}: use one of {', '.join((*WORKLOADS, MIXED))}"
             )
+        if self.replicas is not None and self.replicas > self.nodes:
+            raise ChaosError(f"--replicas {self.replicas}: use at most --nodes {self.nodes}")
         for kind in self.faults:
             self._check_fault(kind)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
@@ -87,6 +91,7 @@ class Settings:
             self.out,
             nodes=self.nodes,
             shards=self.shards,
+            replicas=self.replicas,
             faults=self.faults,
             election_timeout_ms=self.election_timeout_ms,
             seed=self.seed,
@@ -108,4 +113,6 @@ class Settings:
         if self.system == "etcd":
             return [*again, "--target", "etcd"]
         again += ["--shards", str(self.shards)]
+        if self.replicas is not None:
+            again += ["--replicas", str(self.replicas)]
         return [*again, "--snapshot-after-entries", str(self.snapshot_after_entries)]

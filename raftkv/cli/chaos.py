@@ -37,6 +37,11 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True)
 @click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option(
+    "--replicas",
+    type=click.IntRange(1, 7),
+    help="Of each shard.  [default: 3, or as many as there are nodes]",
+)
+@click.option(
     "--workload",
     type=click.Choice((*WORKLOADS, MIXED)),
     default=MIXED,
@@ -93,6 +98,7 @@ def chaos_command(
     seed: int | None,
     nodes: int,
     shards: int,
+    replicas: int | None,
     workload: str,
     faults: str | None,
     clients: int,
@@ -121,6 +127,7 @@ def chaos_command(
         duration_s=duration_s,
         nodes=nodes,
         shards=shards,
+        replicas=replicas,
         workload=workload,
         faults=_faults(faults, system, own=not endpoints),
         clients=clients,

@@ -16,6 +16,8 @@ CHAOS_QUICK: dict[str, Any] = {
 
 _SMALL_SNAPSHOTS = {"snapshot_after_entries": 20}
 
+_FIVE_REPLICAS = {"nodes": 5, "replicas": 5}
+
 _DEPOSED_LEADER = {
     "faults": ("partition", "pause"),
     "election_timeout_ms": 1500,
@@ -34,7 +36,9 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "h2_trimmed_without_clamping": {"rate_per_s": 300.0},
     "h6_failed_snapshot_is_acknowledged": {"faults": ("disk", "partition"), **_SMALL_SNAPSHOTS},
     "h7_older_snapshot_is_installed": _SMALL_SNAPSHOTS | {"faults": ("partition", "lossy", "kill")},
-    "h11_votes_are_counted_twice": {"faults": ("partition", "kill")},
+    "h11_votes_are_counted_twice": _FIVE_REPLICAS | {"faults": ("partition", "slow", "kill")},
+    "forget_votes": _FIVE_REPLICAS | {"faults": ("storm", "slow", "kill")},
+    "vote_for_shorter_logs": {"faults": ("kill", "storm", "slow")},
     "commit_without_majority": {"faults": ("partition", "kill")},
     "reads_without_confirmation": _DEPOSED_LEADER,
     "any_confirmation_counts": _DEPOSED_LEADER,

@@ -47,6 +47,7 @@ def test_the_help_names_every_fault() -> None:
         (["--faults", "meteor"], "--faults meteor"),
         (["--faults", "partition", "--target", "etcd"], "--faults partition"),
         (["--faults", "slow", "--nodes", "1"], "--faults slow"),
+        (["--replicas", "5"], "--replicas 5"),
         (["--faults", "kill", "--endpoints", "http://127.0.0.1:1"], "--faults kill"),
         (["--endpoints", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["--endpoints", "nonsense"], "nonsense"),
@@ -78,6 +79,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
     [
         {},
         {"workload": "bank", "faults": (), "clients": 3},
+        {"nodes": 5, "replicas": 5, "snapshot_after_entries": 20},
         {"system": "etcd", "faults": ("kill",)},
         {"endpoints": ("http://127.0.0.1:1", "http://127.0.0.1:2"), "faults": ()},
     ],
