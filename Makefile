@@ -7,6 +7,7 @@ DATA ?= data
 HTTP_PORT ?= 8000
 SOURCES := raftkv tests setup.py
 SOAK_MINUTES ?= 120
+SOAK_SEEDS ?= 0:3000
 
 # The first of these that is new enough; `make run PYTHON=...` decides for another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -25,6 +26,7 @@ test: check
 
 soak: $(VENV)/test.stamp
 	tests/install-tools
+	$(BIN)/raftkv sim --seeds $(SOAK_SEEDS) --keep-going
 	$(BIN)/python tests/chaos/soak.py --minutes $(SOAK_MINUTES)
 
 check: $(VENV)/test.stamp
