@@ -34,7 +34,8 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
         "clients": 60,
         "rate_per_s": 600.0,
     },
-    "unchecked_log": {"faults": ("bitflip",)},
+    # Without snapshots: all of the log counts.
+    "unchecked_log": {"faults": ("bitflip",), "snapshot_after_entries": 100_000},
     "h1_snapshot_piece_commits": {"faults": ("partition", "pause"), **_SMALL_SNAPSHOTS},
     "h2_stock": {"faults": ("kill", "slow", "partition"), "rate_per_s": 300.0},
     "h2_mended_at_acknowledgement": {"faults": ("slow", "lossy", "kill"), "rate_per_s": 300.0},
@@ -51,6 +52,7 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "forget_outcomes_in_snapshots": {"faults": ("kill", "reset"), **_SMALL_SNAPSHOTS},
     "unknown_is_called_definite": {"faults": ("slow", "lossy")},
     "repeat_any_write": {"faults": ("kill", "reset"), "rate_per_s": 300.0},
+    "lose_messages_quietly": _SMALL_SNAPSHOTS,
     "wrong_shard": {"shards": 4, "faults": ()},
     "apply_twice": {"faults": ()},
     "answer_before_commit": {"faults": ("partition", "kill")},
