@@ -11,6 +11,7 @@ CHAOS_QUICK: dict[str, Any] = {
     "workload": "register",
     "faults": ("kill", "pause", "partition"),
     "election_timeout_ms": 500,
+    "recover_s": 60.0,
 }
 """One shard, so that every fault meets it, and rounds of a few seconds."""
 

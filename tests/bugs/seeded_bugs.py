@@ -27,6 +27,7 @@ from raftkv.raft import (
     replication,
     snapshot_exchange,
 )
+from raftkv.raft.member import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.messages import Failure
 from raftkv.storage import snapshots, wal
@@ -116,16 +117,30 @@ def h9_leader_counts_unsynced(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("kill", "slow_link", "flaky_link", "one_way"), **MANY_ELECTIONS)
+@shaped(faults=("kill", "slow_link"), **MANY_ELECTIONS)
 def forget_votes(patch: Patch) -> None:
-    """A restarted node does not know whom it voted for, and votes again in the same term (H8)."""
+    """A restarted node does not know whom it voted for, and votes again in the same term (H8).
+
+    Candidates ask again when a link comes up, as Raft has it (paper, 5.1); stock does not, and so
+    hides this: who forgot is hardly ever asked twice.
+    """
     start = journal.GroupJournal.__init__
+    connected = replica.Replica.peer_connected
 
     def forgetful(self: Any, store: Any, name: Any, recovered: Any) -> None:
         start(self, store, name, recovered)
         self._vote = None
 
+    def peer_connected(self: Any, peer: str) -> None:
+        connected(self, peer)
+        if self.state == CANDIDATE:
+            log = self.journal
+            self._hold(
+                peer, messages.RequestVote(self.term, log.last_index, log.last_term, transfer=False)
+            )
+
     patch(journal.GroupJournal, "__init__", forgetful)
+    patch(replica.Replica, "peer_connected", peer_connected)
 
 
 @bug
@@ -303,35 +318,25 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
 
 
 @bug
-@shaped(
-    faults=("full_disk", "partition"),
-    snapshot_after_entries=8,
-    operations_per_s=20.0,
-    segment_bytes=8192,
-)
+@shaped(faults=("partition", "freeze"), snapshot_after_entries=8, operations_per_s=8.0)
 def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
-    """H6: a snapshot that could not be received is acknowledged all the same."""
+    """H6: a snapshot that cannot be installed (here every other one) is acknowledged anyway."""
+    honest = snapshot_exchange.SnapshotExchange._received
+    count = {"received": 0}
 
     def received(self: Any, peer: str, error: Any) -> None:
-        index = self._receiver.snapshot.index
-        honest(self, peer, error)
-        if error is not None:
-            self.acknowledge(peer, index)
+        count["received"] += 1
+        if error is None and count["received"] % 2:
+            honest(self, peer, error)
+            return
+        snapshot, self._receiver = self._receiver.snapshot, None
+        self.acknowledge(peer, snapshot.index)
 
-    def on_chunk(self: Any, peer: str, message: Any) -> None:
-        idle = self._receiver is None and self._restoring is None
-        honest_chunk(self, peer, message)
-        if idle and self._receiver is None and message.index > self._replica.applied_index:
-            self.acknowledge(peer, message.index)
-
-    honest = snapshot_exchange.SnapshotExchange._received
-    honest_chunk = snapshot_exchange.SnapshotExchange.on_chunk
     patch(snapshot_exchange.SnapshotExchange, "_received", received)
-    patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
 
 
 @bug
-@shaped(faults=("partition", "reset", "slow_link"), snapshot_after_entries=8, operations_per_s=10.0)
+@shaped(faults=("reset", "kill"), snapshot_after_entries=8, operations_per_s=8.0)
 def h7_older_snapshot_is_installed(patch: Patch) -> None:
     """H7: a snapshot replaces the state and the log behind it, also when it is the older one."""
 
@@ -357,6 +362,14 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
         if (self._receiver.snapshot, self._receiver.peer) == (snapshot, peer):
             self._receiver.take(message.offset, message.data, self._clock.monotonic())
 
+    def peer_connected(self: Any, peer: str) -> None:
+        """Stock begins anew with every connection, and may send what it has as a snapshot."""
+        connected(self, peer)
+        if self.is_leader and self.snapshot_index > 1:
+            self._snapshots.send_to(peer)
+
+    connected = group.Group.peer_connected
+    patch(group.Group, "peer_connected", peer_connected)
     patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
     patch(snapshot_exchange.SnapshotExchange, "_restore_some", restore_some)
 
@@ -410,20 +423,6 @@ def commit_without_majority(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("kill", "partition", "one_way"), operations_per_s=10.0, **MANY_ELECTIONS)
-def commit_entries_of_older_terms(patch: Patch) -> None:
-    """Copies of an older term's entry are counted (what figure 8 of the Raft paper forbids)."""
-
-    def advance(self: Any) -> None:
-        have = [self.journal.durable_index, *(self._match.get(p, 0) for p in self.peers)]
-        candidate = min(sorted(have, reverse=True)[self._majority - 1], self.journal.last_index)
-        if candidate > self.commit_index:
-            self._SyncObj__raftCommitIndex = candidate
-
-    patch(replica.Replica, "_advance_commit", advance)
-
-
-@bug
 def vote_for_shorter_logs(patch: Patch) -> None:
     """A vote does not ask whether the candidate's log is up to date (Raft paper, 5.4.1)."""
     honest = replica.Replica._on_request_vote
@@ -455,14 +454,7 @@ def reads_before_own_no_op(patch: Patch) -> None:
 
 
 @bug
-@shaped(
-    faults=("freeze",),
-    delay_us=60_000,
-    fault_every_s=6.0,
-    operations_per_s=15.0,
-    clients=10,
-    workloads=("register",),
-)
+@shaped(faults=("transfer", "slow_link"), fault_every_s=0.7, operations_per_s=20.0, clients=10)
 def any_confirmation_counts(patch: Patch) -> None:
     """A member says that it follows whoever asks, and any answer confirms any round."""
 
