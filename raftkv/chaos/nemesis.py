@@ -33,6 +33,7 @@ class Nemesis:
     """Called every :data:`WATCH_S` or so."""
     findings: list[str] = field(default_factory=list)
     patience_s: float = PATIENCE_S
+    recover_s: float = RECOVER_S
 
     def run(self, round_: Round) -> bool:
         """One round, then wait until the cluster is as before; False if it never was."""
@@ -95,9 +96,10 @@ class Nemesis:
             self.tick()
             return not self.target.late(goal)
 
-        if wait_until(is_back, RECOVER_S, WATCH_S):
+        if wait_until(is_back, self.recover_s, WATCH_S):
             return True
         self.findings.append(
-            f"not back within {RECOVER_S:.0f} s after all faults ended: {self.target.late(goal)}"
+            f"not back within {self.recover_s:.0f} s after all faults ended: "
+            f"{self.target.late(goal)}"
         )
         return False

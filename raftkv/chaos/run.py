@@ -117,6 +117,8 @@ class _Work:
     show: Callable[[Progress], None]
     findings: list[str] = field(default_factory=list)
     phase: str = "starting"
+    came_back: bool = True
+    """Whether the cluster was as before after each round of faults."""
     started_s: float = 0.0
     title: str = ""
     recorder: Recorder = field(init=False)
@@ -143,9 +145,10 @@ class _Work:
             )
             self._hurt_under_load(target, observer, workloads)
             self._read_all(target, workloads)
-            self.phase = "comparing replicas"
-            self._tick()
-            self.findings += target.disagreements()
+            if self.came_back:
+                self.phase = "comparing replicas"
+                self._tick()
+                self.findings += target.disagreements()
 
     def _hurt_under_load(
         self, target: Nodes | RemoteTarget, observer: Observer, workloads: list[Workload]
@@ -173,10 +176,16 @@ class _Work:
             raise ChaosError(f"a client of the harness broke: {load.crashes[0]!r}")
 
     def _do_rounds(self, target: Nodes, observer: Observer, rounds: tuple[Round, ...]) -> None:
-        nemesis = Nemesis(target, observer.leader_of, self.events, self._tick, self.findings)
-        for round_ in rounds:
-            if not nemesis.run(round_):
-                return  # more faults would tell nothing of a cluster that did not come back
+        nemesis = Nemesis(
+            target,
+            observer.leader_of,
+            self.events,
+            self._tick,
+            self.findings,
+            recover_s=self.settings.recover_s,
+        )
+        # Of a cluster that did not come back more faults would tell nothing.
+        self.came_back = all(nemesis.run(round_) for round_ in rounds)
 
     def _wait_for_the_end(self) -> None:
         while self._elapsed_s() < self.settings.duration_s:

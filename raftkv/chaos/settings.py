@@ -8,6 +8,7 @@ from typing import Literal
 from raftkv.chaos.disks import can_mount
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
+from raftkv.chaos.nemesis import RECOVER_S
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget
 from raftkv.chaos.remote_target import RemoteTarget
@@ -39,6 +40,8 @@ class Settings:
     ca: str | None = None
     election_timeout_ms: int = 1000
     snapshot_after_entries: int = SNAPSHOT_AFTER_ENTRIES
+    recover_s: float = RECOVER_S
+    """How long the healed cluster may take until it is as before."""
     command: Sequence[str] = RAFTKV_COMMAND
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.chaos import disks, nemesis
+from raftkv.chaos import disks
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.faults.corruption import flip, used_bytes
 from raftkv.chaos.faults.processes import state_of
@@ -181,10 +181,9 @@ def test_a_cluster_that_does_not_come_back_is_a_finding(
     nodes: IdleNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the round says so: more of them would tell nothing."""
-    monkeypatch.setattr(nemesis, "RECOVER_S", 0.2)
     monkeypatch.setattr(nodes, "late", lambda _goal: "n2 is behind in shard 0")
     with EventLog(tmp_path / "events.jsonl") as events:
-        does = Nemesis(nodes, lambda _: "n1", events)
+        does = Nemesis(nodes, lambda _: "n1", events, recover_s=0.2)
         steps = (step("kill", "one"),)
         assert not does.run(Round(at_s=0, hold_s=HOLD_S, offset_s=0, steps=steps))
     assert [line.partition(": ")[2] for line in does.findings] == ["n2 is behind in shard 0"]
