@@ -77,7 +77,7 @@ class SimLoop:
         self._after_turn = after_turn
         self._ready: deque[Handle] = deque()
         self._turn_waits = False
-        self._unbegun: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
+        self._unbegun: dict[Coroutine[Any, Any, Any], None] = {}
         self.frozen = False
         """A stopped process: its turns wait, and what arrives piles up."""
         self.ended = False
@@ -89,7 +89,7 @@ class SimLoop:
         """Run nothing more."""
         self.ended = True
         self._ready.clear()
-        for work in self._unbegun.values():
+        for work in self._unbegun:
             work.close()
         self._unbegun.clear()
 
@@ -199,10 +199,10 @@ class SimLoop:
         self, coro: Coroutine[Any, Any, _Result], *, name: str | None = None, **_: Any
     ) -> "asyncio.Task[_Result]":
         """A task of this loop."""
-        task = asyncio.Task(coro, loop=self.as_asyncio, name=name)
-        self._unbegun[task] = coro  # so that one that never begins is not complained about
-        self.call_soon(self._unbegun.pop, task, None)
-        return task
+        self._unbegun[coro] = None  # so that one that never begins is not complained about
+        # Before its first step, in which it may end this loop.
+        self.call_soon(self._unbegun.pop, coro, None)
+        return asyncio.Task(coro, loop=self.as_asyncio, name=name)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """A future or task was dropped with an exception that nobody has seen."""
