@@ -26,7 +26,7 @@ from raftkv.sim.jobs import SimJobs
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
 from raftkv.storage.data_dir import DataDirError, init_data_dir, open_data_dir
-from raftkv.storage.disk import DiskError
+from raftkv.storage.disk import DiskError, FileExists, Locked, NoSuchFile
 from raftkv.storage.snapshots import SnapshotDamaged, SnapshotHeader, SnapshotStore
 from raftkv.storage.wal import WalDamaged
 
@@ -42,6 +42,10 @@ REFUSALS = (
     WalDamaged,
 )  # fmt: skip
 """What a node may say when it does not start on the data that it finds."""
+
+
+MISTAKES = (FileExists, Locked, NoSuchFile)
+"""Errors that no fault makes a disk report: only asking for the wrong file does."""
 
 
 class ProcessExit(BaseException):
@@ -324,7 +328,7 @@ class Machine:
             self.cut_power(self.random)
             return
         self._end(f"{type(reason).__name__}: {reason}")
-        if not isinstance(reason, DiskError):
+        if not isinstance(reason, DiskError) or isinstance(reason, MISTAKES):
             self._broke(self, reason)
 
 

@@ -50,8 +50,10 @@ BURST_SHARE = 0.03
 
 CHECK_BUDGET_S = 60.0
 
-LOG_SLACK_ENTRIES = 3000
-"""A log may be longer than its snapshot policy says by what comes in while one is written."""
+LOG_SLACK_S = 60.0
+LOG_SLACK_ENTRIES = 200
+"""A log may be longer than its snapshot policy says by what clients and elections bring while no
+snapshot can be written: a stalled disk, a restart, the next look at the log."""
 
 
 @dataclass(slots=True)
@@ -92,6 +94,12 @@ def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
     return report
 
 
+def log_entries_max(options: Options) -> int:
+    """How long a log may be that is cut in time; far less than a whole run writes."""
+    slack = int(LOG_SLACK_S * options.operations_per_s) + LOG_SLACK_ENTRIES
+    return 2 * options.snapshot_after_entries + slack
+
+
 class Run:
     """The phases of one run."""
 
@@ -99,9 +107,7 @@ class Run:
         self.report = Report(options)
         self._options = options
         self._problem: Violation | None = None
-        self._invariants = Invariants(
-            log_entries_max=2 * options.snapshot_after_entries + LOG_SLACK_ENTRIES
-        )
+        self._invariants = Invariants(log_entries_max=log_entries_max(options))
         self.world = World(
             options, after_turn=self._look, ended=self._ended, broke=self._broke, write=write
         )

@@ -376,6 +376,19 @@ def test_an_error_that_no_fault_explains_is_reported(*, exits: bool) -> None:
     assert cluster.endings == ["n1"]
 
 
+def test_asking_for_a_file_that_is_not_there_is_no_fault_of_the_disk() -> None:
+    """A node that ends because it has lost track of its files has a bug, whatever the disk did."""
+    cluster = Cluster(small_options())
+    error = NoSuchFile(NOTE, "remove", "No such file or directory")
+
+    def fails() -> None:
+        raise error
+
+    cluster.machine.loop.call_soon(fails)
+    cluster.run_s(1.0)
+    assert cluster.broken == [("n1", error)]
+
+
 # --- disks -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
 
@@ -14,3 +15,11 @@ def test_nothing_is_wrong_in_five_minutes_with_faults(seed: int) -> None:
     assert report.violation is None, f"{report.violation}\n{options.describe()}"
     assert report.simulated_s >= options.minutes * 60
     assert report.outcomes["ok"] > report.operations / 2
+
+
+def test_a_log_that_is_never_cut_is_found_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is far below what clients write in the minutes of a run."""
+    monkeypatch.setattr(SnapshotKeeper, "check", lambda _: None)
+    report = run(Options.of(1, shards=1, snapshot_after_entries=8, operations_per_s=4.0))
+    assert report.violation is not None
+    assert "the log of group" in report.violation
