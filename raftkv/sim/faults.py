@@ -13,6 +13,7 @@ from random import Random
 
 from raftkv.rpc.messages import TransferRequest
 from raftkv.sim.client import Client
+from raftkv.sim.loop import Handle
 from raftkv.sim.machine import DATA, DiskSpeed, Machine
 from raftkv.sim.scheduler import SECOND_US
 from raftkv.sim.world import World
@@ -30,7 +31,7 @@ class Stage:
 
     world: World
     saboteur: Client
-    later: Callable[[float, Callable[[], None]], object]
+    later: Callable[[float, Callable[[], None]], Handle]
     """Call something when so many seconds have passed."""
     start: Callable[..., object]
     """Run a coroutine beside everything else."""
@@ -40,6 +41,17 @@ class Stage:
     """How many faults want this machine to stay down."""
     lost: set[str] = field(default_factory=set)
     """Machines whose disk was replaced by an empty one; they are strangers for ever."""
+    _to_come: list[Handle] = field(default_factory=list)
+
+    def soon(self, after_s: float, harm: Callable[[], None]) -> None:
+        """Do harm when so many seconds have passed, unless all is healed before."""
+        self._to_come.append(self.later(after_s, harm))
+
+    def spare(self) -> None:
+        """Forget what was still to come."""
+        for handle in self._to_come:
+            handle.cancel()
+        self._to_come.clear()
 
     def machine(self, random: Random) -> Machine:
         """A machine that leads something, or any."""
@@ -156,7 +168,7 @@ def reset(stage: Stage, random: Random) -> Undo:
     for _ in range(random.randint(1, 5)):
         one, other = random.sample(stage.world.names, 2)
         breaks = partial(stage.world.fabric.reset, one, other)
-        stage.later(random.uniform(0, 2.0), breaks)
+        stage.soon(random.uniform(0, 2.0), breaks)
     return _nothing
 
 
@@ -177,9 +189,9 @@ def flaky_link(stage: Stage, random: Random) -> Undo:
     at_s = 0.0
     for _ in range(random.randint(3, 12)):
         at_s += random.uniform(0.02, 1.0)
-        stage.later(at_s, partial(fabric.silence, source, target))
+        stage.soon(at_s, partial(fabric.silence, source, target))
         at_s += random.uniform(0.02, 1.0)
-        stage.later(at_s, partial(fabric.speak, source, target))
+        stage.soon(at_s, partial(fabric.speak, source, target))
     return partial(fabric.speak, source, target)
 
 

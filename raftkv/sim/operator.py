@@ -62,6 +62,7 @@ class Operator:
         """End all faults; machines in ``keep`` stay as they are."""
         for number in list(self._active):
             self._end(number)
+        self._stage.spare()
         world = self._stage.world
         world.calm_network()
         for machine in world.machines.values():

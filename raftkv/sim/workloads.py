@@ -109,10 +109,14 @@ async def _cas(client: Client, scene: Scene, key: str) -> None:
 
 async def _delete(client: Client, scene: Scene, key: str) -> None:
     opened = scene.recorder.begin("register", "delete", key)
+    scene.staleness.deleting(key)
     outcome = await client.write(Delete(key.encode()))
     if isinstance(outcome.answer, DeleteResult):
+        scene.staleness.deleted(key, outcome.answer.revision)
         opened.ok(None, deleted=outcome.answer.deleted, revision=outcome.answer.revision)
     else:
+        if outcome.status == "fail":
+            scene.staleness.deleted(key, None)
         _end_refused(opened, outcome)
 
 
@@ -129,8 +133,10 @@ async def _read_stale(client: Client, scene: Scene, key: str) -> None:
     max_age_ms = client.random.choice((None, 0, 100, 1000))
     oldest = scene.staleness.oldest(key, max_age_ms)
     outcome = await client.read(GetRequest(key.encode(), "stale", max_age_ms))
-    if isinstance(outcome.answer, GetResult) and outcome.answer.entry is not None:
-        scene.staleness.check(key, oldest, outcome.answer.entry.mod_revision, max_age_ms)
+    if isinstance(outcome.answer, GetResult):
+        entry = outcome.answer.entry
+        revision = None if entry is None else entry.mod_revision
+        scene.staleness.check(key, oldest, revision, max_age_ms)
 
 
 async def _batch(client: Client, scene: Scene, key: str) -> None:

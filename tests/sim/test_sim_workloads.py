@@ -99,6 +99,28 @@ def test_a_stale_read_must_see_what_is_older_than_its_age() -> None:
         staleness.check("k", 7, 6, 1000)
 
 
+def test_a_stale_read_finds_nothing_only_where_a_delete_may_have_been() -> None:
+    """An entry does not vanish from old states by itself, nor come back."""
+    bench = Bench()
+    staleness = Staleness(lambda: bench.scheduler.now_us)
+    staleness.check("k", staleness.oldest("k", 0), None, 0)
+    staleness.written("k", 7)
+    bench.run_s(1.0)
+    with pytest.raises(Violation, match="max_age_ms=0 returned no entry, but 7 was"):
+        staleness.check("k", staleness.oldest("k", 0), None, 0)
+    staleness.deleting("k")
+    staleness.check("k", staleness.oldest("k", 0), None, 0)
+    staleness.deleted("k", 9)
+    bench.run_s(1.0)
+    staleness.check("k", staleness.oldest("k", 0), None, 0)
+    with pytest.raises(Violation, match="returned revision 7, but 9 was"):
+        staleness.check("k", staleness.oldest("k", 0), 7, 0)
+    staleness.deleting("other")
+    staleness.deleted("other", None)
+    with pytest.raises(Violation, match="returned no entry, but 3 was"):
+        staleness.check("other", 3, None, 0)
+
+
 # --- workloads -------------------------------------------------------------------------------
 
 
