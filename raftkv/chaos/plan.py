@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "clock": ("forward", "back", "apart"),
     "disk": ("one", "minority"),
     "bitflip": ("log", "snapshot"),
+    "wipe": ("one", "leader"),
 }
 """Every kind of fault and the forms that it takes."""
 

@@ -240,6 +240,10 @@ class LocalCluster:
         """The process id of one node; its process group has the same number."""
         return self._processes[name].pid
 
+    def init_node(self, name: str) -> None:
+        """Initialize a node that lost its data directory: it is another node from then on."""
+        self._initialize(self.node(name))
+
     def start_node(self, name: str) -> None:
         """Start one node, without waiting for it."""
         self._processes[name].start()

@@ -23,7 +23,7 @@ from raftkv.testing import LocalCluster
 CHAOS = (sys.executable, "-m", "raftkv", "chaos")
 WAIT_S = 240.0
 PAUSE_FIRST_SEED = 5
-ALL_FAULTS_SEED = 0
+ALL_FAULTS_SEED = 6
 """Its plan for half a minute has every kind of fault."""
 
 

@@ -7,6 +7,7 @@ from raftkv.chaos.faults.corruption import BitFlip
 from raftkv.chaos.faults.disk import FullDisk
 from raftkv.chaos.faults.links import LinkTrouble, Partition
 from raftkv.chaos.faults.processes import Kill, Pause, Stop, Storm
+from raftkv.chaos.faults.wipe import Wipe
 from raftkv.chaos.plan import Step
 
 __all__ = ["Context", "Fault", "make_fault"]
@@ -23,6 +24,7 @@ _MAKERS: dict[str, type[Fault]] = {
     "clock": ClockJump,
     "disk": FullDisk,
     "bitflip": BitFlip,
+    "wipe": Wipe,
 }
 
 
