@@ -29,12 +29,7 @@ _DEPOSED_LEADER = {
 
 CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "h3_wipe_log_at_start": {"faults": ("kill", "storm"), **_SMALL_SNAPSHOTS},
-    "snapshot_of_a_moving_state": {
-        "faults": ("kill", "storm"),
-        "snapshot_after_entries": 5,
-        "clients": 60,
-        "rate_per_s": 600.0,
-    },
+    "snapshot_of_a_moving_state": {"faults": ("kill", "storm"), **_SMALL_SNAPSHOTS},
     # Without snapshots: all of the log counts.
     "h19_emptied_disk_is_let_in": {"faults": ("wipe",)},
     "unchecked_log": {"faults": ("bitflip",), "snapshot_after_entries": 100_000},

@@ -5,6 +5,8 @@ processes of a real cluster (``bugged_node.py``). None of them can be switched o
 docs/testing.md says how long each is hidden from simulation and from chaos.
 """
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -174,8 +176,9 @@ def h19_emptied_disk_is_let_in(patch: Patch) -> None:
 def snapshot_of_a_moving_state(patch: Patch) -> None:
     """A snapshot is named for one moment and written at a later one: entries are applied twice."""
 
-    def write(self: Any, header: Any, group: Any, done: Any) -> None:
+    def write(self: Any, header: Any, group: Any, done: Any, wait_s: float = 0.0) -> None:
         def late() -> None:
+            time.sleep(wait_s)  # on a thread beside the node
             digest = group.state.digest.to_bytes(16, "big")
             named = msgspec.structs.replace(header, digest=digest)
             snapshot_keeper.write_records(self._store, named, group.state.snapshot_records())
@@ -185,7 +188,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
     from raftkv.sim import machine  # noqa: PLC0415 - a real node has no simulation
 
     patch(machine.JobWriter, "write", write)
-    patch(snapshot_keeper.ForkingWriter, "write", write)
+    patch(snapshot_keeper.ForkingWriter, "write", functools.partialmethod(write, wait_s=0.05))
 
 
 @bug
