@@ -18,8 +18,11 @@ from chaos_shapes import BEYOND_CHAOS, settings_for
 from seeded_bugs import BUGS
 
 from raftkv.chaos.disks import private_mounts
-from raftkv.chaos.run import Run, run_chaos
+from raftkv.chaos.errors import ChaosError
+from raftkv.chaos.run import run_chaos
+from raftkv.chaos.settings import Settings
 from raftkv.check.verdict import Verdict
+from raftkv.testing import ClusterError
 from raftkv.testing.processes import RAFTKV_COMMAND
 
 BUGGED_NODE = str(Path(__file__).with_name("bugged_node.py"))
@@ -50,18 +53,30 @@ def hunt(name: str, seeds: Sequence[int], duration_s: float, command: Sequence[s
     started_s = time.monotonic()
     for number, seed in enumerate(seeds, start=1):
         out = Path(tempfile.mkdtemp(prefix=f"hunt-{name}-"))
-        run = run_chaos(settings_for(name, out, seed, duration_s, command))
-        if run.verdict is Verdict.VIOLATION:
+        found = _found(settings_for(name, out, seed, duration_s, command))
+        if found is not None:
             sys.stderr.write(f"{name}: see {out}\n")
-            return Catch(name, seed, number, time.monotonic() - started_s, _found(run))
+            return Catch(name, seed, number, time.monotonic() - started_s, found)
         shutil.rmtree(out)
     return Catch(name, None, len(seeds), time.monotonic() - started_s, "not caught")
 
 
-def _found(run: Run) -> str:
-    """What was wrong, of the history rather than beside it, for a cell of a table."""
-    seen = run.judgement.result.verdict is Verdict.VIOLATION
-    reason = run.judgement.reasons[-1 if seen else 0].replace("|", "\\|")
+def _found(settings: Settings) -> str | None:
+    """What a run shows to be wrong, for a cell of a table: of the history rather than beside it.
+
+    A cluster that never was ready has shown something too; any other reason why a run cannot be
+    made is raised.
+    """
+    try:
+        judgement = run_chaos(settings).judgement
+    except ChaosError as error:
+        if not isinstance(error.__cause__, ClusterError):
+            raise
+        return str(error).splitlines()[0]
+    if judgement.verdict is not Verdict.VIOLATION:
+        return None
+    seen = judgement.result.verdict is Verdict.VIOLATION
+    reason = judgement.reasons[-1 if seen else 0].replace("|", "\\|")
     return reason if len(reason) <= FOUND_CHARS_MAX else reason[:FOUND_CHARS_MAX] + "..."
 
 
