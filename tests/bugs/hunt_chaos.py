@@ -26,7 +26,7 @@ from raftkv.testing import ClusterError
 from raftkv.testing.processes import RAFTKV_COMMAND
 
 BUGGED_NODE = str(Path(__file__).with_name("bugged_node.py"))
-FOUND_CHARS_MAX = 160
+FOUND_CHARS_MAX = 220
 
 
 @dataclass(frozen=True)
