@@ -282,9 +282,10 @@ class Engine:
         self._closing.close()
 
     def abandon(self) -> None:
-        """Let go of everything after a start that failed, saying nothing to anyone."""
-        self.silence()
-        self._closing.close()
+        """Do nothing more after a start that failed: no election, no record in the log."""
+        self.host.stop()
+        self._seams.sync_jobs.close()
+        self._seams.other_jobs.close()
 
     # --- LinkHandler --------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ protocols.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 import ssl
@@ -96,52 +95,64 @@ class TcpListener:
 
     Beyond the bound the oldest handshake is given up, not the newest refused: an honest one takes
     milliseconds, so it gets through while strangers hold connections open.
+
+    A connection without TLS is taken within two turns of the loop and never given up half-way:
+    uvloop would close its transport without a word to the protocol, which would wait for its end
+    for ever, and the node that stops with it.
     """
 
     def __init__(
         self, listening: socket.socket, factory: ProtocolFactory, tls: ssl.SSLContext | None
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._factory = factory
         self._tls = tls
         self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
         self._said_at: float | None = None
+        self._again: asyncio.TimerHandle | None = None
         self.port: int = listening.getsockname()[1]
-        self._accepting = asyncio.get_running_loop().create_task(self._accept_all())
+        self._watch()
 
     async def close(self) -> None:
-        """Stop accepting and give up the handshakes that are under way."""
-        tasks = [self._accepting, *self._handshakes]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Stop accepting, and give up the TLS handshakes that are under way."""
+        self._loop.remove_reader(self._listening)
+        if self._again is not None:
+            self._again.cancel()
         self._listening.close()
+        if self._tls is not None:
+            for task in self._handshakes:
+                task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
 
-    async def _accept_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listening)
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:  # which concerns one connection only
-                    self._say(f"cannot accept peer connections: {error.strerror}")
-                    await asyncio.sleep(_ACCEPT_RETRY_S)  # too many open files, and the like
-                continue
-            connection.settimeout(0)
-            tune(connection)
-            if len(self._handshakes) >= _HANDSHAKES_MAX:
-                next(iter(self._handshakes)).cancel()
-            task = loop.create_task(self._take(connection))
-            self._handshakes[task] = None
-            task.add_done_callback(self._handshakes.pop)
+    def _watch(self) -> None:
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        """Take one connection; more make the port readable again."""
+        try:
+            connection, _ = self._listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # whoever it was has gone
+        except OSError as error:  # too many open files, and the like
+            self._say(f"cannot accept peer connections: {error.strerror}")
+            self._loop.remove_reader(self._listening)
+            self._again = self._loop.call_later(_ACCEPT_RETRY_S, self._watch)
+            return
+        connection.settimeout(0)
+        tune(connection)
+        if self._tls is not None and len(self._handshakes) >= _HANDSHAKES_MAX:
+            next(iter(self._handshakes)).cancel()
+        task = self._loop.create_task(self._take(connection))
+        self._handshakes[task] = None
+        task.add_done_callback(self._handshakes.pop)
 
     async def _take(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         try:
             if self._tls is None:
-                await loop.connect_accepted_socket(self._factory, connection)
+                await self._loop.connect_accepted_socket(self._factory, connection)
             else:
-                await loop.connect_accepted_socket(
+                await self._loop.connect_accepted_socket(
                     self._factory,
                     connection,
                     ssl=self._tls,
@@ -156,7 +167,7 @@ class TcpListener:
 
     def _say(self, text: str) -> None:
         """Log what strangers can cause, once a minute at most."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if self._said_at is None or now - self._said_at >= _LOG_AGAIN_S:
             self._said_at = now
             _logger.warning(text)
