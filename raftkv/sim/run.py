@@ -32,7 +32,7 @@ from raftkv.sim.recorder import Recorder
 from raftkv.sim.scheduler import SECOND_US, Livelock
 from raftkv.sim.staleness import Staleness
 from raftkv.sim.violation import Violation
-from raftkv.sim.workloads import WORKLOADS, Scene
+from raftkv.sim.workloads import WORKLOADS, Scene, read_all
 from raftkv.sim.world import World
 
 ERA_S = 40.0
@@ -134,6 +134,7 @@ class Run:
         )
         self.operator = Operator(stage, plan(options), self._invariants, self._loop)
         self._stage = stage
+        self._reader = self._client(len(self._clients) + 1, random)
         self._working = True
         self._busy = 0
 
@@ -181,9 +182,13 @@ class Run:
         self._settle(spoiled)
         live_from_s = self.world.scheduler.now_s
         self._go_on(LIVENESS_S)
-        for client in self._clients:
+        self._expect_answers(live_from_s)
+
+    def _expect_answers(self, since_s: float) -> None:
+        """Nobody may have given up what began when a majority had no faults."""
+        for client in (*self._clients, self._reader):
             for began_s, why in client.given_up:
-                if began_s >= live_from_s:
+                if began_s >= since_s:
                     raise Violation(
                         f"an operation of {began_s:.3f} s was given up although a majority had "
                         f"no faults: {why}"
@@ -223,9 +228,13 @@ class Run:
             m for m in self.world.machines.values() if m.name not in self._stage.lost
         ]
         self._settle(frozenset())
+        live_from_s = self.world.scheduler.now_s
         self._go_on(FINAL_S)
         self._working = False
         self._go_on_until(lambda: not self._busy, 60.0, "clients were not answered")
+        reads = self._start(read_all(self._reader, self._scene))
+        self._go_on_until(reads.done, 60.0, "not everything could be read in the end")
+        self._expect_answers(live_from_s)
         self._go_on_until(self._is_idle, 60.0, "a healed cluster without clients finds no rest")
         for machine in self._reachable:
             self._compare(machine)

@@ -173,12 +173,7 @@ async def append(client: Client, scene: Scene) -> None:
     """Append to a list by compare and set, or read it."""
     key = f"l{scene.era()}"
     if client.random.random() < 0.4:  # noqa: PLR2004 - share of reads
-        opened = scene.recorder.begin("append", "read", key)
-        outcome = await client.read(GetRequest(key.encode()))
-        if isinstance(outcome.answer, GetResult):
-            opened.ok(_list_in(outcome.answer))
-        else:
-            opened.not_ok(outcome)
+        await _read_list(client, scene, key)
         return
     opened = scene.recorder.begin("append", "append", key, _value(client))
     seen = await client.read(GetRequest(key.encode()))
@@ -192,6 +187,15 @@ async def append(client: Client, scene: Scene) -> None:
     outcome = await client.write(put)
     if isinstance(outcome.answer, PutResult):
         opened.ok(opened.value)
+    else:
+        opened.not_ok(outcome)
+
+
+async def _read_list(client: Client, scene: Scene, key: str) -> None:
+    opened = scene.recorder.begin("append", "read", key)
+    outcome = await client.read(GetRequest(key.encode()))
+    if isinstance(outcome.answer, GetResult):
+        opened.ok(_list_in(outcome.answer))
     else:
         opened.not_ok(outcome)
 
@@ -215,6 +219,10 @@ async def add_to_set(client: Client, scene: Scene) -> None:
         else:
             opened.not_ok(outcome)
         return
+    await _read_set(client, scene, tag)
+
+
+async def _read_set(client: Client, scene: Scene, tag: str) -> None:
     opened = scene.recorder.begin("set", "read", tag)
     start, end = tag.encode(), tag.encode() + b"\xff"
     found = await (_range if client.random.random() < 0.5 else _scan)(client, start, end)  # noqa: PLR2004
@@ -247,22 +255,31 @@ async def _range(client: Client, start: bytes, end: bytes) -> RangeResult | Outc
 async def bank(client: Client, scene: Scene) -> None:
     """Move money between accounts of one tag, or read all balances."""
     name = f"b{scene.era()}"
-    keys = {account: f"{{{name}}}{account}".encode() for account in ACCOUNTS}
+    keys = _accounts(name)
     if name not in scene.banks:
         scene.banks.add(name)
         await _open_bank(client, scene, name, keys)
         return
     if client.random.random() < 0.4:  # noqa: PLR2004 - share of reads
-        opened = scene.recorder.begin("bank", "read", name)
-        outcome = await client.write(Txn((), tuple(Get(key) for key in keys.values()), ()))
-        balances = _balances(outcome)
-        if not balances:
-            opened.fail(error=outcome.detail or "not opened yet")
-        else:
-            newest = max(revision for _, revision in _entries(outcome) or ())
-            opened.ok(balances, revision=newest)
+        await _read_bank(client, scene, name)
         return
     await _transfer(client, scene, name, keys)
+
+
+def _accounts(bank: str) -> dict[str, bytes]:
+    """The key of each account."""
+    return {account: f"{{{bank}}}{account}".encode() for account in ACCOUNTS}
+
+
+async def _read_bank(client: Client, scene: Scene, name: str) -> None:
+    opened = scene.recorder.begin("bank", "read", name)
+    outcome = await client.write(Txn((), tuple(map(Get, _accounts(name).values())), ()))
+    balances = _balances(outcome)
+    if not balances:
+        opened.fail(error=outcome.detail or "not opened yet")
+    else:
+        newest = max(revision for _, revision in _entries(outcome) or ())
+        opened.ok(balances, revision=newest)
 
 
 async def _open_bank(client: Client, scene: Scene, name: str, keys: dict[str, bytes]) -> None:
@@ -354,6 +371,17 @@ WORKLOADS: dict[str, Workload] = {
     "bank": bank,
     "lock": lock,
 }
+
+
+_READS = {"register": _read, "append": _read_list, "set": _read_set, "bank": _read_bank}
+
+
+async def read_all(client: Client, scene: Scene) -> None:
+    """Read everything that was ever written: nothing acknowledged may have gone unseen."""
+    for model, read in _READS.items():
+        for key in dict.fromkeys(event.key for event in scene.recorder.events.get(model, ())):
+            if key is not None:
+                await read(client, scene, key)
 
 
 def _value(client: Client) -> str:

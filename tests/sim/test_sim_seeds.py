@@ -1,7 +1,11 @@
 """Whole simulated lives of clusters, of a few fixed seeds; ``raftkv sim`` runs thousands."""
 
+from typing import Any
+
 import pytest
 
+from raftkv.core.operations import Put
+from raftkv.core.state_machine import StateMachine
 from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
@@ -23,3 +27,19 @@ def test_a_log_that_is_never_cut_is_found_in_one_run(monkeypatch: pytest.MonkeyP
     report = run(Options.of(1, shards=1, snapshot_after_entries=8, operations_per_s=4.0))
     assert report.violation is not None
     assert "the log of group" in report.violation
+
+
+def test_what_is_lost_after_its_last_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is read again in the end, also what all replicas have lost alike."""
+    put = StateMachine._put
+
+    def forgetful(self: Any, asked: Put) -> Any:
+        if asked.key.startswith(b"r2-"):
+            for old in filter(None, map(self._entries.get, (b"r0-0", b"r0-1"))):
+                self._remove(old)
+        return put(self, asked)
+
+    monkeypatch.setattr(StateMachine, "_put", forgetful)
+    report = run(Options.of(0, 2.5, shards=1, workloads=("register",), faults=("kill",)))
+    assert report.violation is not None
+    assert report.violation.startswith("register r0-")
