@@ -44,7 +44,6 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "vote_for_shorter_logs": {"faults": ("kill", "partition")},
     "commit_without_majority": {"faults": ("partition", "kill")},
     "reads_without_confirmation": _DEPOSED_LEADER,
-    "any_confirmation_counts": _DEPOSED_LEADER,
     "reads_before_own_no_op": {"faults": ("kill", "storm", "slow"), "rate_per_s": 300.0},
     "forget_outcomes_in_snapshots": {"faults": ("kill", "reset"), **_SMALL_SNAPSHOTS},
     "unknown_is_called_definite": {"faults": ("slow", "lossy")},

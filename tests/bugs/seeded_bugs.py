@@ -24,7 +24,6 @@ from raftkv.raft import (
     journal,
     messages,
     proposals,
-    reads,
     replica,
     replication,
     snapshot_exchange,
@@ -454,23 +453,6 @@ def reads_without_confirmation(patch: Patch) -> None:
 def reads_before_own_no_op(patch: Patch) -> None:
     """A new leader serves reads at a commit index that may be older than its predecessor's."""
     patch(replica.Replica, "no_op_applied", property(lambda _self: True))
-
-
-@bug
-@shaped(faults=("transfer", "slow_link"), fault_every_s=0.7, operations_per_s=20.0, clients=10)
-def any_confirmation_counts(patch: Patch) -> None:
-    """A member says that it follows whoever asks, and any answer confirms any round."""
-
-    def on_confirm(self: Any, peer: str, message: Any) -> None:
-        self._host.send(self.id, peer, messages.LeaderConfirmed(message.term, message.round))
-
-    def on_confirmed(self: Any, peer: str, message: Any) -> bool:
-        fitting = msgspec.structs.replace(message, term=self._asking_term, round=self._round)
-        return bool(honest(self, peer, fitting))
-
-    honest = reads.ReadIndex.on_confirmed
-    patch(group.Group, "_on_confirm", on_confirm)
-    patch(reads.ReadIndex, "on_confirmed", on_confirmed)
 
 
 @bug
