@@ -10,16 +10,21 @@ AGREE_S = 120.0
 _POLL_S = 0.2
 
 
-def disagreements(client: Client, timeout_s: float = AGREE_S) -> list[str]:
+def disagreements(
+    client: Client, timeout_s: float = AGREE_S, *, shards: int | None = None
+) -> list[str]:
     """Wait until all replicas have applied the same, and compare their digests.
 
-    One line for each shard that differs, or that never came to rest.
+    One line for each shard that differs, or that never came to rest. ``shards``: how many there
+    must be (None: at least one).
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             rows = client.shards()["shards"]
             found = [line for row in rows if (line := _unsettled(row))]
+            if not rows or shards not in (None, len(rows)):
+                found.append(f"the cluster speaks of {len(rows)} shards, not {shards or 'any'}")
         except RaftkvError as error:
             rows, found = [], [f"the cluster does not say what its replicas hold: {error}"]
         if not found:

@@ -47,6 +47,8 @@ class Load:
         self._stopping = threading.Event()
         self.crashes: list[Exception] = []
         """What ended a client other than :meth:`stop`: a fault of the harness."""
+        self.unanswered = 0
+        """Clients that were still waiting when :meth:`stop` gave up waiting for them."""
         self._threads = [
             threading.Thread(target=self._run, args=(n,), name=f"client {n}", daemon=True)
             for n in range(clients)
@@ -71,6 +73,7 @@ class Load:
         deadline = time.monotonic() + patience_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self.unanswered = sum(thread.is_alive() for thread in self._threads)
 
     def _run(self, number: int) -> None:
         try:

@@ -158,8 +158,7 @@ class Proxy:
         reset = any(pump.result() for pump in done)
         for pump in rest:
             pump.cancel()
-        for writer in (near[1], far[1]):
-            _close(writer, reset=reset)
+        await asyncio.gather(_end(there, far[1], reset=reset), _end(back, near[1], reset=reset))
 
     async def _pump(
         self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -171,8 +170,7 @@ class Proxy:
                     return True
                 writer.write(chunk)
                 await writer.drain()
-            return False
-        return True
+        return False
 
     async def execute(self, command: Mapping[str, Any]) -> Any:
         """Carry out one command and return its answer."""
@@ -191,6 +189,13 @@ class Proxy:
             case unknown:
                 raise ValueError(f"no such command: {unknown}")
         return None
+
+
+async def _end(direction: Direction, writer: asyncio.StreamWriter, *, reset: bool) -> None:
+    """Let the end of a connection be seen, but not through a partition."""
+    if not reset:
+        await direction.pass_connection()
+    _close(writer, reset=reset)
 
 
 def _close(writer: asyncio.StreamWriter, *, reset: bool) -> None:

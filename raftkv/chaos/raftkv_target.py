@@ -218,7 +218,7 @@ class RaftkvTarget:
     def disagreements(self) -> list[str]:
         """Shards whose replicas differ."""
         with self.cluster.client(timeout_s=10) as client:
-            return disagreements(client)
+            return disagreements(client, shards=self.shards)
 
     def keep_logs(self, directory: Path) -> None:
         """Copy each node's log and configuration."""

@@ -33,13 +33,18 @@ from raftkv.chaos.plan import Round, plan
 from raftkv.chaos.recorder import EventLog, Recorder
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.settings import Settings
+from raftkv.chaos.store import Store
 from raftkv.chaos.target import Nodes, Target
 from raftkv.chaos.workloads import Workload, make_workloads
 from raftkv.check.history import HistoryWriter
 from raftkv.check.verdict import Verdict
+from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError
 from raftkv.testing.layout import LayoutError
 from raftkv.version import __version__
+
+FINAL_KEYS = tuple(f"final/{number}" for number in range(64))
+"""Enough that every shard has some."""
 
 FINAL_READ_ATTEMPTS = 20
 FINAL_READ_PAUSE_S = 0.5
@@ -145,6 +150,7 @@ class _Work:
             )
             self._hurt_under_load(target, observer, workloads)
             self._read_all(target, workloads)
+            self._write_everywhere(target)
             if self.came_back:
                 self.phase = "comparing replicas"
                 self._tick()
@@ -172,6 +178,8 @@ class _Work:
             self._wait_for_the_end()
             self.phase = "stopping clients"
             self._tick()
+        if load.unanswered:
+            self.findings.append(f"{load.unanswered} clients were never answered")
         if load.crashes:
             raise ChaosError(f"a client of the harness broke: {load.crashes[0]!r}")
 
@@ -212,6 +220,22 @@ class _Work:
         self.findings.append(
             f"key {operation.key} could not be read in the end: {outcome.fields.get('error')}"
         )
+
+    def _write_everywhere(self, target: Target) -> None:
+        """Write keys all over the ring; after all is healed each write must succeed.
+
+        Reads prove little of a shard that refuses every write, and most histories of refusals are
+        valid.
+        """
+        if not self.recorder.counts["ok"]:
+            self.findings.append("no operation of any client succeeded")
+        if not self.came_back:
+            return
+        store = target.connect(0)
+        refused = next((key for key in FINAL_KEYS if not _writes(store, key)), None)
+        store.close()
+        if refused is not None:
+            self.findings.append(f"key {refused} could not be written in the end")
 
     def _clean_up(self, target: Target) -> None:
         logs = self.out / "logs"
@@ -259,6 +283,18 @@ class _Work:
                 tuple(self.events.running.values()),
             )
         )
+
+
+def _writes(store: Store, key: str) -> bool:
+    """Whether a key can be written, at one of several attempts."""
+    for _ in range(FINAL_READ_ATTEMPTS):
+        try:
+            store.put(key, b"written in the end")
+        except RaftkvError:
+            time.sleep(FINAL_READ_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def _summarize(run: Run, settings: Settings, path: Path) -> None:

@@ -351,3 +351,15 @@ def test_a_replica_that_says_nothing_is_told_of() -> None:
     silent = shard((5, "x"), (5, "x"))
     silent["replicas"] = ["n1", "n2", "n3"]
     assert "no word of the replica on n3" in found([silent])[0]
+
+
+def test_a_cluster_that_tells_of_no_shard_is_not_taken_for_one_that_agrees() -> None:
+    """Nothing to compare is not the same as nothing that differs."""
+    assert "speaks of 0 shards" in found([])[0]
+
+
+def test_every_shard_must_be_told_of() -> None:
+    """One that is missing may be the one that differs."""
+    cluster = TellsOfShards([shard((5, "x"), (5, "x"))])
+    (line,) = disagreements(cluster, timeout_s=0.5, shards=2)  # type: ignore[arg-type]
+    assert "speaks of 1 shards, not 2" in line

@@ -150,6 +150,21 @@ def test_an_end_that_closes_is_seen_at_the_other(world: World) -> None:
     assert world.far.recv(100) == b""
 
 
+@pytest.mark.parametrize("cut", [THERE, BACK])
+def test_an_end_is_not_seen_through_a_cut(world: World, cut: tuple[str, str]) -> None:
+    """A node that dies behind a partition leaves its peers with half a connection."""
+    dying, surviving = (world.near, world.far) if cut == THERE else (world.far, world.near)
+    world.links.add([cut], BLOCKED)
+    dying.close()
+    until(lambda: world.links.stats()[cut].held_connections == 1)
+    surviving.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        surviving.recv(100)
+    surviving.settimeout(WAIT_S)
+    world.links.remove([cut], BLOCKED)
+    assert surviving.recv(100) == b""
+
+
 def test_a_node_that_is_gone_is_noticed_by_the_one_that_dials(world: World) -> None:
     """As a refused connection would be."""
     world.listener.close()

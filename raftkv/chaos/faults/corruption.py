@@ -30,6 +30,10 @@ def used_bytes(file: Path) -> int:
     return len(file.read_bytes().rstrip(b"\0"))
 
 
+REFUSED = 1
+"""Exit code of a node that says in one line why it does not start; another one is a crash."""
+
+
 class BitFlip(Fault):
     """Kill a node, flip a bit, start it; if it refuses, mend the bit and start it again."""
 
@@ -74,7 +78,9 @@ class BitFlip(Fault):
             lambda: not process.is_running or cluster.is_ready(self._node), DECIDE_S
         )
         if not decided:
-            self._find("neither refused to start nor was ready")
+            self._find("neither refused to start nor was ready in time")
+        if process.exit_code not in (None, REFUSED):
+            self._find(f"did not refuse to start, but ended with code {process.exit_code}")
         return not process.is_running
 
     def _mend(self) -> None:
@@ -85,10 +91,10 @@ class BitFlip(Fault):
     def _catch_up(self) -> None:
         goal = self.target.committed()
         if not wait_until(lambda: not self.target.late(goal), CATCH_UP_S):
-            self._find(f"had not caught up ({self.target.late(goal)})")
+            self._find(f"had not caught up in time ({self.target.late(goal)})")
 
     def _find(self, what: str) -> None:
-        self.context.findings.append(f"{self._node} {what} in time after {self.detail}")
+        self.context.findings.append(f"{self._node} {what}, after {self.detail}")
 
     def observe(self) -> None:
         """Nothing to wait for: the bit was flipped, and what came of it is known."""
