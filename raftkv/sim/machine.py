@@ -272,6 +272,11 @@ class Machine:
         self._fabric.cut_power(self)
         self._on_end(self)
 
+    def halt(self) -> None:
+        """Let nothing more happen: the world ends."""
+        if self._loop is not None:
+            self._loop.end()
+
     def replace_disk(self) -> None:
         """Put a new disk into a machine that is down, and make a data directory on it."""
         self.disk = SimDisk()

@@ -90,6 +90,7 @@ def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
         except Violation as violation:
             report.violation = str(violation)
         drama.fill_in()
+        drama.end()
     report.cpu_s = time.process_time() - began
     return report
 
@@ -337,6 +338,12 @@ class Run:
             self.world.scheduler.stop()
         else:
             raise error
+
+    def end(self) -> None:
+        """Let nothing more happen; what has not begun is thrown away in order."""
+        for machine in self.world.machines.values():
+            machine.halt()
+        self._loop.end()
 
     # --- the report ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from seeded_bugs import BUGS, SHAPES
+from seeded_bugs import BUGS, options_for
 
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
@@ -27,12 +27,12 @@ class Catch:
     found: str
 
 
-def hunt(name: str, seeds: Sequence[int], minutes: float, *, shaped: bool) -> Catch:
+def hunt(name: str, seeds: Sequence[int], *, plain: bool) -> Catch:
     """Switch a bug on, in this process for good, and run seeds until one fails."""
     BUGS[name](setattr)
     cpu_s = 0.0
     for number, seed in enumerate(seeds, start=1):
-        report = run(Options.of(seed, minutes, **(SHAPES.get(name, {}) if shaped else {})))
+        report = run(Options.of(seed) if plain else options_for(name, seed))
         cpu_s += report.cpu_s
         if report.violation is not None:
             return Catch(name, seed, number, cpu_s, report.violation)
@@ -44,9 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Hunt seeded bugs by simulation.")
     parser.add_argument("bugs", nargs="*", metavar="BUG", help=f"of {', '.join(BUGS)}")
     parser.add_argument("--seeds", default="0:100", help="FIRST:END, tried in order")
-    parser.add_argument("--minutes-per-seed", type=float, default=5.0)
     parser.add_argument(
-        "--shaped", action="store_true", help="use the options that favour each bug"
+        "--plain", action="store_true", help="the usual runs, not those that favour each bug"
     )
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
@@ -58,9 +57,8 @@ def main() -> int:
     # A process of its own for each bug: one that was switched on stays on.
     with ProcessPoolExecutor(arguments.jobs, max_tasks_per_child=1) as pool:
         names = arguments.bugs or list(BUGS)
-        seeds, minutes = range(first, end), arguments.minutes_per_seed
-        shaped = arguments.shaped
-        hunts = [pool.submit(hunt, name, seeds, minutes, shaped=shaped) for name in names]
+        seeds, plain = range(first, end), arguments.plain
+        hunts = [pool.submit(hunt, name, seeds, plain=plain) for name in names]
         for done in as_completed(hunts):
             catch = done.result()
             escaped += catch.seed is None

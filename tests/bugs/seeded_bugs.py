@@ -31,6 +31,7 @@ from raftkv.raft import (
 from raftkv.raft.member import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.messages import Failure
+from raftkv.sim.options import Options
 from raftkv.storage import snapshots, wal
 from raftkv.storage.wal_format import encode_unit
 
@@ -45,6 +46,9 @@ class Patch(Protocol):
 Bug = Callable[[Patch], None]
 
 BUGS: dict[str, Bug] = {}
+
+MINUTES = 3.0
+"""Simulated minutes of a run, unless the bug's shape says otherwise."""
 
 SHAPES: dict[str, dict[str, Any]] = {}
 """Options of a simulated run in which a bug is likely to do harm, where the usual ones are not."""
@@ -62,6 +66,11 @@ def bug(function: Bug) -> Bug:
     """Enter a bug into the list, under its name."""
     BUGS[function.__name__] = function
     return function
+
+
+def options_for(name: str, seed: int) -> Options:
+    """A run in which this bug is likely to be seen."""
+    return Options.of(seed, **{"minutes": MINUTES} | SHAPES.get(name, {}))
 
 
 def shaped(**options: Any) -> Callable[[Bug], Bug]:
@@ -292,7 +301,7 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10)
+@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000)
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
@@ -320,7 +329,12 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("partition", "freeze"), snapshot_after_entries=8, operations_per_s=8.0)
+@shaped(
+    faults=("partition", "freeze"),
+    snapshot_after_entries=8,
+    operations_per_s=8.0,
+    delay_us=20_000,
+)
 def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
     """H6: a snapshot that cannot be installed (here every other one) is acknowledged anyway."""
     honest = snapshot_exchange.SnapshotExchange._received

@@ -4,13 +4,35 @@
 """
 
 import pytest
-from seeded_bugs import BUGS, QUICK, SHAPES
+from seeded_bugs import BUGS, MINUTES, QUICK, options_for
 
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
 
 SEEDS_MAX = 25
-MINUTES = 3.0
+
+HINTS = {
+    "h9_leader_counts_unsynced": 7,
+    "h19_emptied_disk_is_let_in": 13,
+    "snapshot_of_a_moving_state": 7,
+    "h1_snapshot_piece_commits": 2,
+    "h2_stock": 7,
+    "h2_mended_at_acknowledgement": 5,
+    "h2_trimmed_without_clamping": 3,
+    "h6_failed_snapshot_is_acknowledged": 2,
+    "h10_any_term_counts": 19,
+    "commit_without_majority": 5,
+    "vote_for_shorter_logs": 6,
+    "reads_without_confirmation": 4,
+    "reads_before_own_no_op": 10,
+    "age_of_a_heartbeat": 2,
+    "answer_before_commit": 1,
+    "unknown_is_called_definite": 12,
+    "repeat_any_write": 1,
+    "stock_pysyncobj": 2,
+}
+"""Seeds that caught a bug when last hunted, tried first. A change of the code changes what a seed
+does; then the others are tried, which takes longer and holds as well."""
 
 
 @pytest.mark.timeout(300)
@@ -18,9 +40,11 @@ MINUTES = 3.0
 def test_every_seeded_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In runs of a shape that favours it, by whichever check sees it first."""
     BUGS[name](monkeypatch.setattr)
-    for seed in range(SEEDS_MAX):
-        report = run(Options.of(seed, MINUTES, **SHAPES.get(name, {})))
+    hint = HINTS.get(name, 0)
+    for seed in (hint, *(seed for seed in range(SEEDS_MAX) if seed != hint)):
+        report = run(options_for(name, seed))
         if report.violation is not None:
+            assert ": unknown:" not in report.violation, "undecided is not caught"
             return
     pytest.fail(f"{name} was not caught by {SEEDS_MAX} seeds")
 
