@@ -340,6 +340,11 @@ MISTAKES: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("init", "--config", "none.toml"), 1, "none.toml: No such file or directory"),
     (("serve", "--nosuch"), 2, "No such option '--nosuch'"),
     (("bench", "failover", "--kills", "0"), 2, "Invalid value for '--kills'"),
+    (("sim",), 2, "say either --seeds FIRST:END or --seed N"),
+    (("sim", "--seed", "1", "--set", "nodes=0"), 2, "nodes: 0 is not between 1 and 9"),
+    (("chaos", "--faults", "meteor"), 3, "--faults meteor: use some of kill,"),
+    (("check", "afile"), 3, "afile: line 1: not JSON, or cut short"),
+    (("check", "missing.jsonl"), 3, "missing.jsonl: No such file or directory"),
 )
 
 
