@@ -283,7 +283,7 @@ class SimDisk:
     def free_bytes(self, directory: Path) -> int:
         """Space left."""
         self.enter("free_bytes", directory)
-        return 2**62 if self.capacity_bytes is None else self.capacity_bytes - self._used()
+        return 2**62 if self.capacity_bytes is None else self.capacity_bytes - self.used_bytes()
 
     def lock(self, path: Path) -> SimLock:
         """Lock ``path``; it is created if missing."""
@@ -354,6 +354,10 @@ class SimDisk:
         """Length of a file in bytes, without an operation."""
         return self._inode_at(path, "look at").size
 
+    def used_bytes(self) -> int:
+        """Space that all files together take, without an operation."""
+        return sum(inode.allocated for inode in self._names.values() if inode is not None)
+
     def written_sectors(self, path: Path) -> list[int]:
         """The sectors of a file that are not blank, sorted."""
         inode = self._inode_at(path, "look at")
@@ -398,12 +402,9 @@ class SimDisk:
         more = size - inode.allocated
         if more <= 0:
             return
-        if self.capacity_bytes is not None and self._used() + more > self.capacity_bytes:
+        if self.capacity_bytes is not None and self.used_bytes() + more > self.capacity_bytes:
             raise DiskFull(path, "allocate", "No space left on device")
         inode.allocated = size
-
-    def _used(self) -> int:
-        return sum(inode.allocated for inode in self._names.values() if inode is not None)
 
     def _new_inode(self) -> _Inode:
         self._inodes += 1

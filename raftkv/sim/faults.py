@@ -14,7 +14,7 @@ from random import Random
 from raftkv.rpc.messages import TransferRequest
 from raftkv.sim.client import Client
 from raftkv.sim.loop import Handle
-from raftkv.sim.machine import DATA, DiskSpeed, Machine
+from raftkv.sim.machine import DiskSpeed, Machine
 from raftkv.sim.scheduler import SECOND_US
 from raftkv.sim.world import World
 from raftkv.storage.disk import DiskError
@@ -234,9 +234,7 @@ def full_disk(stage: Stage, random: Random) -> Undo:
     """Leave room for a little more, or for nothing."""
     machine = stage.machine(random)
     disk = machine.disk
-    disk.capacity_bytes = 2**62
-    used = disk.capacity_bytes - disk.free_bytes(DATA)
-    disk.capacity_bytes = used + random.choice((0, 5_000, 100_000))
+    disk.capacity_bytes = disk.used_bytes() + random.choice((0, 5_000, 100_000))
 
     def undo() -> None:
         machine.disk.capacity_bytes = None  # a crash may have put another disk in its place

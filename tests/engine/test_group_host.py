@@ -209,7 +209,7 @@ def test_full_disk_refuses_writes_and_heals() -> None:
     leader = world.leader()
     world.put_all(leader, b"before")
     world.run_until(lambda: leader.host.wal.begin_housekeeping() is None)
-    leader.disk.capacity_bytes = leader.disk._used()
+    leader.disk.capacity_bytes = leader.disk.used_bytes()
     number = 0
     refused: Rejection | None = None
     while refused is None:

@@ -13,7 +13,7 @@ def fill_disk(machine: Machine) -> None:
     """Leave no space for another segment, spare and all."""
     machine.host.look_after_log()
     machine.world.run(0.1)
-    machine.disk.capacity_bytes = machine.disk._used()
+    machine.disk.capacity_bytes = machine.disk.used_bytes()
 
 
 def heal(machine: Machine) -> None:
