@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	echo $$python && break; done)
 
-.PHONY: run test soak check format clean
+.PHONY: run test soak check validate-deploy format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/raftkv dev --nodes 3 --shards 4 --replicas 3 --http-port $(HTTP_PORT) --data-dir $(DATA)
@@ -33,6 +33,10 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+validate-deploy: $(VENV)/test.stamp
+	tests/install-tools
+	deploy/validate
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format $(SOURCES)

@@ -10,28 +10,50 @@ from typing import Any
 
 import msgspec
 
-from raftkv.engine.config import InvalidOption, NodeConfig, SecurityOptions, check
+from raftkv.engine.config import (
+    InvalidOption,
+    NodeConfig,
+    SecurityOptions,
+    check,
+    check_cluster,
+)
 
 SECRET_BYTES_MIN = 16
+NODE_PLACE = "{node}"
+"""Stands for the node's name in the paths of a configuration."""
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message is one line for the operator."""
 
 
-def load(path: str | os.PathLike[str]) -> NodeConfig:
+def load(path: str | os.PathLike[str], *, node: str | None = None) -> NodeConfig:
     """Read, check and complete a configuration file.
 
-    Paths in the file are relative to the file, so that a directory with its node.toml can be
-    moved; ``secret_file`` is read here, so that what comes out needs no file any more to be used.
+    ``node`` is the name of the node instead of ``node.name``, and ``{node}`` in a path stands for
+    the name, so that one file can serve every node of a cluster. Paths in the file are relative to
+    the file, so that a directory with its node.toml can be moved; ``secret_file`` is read here, so
+    that what comes out needs no file any more to be used.
+
+    Raises:
+        ConfigError: The file cannot be used.
     """
     file = Path(path)
     try:
-        config = _resolve(_convert(_read(file)), file.resolve().parent)
+        config = _convert(_named(_read(file), node))
+        check_cluster(config)  # first: paths may depend on the node's name
+        config = _resolve(config, file.resolve().parent)
         check(config)
     except InvalidOption as error:
         raise ConfigError(f"{file}: {error}") from error
     return config
+
+
+def _named(tables: dict[str, Any], node: str | None) -> dict[str, Any]:
+    table = tables.setdefault("node", {})
+    if node is not None and isinstance(table, dict):
+        table["name"] = node
+    return tables
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -119,7 +141,11 @@ def _resolve(config: NodeConfig, base: Path) -> NodeConfig:
     for table, options in _PATH_OPTIONS.items():
         old = getattr(config, table)
         paths = {option: getattr(old, option) for option in options}
-        absolute = {option: str(base / path) for option, path in paths.items() if path is not None}
+        absolute = {
+            option: str(base / path.replace(NODE_PLACE, config.node.name))
+            for option, path in paths.items()
+            if path is not None
+        }
         tables[table] = msgspec.structs.replace(old, **absolute)
     tables["security"] = _with_secret(tables["security"])
     config = msgspec.structs.replace(config, **tables)

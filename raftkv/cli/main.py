@@ -15,6 +15,7 @@ COMMANDS = {
     "dev": ("raftkv.cli.dev", "dev_command", "Run a local cluster in the foreground."),
     "init": ("raftkv.cli.serve", "init_command", "Make the data directory of a node."),
     "serve": ("raftkv.cli.serve", "serve_command", "Run one node."),
+    "ready": ("raftkv.cli.ready", "ready_command", "Ask whether this machine's node is ready."),
     "get": ("raftkv.cli.data", "get_command", "Read one key."),
     "put": ("raftkv.cli.data", "put_command", "Set one key."),
     "del": ("raftkv.cli.data", "del_command", "Remove one key."),

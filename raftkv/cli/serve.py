@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 
@@ -20,14 +20,27 @@ from raftkv.engine.pidfile import PidFile, PidFileError
 EXIT_REFUSED = 1
 _TERMINAL = "/dev/tty"
 
-_config_option = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    default=Path("node.toml"),
-    show_default=True,
-    help="The node's configuration.",
-)
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def config_options(command: _Command) -> _Command:
+    """Add the options that say which node of which configuration is meant."""
+    command = click.option(
+        "--node",
+        envvar="RAFTKV_NODE",
+        show_envvar=True,
+        help="Which node this is, instead of node.name: one file can serve all nodes.",
+    )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        envvar="RAFTKV_CONFIG",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        default=Path("node.toml"),
+        show_default=True,
+        help="The node's configuration.",
+    )(command)
 
 
 def refuse(message: object) -> NoReturn:
@@ -36,23 +49,23 @@ def refuse(message: object) -> NoReturn:
     sys.exit(EXIT_REFUSED)
 
 
-def load_or_refuse(config_file: Path) -> NodeConfig:
+def load_or_refuse(config_file: Path, node: str | None = None) -> NodeConfig:
     """Read the configuration, or end with what is wrong in it."""
     try:
-        return load(config_file)
+        return load(config_file, node=node)
     except ConfigError as error:
         refuse(error)
 
 
 @click.command("init")
-@_config_option
+@config_options
 @click.option(
     "--if-needed",
     is_flag=True,
     help="Succeed if the directory is this node's already. Beware: after the loss of a disk this "
     "makes an empty node, which the others will refuse.",
 )
-def init_command(config_file: Path, *, if_needed: bool) -> None:
+def init_command(config_file: Path, node: str | None, *, if_needed: bool) -> None:
     """Make the data directory of a new node and mint its identity."""
     from raftkv.storage.data_dir import (  # noqa: PLC0415 -- after a bad configuration is refused
         DataDirError,
@@ -61,7 +74,7 @@ def init_command(config_file: Path, *, if_needed: bool) -> None:
     )
     from raftkv.storage.disk import RealDisk  # noqa: PLC0415 -- same
 
-    config = load_or_refuse(config_file)
+    config = load_or_refuse(config_file, node)
     disk, path = RealDisk(), Path(config.node.data_dir)
     identity = (config.cluster.id, config.node.name)
     try:
@@ -76,18 +89,18 @@ def init_command(config_file: Path, *, if_needed: bool) -> None:
 
 
 @click.command("serve")
-@_config_option
+@config_options
 @click.option(
     "--until-eof",
     is_flag=True,
     help="Stop when standard input ends, so that the node does not outlive its supervisor.",
 )
-def serve_command(config_file: Path, *, until_eof: bool) -> None:
+def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> None:
     """Run one node until SIGTERM or Ctrl-C.
 
     The process leads a process group of its own; its HTTP workers are in it and end with it.
     """
-    config = load_or_refuse(config_file)
+    config = load_or_refuse(config_file, node)
     _log_to_stderr(config.node.name)
     from raftkv.engine.node import run_node  # noqa: PLC0415 -- after a bad configuration is refused
 

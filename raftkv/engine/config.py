@@ -204,11 +204,12 @@ class NodeConfig(Options, frozen=True):
 
 def check(config: NodeConfig) -> None:
     """Raise :class:`InvalidOption` for the first combination of options that cannot work."""
-    for rule in (_check_cluster, _check_addresses, _check_raft, _check_tls, _check_exposure):
+    for rule in (check_cluster, _check_addresses, _check_raft, _check_tls, _check_exposure):
         rule(config)
 
 
-def _check_cluster(config: NodeConfig) -> None:
+def check_cluster(config: NodeConfig) -> None:
+    """Raise :class:`InvalidOption` if the cluster cannot be, or the node is none of it."""
     cluster, name = config.cluster, config.node.name
     if not 1 <= len(cluster.nodes) <= NODES_MAX:
         raise InvalidOption(

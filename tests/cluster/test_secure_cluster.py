@@ -8,7 +8,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -344,77 +343,3 @@ def test_insecure_lets_it(lonely: Path) -> None:
                 process.terminate()
             process.stderr.read()
             assert process.wait(TIMEOUT_S) == 0
-
-
-# --- three machines -------------------------------------------------------------------------------
-
-
-def ip(*arguments: str) -> None:
-    """Change the network."""
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=TIMEOUT_S)  # noqa: S603, S607
-
-
-@pytest.fixture
-def network() -> Iterator[dict[str, str]]:
-    """Three network namespaces joined by a bridge in a fourth, where clients are: name -> address.
-
-    Nothing of it touches the machine's own network, and removing the namespaces removes it all.
-    """
-    tag = f"rkv{os.getpid()}"
-    hub = f"{tag}hub"
-    made = []
-    try:
-        for name in (hub, *(f"{tag}{node}" for node in NAMES)):
-            ip("netns", "add", name)
-            made.append(name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", hub, "link", "add", "bridge", "type", "bridge")
-        ip("-n", hub, "addr", "add", "10.213.7.100/24", "dev", "bridge")
-        ip("-n", hub, "link", "set", "bridge", "up")
-        for number, node in enumerate(NAMES, start=1):
-            namespace, cable = f"{tag}{node}", f"to{node}"
-            ip("-n", hub, "link", "add", cable, "type", "veth", "peer", "eth0", "netns", namespace)
-            ip("-n", hub, "link", "set", cable, "master", "bridge", "up")
-            ip("-n", namespace, "addr", "add", f"10.213.7.{number}/24", "dev", "eth0")
-            ip("-n", namespace, "link", "set", "eth0", "up")
-        yield {"hub": hub} | {node: f"{tag}{node}" for node in NAMES}
-    finally:
-        for name in made:
-            ip("netns", "del", name)
-
-
-@pytest.mark.skipif(
-    os.getuid() != 0 or shutil.which("ip") is None, reason="only root can make networks"
-)
-def test_three_machines(network: dict[str, str], tmp_path: Path) -> None:
-    """On addresses off loopback a cluster runs over TLS alone, and survives losing a machine."""
-
-    def inside(where: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", network[where])
-
-    places = {
-        name: Place(f"10.213.7.{number}", 7000, 8000, inside(name))
-        for number, name in enumerate(NAMES, start=1)
-    }
-
-    cluster = SecureNodes(tmp_path, places)
-
-    def at_hub(*arguments: str, role: str = "write") -> "subprocess.CompletedProcess[str]":
-        endpoints = [text for name in NAMES for text in ("--endpoint", cluster.url(name))]
-        proof = ("--ca", cluster.ca, "--token", cluster.tokens[role], "--timeout", "20")
-        return run(*arguments, *endpoints, *proof, before=inside("hub"))
-
-    with cluster as running:
-        put = at_hub("put", "far", "away")
-        deadline = time.monotonic() + TIMEOUT_S
-        while put.returncode != 0:
-            assert time.monotonic() < deadline, put.stderr
-            put = at_hub("put", "far", "away")
-        assert at_hub("get", "far", role="read").stdout == "away"
-        assert at_hub("put", "far", "no", role="read").returncode == 3
-        ip("-n", network["hub"], "link", "set", "ton1", "down")
-        assert at_hub("put", "far", "still").returncode == 0
-        assert at_hub("get", "far").stdout == "still"
-        for name in ("n2", "n3"):
-            other = "n3" if name == "n2" else "n2"
-            assert running.said(name, f"link to {other} is up")
