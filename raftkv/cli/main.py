@@ -20,6 +20,8 @@ COMMANDS = {
     "put": ("raftkv.cli.data", "put_command", "Set one key."),
     "del": ("raftkv.cli.data", "del_command", "Remove one key."),
     "scan": ("raftkv.cli.data", "scan_command", "List keys in byte order."),
+    "backup": ("raftkv.cli.backup", "backup_command", "Write all keys and values to a file."),
+    "restore": ("raftkv.cli.backup", "restore_command", "Write a backup into a cluster."),
     "status": ("raftkv.cli.operators", "status_command", "Show nodes, shards and leaders."),
     "explain": ("raftkv.cli.operators", "explain_command", "Show where a key lives and why."),
     "transfer-leader": (

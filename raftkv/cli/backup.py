@@ -1,0 +1,181 @@
+"""``raftkv backup`` and ``raftkv restore``: all keys and values of a running cluster, as a file.
+
+Both are clients like any other: they read by a scan and write by batches, while the cluster goes on
+serving. docs/operations.md says what such a backup promises, and what it does not.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from raftkv.cli.backup_file import (
+    BackupFileError,
+    Summary,
+    read_puts,
+    verify_backup,
+    write_backup,
+)
+from raftkv.cli.connect import EXIT_NO, connected, json_option, print_json, shown
+from raftkv.cli.serve import refuse
+from raftkv.client import Client, Entry, Get, PreconditionFailedError, Put, RaftkvError
+from raftkv.client.batches import BatchResult
+from raftkv.client.types import to_bytes
+
+PIECE_KEYS = 500
+"""Keys read and written at a time."""
+SHOWN_KEYS = 10
+
+
+@click.command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
+@json_option
+@connected
+def backup_command(client: Client, file: Path, *, as_json: bool) -> None:
+    """Write all keys and values to FILE; - is standard output.
+
+    FILE appears when it is whole and on the disk, and an older one is replaced.
+    """
+    cluster = str(client.status("local").get("cluster"))
+    entries = client.scan()
+    try:
+        if str(file) == "-":
+            summary = write_backup(sys.stdout.buffer, cluster, entries)
+            sys.stdout.buffer.flush()
+        else:
+            summary = _write_file(file, cluster, entries)
+    except OSError as error:
+        refuse(f"{file}: {error.strerror}")
+    _report(summary, "in the backup", as_json=as_json, to_stderr=str(file) == "-")
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace what existing keys hold.")
+@click.option("--check", "only_check", is_flag=True, help="Only see whether FILE is whole.")
+@json_option
+@connected
+def restore_command(
+    client: Client, file: Path, *, overwrite: bool, only_check: bool, as_json: bool
+) -> None:
+    """Write what FILE holds into the cluster, usually a new and empty one.
+
+    Keys that exist with another value are left alone and listed, and the code is 1. The command can
+    be repeated: what is there already is not written again.
+    """
+    try:
+        summary = verify_backup(file)
+        if only_check:
+            _report(summary, "in the file, which is whole", as_json=as_json)
+            return
+        different = _restore(client, read_puts(file, summary), overwrite=overwrite)
+    except BackupFileError as error:
+        refuse(error)
+    _report(summary, "restored", as_json=as_json, different=different)
+    if different:
+        sys.exit(EXIT_NO)
+
+
+def _write_file(file: Path, cluster: str, entries: Iterator[Entry]) -> Summary:
+    """Write beside ``file`` and put it in its place when it is whole."""
+    partial = file.with_name(f".{file.name}.partial.{os.getpid()}")
+    # Keys and values are for those who may read the cluster.
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            summary = write_backup(out, cluster, entries)
+            _to_disk(out)
+        partial.replace(file)
+        directory = os.open(file.absolute().parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return summary
+
+
+def _to_disk(out: BinaryIO) -> None:
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _restore(client: Client, puts: Iterator[Put], *, overwrite: bool) -> list[bytes]:
+    """Write everything; return the keys that were left alone because they hold something else."""
+    different = []
+    for piece in _pieces(puts):
+        different += _restore_piece(client, piece, overwrite=overwrite)
+    return different
+
+
+def _pieces(puts: Iterator[Put]) -> Iterator[list[Put]]:
+    while piece := list(itertools.islice(puts, PIECE_KEYS)):
+        yield piece
+
+
+def _restore_piece(client: Client, piece: list[Put], *, overwrite: bool) -> list[bytes]:
+    if overwrite:
+        _all_done(client.batch(piece))
+        return []
+    creating = [Put(put.key, put.value, if_absent=True) for put in piece]
+    existing = []
+    for put, result in zip(piece, client.batch(creating), strict=True):
+        if isinstance(result, PreconditionFailedError):
+            existing.append(put)
+        elif isinstance(result, RaftkvError):
+            raise result
+    found = _all_done(client.batch([Get(put.key) for put in existing])) if existing else []
+    return [
+        to_bytes(put.key)
+        for put, entry in zip(existing, found, strict=True)
+        if not isinstance(entry, Entry) or entry.value != put.value
+    ]
+
+
+def _all_done(results: list[BatchResult]) -> list[BatchResult]:
+    for result in results:
+        if isinstance(result, RaftkvError):
+            raise result
+    return results
+
+
+def _report(
+    summary: Summary,
+    what: str,
+    *,
+    as_json: bool,
+    to_stderr: bool = False,
+    different: list[bytes] | None = None,
+) -> None:
+    left_alone = [shown(key) for key in different or ()]
+    if as_json and not to_stderr:
+        print_json(
+            {
+                "cluster": summary.cluster,
+                "began": summary.began,
+                "ended": summary.ended,
+                "entries": summary.entries,
+                "sha256": summary.sha256,
+                "left_alone": left_alone,
+            }
+        )
+        return
+    written = summary.entries - len(left_alone)
+    click.echo(
+        f"{written} keys {what}; backup of cluster {summary.cluster}, "
+        f"{summary.began} to {summary.ended}, sha256 {summary.sha256}",
+        err=to_stderr,
+    )
+    if left_alone:
+        listed = ", ".join(left_alone[:SHOWN_KEYS]) + (", ..." * (len(left_alone) > SHOWN_KEYS))
+        click.echo(
+            f"raftkv: {len(left_alone)} keys hold something else and were left alone "
+            f"(--overwrite replaces them): {listed}",
+            err=True,
+        )

@@ -1,0 +1,216 @@
+"""``raftkv backup`` and ``restore``: what goes into the file comes out of it, or is refused."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from front_end import FrontEnd, front_end
+
+from raftkv import Client
+from raftkv.cli.backup_file import BackupFileError, read_puts, verify_backup
+from raftkv.cli.main import cli
+from raftkv.client import Put
+
+CONTENT = {
+    b"color": b"red",
+    b"empty": b"",
+    b"\xff\x00key": b"\x80\x81",
+    "größe".encode(): "żółw\n\u2028".encode(),
+    b"base64": b"/w==",
+    **{f"many/{number:04}".encode(): str(number).encode() for number in range(1200)},
+}
+
+
+@pytest.fixture
+def source() -> Iterator[FrontEnd]:
+    """A front end whose store holds the content."""
+    with front_end() as made:
+        fill(made, CONTENT)
+        yield made
+
+
+@pytest.fixture
+def target() -> Iterator[FrontEnd]:
+    """A front end with an empty store."""
+    with front_end() as made:
+        yield made
+
+
+def fill(where: FrontEnd, content: dict[bytes, bytes]) -> None:
+    """Write keys and values."""
+    with Client(where.url) as client:
+        client.batch([Put(key, value) for key, value in content.items()])
+
+
+def content_of(where: FrontEnd) -> dict[bytes, bytes]:
+    """Everything a store holds."""
+    with Client(where.url) as client:
+        return {entry.key: entry.value for entry in client.scan()}
+
+
+def run(where: FrontEnd, *arguments: str | Path) -> Result:
+    """Run a raftkv command against a store."""
+    environment = {"RAFTKV_ENDPOINTS": where.url, "RAFTKV_TOKEN": ""}
+    return CliRunner().invoke(cli, [str(one) for one in arguments], env=environment)
+
+
+def test_everything_is_restored_as_it_was(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path
+) -> None:
+    """Any bytes, in keys and values, more of them than one request takes."""
+    file = tmp_path / "backup"
+    saved = run(source, "backup", file)
+    assert saved.exit_code == 0, saved.output
+    assert saved.stdout.startswith(f"{len(CONTENT)} keys in the backup; backup of cluster ")
+    restored = run(target, "restore", file, "--json")
+    assert restored.exit_code == 0, restored.output
+    assert json.loads(restored.stdout)["entries"] == len(CONTENT)
+    assert content_of(target) == CONTENT
+
+
+def test_the_file_can_be_read_without_raftkv(source: FrontEnd, tmp_path: Path) -> None:
+    """Lines of JSON in the order of keys, for nobody else to read, and nothing left beside it."""
+    file = tmp_path / "backup"
+    assert run(source, "backup", file).exit_code == 0
+    header, *entries, trailer = (json.loads(line) for line in file.read_text().splitlines())
+    assert (header["format"], header["version"]) == ("raftkv-backup", 1)
+    assert trailer["entries"] == len(entries) == len(CONTENT)
+    color = next(entry for entry in entries if entry.get("key") == "color")
+    assert color["value"] == "red"
+    assert color["revision"] > 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_standard_output_takes_a_backup_too(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path
+) -> None:
+    """For pipes into compression or elsewhere; what there is to say goes to standard error."""
+    done = run(source, "backup", "-")
+    assert "keys in the backup" in done.stderr
+    file = tmp_path / "piped"
+    file.write_bytes(done.stdout_bytes)
+    assert run(target, "restore", file).exit_code == 0
+    assert content_of(target) == CONTENT
+
+
+def test_what_exists_with_another_value_is_left_alone(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path
+) -> None:
+    """It is listed, the rest is restored, and the code says that not all is as in the file."""
+    run(source, "backup", tmp_path / "backup")
+    fill(target, {b"color": b"blue", b"empty": b"", b"another": b"one"})
+    done = run(target, "restore", tmp_path / "backup")
+    assert done.exit_code == 1
+    assert "1 keys hold something else and were left alone" in done.stderr
+    assert done.stderr.rstrip().endswith(": color")
+    assert content_of(target) == {**CONTENT, b"color": b"blue", b"another": b"one"}
+
+
+def test_overwrite_replaces_it(source: FrontEnd, target: FrontEnd, tmp_path: Path) -> None:
+    """Keys of the file get its values; keys that it does not have stay."""
+    run(source, "backup", tmp_path / "backup")
+    fill(target, {b"color": b"blue", b"another": b"one"})
+    assert run(target, "restore", tmp_path / "backup", "--overwrite").exit_code == 0
+    assert content_of(target) == {**CONTENT, b"another": b"one"}
+
+
+def test_a_restore_can_be_repeated(source: FrontEnd, target: FrontEnd, tmp_path: Path) -> None:
+    """The second run finds everything there and changes nothing, not even revisions."""
+    run(source, "backup", tmp_path / "backup")
+    run(target, "restore", tmp_path / "backup")
+    with Client(target.url) as client:
+        first = list(client.scan())
+        assert run(target, "restore", tmp_path / "backup").exit_code == 0
+        assert list(client.scan()) == first
+
+
+def test_an_empty_store_makes_a_backup_too(target: FrontEnd, tmp_path: Path) -> None:
+    """No entry is not no file."""
+    assert run(target, "backup", tmp_path / "backup").exit_code == 0
+    assert verify_backup(tmp_path / "backup").entries == 0
+    assert run(target, "restore", tmp_path / "backup").exit_code == 0
+
+
+# --- files that cannot be trusted -----------------------------------------------------------------
+
+Spoil = Callable[[bytes], bytes]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda _: b"", "is not a file of raftkv backup"),
+        (lambda _: b"PK\x03\x04", "is not a file of raftkv backup"),
+        (lambda data: data.replace(b'"version":1', b'"version":2', 1), "has version 2"),
+        (lambda data: data.replace(b'"red"', b'"tan"'), "is damaged"),
+        (lambda data: data[: data.rindex(b"{")], "the backup was not finished"),
+        (lambda data: data[:-40], "ends before its end"),
+        (lambda data: data[: data.index(b"\n") + 1], "the backup was not finished"),
+        (lambda data: data + data, "is damaged"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_before_anything_is_written(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path, spoil: Spoil, reason: str
+) -> None:
+    """One line names the file and what is wrong, and the store stays empty."""
+    file = tmp_path / "backup"
+    run(source, "backup", file)
+    file.write_bytes(spoil(file.read_bytes()))
+    for options in ([], ["--check"]):
+        done = run(target, "restore", file, *options)
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"raftkv: {file}: ")
+        assert reason in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert content_of(target) == {}
+
+
+def test_check_reads_the_file_and_writes_nothing(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path
+) -> None:
+    """For the day after a backup was made."""
+    run(source, "backup", tmp_path / "backup")
+    done = run(target, "restore", tmp_path / "backup", "--check")
+    assert (done.exit_code, done.stdout.split(";")[0]) == (
+        0,
+        f"{len(CONTENT)} keys in the file, which is whole",
+    )
+    assert content_of(target) == {}
+
+
+def test_a_backup_that_fails_leaves_the_older_one(source: FrontEnd, tmp_path: Path) -> None:
+    """An unreachable cluster, and a directory that is not there, spoil nothing."""
+    file = tmp_path / "backup"
+    run(source, "backup", file)
+    before = file.read_bytes()
+    failed = run(source, "backup", file, "--endpoint", "http://127.0.0.1:1", "--timeout", "0.2")
+    assert failed.exit_code == 3
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+    nowhere = run(source, "backup", tmp_path / "none" / "backup")
+    assert nowhere.exit_code == 1
+    assert "No such file or directory" in nowhere.stderr
+
+
+def test_a_missing_file_is_one_line(target: FrontEnd, tmp_path: Path) -> None:
+    """It is named."""
+    done = run(target, "restore", tmp_path / "none")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"raftkv: {tmp_path / 'none'}: No such file or directory\n",
+    )
+
+
+def test_a_verified_file_with_an_entry_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    """The checksum says that nothing changed, not that it was right."""
+    lines = b'{"format":"raftkv-backup","version":1,"cluster":"c","began":""}\n{"value":"v"}\n'
+    trailer = {"entries": 1, "sha256": hashlib.sha256(lines).hexdigest(), "ended": ""}
+    file = tmp_path / "backup"
+    file.write_bytes(lines + json.dumps(trailer).encode() + b"\n")
+    with pytest.raises(BackupFileError, match="has no key that can be read"):
+        list(read_puts(file, verify_backup(file)))
