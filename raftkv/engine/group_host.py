@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.engine.durations import SYNC_BOUNDS_S, DurationCounts
 from raftkv.engine.jobs import JobRunner
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
@@ -77,6 +78,8 @@ class GroupHost:
         self.event_counts: dict[str, int] = {}
         self.sync_seconds: deque[float] = deque(maxlen=1000)
         """Durations of the latest fdatasync jobs."""
+        self.sync_durations = DurationCounts(SYNC_BOUNDS_S)
+        """Durations of all of them."""
         self.turns = 0
         """How many turns there were: between two of them nothing of a group changes for others."""
         self.leader_changed: Callable[[], None] = lambda: None
@@ -311,7 +314,9 @@ class GroupHost:
         started = self._syncing_since
         self._syncing_since = None
         if started is not None:
-            self.sync_seconds.append(self._clock.monotonic() - started)
+            took_s = self._clock.monotonic() - started
+            self.sync_seconds.append(took_s)
+            self.sync_durations.note(took_s)
         self.wal.finish_sync(job)
         for group in self.groups.values():
             group.wal_synced()

@@ -90,6 +90,7 @@ class Status:
             "rss_bytes": _resident_bytes(),
             "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 2),
             "fdatasync_ms": self._sync_percentiles(),
+            "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
             "shards": [self._shard_facts(group) for group in host.groups.values()],
             "events": [
@@ -125,6 +126,7 @@ class Status:
             "role": "leader" if group.is_leader else "follower",
             "leader": group.leader if self._has_leader(group) else None,
             "term": group.term,
+            "elections": group.elections,
             "state_for_s": round(self._clock.monotonic() - group.leader_since, 1),
             "leader_contact_age_s": group.leader_contact_age_s,
             "commit_index": group.commit_index,

@@ -105,6 +105,15 @@ def web_config(
         "listen_fd": listen_fd,
         "tls_cert": http.tls_cert,
         "tls_key": http.tls_key,
+        "certificates": {
+            name: path
+            for name, path in (
+                ("http", http.tls_cert),
+                ("peer", config.security.peer_cert),
+                ("ca", config.security.peer_ca),
+            )
+            if path is not None
+        },
         "tokens": [
             {"sha256": token.sha256, "role": token.role} for token in config.security.tokens
         ],

@@ -7,6 +7,7 @@ through every worker. All labels are from fixed sets or bounded by the cluster's
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -17,7 +18,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -91,14 +97,16 @@ class _EngineFacts(Collector):
     def __init__(self, facts: Mapping[str, Any] | None) -> None:
         self._facts = facts
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("raftkv_engine_up", "Whether the engine answered this scrape")
         up.add_metric([], 0.0 if self._facts is None else 1.0)
         yield up
         if self._facts is None:
             return
         yield from self._shards(_rows(self._facts.get("shards")))
+        yield from self._replication(_rows(self._facts.get("shards")))
         yield from self._peers(_rows(self._facts.get("nodes")))
+        yield from self._fdatasync(self._facts.get("fdatasync"))
         yield from self._engine(self._facts.get("metrics"))
         yield from self._engine({name: self._facts.get(name) for name in _NODE_FIGURES})
 
@@ -115,6 +123,51 @@ class _EngineFacts(Collector):
                 if _is_number(row.get(name)):
                     family.add_metric([str(row.get("shard"))], float(row[name]))
             yield family
+
+    def _replication(self, shards: list[Mapping[str, Any]]) -> Iterable[Metric]:
+        """What tells whether a shard can go on, and how far its replicas are apart."""
+        has_leader = GaugeMetricFamily(
+            "raftkv_shard_has_leader",
+            "1 while this replica leads the shard or hears from its leader",
+            labels=["shard"],
+        )
+        replicas = GaugeMetricFamily(
+            "raftkv_shard_replicas", "Replicas that the shard has", labels=["shard"]
+        )
+        differs = GaugeMetricFamily(
+            "raftkv_shard_digest_mismatch",
+            "1 once this replica's state was seen to differ from its leader's",
+            labels=["shard"],
+        )
+        elections = CounterMetricFamily(
+            "raftkv_shard_elections", "Times that this replica became leader", labels=["shard"]
+        )
+        lag = GaugeMetricFamily(
+            "raftkv_shard_replica_lag_entries",
+            "On the leader: committed entries that the replica on node `replica` lacks on disk",
+            labels=["shard", "replica"],
+        )
+        for row in shards:
+            shard = str(row.get("shard"))
+            has_leader.add_metric([shard], float(bool(row.get("leader"))))
+            replicas.add_metric([shard], float(len(row.get("replicas") or ())))
+            differs.add_metric([shard], float(bool(row.get("digest_mismatch"))))
+            elections.add_metric([shard], float(row.get("elections") or 0))
+            for replica, match_index in (row.get("match") or {}).items():
+                behind = max(0, row.get("commit_index", 0) - match_index)
+                lag.add_metric([shard, str(replica)], float(behind))
+        yield from (has_leader, replicas, differs, elections, lag)
+
+    def _fdatasync(self, durations: Any) -> Iterable[Metric]:
+        if not isinstance(durations, Mapping):
+            return
+        family = HistogramMetricFamily(
+            "raftkv_wal_fdatasync_seconds", "Duration of one fdatasync of the write-ahead log"
+        )
+        bounds = [*map(str, durations["bounds_s"]), "+Inf"]
+        counted = list(accumulate(durations["counts"]))
+        family.add_metric([], list(zip(bounds, counted, strict=True)), durations["sum_s"])
+        yield family
 
     def _peers(self, nodes: list[Mapping[str, Any]]) -> Iterable[GaugeMetricFamily]:
         family = GaugeMetricFamily(

@@ -32,6 +32,7 @@ from raftkv.web.app import create_app
 from raftkv.web.config import WebConfig
 from raftkv.web.engine import Engine, LoopBridge
 from raftkv.web.lane import Lane
+from raftkv.web.machine_metrics import MachineMetrics
 from raftkv.web.metrics import WorkerMetrics
 
 CONFIG_FD_VARIABLE = "RAFTKV_WEB_CONFIG_FD"
@@ -154,6 +155,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     metrics = WorkerMetrics(config.worker)
+    metrics.registry.register(MachineMetrics(config))
     app = create_app(LoopBridge(engine, loop, config.node_name), config, metrics)
     lane = Lane(engine, config, app.wsgi_app, metrics)
     listener = open_listener(config)
