@@ -1,11 +1,13 @@
 """The clusters that are measured: three real nodes that leave nothing behind."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from raftkv.bench.processes import descendants_of
 from raftkv.client import Client
 from raftkv.testing import LocalCluster
 
@@ -35,6 +37,19 @@ def throwaway_cluster(
         ) as cluster,
     ):
         yield cluster
+
+
+def addresses_of(urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Host and port of every URL."""
+    parts = [urlsplit(url) for url in urls]
+    return tuple((part.hostname or "", part.port or 80) for part in parts)
+
+
+def server_processes(cluster: LocalCluster) -> dict[str, list[int]]:
+    """The processes of all nodes, by what they are: engines and HTTP workers."""
+    engines = [cluster.pid(name) for name in cluster.names]
+    workers = [pid for engine in engines for pid in descendants_of(engine)]
+    return {"engine": engines, "worker": workers}
 
 
 def local_facts(cluster: LocalCluster, node: str) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
+from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
 from raftkv.bench.crowd import Attendance, Crowd, CrowdProcess
-from raftkv.bench.http_load import Load, Tally, floats, generate, is_accepted
-from raftkv.bench.overload import addresses
+from raftkv.bench.http_load import Load
 from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.run_load import generate
 from raftkv.bench.summary import Summary, summarize
+from raftkv.bench.tally import Tally, floats, is_accepted
+from raftkv.bench.workload import Workload
 
 SHARDS = 4
 CONNECTIONS = 16
 WARM_UP_S = 3.0
+HALF_PUTS = Workload("a", value_bytes=16)
 RATIO_MAX = 2.0
 
 
@@ -29,10 +32,10 @@ def run(
     occasion = Occasion.now()
     with throwaway_cluster(parent, shards=SHARDS) as cluster:
         wait_leaders_home(cluster)
-        crowded_node = addresses(cluster)[0]
+        crowded_node = addresses_of(cluster.urls)[0]
 
         def measure(for_s: float) -> Tally:
-            return generate(Load((crowded_node,), CONNECTIONS, for_s, put_share=0.5), 1)
+            return generate(Load((crowded_node,), CONNECTIONS, for_s, workload=HALF_PUTS), 1)
 
         measure(WARM_UP_S)
         progress(f"{CONNECTIONS} connections, alone")

@@ -10,13 +10,19 @@ because its heartbeats come late.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
-from raftkv.bench.http_load import Load, Tally, Window, floats, generate, is_accepted
-from raftkv.bench.processes import cpu_seconds, descendants_of
+from raftkv.bench.cluster import (
+    addresses_of,
+    server_processes,
+    throwaway_cluster,
+    wait_leaders_home,
+)
+from raftkv.bench.http_load import Load
+from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.run_load import generate
 from raftkv.bench.summary import summarize
+from raftkv.bench.tally import Tally, Window, floats, is_accepted
 from raftkv.testing import LocalCluster
 
 SHARDS = 4
@@ -50,7 +56,7 @@ def run(
         terms = _terms(cluster)
         progress(f"offering {rate:,.0f} puts/s for {seconds:.0f} s on {connections} connections")
         cpu_before = _cpu(cluster)
-        load = Load(addresses(cluster), connections, seconds, rate=rate)
+        load = Load(addresses_of(cluster.urls), connections, seconds, rate=rate)
         tally = generate(load, CLIENT_PROCESSES)
         cpu = {what: after - cpu_before[what] for what, after in _cpu(cluster).items()}
         cpu["clients"] = tally.cpu_s
@@ -74,18 +80,14 @@ def run(
     )
 
 
-def addresses(cluster: LocalCluster) -> tuple[tuple[str, int], ...]:
-    """Host and port of every node."""
-    parts = [urlsplit(url) for url in cluster.urls]
-    return tuple((part.hostname or "", part.port or 0) for part in parts)
-
-
 def _capacity(cluster: LocalCluster, progress: Callable[[str], None]) -> float:
     """Puts a second that the cluster answers when nobody asks for more."""
-    generate(Load(addresses(cluster), max(CAPACITY_CONNECTIONS), WARM_UP_S), CLIENT_PROCESSES)
+    generate(
+        Load(addresses_of(cluster.urls), max(CAPACITY_CONNECTIONS), WARM_UP_S), CLIENT_PROCESSES
+    )
     best = 0.0
     for connections in CAPACITY_CONNECTIONS:
-        load = Load(addresses(cluster), connections, CAPACITY_S)
+        load = Load(addresses_of(cluster.urls), connections, CAPACITY_S)
         per_s = len(generate(load, CLIENT_PROCESSES).accepted()) / CAPACITY_S
         progress(f"closed loop, {connections} connections: {per_s:,.0f} puts/s")
         best = max(best, per_s)
@@ -98,12 +100,8 @@ def _terms(cluster: LocalCluster) -> dict[int, int]:
 
 def _cpu(cluster: LocalCluster) -> dict[str, float]:
     """Processor time of all engines, and of all their HTTP workers."""
-    engines = [cluster.pid(name) for name in cluster.names]
-    workers = [pid for engine in engines for pid in descendants_of(engine)]
-    return {
-        "engines": sum(map(cpu_seconds, engines)),
-        "workers": sum(map(cpu_seconds, workers)),
-    }
+    processes = server_processes(cluster)
+    return {f"{kind}s": sum(map(cpu_seconds, pids)) for kind, pids in processes.items()}
 
 
 # --- what is said of it -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from raftkv.version import __version__
 
-Unit = Literal["s", "%", "bytes", "MiB", ""]
+Unit = Literal["s", "us", "%", "bytes", "MiB", ""]
 
 _SHORT_S = 10.0
 """Below this, seconds are shown as milliseconds."""
@@ -107,7 +107,7 @@ def shown(value: float | None, unit: Unit) -> str:
         return f"{value:.1f} s" if value >= _SHORT_S else f"{value * 1000:,.1f} ms"
     if unit == "%":
         return f"{value:.2f} %"
-    if unit in {"bytes", "MiB"}:
+    if unit in {"us", "bytes", "MiB"}:
         return f"{value:,.0f} {unit}"
     return f"{value:,.6g}"
 
@@ -139,5 +139,9 @@ def publish(report: Report, json_path: Path | None, console: Console) -> None:
     for note in report.notes:
         console.print(note, highlight=False)
     if json_path is not None:
-        encoded = msgspec.json.encode(report)
-        json_path.write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
+        write_json(report, json_path)
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write everything that was measured."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
-from raftkv.chaos.launch import die_with_parent
+from raftkv.testing.launch import die_with_parent
 
 CHUNK_BYTES = 65_536
 HOST = "127.0.0.1"

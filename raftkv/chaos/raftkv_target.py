@@ -10,12 +10,12 @@ from typing import Any
 from raftkv.chaos import disks
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.errors import ChaosError
-from raftkv.chaos.launch import CLOCK_FILE, launcher
 from raftkv.chaos.links import Link, Links
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.waiting import wait_until
 from raftkv.client import Client, RaftkvError
 from raftkv.testing import LocalCluster
+from raftkv.testing.launch import CLOCK_FILE, launcher
 from raftkv.testing.ports import PortReservation, is_free
 from raftkv.testing.processes import RAFTKV_COMMAND, NodeProcess
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.errors import ChaosError
-from raftkv.chaos.etcd_client import EtcdClient
 from raftkv.chaos.raftkv_target import ONCE_ONLY_EVERY
 from raftkv.chaos.store import Store
 from raftkv.client import Client, RaftkvError
+from raftkv.testing.etcd_client import EtcdClient
 
 PROBE_KEY = "chaos-probe"
 TIMEOUT_S = 5.0

@@ -1,6 +1,6 @@
 """What workloads need of a store: a part of the interface of :class:`raftkv.Client`.
 
-That client is one; :class:`raftkv.chaos.etcd_client.EtcdClient` is another. Both raise the errors
+That client is one; :class:`raftkv.testing.etcd_client.EtcdClient` is another. Both raise the errors
 of :mod:`raftkv.client.errors`, so that one rule tells what a history may claim of an operation.
 """
 

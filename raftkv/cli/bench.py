@@ -1,60 +1,15 @@
 """``raftkv bench``: measure real clusters on this machine; docs/benchmarks.md has results."""
 
-import functools
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import click
-from rich.console import Console
 
 from raftkv.bench import connections as connections_bench
 from raftkv.bench import failover, idle, million, overload
-from raftkv.bench.report import Report, publish
-from raftkv.client import RaftkvError
-from raftkv.testing import ClusterError
-
-Measure = Callable[..., Report]
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    """End as by Ctrl-C, so that the cluster is stopped and its directory removed."""
-    raise KeyboardInterrupt
-
-
-def _measuring(measure: Measure) -> Callable[..., None]:
-    """Add the options that all share, and show what was measured."""
-
-    @click.option(
-        "--json",
-        "json_path",
-        type=click.Path(dir_okay=False, writable=True, path_type=Path),
-        help="Also write everything that was measured into this file.",
-    )
-    @click.option(
-        "--dir",
-        "parent",
-        type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-        help="Where the cluster's directory is made, and removed again: choose the disk here.",
-    )
-    @functools.wraps(measure)
-    def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
-        signal.signal(signal.SIGTERM, _stop)
-        progress = Console(stderr=True)
-        try:
-            report = measure(
-                parent=parent,
-                progress=lambda line: progress.print(line, style="dim", highlight=False),
-                **options,
-            )
-            publish(report, json_path, Console())
-        except (ClusterError, RaftkvError, OSError) as error:
-            click.echo(f"raftkv: {error}", err=True)
-            sys.exit(1)
-
-    return command
+from raftkv.bench.report import Report
+from raftkv.cli.bench_load import compare_command, load_command
+from raftkv.cli.measuring import measuring
 
 
 @click.group("bench")
@@ -74,7 +29,7 @@ def bench_command() -> None:
     is_flag=True,
     help="Stop them with SIGSTOP instead: nobody is told, as when a machine loses power.",
 )
-@_measuring
+@measuring
 def failover_command(
     *, kills: int, freeze: bool, parent: Path | None, progress: Callable[[str], None]
 ) -> Report:
@@ -87,7 +42,7 @@ def failover_command(
 @click.option(
     "--seconds", type=click.FloatRange(1.0), default=20.0, show_default=True, help="How long."
 )
-@_measuring
+@measuring
 def idle_command(
     *, groups: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
 ) -> Report:
@@ -98,7 +53,7 @@ def idle_command(
 @bench_command.command("million")
 @click.option("--keys", type=click.IntRange(1000), default=1_000_000, show_default=True)
 @click.option("--value-bytes", type=click.IntRange(0, 2**20), default=100, show_default=True)
-@_measuring
+@measuring
 def million_command(
     *, keys: int, value_bytes: int, parent: Path | None, progress: Callable[[str], None]
 ) -> Report:
@@ -117,7 +72,7 @@ def million_command(
     show_default=True,
     help="Of all clients together.",
 )
-@_measuring
+@measuring
 def overload_command(
     *, seconds: float, connections: int, parent: Path | None, progress: Callable[[str], None]
 ) -> Report:
@@ -137,7 +92,7 @@ def overload_command(
     show_default=True,
     help="Of each of the three runs.",
 )
-@_measuring
+@measuring
 def connections_command(
     *,
     idle_open: int,
@@ -148,3 +103,7 @@ def connections_command(
 ) -> Report:
     """Hold thousands of idle connections and send bodies slowly: what do others notice?"""
     return connections_bench.run(idle_open, slow, seconds, parent, progress)
+
+
+bench_command.add_command(load_command)
+bench_command.add_command(compare_command)

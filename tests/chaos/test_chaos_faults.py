@@ -14,13 +14,13 @@ from raftkv.chaos import disks
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.faults.corruption import flip, used_bytes
 from raftkv.chaos.faults.processes import state_of
-from raftkv.chaos.launch import COMMAND, launcher
 from raftkv.chaos.nemesis import Nemesis
 from raftkv.chaos.plan import Round, Step
 from raftkv.chaos.recorder import EventLog
 from raftkv.chaos.waiting import wait_until
 from raftkv.check.report import FaultEvent, read_events
 from raftkv.client import Client
+from raftkv.testing.launch import COMMAND, launcher
 from raftkv.testing.processes import NodeProcess
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(300)")

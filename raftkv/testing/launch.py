@@ -17,7 +17,7 @@ CLOCK_OPTION = "--clock"
 CLOCK_FILE = "clock"
 _PR_SET_PDEATHSIG = 1
 
-COMMAND = (sys.executable, "-m", "raftkv.chaos.launch")
+COMMAND = (sys.executable, "-m", "raftkv.testing.launch")
 
 
 def launcher(command: Sequence[str], faketime: Path | None) -> tuple[str, ...]:
