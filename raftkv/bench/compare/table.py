@@ -5,11 +5,11 @@ from statistics import median
 
 from rich.table import Table
 
-from raftkv.bench.compare.rows import Compared, Limit
+from raftkv.bench.compare.rows import Compared
 from raftkv.bench.compare.run import Comparison
 from raftkv.bench.report import shown
 
-WIDTH = 110
+WIDTH = 130
 """Columns that the table wants."""
 
 
@@ -31,8 +31,7 @@ def table_of(comparison: Comparison) -> Table:
             _value(one.theirs, one.measure),
             _ratio(one.ratio),
             f"{min(one.ratios):.2f}..{max(one.ratios):.2f}" if one.ratios else "-",
-            _bound(one.limit, one.met, aim=False),
-            _bound(one.limit, one.aim_met, aim=True),
+            *_bounds(one),
         )
         last = one.row
     return table
@@ -66,8 +65,9 @@ def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def _bound(limit: Limit | None, met: bool | None, *, aim: bool) -> str:
-    bound = None if limit is None else limit.aim if aim else limit.must
-    if limit is None or bound is None:
-        return ""
-    return f"{limit.direction} {bound:g} {'[green]met[/green]' if met else '[red]missed[/red]'}"
+def _bounds(one: Compared) -> Iterator[str]:
+    if one.limit is None:
+        return
+    for bound, met in ((one.limit.must, one.met), (one.limit.aim, one.aim_met)):
+        verdict = "[green]met[/green]" if met else "[red]missed[/red]"
+        yield "" if bound is None else f"{one.limit.direction} {bound:g} {verdict}"
