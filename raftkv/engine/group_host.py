@@ -190,6 +190,8 @@ class GroupHost:
             group = self.groups.get(GroupId(envelope.shard, envelope.generation))
             if group is not None:  # a group that this node does not hold (any more)
                 self._receive(group, peer, envelope.message)
+        if self.wal.buffered_bytes:  # a turn syncs it, also where no group has more to do
+            self._schedule_turn()
 
     def _receive(self, group: Group, peer: str, message: wire.RaftMessage) -> None:
         if isinstance(message, wire.AppendEntries) and self._must_decline(group, message):

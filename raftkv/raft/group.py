@@ -252,10 +252,21 @@ class Group:
                 self._snapshots.on_progress(peer, message)
             case wire.DigestCheck():
                 self._on_digest(peer, message)
+            case wire.AppendEntries() | wire.AppendResponse():
+                self._replicate(peer, message)
             case _:
                 self._replica.receive(peer, message)
                 self._host.wake(self.id)
         self._answer()
+
+    def _replicate(self, peer: str, message: wire.AppendEntries | wire.AppendResponse) -> None:
+        """Take entries or an acknowledgement; many of them leave nothing for a tick to do."""
+        replica = self._replica
+        before = (replica.term, replica.state, replica.leader_name)
+        replica.receive(peer, message)
+        changed = before != (replica.term, replica.state, replica.leader_name)
+        if changed or replica.has_work or self._transfer is not None:
+            self._host.wake(self.id)
 
     def peer_connected(self, peer: str) -> None:
         """Hear that ``peer`` can be sent to."""
@@ -276,7 +287,8 @@ class Group:
         """Hear that the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
             self._replica.wal_synced()
-            self._host.wake(self.id)
+            if self._replica.has_work:
+                self._host.wake(self.id)
 
     def stop(self) -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""

@@ -2,7 +2,7 @@
 
 from raftkv.raft import messages as wire
 from raftkv.raft.journal import NO_OP, REGULAR
-from raftkv.raft.member import FOLLOWER, ReplicaError
+from raftkv.raft.member import CANDIDATE, FOLLOWER, ReplicaError
 from raftkv.raft.replication import Replication
 from raftkv.raft.seams import TURN
 
@@ -73,6 +73,17 @@ class Replica(Replication):
             self._leader_contact = float("-inf")
             soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a tick would do something now, beside what time alone asks for.
+
+        Nearly every entry brings a leader an acknowledgement and a sync that change nothing any
+        more, and a follower a sync after which it only has to answer.
+        """
+        if self.commit_index > self.applied_index or self.state == CANDIDATE or not self.peers:
+            return True
+        return self.is_leader and self._committable() > self.commit_index
 
     @property
     def awaits_sync(self) -> bool:

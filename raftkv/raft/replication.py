@@ -200,14 +200,22 @@ class Replication(Elections):
         if self.journal.last_index > self._sent_last_index:
             self._SyncObj__sendAppendEntries()
 
+    def _committable(self) -> int:
+        """Up to where a majority holds the log durably, this node's own disk included (H10).
+
+        Only an entry of this term says so (Raft paper 5.4.2); without one, what is committed stays.
+        """
+        held = [self.journal.durable_index, *self._match.values()]
+        held.sort(reverse=True)
+        index = min(held[self._majority - 1], self.journal.last_index)
+        if index > self.commit_index and self.journal.term_at(index) == self.term:
+            return index
+        return self.commit_index
+
     def _advance_commit(self) -> None:
-        """Commit what a majority holds durably, this node's own disk included (H10).
+        """Commit what may be committed.
 
         Stock counts the leader's copy unconditionally; it only ever sees followers' match indexes
         cut at our durable index (:meth:`_publish_match`), so its own count agrees or lags.
         """
-        durable = [self.journal.durable_index, *(self._match.get(p, 0) for p in self.peers)]
-        durable.sort(reverse=True)
-        candidate = min(durable[self._majority - 1], self.journal.last_index)
-        if candidate > self.commit_index and self.journal.term_at(candidate) == self.term:
-            self._SyncObj__raftCommitIndex = candidate
+        self._SyncObj__raftCommitIndex = self._committable()

@@ -57,6 +57,17 @@ def test_nothing_is_acknowledged_before_the_disks_have_it(world: HostWorld) -> N
     assert [type(outcome) for outcome in outcomes] == [PutResult]
 
 
+def test_a_lone_write_waits_for_disks_and_links_alone(world: HostWorld) -> None:
+    """Nothing on its way is left to the next heartbeat: not a sync, not an acknowledgement."""
+    leader = world.leader()
+    heartbeat_s = leader.group().config.timing.heartbeat_s
+    for number in range(10):
+        world.run(2.3 * heartbeat_s)  # everybody knows what was committed before
+        outcomes = world.put(leader, b"%d" % number)
+        world.run(heartbeat_s / 4)
+        assert [type(outcome) for outcome in outcomes] == [PutResult]
+
+
 def test_leader_counts_itself_only_when_durable(world: HostWorld) -> None:
     """With one follower gone, the leader's own slow disk holds the acknowledgement back."""
     leader = world.leader()
