@@ -139,9 +139,11 @@ def leaders_moving(nodes: Nodes) -> Iterator[None]:
 
     mover = threading.Thread(target=move)
     mover.start()
-    yield
-    stop.set()
-    mover.join()
+    try:
+        yield
+    finally:
+        stop.set()
+        mover.join()
 
 
 @contextlib.contextmanager
@@ -150,8 +152,10 @@ def slow_disk(nodes: Nodes) -> Iterator[None]:
     inject = f"inject=fdatasync:delay_exit={SYNC_DELAY_US}"
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", inject]
     with subprocess.Popen([*command, "-p", str(nodes.processes["n1"].pid)]) as strace:  # noqa: S603
-        yield
-        strace.send_signal(signal.SIGINT)  # it lets go of the node
+        try:
+            yield
+        finally:
+            strace.send_signal(signal.SIGINT)  # it lets go of the node
     nodes.wait_ready()
 
 

@@ -5,10 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 from real_command import run
 from secure_nodes import Place, SecureNodes
 
 from raftkv.testing.ports import PortReservation
+from raftkv.web.machine_metrics import expiries
 
 pytestmark = pytest.mark.cluster
 
@@ -73,6 +76,21 @@ def linked(nodes: SecureNodes, name: str) -> bool:
     """Whether a node reaches all the others."""
     with nodes.client(name) as client:
         return all(row["reachable"] for row in client.status("cluster")["nodes"])
+
+
+def test_a_node_shows_until_when_its_certificates_are_valid(nodes: SecureNodes) -> None:
+    """At /metrics, each that it uses, as the certificates say themselves."""
+    http = urllib3.PoolManager(ca_certs=nodes.ca)
+    token = {"Authorization": f"Bearer {nodes.tokens['read']}"}
+    text = http.request("GET", nodes.url("n2") + "/metrics", headers=token).data.decode()
+    shown = {
+        sample.labels["certificate"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "raftkv_certificate_expiry_timestamp_seconds"
+    }
+    files = {"http": "n2.crt", "peer": "n2.crt", "ca": "ca.crt"}
+    assert shown == expiries({name: str(nodes.certs / file) for name, file in files.items()})
 
 
 def test_the_authority_is_replaced(nodes: SecureNodes) -> None:
