@@ -19,6 +19,7 @@ from raftkv.bench.report import Occasion, Report, write_json
 from raftkv.bench.run_load import OnProgress
 from raftkv.bench.steady_load import Spread
 from raftkv.bench.workload import DISTRIBUTIONS, KEY_BYTES_MIN, KINDS, Distribution, Kind, Workload
+from raftkv.cli import load_picture
 from raftkv.cli.measuring import ending_cleanly, measuring
 
 
@@ -125,6 +126,13 @@ class _Rate:
     show_default=True,
     help="That make the load.",
 )
+@click.option(
+    "--picture",
+    "picture_path",
+    metavar="FILE.svg",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Also draw throughput and latency over time.",
+)
 @measuring
 def load_command(
     *,
@@ -141,6 +149,7 @@ def load_command(
     spread: Spread,
     endpoints: tuple[str, ...],
     processes: int,
+    picture_path: Path | None,
     parent: Path | None,
     progress: Callable[[str], None],
 ) -> Report:
@@ -157,7 +166,11 @@ def load_command(
     )
     progress("starting")
     with load_bar(warmup + duration) as show:
-        return steady_load.run(plan, shlex.join(["raftkv", *sys.argv[1:]]), parent, show)
+        report = steady_load.run(plan, shlex.join(["raftkv", *sys.argv[1:]]), parent, show)
+    if picture_path is not None:
+        picture = load_picture.draw(report.benchmark, report.details["result"])
+        picture_path.write_text(picture, encoding="utf-8")
+    return report
 
 
 ROWS = ("put", "get", "batch")

@@ -1,13 +1,11 @@
-"""The picture of ``raftkv ring``: bars per shard for each partitioner, and the ring itself.
-
-Plain SVG by hand: a few rectangles and dashed circles need no drawing library.
-"""
+"""The picture of ``raftkv ring``: bars per shard for each partitioner, and the ring itself."""
 
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
-from xml.sax.saxutils import escape
 
+from raftkv.cli import svg
+from raftkv.cli.svg import INK, QUIET
 from raftkv.core.ring import RING_POSITIONS, Ring
 
 _WIDTH = 960
@@ -17,9 +15,6 @@ _RADIUS = 130
 _BAND = 40
 _ZOOM = 64
 """The strip under the circle shows one part in this many, large enough to see single points."""
-
-_INK = "#1f2933"
-_QUIET = "#7b8794"
 
 
 class Measured(Protocol):
@@ -54,18 +49,8 @@ def draw(ring: Ring, keys: int, spreads: Sequence[Measured]) -> str:
     parts += _strip(ring, colours, left=2 * _MARGIN + 2 * (_RADIUS + _BAND) + 40, top=top + 130)
     height = top + 400
     title = f"{keys:,} keys over {len(ring.shards)} shards"
-    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" role="img">',
-            f"<title>{escape(title)}</title>",
-            f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-            _text(_MARGIN, 34, title, size=20),
-            *parts,
-            "</svg>",
-            "",
-        ]
-    )
+    heading = svg.text(_MARGIN, 34, title, size=20)
+    return svg.document(_WIDTH, height, title, [heading, *parts])
 
 
 def _bars(
@@ -93,15 +78,15 @@ def _bars(
         if step > 30:  # noqa: PLR2004 - room for a label
             middle = left + (index + 0.5) * step
             above = bottom - max(tall, mean * scale) - 5  # clear of the line of the mean
-            yield _text(middle, above, f"{count / mean:.2f}", size=11, anchor="middle")
-            yield _text(middle, bottom + 15, str(shard), size=11, anchor="middle", fill=_QUIET)
+            yield svg.text(middle, above, f"{count / mean:.2f}", size=11, anchor="middle")
+            yield svg.text(middle, bottom + 15, str(shard), size=11, anchor="middle", fill=QUIET)
     line = bottom - mean * scale
     yield (
         f'<line x1="{left:.2f}" y1="{line:.2f}" x2="{left + width:.2f}" y2="{line:.2f}" '
-        f'stroke="{_INK}" stroke-dasharray="4 3"/>'
+        f'stroke="{INK}" stroke-dasharray="4 3"/>'
     )
-    yield _text(left, top - 8, f"{spread.partitioner}: keys per shard, of the mean", size=14)
-    yield _text(
+    yield svg.text(left, top - 8, f"{spread.partitioner}: keys per shard, of the mean", size=14)
+    yield svg.text(
         left,
         bottom + 36,
         f"one shard more moves {spread.moved_share:.1%} of the keys",
@@ -131,15 +116,15 @@ def _circle(
             f'transform="rotate(-90 {centre_x} {centre_y})"/>'
         )
     points = len(ring.shards) * ring.vnodes
-    yield _text(centre_x, centre_y - 4, "the ring", size=16, anchor="middle")
-    yield _text(centre_x, centre_y + 16, f"{points:,} points", size=12, anchor="middle")
+    yield svg.text(centre_x, centre_y - 4, "the ring", size=16, anchor="middle")
+    yield svg.text(centre_x, centre_y + 16, f"{points:,} points", size=12, anchor="middle")
 
 
 def _strip(ring: Ring, colours: dict[int, str], *, left: float, top: float) -> Iterator[str]:
     """Yield the first part of the circle unrolled, so that single arcs can be seen."""
     width = _WIDTH - _MARGIN - left
     shown = RING_POSITIONS // _ZOOM
-    yield _text(left, top - 12, f"the first 1/{_ZOOM} of it, clockwise from the top", size=13)
+    yield svg.text(left, top - 12, f"the first 1/{_ZOOM} of it, clockwise from the top", size=13)
     for start, end, shard in ring.arcs():
         if start >= shown:
             break
@@ -159,19 +144,10 @@ def _legend(colours: dict[int, str], *, left: float, top: float, width: float) -
         x = left + index % columns * 50
         y = top + index // columns * 22
         yield f'<rect x="{x:.2f}" y="{y - 11:.2f}" width="12" height="12" fill="{colour}"/>'
-        yield _text(x + 17, y, str(shard), size=12)
+        yield svg.text(x + 17, y, str(shard), size=12)
 
 
 def _colour(index: int) -> str:
     """Return a colour far from its neighbours': steps of the golden angle around the wheel."""
     lightness = (52, 38, 66)[index // 8 % 3]
     return f"hsl({index * 137.508 % 360:.0f} 62% {lightness}%)"
-
-
-def _text(
-    x: float, y: float, content: str, *, size: int, anchor: str = "start", fill: str = _INK
-) -> str:
-    return (
-        f'<text x="{x:.2f}" y="{y:.2f}" font-size="{size}" text-anchor="{anchor}" '
-        f'fill="{fill}">{escape(content)}</text>'
-    )
