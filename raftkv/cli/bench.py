@@ -1,12 +1,14 @@
 """``raftkv bench``: measure real clusters on this machine; docs/benchmarks.md has results."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from raftkv.bench import beside_wrk, failover, idle, million, overload
 from raftkv.bench import connections as connections_bench
-from raftkv.bench import failover, idle, million, overload
 from raftkv.bench.report import Report
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.measuring import measuring
@@ -35,6 +37,27 @@ def failover_command(
 ) -> Report:
     """Kill leaders with kill -9: how long does their shard take no writes?"""
     return failover.run(kills, parent, progress, freeze=freeze)
+
+
+@bench_command.command("generator")
+@click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
+@click.option(
+    "--duration", type=click.IntRange(1), default=4, show_default=True, help="Seconds of each run."
+)
+@measuring
+def generator_command(
+    *,
+    pairs: int,
+    connections: int,
+    duration: int,
+    parent: Path | None,
+    progress: Callable[[str], None],
+) -> Report:
+    """Load one node by our generator and by wrk in turns: is ours the bottleneck?"""
+    command = shlex.join(["raftkv", *sys.argv[1:]])
+    plan = beside_wrk.Plan(pairs, connections, duration)
+    return beside_wrk.run(plan, command, parent, progress)
 
 
 @bench_command.command("idle")

@@ -1,0 +1,181 @@
+"""Is the load generator the bottleneck? The same load by it and by wrk, in turns.
+
+wrk is written in C. On a full machine what our generator costs more than wrk is missing for the
+servers, and throughput is lower by about that share; a generator that cannot send fast enough would
+show as a far lower ratio, while the servers have time left.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from raftkv.bench.cluster import (
+    addresses_of,
+    server_processes,
+    throwaway_cluster,
+    wait_leaders_home,
+)
+from raftkv.bench.filling import fill_keys
+from raftkv.bench.http_load import Load
+from raftkv.bench.processes import cpu_seconds
+from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.run_load import Servers, run_load
+from raftkv.bench.workload import Kind, Workload
+from raftkv.bench.wrk import run_wrk
+
+SHARDS = 4
+KINDS: Sequence[Kind] = ("put", "get")
+WARMUP_S = 1.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    pairs: int
+    connections: int
+    seconds: int
+    """Of each run."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run of one generator."""
+
+    requests_per_s: float
+    p50_s: float
+    p99_s: float
+    generator_us: float
+    """Processor time of the generator for a request."""
+    servers_us: float
+    """Processor time of all processes of all nodes for a request."""
+    failed: int
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """Both, one right after the other."""
+
+    ours: Run
+    wrk: Run
+
+
+def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
+    """Measure puts and gets to one node by both generators."""
+    occasion = Occasion.now()
+    found: dict[str, list[Pair]] = {}
+    with (
+        throwaway_cluster(parent, shards=SHARDS) as cluster,
+        tempfile.TemporaryDirectory(prefix="raftkv-wrk-", dir=parent) as scratch,
+    ):
+        wait_leaders_home(cluster)
+        bench = _Bench(
+            addresses_of(cluster.urls)[0],
+            server_processes(cluster),
+            plan,
+            Path(scratch),
+        )
+        fill_keys(addresses_of(cluster.urls), Workload())
+        for kind in KINDS:
+            found[kind] = []
+            for number in range(plan.pairs):
+                progress(f"{kind}, pair {number + 1} of {plan.pairs}")
+                found[kind].append(bench.pair(Workload(kind), ours_first=number % 2 == 0))
+    return occasion.report(
+        f"generator: {plan.connections} connections to one node, "
+        f"{plan.pairs} pairs of {plan.seconds} s",
+        command,
+        [figure for kind, of_kind in found.items() for figure in figures(kind, of_kind)],
+        notes=[
+            f"{kind}: throughput by ours, of that by wrk: {spread(of_kind)}"
+            for kind, of_kind in found.items()
+        ],
+        details={"pairs": found},
+    )
+
+
+class _Bench(msgspec.Struct, frozen=True):
+    """What is loaded, and how."""
+
+    address: tuple[str, int]
+    servers: Servers
+    plan: Plan
+    scratch: Path
+
+    def pair(self, workload: Workload, *, ours_first: bool) -> Pair:
+        """One run of each, in either order: what drifts is unfair to neither."""
+        if ours_first:
+            ours = self.by_ours(workload)
+            return Pair(ours, self.by_wrk(workload))
+        wrk = self.by_wrk(workload)
+        return Pair(self.by_ours(workload), wrk)
+
+    def by_ours(self, workload: Workload) -> Run:
+        load = Load(
+            (self.address,),
+            self.plan.connections,
+            self.plan.seconds,
+            workload=workload,
+            warmup_s=WARMUP_S,
+        )
+        result = run_load(load, servers=self.servers)
+        servers_us = sum(cost.us_per_request or 0.0 for cost in result.servers.values())
+        return Run(
+            result.requests_per_s,
+            result.latency.p50_s or 0.0,
+            result.latency.p99_s or 0.0,
+            result.generator.us_per_request or 0.0,
+            servers_us,
+            result.failed,
+        )
+
+    def by_wrk(self, workload: Workload) -> Run:
+        before_s = self._servers_s()
+        result = run_wrk(
+            self.address, workload, self.plan.connections, self.plan.seconds, self.scratch
+        )
+        servers_s = self._servers_s() - before_s
+        requests = max(1, result.requests)
+        return Run(
+            result.requests_per_s,
+            result.p50_s,
+            result.p99_s,
+            1e6 * result.cpu_s / requests,
+            1e6 * servers_s / requests,
+            result.failed,
+        )
+
+    def _servers_s(self) -> float:
+        return sum(cpu_seconds(pid) for pids in self.servers.values() for pid in pids)
+
+
+def figures(kind: str, pairs: Sequence[Pair]) -> list[Figure]:
+    """The medians of both generators, beside each other."""
+    sides = (("ours", [pair.ours for pair in pairs]), ("wrk", [pair.wrk for pair in pairs]))
+    found: list[Figure] = []
+    for side, runs in sides:
+        found += [
+            Figure(
+                f"{kind} by {side}: requests per second", median(r.requests_per_s for r in runs)
+            ),
+            Figure(f"{kind} by {side}: latency, median", median(r.p50_s for r in runs), "s"),
+            Figure(f"{kind} by {side}: latency, p99", median(r.p99_s for r in runs), "s"),
+            Figure(
+                f"{kind} by {side}: generator's time, a request",
+                median(r.generator_us for r in runs),
+                "us",
+            ),
+            Figure(
+                f"{kind} by {side}: servers' time, a request",
+                median(r.servers_us for r in runs),
+                "us",
+            ),
+            Figure(f"{kind} by {side}: requests failed", sum(r.failed for r in runs), "", 0),
+        ]
+    return found
+
+
+def spread(pairs: Sequence[Pair]) -> str:
+    """The ratios of throughput: median (lowest..highest)."""
+    ratios = [pair.ours.requests_per_s / pair.wrk.requests_per_s for pair in pairs]
+    return f"{median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
