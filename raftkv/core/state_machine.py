@@ -216,6 +216,13 @@ class StateMachine:
         if self.sealed_for is not None:
             return _MOVED
         operation = command.operation
+        if isinstance(operation, Put) and command.idempotency is None:  # nearly all there are
+            return self._put(operation) if self._owns(operation.key) else _MOVED
+        return self._apply_other(command, operation)
+
+    def _apply_other(
+        self, command: Command, operation: Put | Delete | Txn | Forget | Seal
+    ) -> WriteResult:
         if isinstance(operation, Forget):
             self.memory.forget(operation)
             return _DONE
@@ -352,8 +359,8 @@ class StateMachine:
             # The old key object: the index keeps it, so the new one would be a second copy.
             entry = Entry(old.key, value, old.create_revision, revision, old.version + 1)
             self.bytes_total += len(value) - len(old.value)
-            self._entries_hash ^= _hash_of(old)
-        self._entries_hash ^= _hash_of(entry)
+            self._entries_hash ^= mmh3_x64_128_uintdigest(_encode(old))  # _hash_of, inlined
+        self._entries_hash ^= mmh3_x64_128_uintdigest(_encode(entry))
         self._entries[entry.key] = entry
         return entry.version
 

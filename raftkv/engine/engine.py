@@ -203,7 +203,7 @@ class Engine:
 
     def _group_config(self, placement: GroupPlacement) -> GroupConfig:
         config, limits = self._config, self._config.limits
-        shard, shard_of = placement.shard, self.map.shard_of
+        shard, shard_of = placement.shard, self.map.partitioner.shard_of
         return GroupConfig(
             id=placement.id,
             node=self._name,

@@ -72,6 +72,16 @@ def test_arcs_cover_the_circle_once_and_agree_with_lookup() -> None:
         assert {ring.shard_at(start + 1), ring.shard_at(end)} == {shard}
 
 
+@given(SHARD_LISTS, st.integers(1, 60))
+def test_lookup_by_buckets_agrees_with_the_arcs(shards: list[int], vnodes: int) -> None:
+    """Just before, at and just after every point, for coarse and fine rings."""
+    ring = Ring(shards, vnodes)
+    for start, end, owner in ring.arcs():
+        for position in (start + 1, (start + end) // 2 + 1, end):
+            if start < position <= end:
+                assert ring.shard_at(position) == owner
+
+
 def test_the_circle_closes() -> None:
     """Beyond the last point the first one owns: the hash that wraps is no special shard."""
     for vnodes in range(1, 20):
