@@ -5,11 +5,12 @@ carries its own idempotency, and once any attempt had an unknown outcome, only a
 speaks for the write itself (a result or a failed precondition) makes the call definite again.
 """
 
+import functools
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -100,6 +101,8 @@ _CODE_OF_STATUS = {
 }
 """For answers without a problem document, which come from something between us and the server."""
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -120,7 +123,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
+class Failure:
     """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's."""
 
     error: RaftkvError
@@ -187,30 +190,45 @@ class Caller:
         An answer that carries several outcomes, each perhaps a refusal, speaks for its own attempt
         only: what was refused in it may have been applied by the one before.
         """
+        attempt = functools.partial(self.attempt, call)
+        return self.repeat(attempt, timeout_s, reads=call.reads, repeatable=call.repeatable)
+
+    def repeat(
+        self,
+        attempt: Callable[[float], _Result | Failure],
+        timeout_s: float,
+        *,
+        reads: bool,
+        repeatable: bool,
+    ) -> tuple[_Result, bool]:
+        """Make attempts until one gives a result; each is told the deadline of them all.
+
+        Returns the result, and whether an attempt before it had an unknown outcome.
+        """
         started = time.monotonic()
         deadline = started + timeout_s
         unknown: RaftkvError | None = None
         attempts = 0
         while True:
-            answer, failure = self._attempt(call, deadline)
+            outcome = attempt(deadline)
             attempts += 1
-            if failure is None:
-                return answer, unknown is not None
-            if not failure.definite:
-                unknown = failure.error
-            pause_s = self._pause_s(failure, attempts)
+            if not isinstance(outcome, Failure):
+                return outcome, unknown is not None
+            if not outcome.definite:
+                unknown = outcome.error
+            pause_s = self._pause_s(outcome, attempts)
             now = time.monotonic()
             if (
-                not failure.transient
+                not outcome.transient
                 or now + pause_s >= deadline
-                or (unknown is not None and not call.repeatable)
-                or (unknown is not None and not call.reads and now - started > RESEND_WINDOW_S)
+                or (unknown is not None and not repeatable)
+                or (unknown is not None and not reads and now - started > RESEND_WINDOW_S)
             ):
-                raise _verdict(failure, unknown)
+                raise _verdict(outcome, unknown)
             self._sleep(pause_s)
 
-    def _attempt(self, call: Call, deadline: float) -> tuple[Answer, _Failure | None]:
-        """One attempt; an answer beside a failure is empty."""
+    def attempt(self, call: Call, deadline: float) -> Answer | Failure:
+        """Ask one node, for no longer than an attempt may take."""
         endpoint = self._endpoints.pick()
         timeout_s = max(0.001, deadline - time.monotonic())
         if call.repeatable:
@@ -227,7 +245,7 @@ class Caller:
             )
         except NotSent as error:
             self._endpoints.suspect(endpoint)
-            return _NO_ANSWER, _Failure(
+            return Failure(
                 UnavailableError(str(error)),
                 definite=True,
                 transient=True,
@@ -236,22 +254,25 @@ class Caller:
         except Lost as error:
             self._endpoints.suspect(endpoint)
             kind = UnavailableError if call.reads else UnknownOutcomeError
-            return _NO_ANSWER, _Failure(
+            return Failure(
                 kind(str(error)), definite=call.reads, transient=True, node_is_suspect=True
             )
         failure = _failure_of(answer, call)
-        if failure is not None and failure.transient:
+        if failure is None:
+            return answer
+        if failure.transient:
             self._endpoints.move_on(endpoint)
-        return answer, failure
+        return failure
 
-    def _pause_s(self, failure: _Failure, attempts: int) -> float:
+    def move_on(self, answer: Answer) -> None:
+        """The node that gave this answer cannot do now what it was asked: ask another one."""
+        self._endpoints.move_on(answer.endpoint)
+
+    def _pause_s(self, failure: Failure, attempts: int) -> float:
         """How long to wait: not at all for another node, else ever longer with jitter."""
         if failure.node_is_suspect and attempts < len(self._endpoints):
             return 0.0
         return backoff_s(attempts, failure.retry_after_s)
-
-
-_NO_ANSWER = Answer(0, {}, b"")
 
 
 def backoff_s(attempts: int, retry_after_s: float) -> float:
@@ -268,7 +289,7 @@ def _time_left(timeout_s: float) -> dict[str, str]:
     return {"Raftkv-Timeout-Ms": str(min(SERVER_TIMEOUT_MS_MAX, max(1, int(server_s * 1000))))}
 
 
-def _verdict(failure: _Failure, unknown: RaftkvError | None) -> RaftkvError:
+def _verdict(failure: Failure, unknown: RaftkvError | None) -> RaftkvError:
     """What the caller may believe after all attempts."""
     if unknown is None or failure.about_write:
         return failure.error
@@ -279,20 +300,27 @@ def _verdict(failure: _Failure, unknown: RaftkvError | None) -> RaftkvError:
     return verdict
 
 
-def _failure_of(answer: Answer, call: Call) -> _Failure | None:
+def _failure_of(answer: Answer, call: Call) -> Failure | None:
     """None if the answer is a success (or says that a key is missing, where that is one)."""
     if answer.status in _STATUS_SUCCESS or answer.status == _STATUS_NOT_MODIFIED:
         return None
     problem = problem_of(answer)
     if call.missing_is_answer and problem.code == "key_not_found":
         return None
-    definite = problem.definite or call.reads
-    return _Failure(
+    return failure_of_problem(
+        problem, reads=call.reads, retry_after_s=_retry_after_s(problem, answer)
+    )
+
+
+def failure_of_problem(problem: Problem, *, reads: bool, retry_after_s: float) -> Failure:
+    """What a problem says of the attempt that met it; a read that fails is always definite."""
+    definite = problem.definite or reads
+    return Failure(
         msgspec.structs.replace(problem, definite=definite).error(),
         definite=definite,
         transient=problem.transient,
         about_write=problem.code == "precondition",
-        retry_after_s=_retry_after_s(problem, answer),
+        retry_after_s=retry_after_s,
     )
 
 

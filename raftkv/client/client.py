@@ -3,14 +3,15 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
 
 from raftkv.client import codec
 from raftkv.client.batches import BatchResult, run_batch
-from raftkv.client.calls import Call, Caller
+from raftkv.client.calls import Call, Caller, Failure
+from raftkv.client.coalescing import Alone, Coalescer
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.errors import InvalidRequestError, ServerError, UnknownOutcomeError
-from raftkv.client.session import Session, SessionPool
+from raftkv.client.session import Session, SessionPool, Ticket
 from raftkv.client.transport import Answer, Transport
 from raftkv.client.types import (
     Bytes,
@@ -29,7 +30,16 @@ from raftkv.version import __version__
 
 SESSION_HEADER = "Raftkv-Session"
 
-_Result = TypeVar("_Result")
+_Written = TypeVar("_Written", PutResult, DeleteResult, TxnResult)
+
+
+class _Request(NamedTuple):
+    """A write without its place in the session, which is new in every attempt."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes | None
 
 
 class Client:
@@ -46,6 +56,8 @@ class Client:
         idempotent: Give every write its place in a session, so that it can be sent again when
             an answer is lost and is still applied once. Without it a write whose answer is lost
             is not repeated and raises :class:`~raftkv.client.errors.UnknownOutcomeError`.
+        coalesce: Let single-key calls that run at the same time share requests. Writes do so only
+            if they are idempotent. See docs/client.md for when to turn it off.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Client:
         attempt_timeout_s: float = 2.0,
         connections: int = 16,
         idempotent: bool = True,
+        coalesce: bool = True,
     ) -> None:
         self._endpoints = Endpoints([endpoints] if isinstance(endpoints, str) else endpoints)
         self._transport = Transport(
@@ -74,6 +87,9 @@ class Client:
             self._transport,
             attempt_timeout_s=attempt_timeout_s,
             headers=headers,
+        )
+        self._coalescer = (
+            Coalescer(self._caller, attempt_timeout_s=attempt_timeout_s) if coalesce else None
         )
 
     def __enter__(self) -> Self:
@@ -110,9 +126,23 @@ class Client:
 
         ``stale`` reads whatever replica is asked; ``max_age_ms`` then bounds the age.
         """
-        target = codec.with_query(codec.key_target(key), codec.read_query(consistency, max_age_ms))
-        answer = self._read(target, timeout_s, missing_is_answer=True)
-        return codec.entry_of(key, answer) if answer.status == 200 else None  # noqa: PLR2004 -- OK
+        data = codec.check_key(key)
+        query = codec.read_query(consistency, max_age_ms)
+
+        def alone(deadline: float) -> Entry | Failure | None:
+            target = codec.with_query(codec.key_target(data), query)
+            call = Call("GET", target, reads=True, repeatable=True, missing_is_answer=True)
+            answer = self._caller.attempt(call, deadline)
+            if isinstance(answer, Failure):
+                return answer
+            return codec.entry_of(data, answer) if answer.status == 200 else None  # noqa: PLR2004 -- OK
+
+        timeout = self._timeout(timeout_s)
+        if self._coalescer is None:
+            return self._caller.repeat(alone, timeout, reads=True, repeatable=True)[0]
+        member = codec.GetMember(data, consistency, codec.unset_if_none(max_age_ms))
+        result = self._coalescer.run(member, None, alone, timeout)
+        return cast("Entry | None", result)
 
     def put(
         self,
@@ -130,10 +160,15 @@ class Client:
         """
         if if_absent and if_revision is not None:
             raise InvalidRequestError("if_revision and if_absent exclude each other")
-        headers = codec.condition_headers(if_revision=if_revision, if_absent=if_absent)
-        headers["Content-Type"] = "application/octet-stream"
-        target, body = codec.key_target(key), to_bytes(value)
-        return self._write(("PUT", target), headers, body, codec.put_of, timeout_s)
+        data, body = codec.check_key(key), to_bytes(value)
+        member = codec.PutMember(data, body, codec.unset_if_none(if_revision), if_absent)
+
+        def request() -> _Request:
+            headers = codec.condition_headers(if_revision=if_revision, if_absent=if_absent)
+            headers["Content-Type"] = "application/octet-stream"
+            return _Request("PUT", codec.key_target(data), headers, body)
+
+        return self._write(request, codec.put_of, timeout_s, member)
 
     def put_if_absent(
         self, key: Bytes, value: Bytes, *, timeout_s: float | None = None
@@ -165,9 +200,14 @@ class Client:
         Raises:
             PreconditionFailedError: Its revision is not ``if_revision``.
         """
-        headers = codec.condition_headers(if_revision=if_revision, if_absent=False)
-        target = codec.key_target(key)
-        return self._write(("DELETE", target), headers, None, codec.delete_of, timeout_s)
+        data = codec.check_key(key)
+        member = codec.DeleteMember(data, codec.unset_if_none(if_revision))
+
+        def request() -> _Request:
+            headers = codec.condition_headers(if_revision=if_revision, if_absent=False)
+            return _Request("DELETE", codec.key_target(data), headers, None)
+
+        return self._write(request, codec.delete_of, timeout_s, member)
 
     # --- many keys ------------------------------------------------------------------------------
 
@@ -244,7 +284,8 @@ class Client:
         """
         body = codec.txn_body(compare, then, otherwise)
         headers = {"Content-Type": codec.MSGPACK, "Accept": codec.MSGPACK}
-        return self._write(("POST", "/v1/txn"), headers, body, codec.txn_of, timeout_s)
+        request = _Request("POST", "/v1/txn", headers, body)
+        return self._write(lambda: request, codec.txn_of, timeout_s)
 
     # --- operators ------------------------------------------------------------------------------
 
@@ -293,35 +334,45 @@ class Client:
     def _timeout(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s
 
-    def _read(
-        self, target: str, timeout_s: float | None, *, missing_is_answer: bool = False
-    ) -> Answer:
-        call = Call("GET", target, reads=True, repeatable=True, missing_is_answer=missing_is_answer)
+    def _read(self, target: str, timeout_s: float | None) -> Answer:
+        call = Call("GET", target, reads=True, repeatable=True)
         return self._caller.run(call, self._timeout(timeout_s))
 
     def _write(
         self,
-        request: tuple[str, str],
-        headers: Mapping[str, str],
-        body: bytes | None,
-        decode: Callable[[Answer], _Result],
+        request: Callable[[], _Request],
+        decode: Callable[[Answer], _Written],
         timeout_s: float | None,
-    ) -> _Result:
-        with contextlib.ExitStack() as stack:
-            ticket = None if self._session is None else stack.enter_context(self._session.writes())
+        member: codec.Member | None = None,
+    ) -> _Written:
+        """Carry out a write; one that is a ``member`` may travel in a batch with others."""
+        with (
+            contextlib.nullcontext() if self._session is None else self._session.writes() as ticket
+        ):
 
-            def attempt_headers() -> Mapping[str, str]:
-                return headers if ticket is None else {**headers, SESSION_HEADER: ticket.header}
+            def alone(deadline: float) -> _Written | Failure:
+                answer = self._caller.attempt(_call_of(request(), ticket), deadline)
+                return answer if isinstance(answer, Failure) else _decoded(decode, answer)
 
-            call = Call(
-                *request,
-                headers=attempt_headers,
-                body=body,
-                repeatable=ticket is not None,
-            )
-            answer = self._caller.run(call, self._timeout(timeout_s))
-        try:
-            return decode(answer)
-        except ServerError as error:
-            # A success that is not ours: whatever answered may have passed the write on.
-            raise UnknownOutcomeError(str(error), status=error.status) from error
+            timeout = self._timeout(timeout_s)
+            if member is None or ticket is None or self._coalescer is None:
+                repeatable = ticket is not None
+                return self._caller.repeat(alone, timeout, reads=False, repeatable=repeatable)[0]
+            # An operation has results of its own kind, whichever way it goes.
+            result = self._coalescer.run(member, ticket, cast("Alone", alone), timeout)
+            return cast("_Written", result)
+
+
+def _call_of(request: _Request, ticket: Ticket | None) -> Call:
+    method, target, headers, body = request
+    if ticket is not None:
+        headers = {**headers, SESSION_HEADER: ticket.header}
+    return Call(method, target, headers=lambda: headers, body=body, repeatable=ticket is not None)
+
+
+def _decoded(decode: Callable[[Answer], _Written], answer: Answer) -> _Written:
+    try:
+        return decode(answer)
+    except ServerError as error:
+        # A success that is not ours: whatever answered may have passed the write on.
+        raise UnknownOutcomeError(str(error), status=error.status) from error

@@ -49,8 +49,32 @@ class _Delete(msgspec.Struct):
     revision: int | None
 
 
+class _MemberEntry(msgspec.Struct):
+    key: bytes
+    value: bytes
+    revision: int
+    version: int
+    create_revision: int
+
+
+class _BatchResult(msgspec.Struct):
+    """One result of a batch: what an operation gave, or the members of a problem."""
+
+    status: int
+    op: str = ""
+    revision: int | None = None
+    version: int = 0
+    deleted: bool = False
+    entry: _MemberEntry | None = None
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    definite: bool = False
+    retry_after_ms: int | None = None
+
+
 class _Batch(msgspec.Struct):
-    results: list[dict[str, Any]]
+    results: list[_BatchResult]
 
 
 class _Txn(msgspec.Struct):
@@ -97,6 +121,75 @@ def condition_headers(*, if_revision: int | None, if_absent: bool) -> dict[str, 
     if if_absent:
         headers["If-None-Match"] = "*"
     return headers
+
+
+# --- single operations that travel in a batch with others (raftkv.client.coalescing) ------------
+
+
+class Numbered(msgspec.Struct):
+    """The place of a write in the client's session."""
+
+    id: str
+    sequence: int
+    low: int
+
+
+class _Member(msgspec.Struct, tag_field="op", omit_defaults=True): ...
+
+
+class PutMember(_Member, tag="put"):
+    """A put; the session is filled in when it is sent, as its watermark moves."""
+
+    key: bytes
+    value: bytes
+    if_revision: int | msgspec.UnsetType = msgspec.UNSET
+    if_absent: bool = False
+    session: Numbered | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key) + len(self.value)
+
+
+class DeleteMember(_Member, tag="delete"):
+    """A delete; its session as that of a put."""
+
+    key: bytes
+    if_revision: int | msgspec.UnsetType = msgspec.UNSET
+    session: Numbered | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def size(self) -> int:
+        """Bytes of the key."""
+        return len(self.key)
+
+
+class GetMember(_Member, tag="get"):
+    """A read."""
+
+    key: bytes
+    consistency: Consistency = "linearizable"
+    max_age_ms: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def size(self) -> int:
+        """Bytes of the key."""
+        return len(self.key)
+
+
+Member = PutMember | DeleteMember | GetMember
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def unset_if_none(number: int | None) -> int | msgspec.UnsetType:
+    """What is not given is left away; the server refuses a null."""
+    return msgspec.UNSET if number is None else number
+
+
+def members_body(members: Sequence[Member]) -> bytes:
+    """The body of a batch of these."""
+    return _encode({"operations": members})
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -224,11 +317,32 @@ def batch_results(answer: Answer, count: int) -> list[OperationResult | Problem]
     return results
 
 
-def _batch_result(member: Mapping[str, Any]) -> OperationResult | Problem:
-    if member["status"] < _STATUS_ERRORS_FROM:
-        return _result(member)
-    problem = msgspec.convert(member, Problem)
-    return None if problem.code == "key_not_found" else problem
+def _batch_result(member: _BatchResult) -> OperationResult | Problem:
+    if member.status >= _STATUS_ERRORS_FROM:
+        if member.code == "key_not_found":
+            return None
+        return Problem(
+            code=member.code,
+            detail=member.detail,
+            title=member.title,
+            status=member.status,
+            definite=member.definite,
+            retry_after_ms=member.retry_after_ms,
+            revision=member.revision,
+        )
+    match member.op:
+        case "put" if member.revision is not None:
+            return PutResult(member.revision, member.version)
+        case "delete":
+            return DeleteResult(member.deleted, member.revision)
+        case "get" if (entry := member.entry) is not None:
+            return Entry(
+                entry.key, entry.value, entry.revision, entry.version, entry.create_revision
+            )
+        case "get":
+            return None
+        case other:
+            raise ValueError(f"a result of an unknown kind: {other!r}")
 
 
 def txn_body(

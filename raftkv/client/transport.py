@@ -38,6 +38,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    endpoint: str = ""
 
 
 class Transport:
@@ -126,7 +127,7 @@ def _read(endpoint: str, response: urllib3.BaseHTTPResponse, deadline: float) ->
         raise Lost(f"{endpoint}: {_reason(error)}") from error
     response.release_conn()
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status, headers, b"".join(pieces))
+    return Answer(response.status, headers, b"".join(pieces), endpoint)
 
 
 def _read_some(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
