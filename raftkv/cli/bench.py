@@ -9,6 +9,7 @@ import click
 
 from raftkv.bench import beside_wrk, failover, idle, million, overload
 from raftkv.bench import connections as connections_bench
+from raftkv.bench import profile as profile_bench
 from raftkv.bench.report import Report
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.measuring import measuring
@@ -130,3 +131,16 @@ def connections_command(
 
 bench_command.add_command(load_command)
 bench_command.add_command(compare_command)
+
+
+@bench_command.command("profile")
+@click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(2.0), default=10.0, show_default=True, help="Of each load."
+)
+@measuring
+def profile_command(
+    *, connections: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Where does the processor time of a put and of a get go, stage by stage?"""
+    return profile_bench.run(connections, seconds, parent, progress)
