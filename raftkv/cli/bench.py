@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from raftkv.bench import beside_wrk, failover, idle, million, overload
+from raftkv.bench import beside_wrk, failover, growth, idle, million, overload
 from raftkv.bench import connections as connections_bench
 from raftkv.bench import profile as profile_bench
 from raftkv.bench.report import Report
@@ -59,6 +59,46 @@ def generator_command(
     command = shlex.join(["raftkv", *sys.argv[1:]])
     plan = beside_wrk.Plan(pairs, connections, duration)
     return beside_wrk.run(plan, command, parent, progress)
+
+
+def _directions(
+    _context: click.Context, _parameter: click.Parameter, text: str
+) -> tuple[growth.Direction, ...]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in growth.DIRECTIONS]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(growth.DIRECTIONS)}")
+    return tuple(direction for direction in growth.DIRECTIONS if direction in names)
+
+
+@bench_command.command("growth")
+@click.option(
+    "--only",
+    default=",".join(growth.DIRECTIONS),
+    show_default=True,
+    callback=_directions,
+    help="What grows, separated by commas.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1.0), default=5.0, show_default=True, help="Of each step."
+)
+@click.option(
+    "--keys-max", type=click.IntRange(1000), default=10**6, show_default=True, help="Up to 10^7."
+)
+@click.option("--steps-max", type=click.IntRange(1), help="Only the smallest of each direction.")
+@measuring
+def growth_command(
+    *,
+    only: tuple[growth.Direction, ...],
+    seconds: float,
+    keys_max: int,
+    steps_max: int | None,
+    parent: Path | None,
+    progress: Callable[[str], None],
+) -> Report:
+    """Grow shards, keys, values, connections: does an operation cost the same?"""
+    command = shlex.join(["raftkv", *sys.argv[1:]])
+    return growth.run(growth.Plan(only, seconds, keys_max, steps_max), command, parent, progress)
 
 
 @bench_command.command("idle")
