@@ -22,7 +22,8 @@ COMMANDS = {
     "scan": ("raftkv.cli.data", "scan_command", "List keys in byte order."),
     "backup": ("raftkv.cli.backup", "backup_command", "Write all keys and values to a file."),
     "restore": ("raftkv.cli.backup", "restore_command", "Write a backup into a cluster."),
-    "status": ("raftkv.cli.operators", "status_command", "Show nodes, shards and leaders."),
+    "status": ("raftkv.cli.status", "status_command", "Say how the cluster is: health first."),
+    "top": ("raftkv.cli.status", "top_command", "Watch load, lag and disks live."),
     "explain": ("raftkv.cli.operators", "explain_command", "Show where a key lives and why."),
     "transfer-leader": (
         "raftkv.cli.operators",

@@ -1,71 +1,28 @@
-"""``raftkv status``, ``explain`` and ``transfer-leader``."""
+"""``raftkv explain`` and ``transfer-leader``."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raftkv.cli.connect import connected, json_option, key_argument, print_json
 from raftkv.client import Client
-
-_NONE = "[red]none[/red]"
-_SHARD_COLUMNS = ("shard", "generation", "leader", "term", "replicas", "keys", "applied_index")
-_NODE_COLUMNS = (
-    "name",
-    "reachable",
-    "connected",
-    "led",
-    "round_trip_ms",
-    "has_space",
-    "uptime_s",
-    "version",
-)
+from raftkv.web import quantities as q
+from raftkv.web import views
 
 
 def _text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
-        return "yes" if value else "[red]no[/red]"
+        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return str(value)
-
-
-def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    """A table of those columns that any row has."""
-    known = [column for column in columns if any(column in row for row in rows)]
-    table = Table(title=title, title_justify="left")
-    for column in known:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(
-            *(
-                _NONE if column == "leader" and not row.get(column) else _text(row.get(column))
-                for column in known
-            )
-        )
-    return table
-
-
-@click.command("status")
-@click.option("--local", is_flag=True, help="Only what the node that answers knows by itself.")
-@json_option
-@connected
-def status_command(client: Client, *, local: bool, as_json: bool) -> None:
-    """Show nodes, shards and leaders."""
-    facts = client.status("local" if local else "cluster")
-    if as_json:
-        print_json(facts)
-        return
-    console = Console()
-    console.print(
-        f"cluster {_text(facts.get('cluster'))}, map epoch {_text(facts.get('map_epoch'))}"
-    )
-    console.print(_table("nodes", facts.get("nodes") or [], _NODE_COLUMNS))
-    console.print(_table("shards", facts.get("shards") or [], _SHARD_COLUMNS))
 
 
 @click.command("explain")
@@ -78,10 +35,44 @@ def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _text(value))
-    Console().print(table)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _explained(facts):
+        table.add_row(name, escape(value))
+    Console(highlight=False).print(table)
+
+
+def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the page ``/explain/{key}`` says, line by line."""
+    state = views.mapping(facts.get("state"))
+    now_us = time.time_ns() // 1000
+    if facts.get("hash_tag"):
+        yield "hashed", f"only the part in braces, hex {facts.get('hashed_part_hex')}"
+    else:
+        yield "hashed", f"the whole key, hex {facts.get('hashed_part_hex')}"
+    if facts.get("hash") is not None:
+        yield "hash", _text(facts["hash"])
+    yield "partitioner", _text(facts.get("partitioner"))
+    yield "shard", f"{_text(facts.get('shard'))}, generation {_text(facts.get('generation'))}"
+    yield "replicas", _text(facts.get("replicas"))
+    since = facts.get("leader_since_us")
+    led = "" if since is None else f", since {q.age(since, now_us)}"
+    yield "leader", (_text(facts["leader"]) if facts.get("leader") else "none is known") + led
+    yield "term", _text(facts.get("term"))
+    yield f"revision at {_text(facts.get('asked'))}", _text(facts.get("local_revision"))
+    yield "applied behind commit", q.count(facts.get("lag_entries"))
+    for name in map(str, state.get("replicas") or ()):
+        entries, seconds = views.lag(state, name)
+        if name != state.get("leader"):
+            yield f"{name} is behind by", f"{q.count(entries)} entries, {q.duration(seconds)}"
+    slow = views.mapping(state.get("slow"))
+    if slow:
+        yield "last slow request", f"{slow.get('kind')}, {q.age(slow.get('at_us'), now_us)}"
+        yield "  in all", q.milliseconds(slow.get("total_ms"))
+        for stage, took_ms in views.mapping(slow.get("stages_ms")).items():
+            yield f"  {stage}", q.milliseconds(took_ms)
+    silent = facts.get("not_answering")
+    if silent:
+        yield "could not be asked", _text(silent)
 
 
 @click.command("transfer-leader")

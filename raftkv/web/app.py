@@ -17,6 +17,7 @@ from raftkv.web.config import WebConfig
 from raftkv.web.engine import SyncEngine
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.operators import operator_routes
+from raftkv.web.pages import page_routes
 from raftkv.web.problems import HttpError
 from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
 from raftkv.web.wsgi import Carrier, path_bytes, to_flask
@@ -28,8 +29,7 @@ _SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
 
@@ -54,6 +54,7 @@ def create_app(
     carrier = Carrier(engine, config, Authenticator(config.tokens))
     _add_data_routes(app, carrier)
     app.register_blueprint(operator_routes(carrier, metrics))
+    app.register_blueprint(page_routes(carrier, config))
     _add_error_handlers(app, carrier)
     _add_hooks(app, carrier, metrics)
     return app
@@ -111,7 +112,9 @@ def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> No
 
     @app.after_request
     def finish(response: flask.Response) -> flask.Response:
-        for name, value in _SECURITY_HEADERS.items():
+        # Pages say themselves what they may do; everything else may do nothing.
+        headers = {**_SECURITY_HEADERS, **flask.g.get("security_headers", {})}
+        for name, value in headers.items():
             response.headers.setdefault(name, value)
         if "Raftkv-Node" not in response.headers:
             for raw_name, raw_value in carrier.me:

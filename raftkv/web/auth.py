@@ -29,8 +29,9 @@ class Authenticator:
         """Return if the request may do what ``role`` may.
 
         A ``page`` also takes HTTP Basic with the token as the password, because a browser
-        cannot send a bearer token; nothing that changes anything does, so that another site
-        cannot make a logged-in browser change things.
+        cannot send a bearer token. A browser sends it with whatever another site makes it ask
+        for, so a page that changes something wants proof of its form as well
+        (:mod:`raftkv.web.csrf`), and the API takes bearer tokens only.
 
         Raises:
             HttpError: 401 without a valid token, 403 with one of too small a role.

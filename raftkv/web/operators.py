@@ -1,4 +1,4 @@
-"""What operators ask for: status, nodes, shards, explain, metrics, health, and the front page.
+"""What operators ask for: status, nodes, shards, explain, metrics and health.
 
 The facts are the engine's. These are the members that this module looks into; whatever else an
 engine reports is passed on as it is:
@@ -13,12 +13,12 @@ engine reports is passed on as it is:
     ``ready``: bool; ``failing``: a list of the checks that fail.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flask
 import msgspec
 
+from raftkv.core.health import health_of, rows
 from raftkv.rpc.messages import (
     ExplainRequest,
     Facts,
@@ -27,7 +27,6 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.version import __version__
 from raftkv.web.config import Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics
@@ -40,7 +39,6 @@ from raftkv.web.wsgi import Carrier, path_bytes, read_body, request_headers, to_
 _NO_PARAMETERS: frozenset[bytes] = frozenset()
 _SCOPE = frozenset({b"scope"})
 _EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
-_PAGE_TIMEOUT_S = 2.0
 _SCRAPE_TIMEOUT_S = 2.0
 
 
@@ -66,10 +64,9 @@ class Operators:
     ) -> dict[bytes, bytes]:
         flask.g.label = str(flask.request.endpoint).rpartition(".")[2]
         if role is not None:
-            page = flask.g.label == "index"
             header = flask.request.headers.get("Authorization")
             raw = None if header is None else header.encode("latin-1")
-            self._carrier.auth.check(raw, role, page=page)
+            self._carrier.auth.check(raw, role)
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
@@ -88,6 +85,8 @@ class Operators:
             reply = self._ask(StatusRequest("local"))
         elif scope == b"cluster":
             reply = self._ask(StatusRequest("cluster"))
+            told = facts_of(reply)
+            return self._json(reply, {"health": health_of(told).as_facts(), **told})
         else:
             raise invalid("scope is 'local' or 'cluster'")
         return self._json(reply, facts_of(reply))
@@ -166,97 +165,12 @@ class Operators:
         self._begin(None)
         return flask.Response(self._openapi, mimetype="application/json")
 
-    # --- the front page ------------------------------------------------------------------------
-
-    def index(self) -> flask.Response:
-        """``GET /``: every shard's leader, on a node without quorum too.
-
-        Asking all nodes can fail exactly when an operator needs the page most; then it shows
-        what this node alone knows, and says so.
-        """
-        self._begin("read")
-        scope = "cluster"
-        reply = self._carrier.engine.call(StatusRequest("cluster"), _PAGE_TIMEOUT_S)
-        if not isinstance(reply.response, Facts):
-            scope = "local"
-            reply = self._carrier.engine.call(StatusRequest("local"), _PAGE_TIMEOUT_S)
-        answered = isinstance(reply.response, Facts)
-        facts = reply.response.facts if isinstance(reply.response, Facts) else {}
-        shards, nodes = rows(facts, "shards"), rows(facts, "nodes")
-        page = flask.render_template(
-            "index.html",
-            node=reply.served.node,
-            cluster=facts.get("cluster"),
-            map_epoch=facts.get("map_epoch"),
-            scope=scope,
-            answered=answered,
-            sentence=health_sentence(shards, nodes) if answered else "The engine does not answer.",
-            healthy=answered and not missing_leaders(shards) and not silent_nodes(nodes),
-            shards=shards,
-            nodes=[{**row, "reachable": reachable(row)} for row in nodes],
-            version=__version__,
-        )
-        response = flask.Response(page, status=200 if answered else 503)
-        response.headers["Cache-Control"] = "no-store"
-        return response
-
-
-def rows(facts: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """Return the list called ``name`` of the facts, whatever an engine put there."""
-    listed = facts.get(name)
-    if not isinstance(listed, (list, tuple)):
-        return []
-    return [row for row in listed if isinstance(row, Mapping)]
-
-
-def reachable(node: Mapping[str, Any]) -> bool:
-    """Whether a node answered, or at least its link is up."""
-    return bool(node.get("reachable", node.get("connected", False)))
-
-
-def missing_leaders(shards: list[Mapping[str, Any]]) -> list[str]:
-    """Return the shards without a known leader."""
-    return [str(row.get("shard")) for row in shards if not row.get("leader")]
-
-
-def silent_nodes(nodes: list[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the nodes that do not answer."""
-    return [str(row.get("name")) for row in nodes if not reachable(row)]
-
-
-def health_sentence(shards: list[Mapping[str, Any]], nodes: list[Mapping[str, Any]]) -> str:
-    """Say in one or two plain sentences how the cluster is."""
-    leaderless, silent = missing_leaders(shards), silent_nodes(nodes)
-    if not shards:
-        first = "No shard is known here."
-    elif not leaderless and len(shards) == 1:
-        first = "The only shard has a leader."
-    elif not leaderless:
-        first = f"All {len(shards)} shards have a leader."
-    elif len(leaderless) == 1:
-        first = f"Shard {leaderless[0]} has no leader: its keys cannot be read or written now."
-    else:
-        first = (
-            f"{len(leaderless)} of {len(shards)} shards have no leader "
-            f"({', '.join(leaderless)}): their keys cannot be read or written now."
-        )
-    if len(nodes) == 1 and not silent:
-        second = "The only node answers."
-    elif not silent:
-        second = f"All {len(nodes)} nodes answer."
-    elif len(silent) == 1:
-        second = f"Node {silent[0]} does not answer."
-    else:
-        second = f"Nodes {', '.join(silent)} do not answer."
-    return f"{first} {second}"
-
 
 def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint:
     """Return the routes for operators."""
     views = Operators(carrier, metrics)
     blueprint = flask.Blueprint("operators", __name__)
     listed: list[tuple[str, Any, str]] = [
-        ("/", views.index, "GET"),
         ("/v1/status", views.status, "GET"),
         ("/v1/nodes", views.nodes, "GET"),
         ("/v1/shards", views.shards, "GET"),

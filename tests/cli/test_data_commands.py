@@ -158,16 +158,6 @@ def test_nobody_there_is_one_line_and_3() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_status_shows_every_shard_and_who_leads(run: Run) -> None:
-    """A shard without a leader stands out; JSON is what the server said."""
-    shown = run("status").stdout
-    assert "cluster test" in shown
-    assert "none" in shown
-    assert "n3" in shown
-    assert json.loads(run("status", "--json").stdout)["cluster"] == "test"
-    assert run("status", "--local").exit_code == 0
-
-
 def test_explain_and_transfer_leader(run: Run) -> None:
     """Operators' commands answer with the engine's facts."""
     assert "shard" in run("explain", "some/key").stdout

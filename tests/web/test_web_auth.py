@@ -99,7 +99,7 @@ def test_scheme_is_case_insensitive(api: Carrier) -> None:
 
 
 def test_browser_opens_the_page_with_the_token_as_password(api: Carrier) -> None:
-    """Basic authentication works for the page, and for nothing that changes anything."""
+    """Basic authentication works for pages, and for nothing of the API."""
     credentials = base64.b64encode(b"me:token-of-admin").decode()
     basic = {"Authorization": f"Basic {credentials}"}
     assert api("GET", b"/", basic).status == 200

@@ -1,7 +1,6 @@
-"""What operators ask for: JSON, conventions, and the front page."""
+"""What operators ask for: JSON and conventions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import fake_engine
 import pytest
@@ -9,9 +8,8 @@ from carriers import Carrier
 from conftest import LIMITS
 from fake_engine import FACTS, FakeEngine
 
-from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.rpc.messages import ExplainRequest, Failure, StatusRequest, TransferRequest
 from raftkv.web.config import WebConfig
-from raftkv.web.operators import health_sentence
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -19,7 +17,9 @@ _JSON = {"Content-Type": "application/json"}
 def test_status(api: Carrier, engine: FakeEngine) -> None:
     """Status is about this node unless the whole cluster is asked for."""
     assert api("GET", b"/v1/status").json() == FACTS
-    api("GET", b"/v1/status?scope=cluster")
+    whole = api("GET", b"/v1/status?scope=cluster").json()
+    assert whole.pop("health")["state"] == "unavailable"
+    assert whole == FACTS
     assert engine.asked == [StatusRequest("local"), StatusRequest("cluster")]
     assert api("GET", b"/v1/status?scope=world").code == "invalid"
 
@@ -123,6 +123,12 @@ def test_metrics(api: Carrier, engine: FakeEngine) -> None:
         b"/metrics",
         b"/openapi.json",
         b"/",
+        b"/shards/0",
+        b"/nodes/n1",
+        b"/ring",
+        b"/explain",
+        b"/explain/a",
+        b"/shards/0/transfer",
     ],
 )
 def test_conventions_of_every_route(api: Carrier, path: bytes) -> None:
@@ -133,7 +139,8 @@ def test_conventions_of_every_route(api: Carrier, path: bytes) -> None:
     head = api("HEAD", path)
     assert (head.status, head.body) == (200, b"")
     refused = api("DELETE", path)
-    assert (refused.status, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
+    allowed = {"GET", "HEAD", "POST"} if path.endswith(b"transfer") else {"GET", "HEAD"}
+    assert (refused.status, set(refused.headers["allow"].split(", "))) == (405, allowed)
 
 
 @pytest.mark.parametrize(
@@ -144,97 +151,6 @@ def test_unknown_route(api: Carrier, path: bytes) -> None:
     answer = api("GET", path)
     assert (answer.status, answer.code) == (404, "not_found")
     assert answer.headers["raftkv-node"] == "n1"
-
-
-# --- the front page -----------------------------------------------------------------------------
-
-
-def test_page(api: Carrier) -> None:
-    """The page shows every shard's leader and every node, and what is wrong first."""
-    answer = api("GET", b"/")
-    page = answer.body.decode()
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "Shard 1 has no leader" in page
-    assert "Node n3 does not answer." in page
-    assert "<td>n1</td>" in page
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-    assert answer.headers["x-frame-options"] == "DENY"
-    assert answer.headers["cache-control"] == "no-store"
-
-
-def test_page_without_quorum(api: Carrier, engine: FakeEngine) -> None:
-    """If the cluster cannot be asked the page shows what this node knows, or says that too."""
-    engine.failing.add("cluster")
-    answer = api("GET", b"/")
-    assert answer.status == 200
-    assert b"this is what n1 alone knows" in answer.body
-    engine.failing.add("local")
-    answer = api("GET", b"/")
-    assert answer.status == 503
-    assert b"The engine does not answer." in answer.body
-
-
-def test_page_escapes_what_it_shows(api: Carrier, engine: FakeEngine) -> None:
-    """A name that looks like HTML stays a name."""
-    evil = "<script>alert(1)</script>"
-    engine.answers.append(
-        Facts(
-            {
-                "cluster": evil,
-                "nodes": [{"name": evil, "reachable": False}],
-                "shards": [{"shard": evil, "leader": evil, "replicas": [evil]}],
-            }
-        )
-    )
-    page = api("GET", b"/").body.decode()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
-
-
-@pytest.mark.parametrize(
-    "facts", [{}, {"shards": None, "nodes": 5}, {"shards": [None, {}], "nodes": [{}]}]
-)
-def test_page_takes_any_facts(api: Carrier, engine: FakeEngine, facts: dict[str, Any]) -> None:
-    """The page never fails over what an engine of another version reports."""
-    engine.answers.append(Facts(facts))
-    assert api("GET", b"/").status == 200
-    engine.answers.append(Facts(facts))
-    assert api("GET", b"/metrics").status == 200
-
-
-def test_style_sheet(api: Carrier) -> None:
-    """The page's style comes from this server; nothing else is needed."""
-    assert api("GET", b"/static/raftkv.css").status == 200
-    assert api("GET", b"/static/../config.py").status == 404
-
-
-def _shard(number: int, leader: str | None) -> dict[str, Any]:
-    return {"shard": number, "leader": leader}
-
-
-@pytest.mark.parametrize(
-    ("shards", "nodes", "sentence"),
-    [
-        (
-            [_shard(0, "a"), _shard(1, "a")],
-            [{"name": "a", "connected": True}],
-            "All 2 shards have a leader. The only node answers.",
-        ),
-        (
-            [_shard(0, None), _shard(1, None), _shard(2, "a")],
-            [{"name": "a", "reachable": False}, {"name": "b", "reachable": False}],
-            (
-                "2 of 3 shards have no leader (0, 1): their keys cannot be read or written now. "
-                "Nodes a, b do not answer."
-            ),
-        ),
-    ],
-)
-def test_health_sentence(
-    shards: list[dict[str, Any]], nodes: list[dict[str, Any]], sentence: str
-) -> None:
-    """The sentence names what is wrong."""
-    assert health_sentence([*shards], [*nodes]) == sentence
 
 
 def test_bug_in_the_engine_is_a_500(

@@ -1,0 +1,259 @@
+"""``raftkv status`` and ``raftkv top``: the cluster in a terminal, its health first."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from raftkv.cli.connect import connected, json_option, print_json
+from raftkv.client import Client, RaftkvError
+from raftkv.core.health import Health, health_of, rows, silent_nodes
+from raftkv.web import quantities as q
+from raftkv.web import views
+
+EXIT_CODES = {"healthy": 0, "degraded": 1, "unavailable": 2}
+_STYLES = {
+    "healthy": ("green", "✓"),
+    "degraded": ("yellow", "▲"),
+    "unavailable": ("bold red", "✕"),
+}
+_CELL_STYLES = {"leader": "bold cyan", "good": "green", "warn": "yellow", "bad": "red"}
+_EVENTS_SHOWN = 8
+
+Facts = Mapping[str, Any]
+
+
+def _watching(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--interval",
+        "interval_s",
+        type=click.FloatRange(min=0.2, max=3600),
+        default=1.0,
+        show_default=True,
+        help="Seconds between two looks.",
+    )(command)
+
+
+@click.command("status")
+@click.option("--local", is_flag=True, help="Only what the node that answers knows by itself.")
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@_watching
+@json_option
+@connected
+def status_command(
+    client: Client, *, local: bool, watch: bool, interval_s: float, as_json: bool
+) -> None:
+    """Say how the cluster is: 0 if healthy, 1 if degraded, 2 if unavailable."""
+    scope = "local" if local else "cluster"
+    if watch and not as_json:
+        _live(client, scope, interval_s, status_view)
+        return
+    while True:
+        facts, error = _ask(client, scope)
+        health = health_of(facts)
+        if as_json:
+            unasked = {"error": error} if error else {}
+            print_json({**facts, **unasked, "health": health.as_facts()})
+        else:
+            Console(highlight=False).print(_error(error) if error else status_view(facts, []))
+        if not watch:
+            sys.exit(EXIT_CODES[health.state])
+        time.sleep(interval_s)
+
+
+@click.command("top")
+@_watching
+@connected
+def top_command(client: Client, *, interval_s: float) -> None:
+    """Watch load, lag and disks of every node and shard, until Ctrl-C."""
+    _live(client, "cluster", interval_s, top_view)
+
+
+def _live(
+    client: Client,
+    scope: str,
+    interval_s: float,
+    view: Callable[[Facts, Sequence[Facts]], RenderableType],
+) -> None:
+    """Draw again and again; a node that does not answer is said, and asked again."""
+    console = Console(highlight=False)
+    before: list[Facts] = []
+    try:
+        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                facts, error = _ask(client, scope)
+                live.update(_error(error) if error else view(facts, before), refresh=True)
+                before = [facts] if facts else []
+                time.sleep(interval_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _ask(client: Client, scope: str) -> tuple[Facts, str | None]:
+    try:
+        return client.status("local" if scope == "local" else "cluster"), None
+    except RaftkvError as error:
+        return {}, str(error)
+
+
+def _error(error: str) -> RenderableType:
+    return Text(f"✕ No node tells how the cluster is: {error}", style="bold red")
+
+
+# --- views -----------------------------------------------------------------------------------
+
+
+def status_view(facts: Facts, _before: Sequence[Facts]) -> RenderableType:
+    """The sentence, shards by nodes, nodes, and what happened last."""
+    return Group(*_head(facts), "", _grid(facts), "", _nodes(facts), *_events(facts))
+
+
+def top_view(facts: Facts, before: Sequence[Facts]) -> RenderableType:
+    """The sentence, load and disk of every node, load and lag of every shard."""
+    return Group(*_head(facts), "", _busy_nodes(facts, before), "", _busy_shards(facts))
+
+
+def _head(facts: Facts) -> list[RenderableType]:
+    health: Health = health_of(facts)
+    style, sign = _STYLES[health.state]
+    lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
+    lines += [Text(f"  {reason}", style="yellow") for reason in health.reasons]
+    seen = f"seen from {facts.get('node')}, map epoch {q.count(facts.get('map_epoch'))}"
+    if silent := silent_nodes(facts):
+        seen += f"; could not be asked: {', '.join(silent)}"
+    return [*lines, Text(seen, style="dim")]
+
+
+def _table(*columns: str) -> Table:
+    """Columns whose name begins with ``>`` are figures."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            escape(column.removeprefix(">")), justify="right" if column.startswith(">") else "left"
+        )
+    return table
+
+
+def _grid(facts: Facts) -> Table:
+    names = views.node_names(facts)
+    table = _table("shard", *names, "reserve", ">led since", ">term", ">keys")
+    now_us = time.time_ns() // 1000
+    for line in views.grid(facts):
+        cells = [
+            Text(f"{c.sign} {c.text}", style=_CELL_STYLES.get(c.kind, "dim")) for c in line.cells
+        ]
+        since = q.age(line.facts.get("leader_since_us"), now_us)
+        table.add_row(
+            str(line.shard),
+            *cells,
+            _reserve(line.margin),
+            since if line.facts.get("leader") else Text("no leader", style="red"),
+            q.count(line.facts.get("term")),
+            q.count(line.facts.get("keys")),
+        )
+    return table
+
+
+def _reserve(margin: int | None) -> Text:
+    if margin is None:
+        return Text("not known", style="yellow")
+    if margin < 0:
+        return Text("quorum lost", style="bold red")
+    return Text(
+        "none" if margin == 0 else f"{margin} may fail", style="yellow" if not margin else ""
+    )
+
+
+def _nodes(facts: Facts) -> Table:
+    table = _table("node", "state", "leads", ">link", ">disk p99", ">disk free", ">memory", ">up")
+    silent = silent_nodes(facts)
+    for row in rows(facts, "nodes"):
+        answers = str(row.get("name")) not in silent
+        led = row.get("led")
+        table.add_row(
+            escape(str(row.get("name"))),
+            Text("✓ answers", style="green") if answers else Text("✕ silent", style="red"),
+            " ".join(map(str, led)) if isinstance(led, list) else q.UNKNOWN,
+            q.milliseconds(row.get("round_trip_ms")) if answers else q.UNKNOWN,
+            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
+            q.size(views.mapping(row.get("disk")).get("free_bytes")),
+            q.size(row.get("rss_bytes")),
+            q.duration(row.get("uptime_s")),
+        )
+    return table
+
+
+def _events(facts: Facts) -> list[RenderableType]:
+    found = views.events(facts, shown=_EVENTS_SHOWN)
+    if not found:
+        return []
+    table = _table("when", "node", "what", "where", "")
+    now_us = time.time_ns() // 1000
+    for event in found:
+        table.add_row(
+            q.age(event.at_us, now_us),
+            escape(event.node or ""),
+            f"{event.sign} {event.text}",
+            event.where,
+            escape(event.detail),
+        )
+    return ["", table]
+
+
+def _busy_nodes(facts: Facts, before: Sequence[Facts]) -> Table:
+    table = _table(
+        "node", ">requests/s", ">p99", ">errors/s", ">cpu", ">memory", ">disk p99", ">waiting"
+    )
+    for row in rows(facts, "nodes"):
+        told = {spark.title: spark.now for spark in views.sparks([row])}
+        cpu = row.get("cpu_share", _cpu_share(row, before))
+        table.add_row(
+            escape(str(row.get("name"))),
+            q.rate(told.get("Requests")),
+            q.milliseconds(told.get("p99")),
+            q.rate(told.get("Errors")),
+            q.percent(cpu),
+            q.size(row.get("rss_bytes")),
+            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
+            q.count(row.get("waiting_operations")),
+        )
+    return table
+
+
+def _cpu_share(row: Facts, before: Sequence[Facts]) -> float | None:
+    """Of one core since the last look, from the engine's own account of its time."""
+    for earlier in before:
+        for old in rows(earlier, "nodes"):
+            if old.get("name") == row.get("name") and old.get("pid") == row.get("pid"):
+                try:
+                    seconds = (row["as_of_us"] - old["as_of_us"]) / 1e6
+                    return float(row["cpu_s"] - old["cpu_s"]) / seconds if seconds > 0 else None
+                except (KeyError, TypeError):
+                    return None
+    return None
+
+
+def _busy_shards(facts: Facts) -> Table:
+    table = _table(
+        "shard", "leader", ">reads/s", ">writes/s", ">waiting", ">furthest behind", ">log"
+    )
+    for row in rows(facts, "shards"):
+        load = views.mapping(row.get("load"))
+        behind = [views.lag(row, str(name))[0] for name in row.get("replicas") or ()]
+        table.add_row(
+            str(row.get("shard")),
+            escape(str(row["leader"])) if row.get("leader") else Text("none", style="red"),
+            q.rate(load.get("reads_per_s")),
+            q.rate(load.get("writes_per_s")),
+            q.count(row.get("waiting")),
+            q.count(max((lag for lag in behind if lag is not None), default=None)),
+            q.size(row.get("log_bytes")),
+        )
+    return table

@@ -1,0 +1,285 @@
+"""The pages for operators: rendered here, complete without a script, on any node.
+
+They must work exactly when the cluster does not: asking all nodes ends after 0.7 s with those that
+answered, and where even that fails the page shows what this node knows by itself, and says so.
+With a script the page asks for its own ``main`` part every second; without one it reloads itself.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+import flask
+
+from raftkv.core.health import health_of, reachable, rows, silent_nodes
+from raftkv.rpc.messages import (
+    ExplainRequest,
+    Facts,
+    Failure,
+    Reply,
+    Request,
+    StatusRequest,
+    TransferRequest,
+)
+from raftkv.version import __version__
+from raftkv.web import quantities, ring_picture, views
+from raftkv.web.config import Role, WebConfig
+from raftkv.web.csrf import COOKIE, FormGuard
+from raftkv.web.encoding import check_key, parse_query
+from raftkv.web.problems import HttpError
+from raftkv.web.shared_facts import Shared
+from raftkv.web.wsgi import Carrier, path_bytes, read_body
+
+PAGE_TIMEOUT_S = 0.9
+TRANSFER_TIMEOUT_S = 5.0
+_PART = frozenset({b"part"})
+_KEY = frozenset({b"key"})
+_NONE: frozenset[bytes] = frozenset()
+_EXPLAIN_PREFIX_BYTES = len(b"/explain/")
+_FORM_BYTES_MAX = 4096
+
+SECURITY_HEADERS = {
+    # Without it a browser sends "Origin: null" with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class Pages:
+    """The views; each checks the role, then the parameters, then asks the engine."""
+
+    def __init__(self, carrier: Carrier, config: WebConfig) -> None:
+        self._carrier = carrier
+        self._node = config.node_name
+        self._secure = config.tls_cert is not None
+        self._guard = FormGuard(config.engine_token.encode())
+        self._replies: Shared[Reply] = Shared()
+        self._parts: Shared[tuple[str, int]] = Shared()
+
+    # --- pages ---------------------------------------------------------------------------------
+
+    def index(self) -> flask.Response:
+        """``GET /``: how the cluster is, in the order in which one asks during an incident."""
+        return self._live("overview.html", self._overview)
+
+    def shard_page(self, shard: int) -> flask.Response:
+        """``GET /shards/{shard}``: one shard and its replicas."""
+        return self._live("shard.html", lambda: self._shard(shard))
+
+    def node_page(self, name: str) -> flask.Response:
+        """``GET /nodes/{name}``: one node, its process, disk and links."""
+        return self._live("node.html", lambda: self._one_node(name))
+
+    def ring_page(self) -> flask.Response:
+        """``GET /ring``: where keys go."""
+        return self._live("ring.html", self._ring)
+
+    def explain_form(self) -> flask.Response:
+        """``GET /explain?key=``: what the form in the head of every page sends."""
+        key = self._begin("read", _KEY).get(b"key", b"")
+        if not key:
+            return self._page("explain_form.html", self._frame({}))
+        return _see("/explain/" + quote(check_key(key), safe=""))
+
+    def explain_page(self, key: str) -> flask.Response:
+        """``GET /explain/{key}``: where one key lives, and why."""
+        del key  # routing has made text of it; the bytes are taken from the environment
+        raw = check_key(path_bytes()[_EXPLAIN_PREFIX_BYTES:])
+        return self._live("explain.html", lambda: self._explain(raw))
+
+    def ask_transfer(self, shard: int) -> flask.Response:
+        """``GET /shards/{shard}/transfer``: asks before it does anything."""
+        self._begin("admin")
+        return self._confirm(shard, None)
+
+    def transfer(self, shard: int) -> flask.Response:
+        """``POST /shards/{shard}/transfer``: hand leadership over, as the form says."""
+        self._begin("admin")
+        fields = parse_qs(read_body(_FORM_BYTES_MAX).decode("utf-8", "replace"))
+        token = fields.get("token", [""])[0]
+        cookie = flask.request.cookies.get(COOKIE)
+        self._guard.check(flask.request.headers, cookie, token, f"transfer {shard}")
+        request = TransferRequest(shard, fields.get("target", [""])[0] or None)
+        reply = self._carrier.engine.call(request, TRANSFER_TIMEOUT_S)
+        self._replies.forget()
+        self._parts.forget()
+        if isinstance(reply.response, Failure):
+            return self._confirm(shard, reply.response.detail)
+        return _see(f"/shards/{shard}")
+
+    # --- what they show ------------------------------------------------------------------------
+
+    def _overview(self) -> dict[str, Any]:
+        facts = self._cluster()
+        nodes = rows(facts, "nodes")
+        return {
+            **self._frame(facts),
+            "lines": views.grid(facts),
+            "nodes": nodes,
+            "sparks": views.sparks(nodes),
+            "events": views.events(facts),
+        }
+
+    def _shard(self, shard: int) -> dict[str, Any]:
+        facts = self._cluster()
+        row = _row(rows(facts, "shards"), "shard", shard)
+        if row is None:
+            raise HttpError("not_found", f"there is no shard {shard}")
+        found = [e for e in views.events(facts, shown=100) if e.shard == shard]
+        return {
+            **self._frame(facts),
+            "shard": shard,
+            "row": row,
+            "line": next(line for line in views.grid(facts) if line.shard == shard),
+            "members": views.members(row, facts),
+            "leaders": [*reversed(rows(row, "leaders"))],
+            "events": found,
+        }
+
+    def _one_node(self, name: str) -> dict[str, Any]:
+        facts = self._cluster()
+        row = _row(rows(facts, "nodes"), "name", name)
+        if row is None:
+            raise HttpError("not_found", f"there is no node {name}")
+        found = [e for e in views.events(facts, shown=100) if e.node == name]
+        return {
+            **self._frame(facts),
+            "name": name,
+            "row": row,
+            "answers": reachable(row),
+            "links": [link for link in rows(row, "links") if link.get("name") != name],
+            "sparks": views.sparks([row]),
+            "events": found,
+        }
+
+    def _ring(self) -> dict[str, Any]:
+        frame = self._frame(self._cluster())
+        told = self._facts(StatusRequest("ring"))
+        return {**frame, "ring": told, "arcs": ring_picture.arcs(told)}
+
+    def _explain(self, key: bytes) -> dict[str, Any]:
+        facts = self._cluster()
+        told = self._facts(ExplainRequest(key))
+        shard = told.get("shard")
+        row = views.mapping(told.get("state")) or _row(rows(facts, "shards"), "shard", shard) or {}
+        return {
+            **self._frame(facts),
+            "key": key.decode("utf-8", "backslashreplace"),
+            "key_path": quote(key, safe=""),
+            "told": told,
+            "row": row,
+            "members": views.members(row, facts),
+            "slow": views.mapping(row.get("slow")),
+        }
+
+    def _frame(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What every page shows around its own content."""
+        alone = "as_of_us" in facts and not any("reachable" in n for n in rows(facts, "nodes"))
+        return {
+            "node": self._node,
+            "cluster": facts.get("cluster"),
+            "version": __version__,
+            "health": health_of(facts),
+            "silent": silent_nodes(facts),
+            "answered": bool(facts),
+            "alone": alone,
+            "facts": facts,
+            "now_us": time.time_ns() // 1000,
+            "names": views.node_names(facts),
+            "q": quantities,
+            "views": views,
+            "path": flask.request.path,
+        }
+
+    def _confirm(self, shard: int, refusal: str | None) -> flask.Response:
+        content = self._shard(shard)
+        nonce = self._guard.nonce(flask.request.cookies.get(COOKIE))
+        credentials = flask.request.headers.get("Authorization")
+        content["token"] = self._guard.token(nonce, credentials, f"transfer {shard}")
+        content["refusal"] = refusal
+        response = self._page("transfer.html", content, 200 if refusal is None else 409)
+        response.set_cookie(
+            COOKIE, nonce, httponly=True, samesite="Strict", secure=self._secure, path="/"
+        )
+        return response
+
+    # --- pieces --------------------------------------------------------------------------------
+
+    def _begin(self, role: Role, allowed: frozenset[bytes] = _NONE) -> dict[bytes, bytes]:
+        flask.g.label = str(flask.request.endpoint).rpartition(".")[2]
+        flask.g.security_headers = SECURITY_HEADERS
+        header = flask.request.headers.get("Authorization")
+        raw = None if header is None else header.encode("latin-1")
+        self._carrier.auth.check(raw, role, page=True)
+        return parse_query(flask.request.query_string, allowed)
+
+    def _live(self, template: str, content: Callable[[], dict[str, Any]]) -> flask.Response:
+        """Answer with the page, or with the part of it that changes.
+
+        That part is the same for everybody who may read, so it is rendered once for all.
+        """
+        part = self._begin("read", _PART).get(b"part")
+        if part not in (None, b"main"):
+            raise HttpError("invalid", "part is 'main'")
+
+        def render() -> tuple[str, int]:
+            try:
+                made = content()
+            except HttpError as error:
+                if error.code != "not_found":
+                    raise
+                made = {**self._frame(self._cluster()), "detail": error.detail}
+                return flask.render_template("not_found.html", part=part, **made), 404
+            status = 200 if made["answered"] else 503
+            return flask.render_template(template, part=part, **made), status
+
+        text, status = self._parts.get((path_bytes(), part), render)
+        return flask.Response(text, status)
+
+    def _page(self, template: str, content: Mapping[str, Any], status: int = 200) -> flask.Response:
+        return flask.Response(flask.render_template(template, part=None, **content), status)
+
+    def _cluster(self) -> Mapping[str, Any]:
+        """What all nodes say; what this one knows if they cannot be asked; nothing at worst."""
+        return self._facts(StatusRequest("cluster")) or self._facts(StatusRequest("local"))
+
+    def _facts(self, request: Request) -> Mapping[str, Any]:
+        reply = self._replies.get(
+            request, lambda: self._carrier.engine.call(request, PAGE_TIMEOUT_S)
+        )
+        return reply.response.facts if isinstance(reply.response, Facts) else {}
+
+
+def _see(path: str) -> flask.Response:
+    """Send the browser to another page, by GET."""
+    return flask.Response(status=303, headers={"Location": path})
+
+
+def _row(listed: list[Mapping[str, Any]], name: str, wanted: object) -> Mapping[str, Any] | None:
+    return next((row for row in listed if row.get(name) == wanted), None)
+
+
+def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
+    """Return the routes of the pages."""
+    pages = Pages(carrier, config)
+    blueprint = flask.Blueprint("pages", __name__)
+    listed: list[tuple[str, Any, str]] = [
+        ("/", pages.index, "GET"),
+        ("/shards/<int:shard>", pages.shard_page, "GET"),
+        ("/shards/<int:shard>/transfer", pages.ask_transfer, "GET"),
+        ("/shards/<int:shard>/transfer", pages.transfer, "POST"),
+        ("/nodes/<name>", pages.node_page, "GET"),
+        ("/ring", pages.ring_page, "GET"),
+        ("/explain", pages.explain_form, "GET"),
+        ("/explain/<key:key>", pages.explain_page, "GET"),
+    ]
+    for path, view, method in listed:
+        blueprint.add_url_rule(
+            path, view.__name__, view, methods=[method], provide_automatic_options=False
+        )
+    return blueprint

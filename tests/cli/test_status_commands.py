@@ -1,0 +1,128 @@
+"""``raftkv status`` and ``top``: the sentence first, an exit code for scripts, and live views."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_server import Behaviour, answer, nobody, serving
+
+from raftkv.cli.main import cli
+from raftkv.core.health import health_of
+
+WIDE = {"COLUMNS": "140"}
+EVIL = "[red]n9[/red]"
+
+
+def facts(*, silent: tuple[str, ...] = (), leader: str | None = "n1") -> dict[str, Any]:
+    """Two shards on three nodes."""
+    names = ("n1", "n2", "n3")
+    members = {
+        name: {"role": "leader" if name == leader else "follower", "applied_index": 9}
+        for name in names
+        if name not in silent
+    }
+    row = {
+        "leader": leader,
+        "replicas": list(names),
+        "members": members,
+        "term": 3,
+        "commit_index": 9,
+        "load": {"reads_per_s": 12.0, "writes_per_s": 3456.0},
+    }
+    return {
+        "node": "n1",
+        "map_epoch": 1,
+        "nodes": [
+            {"name": n, "reachable": n not in silent, "led": [0], "rss_bytes": 2**20} for n in names
+        ],
+        "shards": [{"shard": 0, **row}, {"shard": 1, **row}],
+        "events": [{"kind": "link_down", "node": "n1", "at_us": 1, "detail": EVIL}],
+    }
+
+
+def told(status: dict[str, Any]) -> Behaviour:
+    """A node that says this."""
+    return answer(200, json.dumps(status).encode())
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run a command against a node that answers as told."""
+
+    def invoke(status: dict[str, Any], *arguments: str) -> Result:
+        with serving(told(status)) as server:
+            return CliRunner().invoke(cli, [*arguments, "--endpoint", server.url], env=WIDE)
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (facts(), 0),
+        (facts(silent=("n3",)), 1),
+        (facts(silent=("n2", "n3")), 2),
+        (facts(leader=None), 2),
+    ],
+    ids=["healthy", "degraded", "no quorum", "no leader"],
+)
+def test_status_says_the_sentence_first_and_ends_with_the_verdict(
+    run: Run, status: dict[str, Any], code: int
+) -> None:
+    """The same sentence as on the page, and 0, 1 or 2."""
+    shown = run(status, "status")
+    assert health_of(status).sentence in shown.stdout.splitlines()[0]
+    assert shown.exit_code == code
+
+
+def test_status_shows_shards_nodes_and_events(run: Run) -> None:
+    """Signs besides colours, and names as they are."""
+    shown = run(facts(silent=("n3",)), "status").stdout
+    for text in ("★ leader", "✓ follows", "✕ silent", "could not be asked: n3", "link down", EVIL):
+        assert text in shown
+
+
+def test_status_as_json(run: Run) -> None:
+    """One document, with the verdict in it, and the same exit code."""
+    shown = run(facts(silent=("n3",)), "status", "--json")
+    assert (json.loads(shown.stdout)["health"]["state"], shown.exit_code) == ("degraded", 1)
+
+
+def test_status_without_any_node() -> None:
+    """If nobody answers that is the news, for people and for scripts."""
+    for arguments in (["status"], ["status", "--json"]):
+        shown = CliRunner().invoke(cli, [*arguments, "--endpoint", nobody(), "--timeout", "0.2"])
+        assert shown.exit_code == 2
+    assert json.loads(shown.stdout)["health"]["state"] == "unavailable"
+    assert json.loads(shown.stdout)["error"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C after the first look."""
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", interrupt)
+        yield
+
+
+@pytest.mark.usefixtures("interrupted")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(("status", "--watch"), "★ leader"), (("top",), "3,456"), (("top",), "1.0 MiB")],
+)
+def test_live_views_end_with_ctrl_c(run: Run, arguments: tuple[str, ...], text: str) -> None:
+    """They show what status shows, or load, and end cleanly."""
+    shown = run(facts(), *arguments)
+    assert text in shown.stdout
+    assert "All 2 shards have a leader and a quorum; one more node may fail." in shown.stdout
+    assert shown.exit_code == 0

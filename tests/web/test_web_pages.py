@@ -1,0 +1,273 @@
+"""Pages for operators, on an engine that says what the test wants: what they show, and to whom."""
+
+import base64
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from carriers import Answer, Carrier
+from conftest import LIMITS
+from fake_engine import FakeEngine
+
+from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.web.config import TokenHash, WebConfig
+
+PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")
+EVIL = "<script>alert(1)</script>\"'&"
+FORM = {
+    "Content-Type": "application/x-www-form-urlencoded",
+    "Sec-Fetch-Site": "same-origin",
+    "Host": "n1.example",
+    "Origin": "http://n1.example",
+}
+
+
+def text_of(answer: Answer) -> str:
+    """Return what a page says, without its markup."""
+    return " ".join(re.sub(r"<[^>]*>", " ", answer.body.decode()).split())
+
+
+# --- what they show ------------------------------------------------------------------------------
+
+
+def test_overview(api: Carrier) -> None:
+    """First what is wrong, then every shard on every node."""
+    said = text_of(api("GET", b"/"))
+    assert "not answering: n3" in said
+    assert said.index("Shard 1 has no leader") < said.index("Shards and their replicas")
+    assert "★ leader" in said
+    assert "✕ silent" in said
+    assert "no leader" in said
+
+
+def test_shard_node_and_key(api: Carrier, engine: FakeEngine) -> None:
+    """Each has a page of its own; what there is not is a page, too."""
+    assert "Led by n1" in text_of(api("GET", b"/shards/0"))
+    assert "Nobody leads it" in text_of(api("GET", b"/shards/1"))
+    assert "Does not answer n1" in text_of(api("GET", b"/nodes/n3"))
+    assert "Lives in shard 0" in text_of(api("GET", b"/explain/%FF%00"))
+    assert ExplainRequest(b"\xff\0") in engine.asked
+    for missing in (b"/shards/7", b"/nodes/n9"):
+        answer = api("GET", missing)
+        assert answer.status == 404
+        assert "There is no" in text_of(answer)
+
+
+def test_form_leads_to_the_key(api: Carrier) -> None:
+    """Whatever is typed, it is one key."""
+    answer = api("GET", b"/explain?key=a%2Fb+%3F%23")
+    assert (answer.status, answer.headers["location"]) == (303, "/explain/a%2Fb%20%3F%23")
+
+
+def test_ring(api: Carrier, engine: FakeEngine) -> None:
+    """Shares, arcs, hot keys as text, and what a new shard would take."""
+    told = {
+        "partitioner": "ring",
+        "virtual_nodes": 64,
+        "arcs": [{"from": 0.0, "to": 0.75, "shard": 0}, {"from": 0.75, "to": 1.0, "shard": 1}],
+        "shards": [{"shard": 0, "leader": "n1", "share": 0.75, "keys": 3, "load_share": 0.5}],
+        "hot_keys": [{"key": EVIL, "key_hex": "00", "shard": 0, "requests_per_s": 12.0}],
+        "if_added": {"shard": 2, "moved_share": 0.3333, "from": [{"shard": 0, "share": 0.25}]},
+    }
+    engine.answers.extend([Facts({"node": "n1"}), Facts(told)])
+    answer = api("GET", b"/ring")
+    said = text_of(answer)
+    assert "75.0 %" in said
+    assert "would take 33.3 % of the keys" in said
+    assert answer.body.count(b"<path class=") == 2
+    assert b"<script>alert" not in answer.body
+    assert b"&lt;script&gt;alert" in answer.body
+
+
+def test_without_answers_of_the_others(api: Carrier, engine: FakeEngine) -> None:
+    """A node whose cluster cannot be asked shows what it knows by itself, and says so."""
+    engine.failing.add("cluster")
+    alone = {"as_of_us": 1, "nodes": [{"name": "n1", "connected": True}], "shards": []}
+    engine.answers.extend([Failure("timeout", "late"), Facts(alone)])
+    answer = api("GET", b"/")
+    assert answer.status == 200
+    assert "this is what n1 alone knows" in text_of(answer)
+
+
+def test_without_an_engine(api: Carrier, engine: FakeEngine) -> None:
+    """A page is there even then; its status tells a monitor."""
+    engine.failing |= {"cluster", "local"}
+    answer = api("GET", b"/")
+    assert answer.status == 503
+    assert "The engine of this node does not answer." in text_of(answer)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_everything_is_escaped(api: Carrier, engine: FakeEngine, path: bytes) -> None:
+    """Names, details of events and whatever else an engine reports stay text."""
+    evil: dict[str, Any] = {
+        "cluster": EVIL,
+        "version": EVIL,
+        "node": EVIL,
+        "nodes": [
+            {"name": n, "reachable": True, "version": EVIL, "led": [EVIL]} for n in (EVIL, "n1")
+        ],
+        "shards": [
+            {
+                "shard": 0,
+                "leader": EVIL,
+                "replicas": [EVIL],
+                "seen_by": EVIL,
+                "term": EVIL,
+                "leaders": [{"leader": EVIL, "term": EVIL, "at_us": EVIL}],
+                "slow": {"kind": EVIL, "request_id": EVIL, "stages_ms": {EVIL: 1}},
+                "members": {EVIL: {"role": EVIL, "digest": EVIL}},
+            }
+        ],
+        "events": [{"kind": EVIL, "detail": EVIL, "node": n, "shard": 0} for n in (EVIL, "n1")],
+        "key": EVIL,
+        "hash": EVIL,
+        "shard": EVIL,
+        "partitioner": EVIL,
+        "hot_keys": [{"key": EVIL}],
+    }
+    engine.answers.extend([Facts(evil), Facts(evil)])
+    body = api("GET", path).body
+    assert b"<script>alert" not in body
+    assert b"\"'&" not in body
+    assert path == b"/explain" or b"&lt;script&gt;" in body
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"shards": None, "nodes": 5}, {"shards": [None, {"shard": 0}], "nodes": [{"name": "n1"}]}],
+)
+def test_pages_take_any_facts(
+    api: Carrier, engine: FakeEngine, facts: dict[str, Any], path: bytes
+) -> None:
+    """A page never fails over what an engine of another version reports."""
+    engine.answers.extend([Facts(facts)] * 3)
+    assert api("GET", path).status in (200, 404, 503)
+
+
+def test_many_viewers_ask_once(api: Carrier, engine: FakeEngine) -> None:
+    """Ten open pages cost one question."""
+    for _ in range(10):
+        api("GET", b"/?part=main")
+        api("GET", b"/shards/0?part=main")
+    assert engine.asked == [StatusRequest("cluster")]
+
+
+def test_part_is_what_changes(api: Carrier) -> None:
+    """The script gets the inside of ``main``, nothing around it."""
+    part = api("GET", b"/?part=main").body
+    assert b"<html" not in part
+    assert b'id="health"' in part
+    assert api("GET", b"/?part=head").code == "invalid"
+
+
+# --- who may see and do what ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PAGES, b"/shards/0/transfer"])
+def test_security_headers(api: Carrier, path: bytes) -> None:
+    """Nothing of another site runs or is asked, nothing is inline, nobody frames the page."""
+    answer = api("GET", path)
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    assert not re.search(rb"<script(?![^>]* src=)|<style| style=| on\w+=", answer.body)
+
+
+@pytest.mark.parametrize("name", [b"raftkv.css", b"live.js", b"icon.svg"])
+def test_assets_come_from_here(api: Carrier, name: bytes) -> None:
+    """Nothing else is needed."""
+    assert api("GET", b"/static/" + name).status == 200
+    assert api("GET", b"/static/../config.py").status == 404
+
+
+def _open_form(api: Carrier, headers: dict[str, str] | None = None) -> tuple[str, bytes]:
+    """Open the question; return the cookie and the form's body."""
+    answer = api("GET", b"/shards/1/transfer", headers or {})
+    assert answer.status == 200, answer
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    token = re.search(rb'name="token" value="(\w+)"', answer.body)
+    assert token is not None
+    return cookie.partition(";")[0], b"target=n2&token=" + token.group(1)
+
+
+def test_transfer(api: Carrier, engine: FakeEngine) -> None:
+    """The form hands leadership over, and leads back to the shard."""
+    cookie, body = _open_form(api)
+    answer = api("POST", b"/shards/1/transfer", {**FORM, "Cookie": cookie}, body)
+    assert (answer.status, answer.headers["location"]) == (303, "/shards/1")
+    assert engine.asked[-1] == TransferRequest(1, "n2")
+    engine.answers.append(Failure("refused", "n2 is <behind>", definite=True))
+    refused = api("POST", b"/shards/1/transfer", {**FORM, "Cookie": cookie}, body)
+    assert refused.status == 409
+    assert b"It was refused: n2 is &lt;behind&gt;" in refused.body
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"Cookie": ""},
+        {"Cookie": "raftkv_form=" + 32 * "0"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_forged_transfers(api: Carrier, engine: FakeEngine, spoil: dict[str, str]) -> None:
+    """A form of another site, or for another visitor, changes nothing."""
+    cookie, body = _open_form(api)
+    answer = api("POST", b"/shards/1/transfer", {**FORM, "Cookie": cookie, **spoil}, body)
+    assert answer.code == "forbidden"
+    assert not any(isinstance(request, TransferRequest) for request in engine.asked)
+
+
+def test_tokens_of_forms_are_for_one_purpose(api: Carrier) -> None:
+    """The token of one shard's form does not move another shard; nor does none."""
+    cookie, body = _open_form(api)
+    headers = {**FORM, "Cookie": cookie}
+    assert api("POST", b"/shards/0/transfer", headers, body).code == "forbidden"
+    assert api("POST", b"/shards/1/transfer", headers, b"target=n2").code == "forbidden"
+    assert api("POST", b"/shards/1/transfer", headers, b"token=\xff%FF").code == "forbidden"
+
+
+def _basic(token: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(b"me:" + token.encode()).decode()}
+
+
+def test_browsers_log_in_with_the_token_as_password(
+    make_api: Callable[[WebConfig], Carrier],
+) -> None:
+    """``read`` sees everything, ``admin`` transfers, and a form belongs to who opened it."""
+    tokens = tuple(
+        TokenHash(sha256=sha256(role.encode()).hexdigest(), role=role)
+        for role in ("read", "write", "admin")
+    )
+    api = make_api(WebConfig(node_name="n1", limits=LIMITS, tokens=tokens))
+    for path in PAGES:
+        assert "Basic" in api("GET", path).headers["www-authenticate"]
+        assert api("GET", path, _basic("wrong")).status == 401
+        assert api("GET", path, _basic("read")).status == 200
+    assert api("GET", b"/shards/1/transfer", _basic("write")).code == "forbidden"
+    cookie, body = _open_form(api, _basic("admin"))
+    form = {**FORM, "Cookie": cookie}
+    path = b"/shards/1/transfer"
+    assert api("POST", path, form, body).code == "unauthorized"
+    assert api("POST", path, {**form, **_basic("write")}, body).code == "forbidden"
+    assert api("POST", path, {**form, **_basic("admin")}, body).status == 303
+
+
+def test_cookie_is_secure_under_tls(make_api: Callable[[WebConfig], Carrier]) -> None:
+    """Where HTTP is HTTPS the cookie stays there."""
+    api = make_api(WebConfig(node_name="n1", limits=LIMITS, tls_cert="n1.crt", tls_key="n1.key"))
+    assert "Secure" in api("GET", b"/shards/1/transfer").headers["set-cookie"]
