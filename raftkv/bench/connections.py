@@ -11,7 +11,7 @@ from typing import Any
 
 from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
 from raftkv.bench.crowd import Attendance, Crowd, CrowdProcess
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import generate
 from raftkv.bench.summary import Summary, summarize

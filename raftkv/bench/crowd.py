@@ -15,7 +15,7 @@ from typing import Self, cast
 import msgspec
 import uvloop
 
-from raftkv.bench.http_load import raise_file_limit
+from raftkv.bench.generator import raise_file_limit
 
 BYTE_EVERY_S = 1.0
 SLOW_BODY_BYTES = 10_000

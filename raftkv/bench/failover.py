@@ -1,28 +1,28 @@
 """How long a shard takes no writes after its leader was killed."""
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from raftkv.bench.cluster import (
+    addresses_of,
     key_of_each_shard,
     throwaway_cluster,
     wait_caught_up,
     wait_leaders_home,
 )
+from raftkv.bench.dialects import DIALECTS
+from raftkv.bench.first_write import first_write
 from raftkv.bench.load import PacedWriter, numbered_keys
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.summary import summarize
-from raftkv.client import Client, RaftkvError
 from raftkv.testing import ClusterError, LocalCluster
 
 SHARDS = 4
 LOAD_PER_S = 40
 TARGET_S = 2.0
-GIVE_UP_S = 30.0
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ def run(
             found = []
             for number in range(kills):
                 shard = number % SHARDS
-                found.append(_kill_once(cluster, shard, keys[shard], freeze=freeze))
+                found.append(kill_once(cluster, shard, keys[shard], freeze=freeze))
                 progress(f"kill {number + 1}: {found[-1].seconds * 1000:.0f} ms")
         lost = _lost(cluster, load.acknowledged)
     times = [kill.seconds for kill in found]
@@ -72,19 +72,20 @@ def run(
     )
 
 
-def _kill_once(cluster: LocalCluster, shard: int, key: bytes, *, freeze: bool) -> Kill:
+def kill_once(cluster: LocalCluster, shard: int, key: bytes, *, freeze: bool) -> Kill:
     """End or freeze the shard's leader, write through the others, bring it back."""
     wait_leaders_home(cluster)  # else the same node would be killed again and again
     leader = cluster.leader_of(shard)
     if leader is None:
         raise ClusterError(f"shard {shard} has no leader")
-    others = [cluster.node(name).url for name in cluster.names if name != leader]
+    others = addresses_of([cluster.node(name).url for name in cluster.names if name != leader])
+    request = DIALECTS["raftkv"].put(key, b"written after the kill")
     killed_at = time.monotonic()
     if freeze:
         cluster.pause(leader)
     else:
         cluster.kill(leader)
-    written_at = _first_write(others, key)
+    written_at = first_write(others, request)
     restarted_at = time.monotonic()
     if freeze:
         cluster.resume(leader)
@@ -92,30 +93,6 @@ def _kill_once(cluster: LocalCluster, shard: int, key: bytes, *, freeze: bool) -
         cluster.restart(leader)
     wait_caught_up(cluster)
     return Kill(shard, leader, written_at - killed_at, caught_up_s=time.monotonic() - restarted_at)
-
-
-def _first_write(urls: Sequence[str], key: bytes) -> float:
-    """Write through each of these nodes at once; return when the first has said that it is done.
-
-    Everything is sent after the kill, so no answer can come from the leader that is dead.
-    """
-    written: list[float] = []
-    done = threading.Event()
-
-    def write(url: str) -> None:
-        with Client(url, timeout_s=GIVE_UP_S, attempt_timeout_s=GIVE_UP_S) as client:
-            try:
-                client.put(key, url)
-            except RaftkvError:
-                return  # that it never succeeded shows below
-        written.append(time.monotonic())
-        done.set()
-
-    for url in urls:
-        threading.Thread(target=write, args=(url,), daemon=True).start()
-    if not done.wait(GIVE_UP_S):
-        raise ClusterError(f"no write succeeded within {GIVE_UP_S:.0f} s of the kill")
-    return min(written)
 
 
 def _lost(cluster: LocalCluster, acknowledged: set[bytes]) -> int:

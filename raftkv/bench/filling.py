@@ -10,6 +10,7 @@ from raftkv.bench.http_load import is_complete
 from raftkv.bench.workload import Workload
 
 CONNECTIONS = 4
+CONNECTIONS_WITHOUT_BATCHES = 64
 _BATCH = 100
 _BATCH_BYTES = 2**20
 _TRIES = 5
@@ -38,19 +39,20 @@ def fill_keys(
     Raises:
         FillError: A write was refused again and again.
     """
-    chunks = list(_requests(workload, DIALECTS[dialect]))
-    parts = [chunks[number::CONNECTIONS] for number in range(CONNECTIONS)]
+    asked = DIALECTS[dialect]
+    requests = list(_requests(workload, asked))
+    connections = CONNECTIONS if asked.has_batches else CONNECTIONS_WITHOUT_BATCHES
     done = itertools.count(1)
 
     def send_all(number: int) -> None:
         address = addresses[number % len(addresses)]
         with socket.create_connection(address, _TIMEOUT_S) as connection:
-            for request in parts[number]:
-                _send(connection, request, DIALECTS[dialect])
-                progress(min(workload.keys, next(done) * _size(workload, DIALECTS[dialect])))
+            for request in requests[number::connections]:
+                _send(connection, request, asked)
+                progress(min(workload.keys, next(done) * _size(workload, asked)))
 
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        list(pool.map(send_all, range(CONNECTIONS)))
+    with ThreadPoolExecutor(connections) as pool:
+        list(pool.map(send_all, range(connections)))
 
 
 def _size(workload: Workload, dialect: Dialect) -> int:

@@ -9,32 +9,29 @@ laid down beforehand at a fixed rate, whatever the servers do, and latency count
 start, or a stalled server would stop the clock that judges it. A request whose start comes while
 every connection is busy is not sent, and is counted as that: what waits in a client is no queue of
 the servers. With many connections it shows how far they lag.
-
-Run as ``python -m raftkv.bench.http_load`` it reads a :class:`Load` and writes now and then a
-:class:`Progress` and in the end a :class:`~raftkv.bench.tally.Tally` (all MessagePack, the latter
-two behind their length), so that clients do not share an interpreter with each other.
 """
 
 import array
 import asyncio
 import contextlib
-import gc
 import itertools
-import math
-import resource
-import sys
 import time
 from collections import deque
 from typing import cast
 
-import msgspec
 import uvloop
 
 from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.tally import Tally, Window, is_accepted
-from raftkv.bench.workload import Workload
-
-EXAMPLES_KEPT = 5
+from raftkv.bench.generator import (
+    EXAMPLES_KEPT,
+    REPORT_EVERY_S,
+    Load,
+    Recorder,
+    cpu_s,
+    read_load,
+    write,
+)
+from raftkv.bench.tally import Tally, is_accepted
 
 _TICK_S = 0.002
 _DRAIN_S = 15.0
@@ -45,39 +42,6 @@ _CHUNKED = b"ransfer-"
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _CODE = b'"code":"'
 _REFUSED = ("429", "503")
-_REPORT_EVERY_S = 0.25
-LENGTH_BYTES = 4
-
-
-class Load(msgspec.Struct, frozen=True):
-    """What to send. Without ``rate`` the loop is closed: each connection sends when answered."""
-
-    addresses: tuple[tuple[str, int], ...]
-    connections: int
-    """Requests under way at most. They take turns at the addresses, also if there are fewer
-    connections than addresses: then the requests do."""
-    seconds: float
-    rate: float | None = None
-    """Requests a second."""
-    workload: Workload = Workload(value_bytes=16)
-    dialect: str = "raftkv"
-    warmup_s: float = 0.0
-    """Load before the measured time that is not counted."""
-    seed: int = 1
-    start_at: float = 0.0
-    """When the measured time begins, by the monotonic clock, which all processes of a machine
-    share; 0: as soon as possible."""
-
-
-class Progress(msgspec.Struct, tag="progress"):
-    """How far a load is."""
-
-    answered: int = 0
-    failed: int = 0
-    """Refused, broken, not sent or answered with something else than success."""
-
-
-# --- one process --------------------------------------------------------------------------------
 
 
 class _Connection(asyncio.Protocol):
@@ -148,31 +112,27 @@ class _Driver:
         self._outstanding = 0
         self._all_answered = asyncio.Event()
         self._ending = False
-        self._begin = 0.0
-        seconds = max(1, math.ceil(load.seconds))
-        self._statuses: list[dict[str, int]] = [{} for _ in range(seconds)]
-        self._accepted = [array.array("f") for _ in range(seconds)]
+        self.recorder = Recorder(load, load.begin())
         self._refused = array.array("f")
         self._tally = Tally(windows=[])
-        self.progress = Progress()
 
     async def run(self) -> Tally:
         await self._connect()
         load = self._load
-        self._begin = load.start_at or time.monotonic() + load.warmup_s
-        await asyncio.sleep(self._begin - load.warmup_s - time.monotonic())
+        self.recorder.begin = load.begin()
+        await asyncio.sleep(self.recorder.begin - load.warmup_s - time.monotonic())
         cpu = asyncio.ensure_future(self._cpu_when_measuring_begins())
         if load.rate is None:
             await self._closed_loop()
         else:
             await self._open_loop(load.rate)
         await self._drain()
-        self._tally.cpu_s = _cpu_s() - await cpu
+        self._tally.cpu_s = cpu_s() - await cpu
         return self._finish()
 
     async def _cpu_when_measuring_begins(self) -> float:
-        await asyncio.sleep(self._begin - time.monotonic())
-        return _cpu_s()
+        await asyncio.sleep(self.recorder.begin - time.monotonic())
+        return cpu_s()
 
     async def _connect(self) -> None:
         wanted = max(self._load.connections, len(self._load.addresses))
@@ -191,11 +151,11 @@ class _Driver:
     async def _closed_loop(self) -> None:
         for _ in range(self._load.connections):
             self._start(self._free.popleft(), time.monotonic())
-        await asyncio.sleep(self._begin + self._load.seconds - time.monotonic())
+        await asyncio.sleep(self.recorder.begin + self._load.seconds - time.monotonic())
         self._ending = True
 
     async def _open_loop(self, rate: float) -> None:
-        first = self._begin - self._load.warmup_s
+        first = self.recorder.begin - self._load.warmup_s
         total = int(rate * (self._load.seconds + self._load.warmup_s))
         started = 0
         while started < total:
@@ -205,14 +165,14 @@ class _Driver:
                 if self._free and self._outstanding < self._load.connections:
                     self._start(self._free.popleft(), intended)
                 else:
-                    self._count("unsent", intended)
+                    self._lacking("unsent", intended)
             started = due
             await asyncio.sleep(_TICK_S)
         self._ending = True
 
     def _start(self, connection: _Connection, intended: float) -> None:
         late_s = time.monotonic() - intended
-        if late_s > self._tally.late_s_max and intended >= self._begin:
+        if late_s > self._tally.late_s_max and intended >= self.recorder.begin:
             self._tally.late_s_max = late_s
         self._outstanding += 1
         connection.send(next(self._requests), intended)
@@ -236,15 +196,12 @@ class _Driver:
         status = data[9:12].decode("ascii", "replace")
         if self._part_failed is not None and self._part_failed in data:
             status = "part"
-        second = self._count(status, intended)
-        if is_accepted(status):
-            if second is not None:
-                self._accepted[second].append(latency_s)
-        elif status in _REFUSED:
-            if second is not None:
+        is_measured = self.recorder.note(status, intended, latency_s)
+        if status in _REFUSED:
+            if is_measured:
                 self._refused.append(latency_s)
             self._check_refusal(data)
-        else:
+        elif not is_accepted(status):
             self._note_error(data)
         if data.find(b"connection: close", 0, data.find(_HEAD_END)) >= 0:
             connection.close()  # and is replaced when it is gone
@@ -256,7 +213,7 @@ class _Driver:
         intended, connection.intended = connection.intended, None
         if intended is not None:
             self._one_less()
-            self._count("error", intended)
+            self._lacking("error", intended)
             self._note_error(f"connection lost: {error}".encode())
         if self._tally.windows:
             return  # it is over
@@ -276,17 +233,8 @@ class _Driver:
         if self._ending and not self._outstanding:
             self._all_answered.set()
 
-    def _count(self, status: str, intended: float) -> int | None:
-        """Count an outcome and return the second that it belongs to; None while warming up."""
-        self.progress.answered += 1
-        if not is_accepted(status):
-            self.progress.failed += 1
-        if intended < self._begin:
-            return None
-        second = min(len(self._statuses) - 1, int(intended - self._begin))
-        statuses = self._statuses[second]
-        statuses[status] = statuses.get(status, 0) + 1
-        return second
+    def _lacking(self, status: str, intended: float) -> None:
+        self.recorder.note(status, intended, 0.0)
 
     def _check_refusal(self, data: bytes) -> None:
         start = data.find(_CODE) + len(_CODE)
@@ -305,53 +253,24 @@ class _Driver:
     def _finish(self) -> Tally:
         for connection in self._connections:
             if connection.intended is not None:
-                self._count("none", connection.intended)
+                self._lacking("none", connection.intended)
                 connection.intended = None
         tally = self._tally
-        tally.windows = [
-            Window(statuses, latencies.tobytes())
-            for statuses, latencies in zip(self._statuses, self._accepted, strict=True)
-        ]
+        tally.windows = self.recorder.windows()
         tally.refused_latencies = self._refused.tobytes()
         for connection in self._connections:
             connection.close()
         return tally
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def raise_file_limit() -> None:
-    """Take all the descriptors that this process may have: every connection needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _write(message: Progress | Tally) -> None:
-    data = msgspec.msgpack.encode(message)
-    # Not sys.stdout.buffer: unbuffered (PYTHONUNBUFFERED) it may write only a part.
-    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
-        output.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
-
-
 async def _run(load: Load) -> Tally:
     driver = _Driver(load)
     running = asyncio.ensure_future(driver.run())
     while not running.done():
-        await asyncio.wait({running}, timeout=_REPORT_EVERY_S)
-        _write(driver.progress)
+        await asyncio.wait({running}, timeout=REPORT_EVERY_S)
+        write(driver.recorder.progress)
     return running.result()
 
 
-def main() -> None:
-    """Read a load from standard input, make it, write progress and tally to standard output."""
-    raise_file_limit()
-    gc.disable()  # a pause of ours would count as one of theirs
-    load = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Load)
-    _write(uvloop.run(_run(load)))
-
-
 if __name__ == "__main__":
-    main()
+    write(uvloop.run(_run(read_load())))

@@ -18,7 +18,7 @@ from typing import IO, Self
 
 import msgspec
 
-from raftkv.bench.http_load import LENGTH_BYTES, Load, Progress
+from raftkv.bench.generator import LENGTH_BYTES, MODULES, Load, Progress
 from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.summary import percentile
 from raftkv.bench.tally import Tally, Window, floats, is_accepted, merged
@@ -223,8 +223,8 @@ class _Generator:
         self.progress = Progress()
         self._tell = tell
         self._tally: Tally | None = None
-        self._process = subprocess.Popen(
-            (sys.executable, "-m", "raftkv.bench.http_load"),
+        self._process = subprocess.Popen(  # noqa: S603 -- our own modules
+            (sys.executable, "-m", MODULES[load.carrier]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

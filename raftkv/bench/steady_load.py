@@ -14,7 +14,7 @@ from raftkv.bench.cluster import (
     wait_leaders_home,
 )
 from raftkv.bench.filling import fill_keys
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, OnProgress, Servers, run_load
 from raftkv.bench.workload import Workload

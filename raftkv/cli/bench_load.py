@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from raftkv.bench import steady_load
 from raftkv.bench.compare import run as compare
 from raftkv.bench.compare import table
-from raftkv.bench.compare.stores import HTTP_PEERS
-from raftkv.bench.http_load import Progress as LoadProgress
+from raftkv.bench.compare.rows import GROUPS
+from raftkv.bench.compare.stores import PEERS
+from raftkv.bench.generator import Progress as LoadProgress
 from raftkv.bench.report import Occasion, Report, write_json
 from raftkv.bench.run_load import OnProgress
 from raftkv.bench.steady_load import Spread
@@ -173,9 +174,6 @@ def load_command(
     return report
 
 
-ROWS = ("put", "get", "batch")
-
-
 def _names(
     known: Sequence[str],
 ) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -196,14 +194,14 @@ def _names(
     "--peers",
     default="etcd",
     show_default=True,
-    callback=_names(tuple(HTTP_PEERS)),
-    help=f"Separated by commas: {', '.join(HTTP_PEERS)}.",
+    callback=_names(tuple(PEERS)),
+    help=f"Separated by commas: {', '.join(PEERS)}.",
 )
 @click.option(
     "--rows",
-    default=",".join(ROWS),
+    default=",".join(GROUPS),
     show_default=True,
-    callback=_names(ROWS),
+    callback=_names(GROUPS),
     help="What is compared, separated by commas.",
 )
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
@@ -216,6 +214,14 @@ def _names(
 )
 @click.option("--warmup", type=click.FloatRange(0.0), default=2.0, show_default=True)
 @click.option("--spread", type=click.Choice(["all", "one"]), default="all", show_default=True)
+@click.option(
+    "--client-processes",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Of the row client, 64 threads each.",
+)
+@click.option("--kills", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True, path_type=Path))
 @click.option(
     "--dir",
@@ -231,23 +237,26 @@ def compare_command(
     duration: float,
     warmup: float,
     spread: Spread,
+    client_processes: int,
+    kills: int,
     json_path: Path | None,
     parent: Path | None,
 ) -> None:
     """Load raftkv and other stores in turns: ratios, with their spread."""
-    plan = compare.Plan(peers, rows, pairs, duration, warmup, spread)
+    plan = compare.Plan(peers, rows, pairs, duration, warmup, spread, client_processes, kills)
     occasion = Occasion.now()
     with ending_cleanly():
-        with compare_bar(plan) as steps:
-            comparisons = compare.run(plan, parent, steps)
         console = Console()
         if not console.is_terminal:
             console.width = table.WIDTH
-        for comparison in comparisons:
-            console.print(f"raftkv beside {comparison.peer}", style="bold")
-            console.print(table.table_of(comparison))
-            for remark in table.remarks(comparison):
-                console.print(remark, highlight=False)
+        comparisons = []
+        with compare_bar(plan) as steps:
+            for comparison in compare.run(plan, parent, steps):
+                comparisons.append(comparison)
+                console.print(f"raftkv beside {comparison.peer}", style="bold")
+                console.print(table.table_of(comparison))
+                for remark in table.remarks(comparison):
+                    console.print(remark, highlight=False)
         if json_path is not None:
             report = occasion.report(
                 "compare",
@@ -261,7 +270,7 @@ def compare_command(
 @contextlib.contextmanager
 def compare_bar(plan: compare.Plan) -> Iterator[compare.Steps]:
     """Show a bar over all runs of a comparison: what runs now, time left, rate, failures."""
-    runs = 2 * plan.pairs * len(plan.http_rows()) * len(plan.peers)
+    runs = plan.steps()
     with Progress(
         BarColumn(),
         MofNCompleteColumn(),

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from raftkv.bench.filling import FillError
+from raftkv.bench.first_write import NoWriteError
 from raftkv.bench.report import Report, publish
 from raftkv.bench.run_load import LoadError
 from raftkv.client import RaftkvError
@@ -31,7 +32,7 @@ def ending_cleanly() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _stop)
     try:
         yield
-    except (ClusterError, RaftkvError, LoadError, FillError, OSError) as error:
+    except (ClusterError, RaftkvError, LoadError, FillError, NoWriteError, OSError) as error:
         click.echo(f"raftkv: {error}", err=True)
         sys.exit(1)
 

@@ -3,30 +3,21 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from raftkv.client import RaftkvError
 from raftkv.testing.etcd_client import EtcdClient
-from raftkv.testing.launch import launcher
 from raftkv.testing.local_cluster import POLL_S, ClusterError
 from raftkv.testing.ports import PortReservation, is_free
-from raftkv.testing.processes import NodeProcess
+from raftkv.testing.processes import ForeignProcess, NodeProcess
 
 HOST = "127.0.0.1"
 READY_S = 60.0
 PORT_WAIT_S = 5.0
 ASK_S = 0.5
-
-
-class EtcdProcess(NodeProcess):
-    """An etcd member, which cannot outlive its starter."""
-
-    def __init__(self, name: str, log: Path, command: Sequence[str]) -> None:
-        super().__init__(name, log, log)
-        self._command = launcher(command, None)
 
 
 class EtcdCluster:
@@ -47,7 +38,7 @@ class EtcdCluster:
         self._options = dict(options or {})
         self._stack = contextlib.ExitStack()
         self._ports: dict[str, tuple[int, int]] = {}
-        self._processes: dict[str, EtcdProcess] = {}
+        self._processes: dict[str, ForeignProcess] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -106,7 +97,7 @@ class EtcdCluster:
             **self._options,
         }
         command = (executable, *(f"--{option}={value}" for option, value in options.items()))
-        self._processes[name] = EtcdProcess(name, self._directory / f"{name}.log", command)
+        self._processes[name] = ForeignProcess(name, self._directory / f"{name}.log", command)
 
     def start_node(self, name: str) -> None:
         """Start a member, once the one before has given its ports up."""

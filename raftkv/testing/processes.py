@@ -94,3 +94,14 @@ class NodeProcess:
                 return log.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
+
+
+class ForeignProcess(NodeProcess):
+    """A node of another store, which the kernel kills when its starter is gone.
+
+    It is become, not wrapped: the time that its start takes is its own.
+    """
+
+    def __init__(self, name: str, log: Path, command: Sequence[str]) -> None:
+        super().__init__(name, log, log)
+        self._command = ("setpriv", "--pdeathsig", "KILL", "--", *command)

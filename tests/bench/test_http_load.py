@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raftkv.bench.crowd import Crowd, CrowdProcess
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.run_load import generate
 from raftkv.bench.workload import Workload
 
@@ -70,7 +70,7 @@ def server(*answers: bytes) -> Iterator[tuple[str, int]]:
 def test_open_loop_offers_its_rate_and_tells_answers_apart() -> None:
     """Everything offered is counted once, by status; refusals without advice are found."""
     with server(OK, REFUSED, OK, REFUSED_WITHOUT_ADVICE) as address:
-        load = Load((address,), 8, 1.0, rate=200.0, workload=Workload("a", value_bytes=16))
+        load = Load((address,), 100, 1.0, rate=200.0, workload=Workload("a", value_bytes=16))
         tally = generate(load, 2)
     assert tally.total == 200
     assert tally.count("200") == len(tally.accepted()) == 100

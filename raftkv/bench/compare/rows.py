@@ -35,8 +35,8 @@ def _within(ratio: float | None, direction: Direction, bound: float) -> bool:
     return ratio >= bound if direction == ">=" else ratio <= bound
 
 
-class HttpRow(msgspec.Struct, frozen=True):
-    """One load on both: operations over HTTP in a closed loop."""
+class LoadRow(msgspec.Struct, frozen=True):
+    """One load on both: the same operations in a closed loop."""
 
     name: str
     group: str
@@ -46,33 +46,33 @@ class HttpRow(msgspec.Struct, frozen=True):
     limits: tuple[Limit, ...]
 
 
-def _put(connections: int) -> HttpRow:
+def _put(connections: int) -> LoadRow:
     limits = (
         (Limit("throughput", ">=", 1.8, 2.5), Limit("median", "<=", 0.6))
         if connections == 1
         else (Limit("throughput", ">=", 2.0, 3.0), Limit("p99", "<=", 0.7))
     )
-    return HttpRow(f"put, {_connections(connections)}", "put", "put", connections, limits)
+    return LoadRow(f"put, {_connections(connections)}", "put", "put", connections, limits)
 
 
-def _get(connections: int) -> HttpRow:
+def _get(connections: int) -> LoadRow:
     must = {1: 1.3, 16: 2.0, 64: 2.5, 256: 3.0}[connections]
     limits = (
         (Limit("throughput", ">=", must, 2.0),)
         if connections == 1
         else (Limit("throughput", ">=", must, 4.0), Limit("p99", "<=", 0.6))
     )
-    return HttpRow(f"get, {_connections(connections)}", "get", "get", connections, limits)
+    return LoadRow(f"get, {_connections(connections)}", "get", "get", connections, limits)
 
 
 def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count} connections"
 
 
-HTTP_ROWS = (
+LOAD_ROWS = (
     *(_put(connections) for connections in (1, 16, 64, 256)),
     *(_get(connections) for connections in (1, 16, 64, 256)),
-    HttpRow(
+    LoadRow(
         "100 puts a batch, 16 connections",
         "batch",
         "batch",
@@ -80,7 +80,18 @@ HTTP_ROWS = (
         (Limit("throughput", ">=", 3.0, 5.0),),
     ),
 )
-"""The rows that the same generator makes on both."""
+"""The rows that the same generator makes on both (on ZooKeeper, kazoo)."""
+
+
+CLIENT_LIMITS = (Limit("throughput", ">=", 4.0, 10.0),)
+FAILOVER_LIMITS = (Limit("median", "<=", 0.5, 0.3), Limit("worst", "<=", 1.0))
+START_LIMITS = (Limit("first write", "<=", 3.0, 2.0),)
+
+GROUPS = ("put", "get", "batch", "client", "failover", "start")
+"""What ``--rows`` takes."""
+
+GROUPS_OF_PEER = {"etcd": GROUPS, "zookeeper": ("put",), "pysyncobj": ("put", "get")}
+"""What each peer can be compared in. Something must hold against etcd only."""
 
 
 class Reading(msgspec.Struct, frozen=True):

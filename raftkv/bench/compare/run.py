@@ -1,4 +1,4 @@
-"""``raftkv bench compare``: the same load on raftkv and on its peers, in turns, as ratios.
+"""``raftkv bench compare``: the same work for raftkv and for its peers, in turns, as ratios.
 
 Both clusters run the whole time and one of them is loaded at a time. Starting the loaded one anew
 for every run, or stopping the other by SIGSTOP, would measure elections and cold caches; what the
@@ -6,20 +6,39 @@ idle one costs meanwhile is measured instead and said. Runs alternate (a pair is
 every second pair begins with the peer), so that a machine that becomes slower is unfair to neither.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from raftkv.bench.compare.rows import HTTP_ROWS, Compared, HttpRow, Reading, compare
-from raftkv.bench.compare.stores import HTTP_PEERS, Store, raftkv_store
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.http_load import Load
+from raftkv.bench.compare import lifecycle
+from raftkv.bench.compare.check_perf import CheckPerf
+from raftkv.bench.compare.rows import (
+    CLIENT_LIMITS,
+    FAILOVER_LIMITS,
+    GROUPS_OF_PEER,
+    LOAD_ROWS,
+    START_LIMITS,
+    Compared,
+    Limit,
+    LoadRow,
+    Reading,
+    compare,
+)
+from raftkv.bench.compare.stores import PEERS, Store, raftkv_store
+from raftkv.bench.generator import Load
 from raftkv.bench.run_load import LoadResult, OnProgress, run_load
 from raftkv.bench.workload import Workload
 
 KEYS = 10_000
+CLIENT_THREADS = 64
+CLIENT_VALUE_BYTES = 1024
+
+Pairs = list[tuple[Reading, Reading]]
+Steps = Callable[[str], OnProgress]
+"""Is told what runs now, and returns who is told how far it is."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -31,10 +50,26 @@ class Plan(msgspec.Struct, frozen=True):
     seconds: float
     warmup_s: float
     spread: str = "all"
+    client_processes: int = 1
+    kills: int = 20
 
-    def http_rows(self) -> list[HttpRow]:
-        """The rows that the generator makes."""
-        return [row for row in HTTP_ROWS if row.group in self.rows]
+    def load_rows(self, peer: str) -> list[LoadRow]:
+        """The rows of this peer that a generator makes."""
+        return [row for row in LOAD_ROWS if self.has(peer, row.group)]
+
+    def has(self, peer: str, group: str) -> bool:
+        """Whether this is compared with this peer."""
+        return group in self.rows and group in GROUPS_OF_PEER[peer]
+
+    def steps(self) -> int:
+        """How many runs there are, of all kinds."""
+        count = 0
+        for peer in self.peers:
+            per_pair = len(self.load_rows(peer)) + sum(
+                self.has(peer, group) for group in ("client", "start")
+            )
+            count += 2 * (self.pairs * per_pair + self.has(peer, "failover") * self.kills)
+        return count
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -42,73 +77,159 @@ class Comparison(msgspec.Struct, frozen=True):
 
     peer: str
     compared: list[Compared]
-    readings: dict[str, list[tuple[Reading, Reading]]]
+    readings: dict[str, Pairs]
     """Of each row its pairs: ours, theirs."""
 
 
-Steps = Callable[[str], OnProgress]
-"""Is told what runs now, and returns who is told how far it is."""
-
-
-def run(plan: Plan, parent: Path | None, steps: Steps) -> list[Comparison]:
+def run(plan: Plan, parent: Path | None, steps: Steps) -> Iterator[Comparison]:
     """Compare with each peer, one after the other."""
-    return [_against(peer, plan, parent, steps) for peer in plan.peers]
+    for peer in plan.peers:
+        with tempfile.TemporaryDirectory(prefix="raftkv-compare-", dir=parent) as directory:
+            yield _Against(peer, plan, Path(directory), steps).run()
 
 
-def _against(peer: str, plan: Plan, parent: Path | None, steps: Steps) -> Comparison:
-    readings: dict[str, list[tuple[Reading, Reading]]] = {}
-    compared: list[Compared] = []
-    with tempfile.TemporaryDirectory(prefix="raftkv-compare-", dir=parent) as directory:
-        rows = plan.http_rows()
-        if rows:
-            here = Path(directory)
-            with raftkv_store(here) as ours, HTTP_PEERS[peer](here) as theirs:
-                for store in (ours, theirs):
-                    fill_keys(store.addresses, Workload(keys=KEYS), store.dialect)
-                for row in rows:
-                    readings[row.name] = _http_pairs(row, ours, theirs, plan, steps)
-                    compared += compare(row.name, row.limits, readings[row.name])
-    return Comparison(peer, compared, readings)
+class _Against:
+    """raftkv beside one peer, while it is measured."""
+
+    def __init__(self, peer: str, plan: Plan, directory: Path, steps: Steps) -> None:
+        self._peer = peer
+        self._plan = plan
+        self._directory = directory
+        self._steps = steps
+        self._readings: dict[str, Pairs] = {}
+        self._compared: list[Compared] = []
+
+    def run(self) -> Comparison:
+        plan, peer = self._plan, self._peer
+        if plan.load_rows(peer) or plan.has(peer, "client"):
+            with raftkv_store(self._directory) as ours, PEERS[peer](self._directory) as theirs:
+                self._loads(ours, theirs)
+        if plan.has(peer, "failover"):
+            self._failover()
+        if plan.has(peer, "start"):
+            self._start()
+        return Comparison(peer, self._compared, self._readings)
+
+    def _add(self, name: str, limits: Sequence[Limit], pairs: Pairs) -> None:
+        self._readings[name] = pairs
+        self._compared += compare(name, limits if self._peer == "etcd" else (), pairs)
+
+    def _alternate(
+        self,
+        name: str,
+        times: int,
+        ours: Callable[[OnProgress], Reading],
+        theirs: Callable[[OnProgress], Reading],
+    ) -> Pairs:
+        pairs = []
+        for number in range(times):
+            what = f"{name}, {number + 1} of {times}"
+            first = {True: ("raftkv", ours), False: (self._peer, theirs)}
+            found = {}
+            for is_ours in (True, False) if number % 2 == 0 else (False, True):
+                store, measure = first[is_ours]
+                found[is_ours] = measure(self._steps(f"{what}: {store}"))
+            pairs.append((found[True], found[False]))
+        return pairs
+
+    # --- under load -------------------------------------------------------------------------
+
+    def _loads(self, ours: Store, theirs: Store) -> None:
+        plan = self._plan
+        for store in (ours, theirs):
+            store.fill(Workload(keys=KEYS))
+        for row in plan.load_rows(self._peer):
+            pairs = self._alternate(
+                row.name,
+                plan.pairs,
+                lambda progress, row=row: self._load(row, ours, theirs, progress),  # type: ignore[misc]
+                lambda progress, row=row: self._load(row, theirs, ours, progress),  # type: ignore[misc]
+            )
+            self._add(row.name, row.limits, pairs)
+        if plan.has(self._peer, "client"):
+            self._client(ours, theirs)
+
+    def _load(self, row: LoadRow, store: Store, idle: Store, progress: OnProgress) -> Reading:
+        plan = self._plan
+        load = Load(
+            store.addresses if plan.spread == "all" else store.addresses[:1],
+            row.connections,
+            plan.seconds,
+            workload=Workload(row.kind, KEYS),
+            dialect=store.dialect,
+            warmup_s=plan.warmup_s,
+            carrier=store.carrier,
+        )
+        return _measured(load, store, idle, progress)
+
+    def _client(self, ours: Store, theirs: Store) -> None:
+        plan = self._plan
+        native = CheckPerf([f"{host}:{port}" for host, port in theirs.addresses])
+        load = Load(
+            ours.addresses if plan.spread == "all" else ours.addresses[:1],
+            CLIENT_THREADS * plan.client_processes,
+            plan.seconds,
+            workload=Workload("put", KEYS, value_bytes=CLIENT_VALUE_BYTES),
+            warmup_s=plan.warmup_s,
+            carrier="client",
+        )
+        name = f"Python client, {load.connections} threads of 1 KiB puts, against check perf"
+        pairs = self._alternate(
+            name,
+            plan.pairs,
+            lambda progress: _measured(load, ours, theirs, progress, plan.client_processes),
+            lambda _: Reading({"throughput": native.writes_per_s()}),
+        )
+        self._add(name, CLIENT_LIMITS, pairs)
+
+    # --- from the first moment on -----------------------------------------------------------
+
+    def _failover(self) -> None:
+        name = "kill -9 of a leader"
+        with (
+            contextlib.closing(lifecycle.raftkv_kills(self._directory)) as ours,
+            contextlib.closing(lifecycle.etcd_kills(self._directory)) as theirs,
+        ):
+            kills = self._alternate(
+                name,
+                self._plan.kills,
+                lambda _: Reading({"seconds": next(ours)}),
+                lambda _: Reading({"seconds": next(theirs)}),
+            )
+        # One pair: the medians and the worst of all kills, as single kills are no pairs.
+        both = [
+            Reading(lifecycle.summary([pair[side].values["seconds"] for pair in kills]))
+            for side in (0, 1)
+        ]
+        self._add(name, FAILOVER_LIMITS, [(both[0], both[1])])
+        self._readings[name] = kills
+
+    def _start(self) -> None:
+        name = "start of three nodes"
+        pairs = self._alternate(
+            name,
+            self._plan.pairs,
+            lambda _: Reading({"first write": lifecycle.raftkv_start(self._directory)}),
+            lambda _: Reading({"first write": lifecycle.etcd_start(self._directory)}),
+        )
+        self._add(name, START_LIMITS, pairs)
 
 
-def _http_pairs(
-    row: HttpRow, ours: Store, theirs: Store, plan: Plan, steps: Steps
-) -> list[tuple[Reading, Reading]]:
-    pairs = []
-    for number in range(plan.pairs):
-        order: Sequence[Store] = (ours, theirs) if number % 2 == 0 else (theirs, ours)
-        found: dict[str, Reading] = {}
-        for store in order:
-            idle = theirs if store is ours else ours
-            progress = steps(f"{row.name}: {store.name}, pair {number + 1}")
-            found[store.name] = _http_reading(row, store, idle, plan, progress)
-        pairs.append((found[ours.name], found[theirs.name]))
-    return pairs
-
-
-def _http_reading(
-    row: HttpRow, store: Store, idle: Store, plan: Plan, progress: OnProgress
+def _measured(
+    load: Load, store: Store, idle: Store, progress: OnProgress, processes: int = 1
 ) -> Reading:
     store.settle()
-    load = Load(
-        store.addresses if plan.spread == "all" else store.addresses[:1],
-        row.connections,
-        plan.seconds,
-        workload=Workload(row.kind, KEYS),
-        dialect=store.dialect,
-        warmup_s=plan.warmup_s,
-    )
-    idle_pids = [pid for pids in idle.servers.values() for pid in pids]
-    servers = {**store.servers, f"{idle.name}, idle": idle_pids}
-    return _reading(run_load(load, servers=servers, progress=progress))
+    idle_pids = [pid for pids in idle.processes().values() for pid in pids]
+    servers = {**store.processes(), f"{idle.name}, idle": idle_pids}
+    return reading_of(run_load(load, processes=processes, servers=servers, progress=progress))
 
 
-def _reading(result: LoadResult) -> Reading:
-    latency = result.latency
+def reading_of(result: LoadResult) -> Reading:
+    """What is compared of a load."""
     values = {
         "throughput": result.operations_per_s,
-        "median": latency.p50_s,
-        "p99": latency.p99_s,
+        "median": result.latency.p50_s,
+        "p99": result.latency.p99_s,
     }
     costs = {**result.servers, "generator": result.generator}
     return Reading(

@@ -1,9 +1,11 @@
-"""The stores that are compared, each started with its own defaults."""
+"""The stores that are compared, each started with its own defaults: three nodes, one disk."""
 
 import contextlib
+import dataclasses
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from raftkv.bench.cluster import (
     addresses_of,
@@ -11,86 +13,128 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
+from raftkv.bench.compare.zookeeper import zookeeper_cluster
+from raftkv.bench.dialects import DIALECTS
+from raftkv.bench.filling import fill_keys
+from raftkv.bench.first_write import first_write
+from raftkv.bench.generator import Carrier
 from raftkv.bench.run_load import Servers
-from raftkv.testing import LocalCluster
+from raftkv.bench.workload import Workload
+from raftkv.testing import ClusterError
 from raftkv.testing.etcd_cluster import EtcdCluster
+from raftkv.testing.ports import PortReservation
+from raftkv.testing.processes import ForeignProcess
 
 SHARDS = 4
+NODES = 3
+HOST = "127.0.0.1"
 
 
-class Store(Protocol):
-    """A running cluster of three nodes that speaks HTTP."""
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A running cluster, ready to be loaded."""
 
     name: str
-    dialect: str
-
-    @property
-    def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Where its nodes listen."""
-
-    @property
-    def servers(self) -> Servers:
-        """Its processes."""
-
-    def settle(self) -> None:
-        """Wait until it is as it should be before a run."""
+    addresses: tuple[tuple[str, int], ...]
+    processes: Callable[[], Servers]
+    settle: Callable[[], None]
+    """Waits until all is as it should be before a run."""
+    fill: Callable[[Workload], None]
+    """Puts every key."""
+    dialect: str = "raftkv"
+    carrier: Carrier = "http"
 
 
-class RaftkvStore:
-    """Four shards on three nodes, in the shipped configuration."""
-
-    name = "raftkv"
-    dialect = "raftkv"
-
-    def __init__(self, cluster: LocalCluster) -> None:
-        self._cluster = cluster
-        self.addresses = addresses_of(cluster.urls)
-
-    @property
-    def servers(self) -> Servers:
-        """Engines and HTTP workers."""
-        return server_processes(self._cluster)
-
-    def settle(self) -> None:
-        """Every shard is led by its preferred node."""
-        wait_leaders_home(self._cluster)
-
-
-class EtcdStore:
-    """Three members with etcd's own defaults, asked through the JSON gateway."""
-
-    name = "etcd"
-    dialect = "etcd"
-
-    def __init__(self, cluster: EtcdCluster) -> None:
-        self._cluster = cluster
-        self.addresses = addresses_of(list(cluster.urls.values()))
-
-    @property
-    def servers(self) -> Servers:
-        """The members."""
-        return {"etcd": [self._cluster.process(name).pid for name in self._cluster.names]}
-
-    def settle(self) -> None:
-        """Every member answers a linearizable read."""
-        self._cluster.wait_ready()
+def _filler(addresses: tuple[tuple[str, int], ...], dialect: str) -> Callable[[Workload], None]:
+    return lambda workload: fill_keys(addresses, workload, dialect)
 
 
 @contextlib.contextmanager
 def raftkv_store(directory: Path) -> Iterator[Store]:
-    """Start raftkv in a new directory in ``directory``; gone in the end."""
+    """Four shards on three nodes, in the shipped configuration."""
     with throwaway_cluster(directory, shards=SHARDS) as cluster:
-        yield RaftkvStore(cluster)
+        addresses = addresses_of(cluster.urls)
+        yield Store(
+            "raftkv",
+            addresses,
+            processes=lambda: server_processes(cluster),
+            settle=lambda: wait_leaders_home(cluster),
+            fill=_filler(addresses, "raftkv"),
+        )
 
 
 @contextlib.contextmanager
-def etcd_store(directory: Path) -> Iterator[Store]:
-    """Start etcd in ``directory``."""
-    with EtcdCluster(directory / "etcd") as cluster:
-        yield EtcdStore(cluster)
+def _etcd(directory: Path) -> Iterator[Store]:
+    """Three members, asked through the JSON gateway."""
+    with EtcdCluster(directory / "etcd", nodes=NODES) as cluster:
+        addresses = addresses_of(list(cluster.urls.values()))
+        yield Store(
+            "etcd",
+            addresses,
+            processes=lambda: {"etcd": [cluster.process(name).pid for name in cluster.names]},
+            settle=cluster.wait_ready,
+            fill=_filler(addresses, "etcd"),
+            dialect="etcd",
+        )
 
 
-HTTP_PEERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Store]]] = {
-    "etcd": etcd_store,
+@contextlib.contextmanager
+def _zookeeper(directory: Path) -> Iterator[Store]:
+    """Three servers, asked by kazoo."""
+    if importlib.util.find_spec("kazoo") is None:
+        raise ClusterError("ZooKeeper is asked by kazoo: pip install 'raftkv[bench]'")
+    from raftkv.bench import kazoo_load  # noqa: PLC0415 -- needs an optional package
+
+    with zookeeper_cluster(directory / "zookeeper") as (addresses, pids):
+        yield Store(
+            "zookeeper",
+            tuple(addresses),
+            processes=lambda: {"zookeeper": pids},
+            settle=lambda: None,
+            fill=lambda workload: kazoo_load.fill(addresses[0], workload),
+            carrier="kazoo",
+        )
+
+
+@contextlib.contextmanager
+def _pysyncobj(directory: Path) -> Iterator[Store]:
+    """Three processes of the library's example."""
+    with contextlib.ExitStack() as stack:
+        reservation = PortReservation(2 * NODES)
+        stack.callback(reservation.release)
+        ports, peers = reservation.ports[:NODES], reservation.ports[NODES:]
+        members = [f"{HOST}:{peer}" for peer in peers]
+        processes = []
+        for number, port in enumerate(ports):
+            partners = [member for member in members if member != members[number]]
+            command = (
+                sys.executable,
+                "-m",
+                "raftkv.bench.compare.pysyncobj_http",
+                str(port),
+                members[number],
+                *partners,
+            )
+            process = ForeignProcess(f"p{number}", directory / f"pysyncobj{number}.log", command)
+            stack.callback(process.kill)
+            process.start()
+            processes.append(process)
+        addresses = tuple((HOST, port) for port in ports)
+        for address in addresses:
+            first_write((address,), DIALECTS["pysyncobj"].put(b"ready", b"?"))
+        yield Store(
+            "pysyncobj",
+            addresses,
+            processes=lambda: {"pysyncobj": [process.pid for process in processes]},
+            settle=lambda: None,
+            fill=_filler(addresses, "pysyncobj"),
+            dialect="pysyncobj",
+        )
+
+
+PEERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Store]]] = {
+    "etcd": _etcd,
+    "zookeeper": _zookeeper,
+    "pysyncobj": _pysyncobj,
 }
-"""The peers that the generator can load, by name."""
+"""How to start each peer, by name."""
