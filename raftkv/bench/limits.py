@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.processes import descendants_of
 from raftkv.bench.run_load import LoadError, LoadResult, run_load
 

@@ -14,7 +14,7 @@ import msgspec
 from raftkv.bench import limits
 from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
 from raftkv.bench.filling import fill_keys
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.processes import descendants_of
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, run_load
