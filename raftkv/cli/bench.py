@@ -9,6 +9,7 @@ import click
 
 from raftkv.bench import beside_wrk, failover, growth, idle, million, overload
 from raftkv.bench import connections as connections_bench
+from raftkv.bench import pages as pages_bench
 from raftkv.bench import profile as profile_bench
 from raftkv.bench.report import Report
 from raftkv.cli.bench_load import compare_command, load_command
@@ -167,6 +168,25 @@ def connections_command(
 ) -> Report:
     """Hold thousands of idle connections and send bodies slowly: what do others notice?"""
     return connections_bench.run(idle_open, slow, seconds, parent, progress)
+
+
+@bench_command.command("pages")
+@click.option("--pages", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--pairs", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(1.0), default=10.0, show_default=True, help="Of each run."
+)
+@measuring
+def pages_command(
+    *,
+    pages: int,
+    pairs: int,
+    seconds: float,
+    parent: Path | None,
+    progress: Callable[[str], None],
+) -> Report:
+    """Open status pages and scrape metrics beside a load: what does it lose?"""
+    return pages_bench.run(pages, pairs, seconds, parent, progress)
 
 
 bench_command.add_command(load_command)

@@ -40,6 +40,7 @@ def test_overview(api: Carrier) -> None:
     assert "★ leader" in said
     assert "✕ silent" in said
     assert "no leader" in said
+    assert "nothing" not in said, "what a silent node leads is not known"
 
 
 def test_shard_node_and_key(api: Carrier, engine: FakeEngine) -> None:

@@ -1,0 +1,61 @@
+"""Takes the screenshots in docs/images/: a real cluster under a little load, in Chromium.
+
+    PYTHONPATH=.:tests/pages python docs/screenshots.py
+
+Each picture is a promise of the text beside it, so look at them before you commit them.
+"""
+
+import tempfile
+from pathlib import Path
+
+from browser import DESKTOP, PHONE, Browser, chromium
+
+from raftkv.bench.load import PacedWriter, numbered_keys
+from raftkv.testing import LocalCluster
+
+IMAGES = Path(__file__).parent / "images"
+WRITES_PER_S = 80.0
+HISTORY_S = 45
+"""So long there is load before the first picture, for the sparklines."""
+
+
+def main() -> None:
+    """Take all of them."""
+    IMAGES.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        LocalCluster(nodes=3, shards=4) as cluster,
+        PacedWriter(cluster.urls, numbered_keys(b"cart:"), b"x" * 200, per_s=WRITES_PER_S),
+        chromium(Path(profile)) as browser,
+    ):
+        url = cluster.urls[0]
+        browser.open(url)
+        for _ in range(HISTORY_S):
+            browser.driver.execute_async_script("setTimeout(arguments[0], 1000)")
+        take(browser, url, "overview")
+        take(browser, url + "/shards/0", "shard")
+        take(browser, url + "/ring", "ring")
+        cluster.kill("n3")
+        take(browser, url, "degraded-dark", dark=True, expect="n3 does not answer")
+        cluster.kill("n2")
+        take(browser, url, "unavailable-phone", size=PHONE, expect="have no quorum")
+
+
+def take(
+    browser: Browser,
+    url: str,
+    name: str,
+    *,
+    dark: bool = False,
+    size: tuple[int, int] = DESKTOP,
+    expect: str = "Live.",
+) -> None:
+    """Open a page, wait until it says what it should, and keep what is seen."""
+    browser.look(dark=dark, size=size)
+    browser.open(url)
+    browser.wait(lambda: expect in browser.text())
+    (IMAGES / f"raftkv-{name}.png").write_bytes(browser.driver.get_screenshot_as_png())
+
+
+if __name__ == "__main__":
+    main()
