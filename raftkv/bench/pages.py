@@ -17,7 +17,7 @@ from raftkv.bench.cluster import (
     wait_leaders_home,
 )
 from raftkv.bench.filling import fill_keys
-from raftkv.bench.http_load import Load
+from raftkv.bench.generator import Load
 from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import run_load
