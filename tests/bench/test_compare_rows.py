@@ -65,6 +65,15 @@ def test_a_measure_without_a_limit_is_shown_and_not_judged() -> None:
     assert lines["p99"].ratio == 0.5
 
 
+def test_a_run_of_which_nothing_was_accepted_does_not_take_a_limit_away() -> None:
+    """Without answers there is no latency: that is the worst of all, not nothing to look at."""
+    stalled = (Reading({"throughput": 0.0}), Reading({"throughput": 5.0, "p99": 0.1}))
+    fine = (Reading({"throughput": 9.0, "p99": 0.01}), Reading({"throughput": 5.0, "p99": 0.1}))
+    lines = {line.measure: line for line in compare("put", [SHORTER], [fine, stalled, fine])}
+    assert lines["p99"].ratio is None
+    assert lines["p99"].met is False
+
+
 def test_a_peer_that_did_nothing_gives_no_ratio() -> None:
     """Nothing is infinitely better than nothing."""
     (line,) = compare("put", [FASTER], list(zip(readings(5), readings(0), strict=True)))

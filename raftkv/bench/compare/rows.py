@@ -132,29 +132,32 @@ class Compared(msgspec.Struct, frozen=True):
 def compare(
     row: str, limits: Sequence[Limit], pairs: Sequence[tuple[Reading, Reading]]
 ) -> list[Compared]:
-    """Put the pairs (ours, theirs) of a row side by side, each measure that both have."""
+    """Put the pairs (ours, theirs) of a row side by side, each measure that both always have.
+
+    A measure with a limit is there in any case: a run of which nothing was accepted has no
+    latency, and must not take the limit on it away. It has no ratio then, and so misses.
+    """
     by_measure = {limit.measure: limit for limit in limits}
-    measures = (
-        [
-            measure
-            for measure in pairs[0][0].values
-            if all(measure in reading.values for pair in pairs for reading in pair)
-        ]
-        if pairs
-        else []
+    readings = [reading for pair in pairs for reading in pair]
+    measures = dict.fromkeys(measure for reading in readings for measure in reading.values)
+    compared = []
+    for measure in measures:
+        if all(measure in reading.values for reading in readings):
+            compared.append(_side_by_side(row, measure, by_measure.get(measure), pairs))
+        elif measure in by_measure:
+            compared.append(Compared(row, measure, None, None, [], by_measure[measure]))
+    return compared
+
+
+def _side_by_side(
+    row: str, measure: str, limit: Limit | None, pairs: Sequence[tuple[Reading, Reading]]
+) -> Compared:
+    values = [(ours.values[measure], theirs.values[measure]) for ours, theirs in pairs]
+    return Compared(
+        row,
+        measure,
+        median(ours for ours, _ in values),
+        median(theirs for _, theirs in values),
+        [ours / theirs for ours, theirs in values if theirs],
+        limit,
     )
-    return [
-        Compared(
-            row,
-            measure,
-            median(ours.values[measure] for ours, _ in pairs),
-            median(theirs.values[measure] for _, theirs in pairs),
-            [
-                ours.values[measure] / theirs.values[measure]
-                for ours, theirs in pairs
-                if theirs.values[measure]
-            ],
-            by_measure.get(measure),
-        )
-        for measure in measures
-    ]

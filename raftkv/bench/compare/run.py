@@ -198,9 +198,11 @@ class _Against:
 
     def _failover(self) -> None:
         name = "kill -9 of a leader"
+        directory = self._directory / "kills"  # new clusters: the loaded ones have left theirs
+        directory.mkdir()
         with (
-            contextlib.closing(lifecycle.raftkv_kills(self._directory)) as ours,
-            contextlib.closing(lifecycle.etcd_kills(self._directory)) as theirs,
+            contextlib.closing(lifecycle.raftkv_kills(directory)) as ours,
+            contextlib.closing(lifecycle.etcd_kills(directory)) as theirs,
         ):
             kills = self._alternate(
                 name,
