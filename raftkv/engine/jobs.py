@@ -95,6 +95,8 @@ class OwnThread:
                 os.eventfd_write(self._reported, 1)
 
     def _report(self) -> None:
+        if self._closed:  # the loop had noticed it before
+            return
         os.eventfd_read(self._reported)
         while self._finished and not self._closed:
             done, result, error = self._finished.popleft()

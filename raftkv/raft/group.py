@@ -265,7 +265,14 @@ class Group:
         before = (replica.term, replica.state, replica.leader_name)
         replica.receive(peer, message)
         changed = before != (replica.term, replica.state, replica.leader_name)
-        if changed or replica.has_work or self._transfer is not None:
+        if changed:
+            self._host.wake(self.id)
+        else:
+            self._wake_for_work()
+
+    def _wake_for_work(self) -> None:
+        """Ask for a tick if it can commit or apply, or perhaps let a transfer go on."""
+        if self._replica.has_work or self._transfer is not None:
             self._host.wake(self.id)
 
     def peer_connected(self, peer: str) -> None:
@@ -287,8 +294,7 @@ class Group:
         """Hear that the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
             self._replica.wal_synced()
-            if self._replica.has_work:
-                self._host.wake(self.id)
+            self._wake_for_work()
 
     def stop(self) -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""
