@@ -13,8 +13,12 @@ end stay its own, in :meth:`raftkv.client.calls.Caller.repeat`, as though it had
 keeps its own number in the session, whichever way each attempt goes. Only what can be repeated
 travels together: the answer that is lost with a flight is lost for all in it.
 
-A read is linearizable in a batch as well: the batch is sent after the call began, answered before
-it ends, and the server reads each key of it linearizably somewhere in between.
+Linearizability is not touched. A batch is sent after each call in it began and answered before that
+call ends, and the server does each operation of it by itself at a moment in between: a linearizable
+read sees what was acknowledged before it began, and a write that goes again under its number takes
+effect once, before its call returns. Where an outcome stays unknown the write may also take effect
+later, as it may alone. The operations of a batch have no order among them, and need none: a thread
+waits for one call before it makes the next, so whatever shares a batch was called concurrently.
 """
 
 import os

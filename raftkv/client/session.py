@@ -10,6 +10,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 WINDOW_MAX = 512
 """Numbers between the lowest without an answer and the next one.
@@ -43,18 +44,12 @@ class Session:
         self._lock = threading.Lock()
         self._current = _Numbering()
 
-    @contextmanager
-    def writes(self, count: int = 1) -> Iterator["Ticket"]:
-        """Take ``count`` consecutive numbers and keep them from being forgotten until the end."""
-        numbering, first = self._take(count)
-        try:
-            yield Ticket(self, numbering, first)
-        finally:
-            with self._lock:
-                for sequence in range(first, first + count):
-                    del numbering.unanswered[sequence]
+    def writes(self, count: int = 1) -> "Ticket":
+        """Consecutive numbers, taken by ``with`` and kept from being forgotten until its end."""
+        return Ticket(self, count)
 
-    def _take(self, count: int) -> tuple[_Numbering, int]:
+    def take(self, count: int) -> tuple[_Numbering, int]:
+        """Issue ``count`` consecutive numbers, which are unanswered until :meth:`give_back`."""
         with self._lock:
             now = self._current
             # Parent and child of a fork must not number their writes alike: the second write
@@ -67,6 +62,12 @@ class Session:
             now.unanswered.update(dict.fromkeys(range(first, first + count)))
             return now, first
 
+    def give_back(self, numbering: _Numbering, first: int, count: int) -> None:
+        """Whatever became of these numbers, they will not be sent again."""
+        with self._lock:
+            for sequence in range(first, first + count):
+                del numbering.unanswered[sequence]
+
     def low(self, numbering: _Numbering) -> int:
         """The lowest number of a session that has no answer yet."""
         with self._lock:
@@ -74,13 +75,26 @@ class Session:
 
 
 class Ticket:
-    """The numbers of one call; the same for every attempt at it."""
+    """The numbers of one call, from ``with`` on; the same for every attempt at it."""
 
-    def __init__(self, owner: Session, numbering: _Numbering, first: int) -> None:
+    # Not a generator with @contextmanager, which costs more: every write makes one of these.
+    __slots__ = ("_count", "_numbering", "_owner", "first", "session")
+
+    _numbering: _Numbering
+    session: str
+    first: int
+
+    def __init__(self, owner: Session, count: int) -> None:
         self._owner = owner
-        self._numbering = numbering
-        self.session = numbering.id
-        self.first = first
+        self._count = count
+
+    def __enter__(self) -> Self:
+        self._numbering, self.first = self._owner.take(self._count)
+        self.session = self._numbering.id
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._owner.give_back(self._numbering, self.first, self._count)
 
     @property
     def header(self) -> str:
