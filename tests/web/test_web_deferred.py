@@ -28,7 +28,7 @@ def test_threads_that_ask_at_once_get_the_same_application() -> None:
 
     def ask(_number: int) -> bytes:
         together.wait(10)
-        return Client(deferred).get("/").data
+        return Client(deferred).get("/").get_data()
 
     assert made == []
     with ThreadPoolExecutor(4) as pool:
