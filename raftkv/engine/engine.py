@@ -15,6 +15,7 @@ import msgspec
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.balancer import Balancer, NodeState
+from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.group_host import CHANNEL_RAFT, GroupHost
@@ -26,7 +27,7 @@ from raftkv.engine.network import Network
 from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
-from raftkv.engine.status import CHANNEL_STATUS, Status
+from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
@@ -37,6 +38,7 @@ from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import RecoveredGroup, Wal
+from raftkv.version import __version__
 
 CHANNEL_NODE_STATE = 4
 """A NodeState, every second."""
@@ -138,6 +140,8 @@ class Engine:
             self.host.add(group)
         writer = seams.snapshot_writer(store)
         self.keeper = SnapshotKeeper(self.host.groups, store, writer, seams.other_jobs, wal.pinning)
+        self.keeper.finished = self._snapshot_finished
+        self._make_status(store)
 
     def _make_links(self) -> PeerLinks:
         config, data, seams = self._config, self._data, self._seams
@@ -171,19 +175,33 @@ class Engine:
             clock=self._clock,
             own_state=self._own_state,
         )
-        self._status = Status(
-            node=self._name,
-            cluster_map=self.map,
-            host=host,
-            router=self.router,
-            balancer=self._balancer,
-            links=links,
-            clock=self._clock,
-            loop=self._loop,
-            started_us=self._clock.time_us(),
-        )
         host.links = links
         host.leader_changed = self.router.leader_changed
+
+    def _make_status(self, store: SnapshotStore) -> None:
+        self._status = LocalStatus(
+            node=self._name,
+            cluster_map=self.map,
+            host=self.host,
+            router=self.router,
+            links=self.links,
+            clock=self._clock,
+            data_path=self._data.path,
+            snapshot_path=store.path,
+        )
+        self._cluster_status = ClusterStatus(
+            node=self._name,
+            cluster_map=self.map,
+            local=self._status,
+            links=self.links,
+            clock=self._clock,
+            loop=self._loop,
+        )
+
+    def _snapshot_finished(self, group: Group, error: BaseException | None) -> None:
+        kind = "snapshot_written" if error is None else "snapshot_failed"
+        detail = f"at entry {group.snapshot_index}" if error is None else str(error)
+        self.host.recent.add(kind, detail, shard=group.id.shard, term=group.term)
 
     def _make_group(
         self, placement: GroupPlacement, recovered: RecoveredGroup | None, store: SnapshotStore
@@ -234,6 +252,7 @@ class Engine:
             SecurityError, OSError: see :meth:`PeerLinks.start`.
         """
         await self.links.start()
+        self.host.recent.add("started", f"version {__version__}")
         self._each_second()
 
     @property
@@ -291,12 +310,14 @@ class Engine:
 
     def on_connected(self, peer: str) -> None:
         """A link counts from now on."""
+        self.host.recent.add("link_up", f"to {peer}")
         self.links.send(peer, CHANNEL_NODE_STATE, msgspec.msgpack.encode(self._own_state()))
         self.host.on_connected(peer)
         self.router.leader_changed()
 
     def on_disconnected(self, peer: str) -> None:
         """A link is lost."""
+        self.host.recent.add("link_down", f"to {peer}")
         self._balancer.peers.pop(peer, None)
         self.host.on_disconnected(peer)
         self.router.on_disconnected(peer)
@@ -312,7 +333,7 @@ class Engine:
         elif channel == CHANNEL_NODE_STATE:
             self._balancer.peers[peer] = msgspec.msgpack.decode(payload, type=NodeState)
         elif channel == CHANNEL_STATUS:
-            self._status.on_message(peer, payload)
+            self._cluster_status.on_message(peer, payload)
         else:
             raise ValueError(f"unknown channel {channel}")
 
@@ -327,13 +348,13 @@ class Engine:
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":
-                self._status.cluster(answer)
+                self._cluster_status.ask(lambda facts: answer(Facts(facts)))
             elif request.scope == "ready":
                 answer(Facts(self._status.ready()))
             else:
-                answer(Facts(self._status.local()))
+                answer(Facts(self._status.facts()))
         elif isinstance(request, ExplainRequest):
-            answer(Facts(self._status.explain(request.key)))
+            self._cluster_status.explain(request.key, answer)
         else:
             self.router.handle(call, respond)
 
@@ -352,6 +373,7 @@ class Engine:
         self.host.look_after_log()
         self._tell_state()
         self.keeper.check()
+        self._status.each_second()
         if not self._stopping:
             self._balancer.check()
 

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.engine.durations import SYNC_BOUNDS_S, DurationCounts
+from raftkv.core.durations import SYNC_BOUNDS_S, DurationCounts
 from raftkv.engine.jobs import JobRunner
+from raftkv.engine.recent import Leaderships, RecentEvents
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -36,7 +37,10 @@ TIMER_GRID_S = 0.02
 ROOM_KEPT = 0.25
 """Share of a log segment that is kept for terms, votes and no-ops when the disk is full."""
 
-EVENTS_KEPT = 200
+SLOW_SYNC_S = 0.1
+"""An fdatasync that takes longer is an event, one every so many seconds at most."""
+
+SLOW_SYNC_AGAIN_S = 10.0
 
 _logger = logging.getLogger(__name__)
 
@@ -73,8 +77,8 @@ class GroupHost:
         self.wal = wal
         self.groups: dict[GroupId, Group] = {}
         self.links: Links | None = None
-        self.events: deque[tuple[int, Event]] = deque(maxlen=EVENTS_KEPT)
-        """(wall clock in microseconds, what happened), newest last."""
+        self.recent = RecentEvents(clock)
+        self.leaderships: dict[GroupId, Leaderships] = {}
         self.event_counts: dict[str, int] = {}
         self.sync_seconds: deque[float] = deque(maxlen=1000)
         """Durations of the latest fdatasync jobs."""
@@ -138,7 +142,7 @@ class GroupHost:
 
     def event(self, event: Event) -> None:
         """Note and log what happened."""
-        self.events.append((self._clock.time_us(), event))
+        self.recent.add(event.kind, event.detail, shard=event.group.shard, term=event.term)
         self.event_counts[event.kind] = self.event_counts.get(event.kind, 0) + 1
         level = logging.CRITICAL if event.kind == "digest_mismatch" else logging.INFO
         _logger.log(
@@ -159,6 +163,7 @@ class GroupHost:
     def add(self, group: Group) -> None:
         """Drive ``group`` from now on."""
         self.groups[group.id] = group
+        self.leaderships[group.id] = Leaderships()
         self.wake(group.id)
 
     def stop(self) -> None:
@@ -259,6 +264,7 @@ class GroupHost:
             self._arm_timer()
         if self._leaders.get(group.id) != group.leader:
             self._leaders[group.id] = group.leader
+            self.leaderships[group.id].note(group.term, group.leader, self._clock.time_us())
             self.leader_changed()
 
     def _arm_timer(self) -> None:
@@ -319,12 +325,19 @@ class GroupHost:
             took_s = self._clock.monotonic() - started
             self.sync_seconds.append(took_s)
             self.sync_durations.note(took_s)
+            if took_s > SLOW_SYNC_S:
+                self._note_slow_sync(took_s)
         self.wal.finish_sync(job)
         for group in self.groups.values():
             group.wal_synced()
         self._sync()
         if self.wal.has_space():
             self.look_after_log()
+
+    def _note_slow_sync(self, took_s: float) -> None:
+        detail = f"one fdatasync took {took_s * 1000:.0f} ms"
+        if self.recent.add_at_most_every(SLOW_SYNC_AGAIN_S, "slow_disk", detail):
+            _logger.warning("slow disk: %s", detail)
 
     def look_after_log(self) -> None:
         """Delete segments that nobody needs and allocate the next one ahead; call every second."""

@@ -84,6 +84,7 @@ class PeerLinks:
         self._ticker: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._logged_at: dict[tuple[str, str], float] = {}
+        self._changed_us: dict[str, int] = {}
         self.clock: Clock = SystemClock() if clock is None else clock
         self.limits = LinkLimits() if limits is None else limits
 
@@ -172,6 +173,10 @@ class PeerLinks:
         link = self._links.get(peer)
         return None if link is None else link.round_trip_s
 
+    def changed_us(self, peer: str) -> int | None:
+        """When the link came up or was lost, in microseconds of wall clock; None if neither."""
+        return self._changed_us.get(peer)
+
     # --- for connections (see connection.Owner) -----------------------------------------------
 
     def opened(self, connection: Connection) -> None:
@@ -230,6 +235,7 @@ class PeerLinks:
             old.fail("replaced by a newer connection")
             self._drop(peer, "replaced by a newer connection")
         self._links[peer] = connection
+        self._changed_us[peer] = self.clock.time_us()
         self._logged_at = {key: at for key, at in self._logged_at.items() if key[1] != peer}
         _logger.info("link to %s is up", peer)
         try:
@@ -258,6 +264,7 @@ class PeerLinks:
 
     def _drop(self, peer: str, reason: str) -> None:
         del self._links[peer]
+        self._changed_us[peer] = self.clock.time_us()
         _logger.info("link to %s is down: %s", peer, reason)
         try:
             self._handler.on_disconnected(peer)

@@ -17,6 +17,7 @@ from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Command, Delete, Put, Range, Txn, WriteResult
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, BatchItem, LocalBatch, ScanGather
+from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure, is_write
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -89,6 +90,8 @@ class Router:
         """How often each failure was answered, by its code."""
         self.served: dict[str, int] = {}
         """How many requests of each kind this node has finished."""
+        self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
+        """What this node served of each shard."""
         self._node = node
         self._groups = groups
         self._links = links
@@ -335,18 +338,27 @@ class Router:
 
     def _serve(self, pending: Pending, group: Group) -> None:
         request = pending.request
+        load = self.loads[pending.shard]
         match request:
             case WriteRequest():
+                load.writes += 1
+                if load.sampled() and isinstance(request.command.operation, Put | Delete):
+                    load.saw(request.command.operation.key)
                 self._write(pending, group, request.command)
             case GetRequest():
+                load.reads += 1
                 key = request.key
+                if load.sampled():
+                    load.saw(key)
                 self._read(pending, group, request, lambda: group.state.get(key))
             case ScanRequest():
+                load.reads += 1
                 query = Range(
                     request.start, request.end, request.limit, request.keys_only, request.bytes_max
                 )
                 self._read(pending, group, request, lambda: group.state.range(query))
             case BatchRequest():
+                load.took(request.operations)
                 self._batch(pending, group, request)
             case TransferRequest():
                 self._transfer(pending, group, request)

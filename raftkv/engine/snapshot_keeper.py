@@ -233,6 +233,8 @@ class SnapshotKeeper:
     ) -> None:
         self.written = 0
         self.failed = 0
+        self.finished: Callable[[Group, BaseException | None], None] = lambda _, __: None
+        """Called when a snapshot is written, or could not be."""
         self._groups = groups
         self._store = store
         self._writer = writer
@@ -284,7 +286,9 @@ class SnapshotKeeper:
         if error is not None:
             self.failed += 1
             _logger.error("snapshot of group %s failed: %s", group.id, error)
+            self.finished(group, error)
             return
         self.written += 1
         group.snapshot_written(index)
         _logger.info("snapshot of group %s at entry %d written", group.id, index)
+        self.finished(group, None)

@@ -1,29 +1,25 @@
-"""What operators are told, as plain facts: JSON-able, cheap, and available without a quorum."""
+"""What a node tells operators of itself, as plain facts: JSON-able, cheap, without a quorum."""
 
-import asyncio
 import os
 import resource
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from raftkv.core.cluster_map import ClusterMap, GroupId
-from raftkv.core.ring import hash_tag
-from raftkv.engine.balancer import Balancer
+from raftkv.core.ring import hash_tag, position_of
 from raftkv.engine.group_host import GroupHost
+from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.rpc.messages import Facts
 from raftkv.version import __version__
 
-CHANNEL_STATUS = 5
-"""(number, facts or None): a question has no facts, an answer does."""
+EVENTS_SHOWN = 100
 
-ASK_TIMEOUT_S = 0.7
-"""Pages must show within a second what the nodes that answer know."""
+REFUSED_AGAIN_S = 10.0
+"""Refused requests become an event this often at most, with how many they were."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -35,15 +31,20 @@ class Links(Protocol):
     def connected(self) -> frozenset[str]:
         """Peers that can be sent to."""
 
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Queue a message."""
-
     def round_trip_s(self, peer: str) -> float | None:
         """Smoothed round trip time."""
 
+    def changed_us(self, peer: str) -> int | None:
+        """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
-class Status:
-    """Collects the facts of this node and asks the others for theirs."""
+
+class LocalStatus:
+    """Collects the facts of one node.
+
+    Args:
+        data_path: the node's data directory; on a simulated disk its facts are not known.
+        snapshot_path: where a group's snapshot is, if there is one.
+    """
 
     def __init__(
         self,
@@ -52,28 +53,51 @@ class Status:
         cluster_map: ClusterMap,
         host: GroupHost,
         router: Router,
-        balancer: Balancer,
         links: Links,
         clock: Clock,
-        loop: asyncio.AbstractEventLoop,
-        started_us: int,
+        data_path: Path,
+        snapshot_path: Callable[[GroupId], Path],
     ) -> None:
         self._node = node
         self._map = cluster_map
         self._host = host
         self._router = router
-        self._balancer = balancer
         self._links = links
         self._clock = clock
-        self._loop = loop
-        self._started_us = started_us
-        self._number = 0
-        self._questions: dict[int, _Question] = {}
+        self._data_path = data_path
+        self._snapshot_path = snapshot_path
+        self._started_us = clock.time_us()
+        self._trails = {group: CommitTrail() for group in host.groups}
+        self._cpu = (clock.monotonic(), _cpu_s())
+        self._cpu_share: float | None = None
+        self._refused: dict[str, int] = {}  # as it was when it last became an event
         self.stopping = False
 
-    # --- this node ----------------------------------------------------------------------------
+    def each_second(self) -> None:
+        """Let the windows move on, over which rates are means."""
+        now = self._clock.monotonic()
+        (before, cpu_before), self._cpu = self._cpu, (now, _cpu_s())
+        if now > before:
+            self._cpu_share = round((self._cpu[1] - cpu_before) / (now - before), 3)
+        for name, group in self._host.groups.items():
+            trail = self._trails.setdefault(name, CommitTrail())
+            if group.is_leader:
+                trail.note(now, group.commit_index)
+            else:
+                trail.clear()
+        for load in self._router.loads.values():
+            load.each_second()
+        self._note_refusals()
 
-    def local(self) -> dict[str, Any]:
+    def _note_refusals(self) -> None:
+        """Make one event of all requests that were refused lately."""
+        refused = self._router.refused
+        new = {code: count - self._refused.get(code, 0) for code, count in refused.items()}
+        said = ", ".join(f"{count} {code}" for code, count in sorted(new.items()) if count)
+        if said and self._host.recent.add_at_most_every(REFUSED_AGAIN_S, "refused", said):
+            self._refused = dict(refused)
+
+    def facts(self) -> dict[str, Any]:
         """Everything this node knows by itself."""
         host, now_us = self._host, self._clock.time_us()
         connected = self._links.connected
@@ -88,43 +112,53 @@ class Status:
             "stopping": self.stopping,
             "has_space": host.has_space(),
             "rss_bytes": _resident_bytes(),
-            "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 2),
+            "cpu_s": round(_cpu_s(), 2),
+            "cpu_share": self._cpu_share,
+            "disk": self._disk(),
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
             "shards": [self._shard_facts(group) for group in host.groups.values()],
-            "events": [
-                {
-                    "at_us": at_us,
-                    "kind": event.kind,
-                    "shard": event.group.shard,
-                    "term": event.term,
-                    "detail": event.detail,
-                }
-                for at_us, event in list(host.events)[-50:]
-            ],
+            "events": host.recent.facts(EVENTS_SHOWN),
             "metrics": self._metrics(),
+        }
+
+    def _disk(self) -> dict[str, int] | None:
+        try:
+            facts = os.statvfs(self._data_path)
+        except OSError:  # the directory of a simulated node is on no real disk
+            return None
+        return {
+            "free_bytes": facts.f_bavail * facts.f_frsize,
+            "size_bytes": facts.f_blocks * facts.f_frsize,
         }
 
     def _peer_facts(self, name: str, connected: frozenset[str]) -> dict[str, Any]:
         if name == self._node:
-            return {"name": name, "connected": True, "round_trip_ms": 0.0}
+            return {"name": name, "connected": True, "round_trip_ms": 0.0, "since_us": None}
         round_trip_s = self._links.round_trip_s(name)
         return {
             "name": name,
             "connected": name in connected,
             "round_trip_ms": None if round_trip_s is None else round(round_trip_s * 1000, 3),
+            "since_us": self._links.changed_us(name),
         }
 
     def _shard_facts(self, group: Group) -> dict[str, Any]:
         placement = self._map.placement(group.id.shard)
+        leader = group.leader if self._has_leader(group) else None
+        leaderships = self._host.leaderships[group.id]
+        load = self._router.loads[group.id.shard]
         facts: dict[str, Any] = {
             "shard": group.id.shard,
             "generation": group.id.generation,
             "replicas": list(placement.replicas),
             "preferred_leader": placement.preferred_leader,
             "role": "leader" if group.is_leader else "follower",
-            "leader": group.leader if self._has_leader(group) else None,
+            "leader": leader,
+            "leader_since_us": None if leader is None else leaderships.since_us,
+            "leaders": leaderships.facts(),
+            "leader_changes": leaderships.changes,
             "term": group.term,
             "elections": group.elections,
             "state_for_s": round(self._clock.monotonic() - group.leader_since, 1),
@@ -139,14 +173,43 @@ class Status:
             "revision": group.state.last_revision,
             "digest": f"{group.state.digest:032x}",
             "digest_mismatch": group.digest_mismatch,
+            "digest_agreed_index": group.digest_agreed_index,
+            "snapshot": self._snapshot(group),
+            "load": load.rates(),
+            "reads": load.reads,
+            "writes": load.writes,
+            "hot_keys": load.hot_keys(),
             "waiting": group.waiting_operations,
             "installing_snapshot": group.installing_snapshot,
         }
         if group.is_leader:
-            facts["match"] = {
-                peer: group.match_index(peer) for peer in placement.replicas if peer != self._node
-            }
+            followers = [peer for peer in placement.replicas if peer != self._node]
+            facts["match"] = {peer: group.match_index(peer) for peer in followers}
+            facts["followers"] = {peer: self._follower(group, peer) for peer in followers}
         return facts
+
+    def _follower(self, group: Group, peer: str) -> dict[str, Any]:
+        """What a leader knows of one of its followers."""
+        match_index, commit_index = group.match_index(peer), group.commit_index
+        trail, age_s = self._trails[group.id], group.follower_contact_age_s(peer)
+        return {
+            "match_index": match_index,
+            "lag_entries": max(0, commit_index - match_index),
+            "lag_s": trail.lag_s(self._clock.monotonic(), match_index, commit_index),
+            "contact_age_s": None if age_s is None else round(age_s, 3),
+            "in_touch": age_s is not None and age_s < 2 * group.config.timing.election_max_s,
+        }
+
+    def _snapshot(self, group: Group) -> dict[str, Any] | None:
+        try:
+            facts = self._snapshot_path(group.id).stat()
+        except OSError:  # there is none yet, or the disk is a simulated one
+            return None
+        return {
+            "index": group.snapshot_index,
+            "bytes": facts.st_size,
+            "at_us": facts.st_mtime_ns // 1000,
+        }
 
     def _has_leader(self, group: Group) -> bool:
         """Whether the leader was heard recently; an old belief is worth nothing to an operator."""
@@ -195,6 +258,7 @@ class Status:
             "key_hex": key.hex(),
             "hashed_part_hex": tag.hex(),
             "hash_tag": tag != key,
+            "hash": f"{position_of(key):016x}",
             "partitioner": self._map.ring.kind,
             "shard": shard,
             "generation": placement.generation,
@@ -207,6 +271,7 @@ class Status:
             entry = group.state.get(key).entry
             facts |= {
                 "leader": group.leader if self._has_leader(group) else None,
+                "leader_since_us": self._host.leaderships[group.id].since_us,
                 "term": group.term,
                 "local_revision": None if entry is None else entry.mod_revision,
                 "applied_index": group.applied_index,
@@ -214,110 +279,10 @@ class Status:
             }
         return facts
 
-    # --- all nodes ----------------------------------------------------------------------------
 
-    def cluster(self, done: Callable[[Facts], None]) -> None:
-        """Ask every connected node; answer when all have, or in time with those that have."""
-        self._number += 1
-        number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, done))
-        self._questions[number] = question
-        for peer in sorted(question.missing):
-            self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
-        if question.missing:
-            question.timer = self._loop.call_later(ASK_TIMEOUT_S, question.finish)
-        else:
-            question.finish()
-
-    def on_message(self, peer: str, payload: bytes) -> None:
-        """Take a question of another node, or its answer to ours."""
-        number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
-        if facts is None:
-            answer = msgspec.msgpack.encode((number, self.local()))
-            self._links.send(peer, CHANNEL_STATUS, answer)
-        elif (question := self._questions.get(number)) is not None:
-            question.take(peer, facts)
-
-    def _answer(self, number: int, done: Callable[[Facts], None]) -> None:
-        answers = {self._node: self.local(), **self._questions.pop(number).answers}
-        done(Facts(self._merged(answers)))
-
-    def _merged(self, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        nodes = []
-        for name in self._map.nodes:
-            facts = answers.get(name)
-            row = {"name": name, "reachable": facts is not None}
-            row["round_trip_ms"] = self._peer_facts(name, self._links.connected)["round_trip_ms"]
-            if facts is not None:
-                for fact in ("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s"):
-                    row[fact] = facts[fact]
-                row["fdatasync_ms"] = facts["fdatasync_ms"]
-                row["led"] = [s["shard"] for s in facts["shards"] if s["role"] == "leader"]
-                row["as_of_us"] = facts["as_of_us"]
-            nodes.append(row)
-        return {
-            "node": self._node,
-            "cluster": self._map.cluster_id,
-            "map_epoch": self._map.epoch,
-            "as_of_us": self._clock.time_us(),
-            "not_answering": [name for name in self._map.nodes if name not in answers],
-            "nodes": nodes,
-            "shards": [self._merged_shard(group.id, answers) for group in self._map.groups],
-        }
-
-    def _merged_shard(self, group: GroupId, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """One row per shard: the leader's view if it answered, and what each replica says."""
-        placement = self._map.placement(group.shard)
-        views = {
-            name: shard
-            for name, facts in answers.items()
-            for shard in facts["shards"]
-            if (shard["shard"], shard["generation"]) == group
-        }
-        leading = [name for name, view in views.items() if view["role"] == "leader"]
-        newest = max(leading, key=lambda name: int(views[name]["term"]), default=None)
-        if newest is not None:
-            row = dict(views[newest])
-        elif views:
-            row = dict(max(views.values(), key=lambda view: (view["term"], view["applied_index"])))
-        else:
-            row = {"shard": group.shard, "generation": group.generation, "leader": None}
-            row["term"] = None
-        row["replicas"] = list(placement.replicas)
-        row["members"] = {
-            name: {
-                fact: view[fact]
-                for fact in ("role", "term", "applied_index", "commit_index", "digest", "keys")
-            }
-            for name, view in views.items()
-        }
-        return row
-
-
-class _Question:
-    """Facts of several nodes, asked at once."""
-
-    def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
-        self.missing = set(peers)
-        self.answers: dict[str, dict[str, Any]] = {}
-        self.timer: asyncio.TimerHandle | None = None
-        self._complete = complete
-        self._finished = False
-
-    def take(self, peer: str, facts: dict[str, Any]) -> None:
-        """Take one node's answer."""
-        self.answers[peer] = facts
-        self.missing.discard(peer)
-        if not self.missing:
-            self.finish()
-
-    def finish(self) -> None:
-        """Go on with what there is."""
-        if not self._finished:
-            self._finished = True
-            if self.timer is not None:
-                self.timer.cancel()
-            self._complete()
+def _cpu_s() -> float:
+    """Processor time that this process has used."""
+    return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
 
 
 def _resident_bytes() -> int:

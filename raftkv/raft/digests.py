@@ -14,6 +14,8 @@ class DigestHistory:
         self._asked: tuple[int, int, str] | None = None  # (index, the leader's digest, leader)
         self.mismatch: str | None = None
         """Where and from whom the state was first seen to differ."""
+        self.agreed_index: int | None = None
+        """The highest index at which it was seen to be the leader's."""
 
     def note(self, index: int, digest: int) -> bool:
         """Remember a digest; true if it shows a difference with what the leader said."""
@@ -39,7 +41,10 @@ class DigestHistory:
             self._asked = (index, digest, peer)
             return False
         own = self._digests.get(index)
-        if own is None or own == digest:
+        if own is None:
+            return False
+        if own == digest:
+            self.agreed_index = index
             return False
         self.mismatch = f"at entry {index} the state differs from that of {peer}"
         return True

@@ -210,9 +210,19 @@ class Group:
         """Where the state was first seen to differ from the leader's, None if never."""
         return self._digests.mismatch
 
+    @property
+    def digest_agreed_index(self) -> int | None:
+        """The highest index at which the state was seen to be the leader's, None if never."""
+        return self._digests.agreed_index
+
     def match_index(self, peer: str) -> int:
         """Leader only: up to where ``peer`` durably agrees."""
         return self._replica.match_index(peer)
+
+    def follower_contact_age_s(self, peer: str) -> float | None:
+        """Leader only: seconds since ``peer`` last answered, None if not known."""
+        contact = self._replica.follower_contact(peer)
+        return None if contact is None else self._clock.monotonic() - contact
 
     def next_deadline(self) -> float:
         """When the group must be ticked at the latest, in monotonic seconds."""

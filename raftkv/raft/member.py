@@ -237,6 +237,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Leader only: up to where ``peer`` durably agrees."""
         return self._match.get(peer, 0)
 
+    def follower_contact(self, peer: str) -> float | None:
+        """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""
+        return self._SyncObj__lastResponseTime.get(self.peers[peer])
+
     def next_deadline(self) -> float:
         """When this replica must be ticked at the latest, in monotonic seconds."""
         if self.is_leader:

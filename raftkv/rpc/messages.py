@@ -79,10 +79,9 @@ class StatusRequest(Message, tag=5, frozen=True):
 
     ``local``: about this node alone; never asks a peer, works without quorum. ``cluster``: about
     all nodes; asks peers, says which did not answer. ``ready``: which readiness checks fail.
-    ``ring``: how keys and load are spread over the shards.
     """
 
-    scope: Literal["local", "cluster", "ready", "ring"]
+    scope: Literal["local", "cluster", "ready"]
 
 
 class ExplainRequest(Message, tag=6, frozen=True):

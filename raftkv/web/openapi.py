@@ -393,6 +393,7 @@ def _operator_paths() -> dict[str, Any]:
         "required": True,
         "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
     }
+    name = {**shard, "name": "name", "schema": {"type": "string", "minLength": 1}}
     status = _get("status", "What this node, or all nodes, know", "Facts")
     status["get"]["parameters"] = [
         _query("scope", {"enum": ["local", "cluster"], "default": "local"}, "Whom to ask")
@@ -400,10 +401,15 @@ def _operator_paths() -> dict[str, Any]:
     return {
         "/v1/status": status,
         "/v1/nodes": _get("nodes", "Every node", "Nodes"),
+        "/v1/nodes/{name}": {
+            "parameters": [name],
+            **_get("node", "One node, and what happened on it lately", "Facts", 404),
+        },
+        "/v1/ring": _get("ring", "How keys and load are spread over the shards", "Facts"),
         "/v1/shards": _get("shards", "Every shard", "Shards"),
         "/v1/shards/{shard}": {
             "parameters": [shard],
-            **_get("shard", "One shard", "Facts", 404),
+            **_get("shard", "One shard, and what happened to it lately", "Facts", 404),
         },
         "/v1/shards/{shard}/transfer-leader": {
             "parameters": [shard],

@@ -34,6 +34,7 @@ from raftkv.web.openapi import openapi_document
 from raftkv.web.problems import HttpError, invalid
 from raftkv.web.requests import media_type_of, timeout_s
 from raftkv.web.responses import JSON, facts_of, render_json
+from raftkv.web.ring_facts import ring_facts
 from raftkv.web.wsgi import Carrier, path_bytes, read_body, request_headers, to_flask
 
 _NO_PARAMETERS: frozenset[bytes] = frozenset()
@@ -104,13 +105,31 @@ class Operators:
         return self._json(reply, {"shards": rows(facts_of(reply), "shards")})
 
     def shard(self, shard: int) -> flask.Response:
-        """``GET /v1/shards/{shard}``: one of them."""
+        """``GET /v1/shards/{shard}``: one of them, with what happened to it lately."""
+        return self._one("shards", "shard", shard, f"there is no shard {shard}")
+
+    def node(self, name: str) -> flask.Response:
+        """``GET /v1/nodes/{name}``: one node, with what happened on it lately."""
+        return self._one("nodes", "name", name, f"there is no node {name}", events_by="node")
+
+    def _one(
+        self, table: str, column: str, wanted: object, missing: str, events_by: str | None = None
+    ) -> flask.Response:
         self._begin("read")
         reply = self._ask(StatusRequest("cluster"))
-        for row in rows(facts_of(reply), "shards"):
-            if row.get("shard") == shard:
-                return self._json(reply, row)
-        raise HttpError("not_found", f"there is no shard {shard}")
+        facts = facts_of(reply)
+        row = next((row for row in rows(facts, table) if row.get(column) == wanted), None)
+        if row is None:
+            raise HttpError("not_found", missing)
+        happened = [e for e in rows(facts, "events") if e.get(events_by or column) == wanted]
+        silent = facts.get("not_answering")
+        return self._json(reply, {**row, "events": happened, "not_answering": silent})
+
+    def ring(self) -> flask.Response:
+        """``GET /v1/ring``: how keys and load are spread, and what one more shard would move."""
+        self._begin("read")
+        reply = self._ask(StatusRequest("cluster"))
+        return self._json(reply, ring_facts(facts_of(reply)))
 
     def explain(self, key: str) -> flask.Response:
         """``GET /v1/explain/{key}``: where the key lives, and why."""
@@ -173,6 +192,8 @@ def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint
     listed: list[tuple[str, Any, str]] = [
         ("/v1/status", views.status, "GET"),
         ("/v1/nodes", views.nodes, "GET"),
+        ("/v1/nodes/<name>", views.node, "GET"),
+        ("/v1/ring", views.ring, "GET"),
         ("/v1/shards", views.shards, "GET"),
         ("/v1/shards/<int:shard>", views.shard, "GET"),
         ("/v1/shards/<int:shard>/transfer-leader", views.transfer, "POST"),

@@ -28,6 +28,7 @@ from raftkv.web.config import Role, WebConfig
 from raftkv.web.csrf import COOKIE, FormGuard
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.problems import HttpError
+from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared
 from raftkv.web.wsgi import Carrier, path_bytes, read_body
 
@@ -158,9 +159,9 @@ class Pages:
         }
 
     def _ring(self) -> dict[str, Any]:
-        frame = self._frame(self._cluster())
-        told = self._facts(StatusRequest("ring"))
-        return {**frame, "ring": told, "arcs": ring_picture.arcs(told)}
+        facts = self._cluster()
+        told = ring_facts(facts)
+        return {**self._frame(facts), "ring": told, "arcs": ring_picture.arcs(told)}
 
     def _explain(self, key: bytes) -> dict[str, Any]:
         facts = self._cluster()

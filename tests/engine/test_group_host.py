@@ -206,7 +206,7 @@ def test_snapshots_replace_the_log_and_bring_the_absent_back() -> None:
     for i in range(60):
         world.put_all(leader, b"later%d" % i)
     world.assert_agreed()
-    installed = [event.kind for _, event in absent.host.events]
+    installed = [event["kind"] for event in absent.host.recent.facts(100)]
     assert "snapshot_installed" in installed
     absent.kill()
     absent.start()

@@ -8,7 +8,7 @@ from carriers import Carrier
 from conftest import LIMITS
 from fake_engine import FACTS, FakeEngine
 
-from raftkv.rpc.messages import ExplainRequest, Failure, StatusRequest, TransferRequest
+from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
 from raftkv.web.config import WebConfig
 
 _JSON = {"Content-Type": "application/json"}
@@ -28,9 +28,36 @@ def test_nodes_and_shards(api: Carrier) -> None:
     """Nodes and shards are parts of the cluster's status; one shard can be asked for."""
     assert api("GET", b"/v1/nodes").json() == {"nodes": FACTS["nodes"]}
     assert api("GET", b"/v1/shards").json() == {"shards": FACTS["shards"]}
-    assert api("GET", b"/v1/shards/1").json() == FACTS["shards"][1]
-    assert api("GET", b"/v1/shards/2").code == "not_found"
-    assert api("GET", b"/v1/shards/x").code == "not_found"
+    for path in (b"/v1/shards/2", b"/v1/shards/x", b"/v1/nodes/n4"):
+        assert api("GET", path).code == "not_found"
+
+
+def test_one_node_or_shard_comes_with_its_events(api: Carrier, engine: FakeEngine) -> None:
+    """What happened there lately, and who could not be asked, is told beside it."""
+    here = {"at_us": 1, "kind": "leader", "node": "n1", "shard": 1}
+    there = {"at_us": 2, "kind": "link_down", "node": "n2", "shard": None}
+    told = Facts({**FACTS, "events": [here, there], "not_answering": ["n3"]})
+    engine.answers.extend([told, told])
+    beside = {"not_answering": ["n3"]}
+    expected = {**FACTS["shards"][1], **beside, "events": [here]}
+    assert api("GET", b"/v1/shards/1").json() == expected
+    assert api("GET", b"/v1/nodes/n2").json() == {**FACTS["nodes"][1], **beside, "events": [there]}
+
+
+def test_ring(api: Carrier, engine: FakeEngine) -> None:
+    """Shares of circle, keys and load; without a load the shares of it are not known."""
+    ring = {"kind": "ring", "shards": [0, 1], "vnodes": 64}
+    engine.answers.append(Facts({**FACTS, "ring": ring}))
+    told = api("GET", b"/v1/ring").json()
+    assert sum(row["share"] for row in told["shards"]) == pytest.approx(1, abs=1e-5)
+    assert [row["keys_share"] for row in told["shards"]] == [0.375, 0.625]
+    assert [row["load_share"] for row in told["shards"]] == [None, None]
+    assert (told["arcs"][0]["from"], told["arcs"][-1]["to"]) == (0, 1)
+    assert told["if_added"]["shard"] == 2
+    moved = told["if_added"]["from"]
+    assert sum(row["share"] for row in moved) == pytest.approx(told["if_added"]["moved_share"])
+    engine.answers.append(Facts({**FACTS, "ring": {**ring, "kind": "of tomorrow"}}))
+    assert api("GET", b"/v1/ring").json() == {}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +143,8 @@ def test_metrics(api: Carrier, engine: FakeEngine) -> None:
         b"/v1/status",
         b"/v1/nodes",
         b"/v1/shards",
+        b"/v1/nodes/n1",
+        b"/v1/ring",
         b"/v1/shards/0",
         b"/v1/explain/a",
         b"/healthz",

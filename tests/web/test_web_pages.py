@@ -64,20 +64,23 @@ def test_form_leads_to_the_key(api: Carrier) -> None:
 
 def test_ring(api: Carrier, engine: FakeEngine) -> None:
     """Shares, arcs, hot keys as text, and what a new shard would take."""
+    hot = [{"key": EVIL, "key_hex": "00", "share": 0.5}]
+    load = {"reads_per_s": 30.0, "writes_per_s": 10.0}
     told = {
-        "partitioner": "ring",
-        "virtual_nodes": 64,
-        "arcs": [{"from": 0.0, "to": 0.75, "shard": 0}, {"from": 0.75, "to": 1.0, "shard": 1}],
-        "shards": [{"shard": 0, "leader": "n1", "share": 0.75, "keys": 3, "load_share": 0.5}],
-        "hot_keys": [{"key": EVIL, "key_hex": "00", "shard": 0, "requests_per_s": 12.0}],
-        "if_added": {"shard": 2, "moved_share": 0.3333, "from": [{"shard": 0, "share": 0.25}]},
+        "node": "n1",
+        "ring": {"kind": "ring", "shards": [0, 1], "vnodes": 1},
+        "shards": [
+            {"shard": 0, "leader": "n1", "keys": 3, "load": load, "hot_keys": hot},
+            {"shard": 1, "leader": "n2", "keys": 1, "load": load},
+        ],
     }
-    engine.answers.extend([Facts({"node": "n1"}), Facts(told)])
+    engine.answers.append(Facts(told))
     answer = api("GET", b"/ring")
     said = text_of(answer)
-    assert "75.0 %" in said
-    assert "would take 33.3 % of the keys" in said
-    assert answer.body.count(b"<path class=") == 2
+    assert "75.0 %" in said  # of the keys
+    assert "50.0 %" in said  # of the load
+    assert "Shard 2 would take" in said
+    assert answer.body.count(b"<path class=") == 3  # one of the two is cut by the circle's top
     assert b"<script>alert" not in answer.body
     assert b"&lt;script&gt;alert" in answer.body
 

@@ -1,0 +1,249 @@
+"""What all nodes together tell operators: each is asked, and whoever does not answer is named."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
+from raftkv.raft.clock import Clock
+from raftkv.rpc.messages import Facts
+
+CHANNEL_STATUS = 5
+"""(number, facts or None): a question has no facts, an answer does."""
+
+ASK_TIMEOUT_S = 0.7
+"""Pages must show within a second what the nodes that answer know."""
+
+_NODE_FACTS = (
+    *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
+    *("stopping", "cpu_share", "disk", "http"),
+)
+_MEMBER_FACTS = (
+    *("role", "term", "applied_index", "commit_index", "digest", "keys", "last_index"),
+    *("log_bytes", "snapshot", "leader_contact_age_s", "digest_agreed_index", "load", "waiting"),
+    "installing_snapshot",
+)
+
+_Rows = dict[str, dict[str, Any]]
+
+
+class Links(Protocol):
+    """What is needed of the peer links."""
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Peers that can be sent to."""
+
+    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
+        """Queue a message."""
+
+
+class ClusterStatus:
+    """Asks every node for its facts and makes one answer of them."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        cluster_map: ClusterMap,
+        local: LocalStatus,
+        links: Links,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._node = node
+        self._map = cluster_map
+        self._local = local
+        self._links = links
+        self._clock = clock
+        self._loop = loop
+        self._number = 0
+        self._questions: dict[int, _Question] = {}
+
+    def ask(self, done: Callable[[dict[str, Any]], None]) -> None:
+        """Ask every connected node; answer when all have, or in time with those that have."""
+        self._number += 1
+        number = self._number
+        question = _Question(self._links.connected, lambda: self._answer(number, done))
+        self._questions[number] = question
+        for peer in sorted(question.missing):
+            self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
+        if question.missing:
+            question.timer = self._loop.call_later(ASK_TIMEOUT_S, question.finish)
+        else:
+            question.finish()
+
+    def explain(self, key: bytes, done: Callable[[Facts], None]) -> None:
+        """Tell where ``key`` lives and why, and how all nodes see its shard."""
+
+        def with_state(cluster: dict[str, Any]) -> None:
+            facts = self._local.explain(key)
+            state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
+            # A node without a replica knows of the leader only what the others say.
+            known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
+            asked = {"state": state, "not_answering": cluster["not_answering"]}
+            done(Facts({**known, **facts, **asked}))
+
+        self.ask(with_state)
+
+    def on_message(self, peer: str, payload: bytes) -> None:
+        """Take a question of another node, or its answer to ours."""
+        number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
+        if facts is None:
+            answer = msgspec.msgpack.encode((number, self._local.facts()))
+            self._links.send(peer, CHANNEL_STATUS, answer)
+        elif (question := self._questions.get(number)) is not None:
+            question.take(peer, facts)
+
+    def _answer(self, number: int, done: Callable[[dict[str, Any]], None]) -> None:
+        done(self._merged({self._node: self._local.facts(), **self._questions.pop(number).answers}))
+
+    # --- putting the answers together ---------------------------------------------------------
+
+    def _merged(self, answers: _Rows) -> dict[str, Any]:
+        links = {link["name"]: link for link in answers[self._node]["nodes"]}
+        return {
+            "node": self._node,
+            "cluster": self._map.cluster_id,
+            "map_epoch": self._map.epoch,
+            "as_of_us": self._clock.time_us(),
+            "not_answering": [name for name in self._map.nodes if name not in answers],
+            "ring": msgspec.structs.asdict(self._map.ring),
+            "nodes": [_node(links[name], answers.get(name)) for name in self._map.nodes],
+            "shards": [_shard(placement, answers) for placement in self._map.groups],
+            "events": _events(answers),
+        }
+
+
+def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One node: our link to it, and what it says of itself if it answered."""
+    row = {
+        "name": link["name"],
+        "reachable": facts is not None,
+        "round_trip_ms": link["round_trip_ms"],
+        "link_since_us": link["since_us"],
+    }
+    if facts is None:
+        return row
+    metrics = facts.get("metrics", {})
+    return row | {
+        **{name: facts.get(name) for name in _NODE_FACTS},
+        "led": [shard["shard"] for shard in facts["shards"] if shard["role"] == "leader"],
+        "links": facts["nodes"],
+        "waiting_operations": metrics.get("waiting_operations"),
+        "wal_bytes": metrics.get("wal_bytes"),
+    }
+
+
+def _events(answers: _Rows) -> list[dict[str, Any]]:
+    """Return what happened lately on all nodes, newest last, by each node's own clock."""
+    events = [
+        {**event, "node": name} for name, facts in answers.items() for event in facts["events"]
+    ]
+    return sorted(events, key=lambda event: (event["at_us"], event["node"]))[-EVENTS_SHOWN:]
+
+
+def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
+    """One shard: the leader's view if it answered, and what each replica says."""
+    views: _Rows = {
+        name: shard
+        for name, facts in answers.items()
+        for shard in facts["shards"]
+        if (shard["shard"], shard["generation"]) == placement.id
+    }
+    leading = [name for name, view in views.items() if view["role"] == "leader"]
+    seen_by = max(
+        leading or views,
+        key=lambda name: (views[name]["term"], views[name]["applied_index"]),
+        default=None,
+    )
+    if seen_by is None:
+        row: dict[str, Any] = {"shard": placement.shard, "generation": placement.generation}
+        row |= {"leader": None, "leader_since_us": None, "term": None, "as_of_us": None}
+    else:
+        row = {**views[seen_by], "as_of_us": answers[seen_by]["as_of_us"]}
+    margin = _margin(placement, views, row if leading else None)
+    commit_index = row.get("commit_index")
+    row |= {
+        "replicas": list(placement.replicas),
+        "seen_by": seen_by,
+        "margin": margin,
+        "quorum": None if margin is None else margin >= 0,
+        "digests": _digests(views),
+        "members": {
+            name: {
+                **{fact: view.get(fact) for fact in _MEMBER_FACTS},
+                "lag_entries": max(0, (commit_index or 0) - view["applied_index"]),
+                "as_of_us": answers[name]["as_of_us"],
+            }
+            for name, view in views.items()
+        },
+    }
+    return row
+
+
+def _margin(
+    placement: GroupPlacement, views: _Rows, leader: Mapping[str, Any] | None
+) -> int | None:
+    """How many more replicas may fail; -1: there is no quorum; None: nobody who holds it answered.
+
+    A leader's word counts, since it needs them in touch with itself; without one it is how many
+    replicas answer here.
+    """
+    if not views:
+        return None
+    if leader is not None and "followers" in leader:
+        there = 1 + sum(bool(f.get("in_touch")) for f in leader["followers"].values())
+    else:
+        there = len(views)
+    return max(-1, there - (len(placement.replicas) // 2 + 1))
+
+
+def _digests(views: _Rows) -> str:
+    """Whether the replicas hold the same, as far as they can be compared.
+
+    Compared are replicas that stand at the same entry, here, and what followers found when their
+    leader told them its digest, which it does every second. While entries come in, the nodes
+    answer at different ones, and only the latter says anything.
+    """
+    if any(view.get("digest_mismatch") for view in views.values()):
+        return "differ"
+    at_index: dict[int, set[str]] = {}
+    for view in views.values():
+        at_index.setdefault(view["applied_index"], set()).add(view["digest"])
+    if any(len(digests) > 1 for digests in at_index.values()):
+        return "differ"
+    followers = [view for view in views.values() if view["role"] != "leader"]
+    compared = len(views) > 1 and (
+        len(at_index) == 1 or all(view.get("digest_agreed_index") for view in followers)
+    )
+    return "agree" if compared else "not comparable now"
+
+
+class _Question:
+    """Facts of several nodes, asked at once."""
+
+    def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
+        self.missing = set(peers)
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.timer: asyncio.TimerHandle | None = None
+        self._complete = complete
+        self._finished = False
+
+    def take(self, peer: str, facts: dict[str, Any]) -> None:
+        """Take one node's answer."""
+        self.answers[peer] = facts
+        self.missing.discard(peer)
+        if not self.missing:
+            self.finish()
+
+    def finish(self) -> None:
+        """Go on with what there is."""
+        if not self._finished:
+            self._finished = True
+            if self.timer is not None:
+                self.timer.cancel()
+            self._complete()

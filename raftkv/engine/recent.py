@@ -1,0 +1,105 @@
+"""What a node remembers of its recent past for its operators: bounded, and in memory only."""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+from raftkv.raft.clock import Clock
+
+LEADERSHIPS_KEPT = 20
+EVENTS_KEPT = 200
+TRAIL_KEPT = 300
+
+
+class Leadership(NamedTuple):
+    """Who was known to lead from a moment on; None: nobody."""
+
+    term: int
+    leader: str | None
+    at_us: int
+
+
+class Leaderships:
+    """The latest leaders of one group, as this replica came to know them."""
+
+    def __init__(self) -> None:
+        self._latest: deque[Leadership] = deque(maxlen=LEADERSHIPS_KEPT)
+        self.changes = 0
+        """How often a leader was learnt of, since the start."""
+
+    def note(self, term: int, leader: str | None, at_us: int) -> None:
+        """Remember that ``leader`` leads from now on, or that nobody is known to."""
+        self._latest.append(Leadership(term, leader, at_us))
+        self.changes += leader is not None
+
+    @property
+    def since_us(self) -> int | None:
+        """Since when the present leader is known, in microseconds of wall clock."""
+        latest = self._latest[-1] if self._latest else None
+        return None if latest is None or latest.leader is None else latest.at_us
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return them as JSON, newest last."""
+        return [leadership._asdict() for leadership in self._latest]
+
+
+class RecentEvents:
+    """What happened on this node lately, of every kind that operators ask for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._latest: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self._noted_at: dict[str, float] = {}
+
+    def add(
+        self, kind: str, detail: str = "", *, shard: int | None = None, term: int | None = None
+    ) -> None:
+        """Remember that something happened now."""
+        at_us = self._clock.time_us()
+        self._latest.append(
+            {"at_us": at_us, "kind": kind, "shard": shard, "term": term, "detail": detail}
+        )
+
+    def add_at_most_every(self, seconds: float, kind: str, detail: str) -> bool:
+        """Remember it unless the same kind was noted just before; tell whether it was.
+
+        One kind of trouble that comes a hundred times a second must not drive out all others.
+        """
+        now = self._clock.monotonic()
+        if now - self._noted_at.get(kind, float("-inf")) < seconds:
+            return False
+        self._noted_at[kind] = now
+        self.add(kind, detail)
+        return True
+
+    def facts(self, count: int) -> list[dict[str, Any]]:
+        """Return the newest ``count`` as JSON, newest last."""
+        return list(self._latest)[-count:]
+
+
+class CommitTrail:
+    """When a leader had committed how far, once a second: says how old a missing entry is."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=TRAIL_KEPT)
+
+    def note(self, now: float, commit_index: int) -> None:
+        """Take one sample; call every second."""
+        if not self._samples or commit_index != self._samples[-1][1]:
+            self._samples.append((now, commit_index))
+
+    def clear(self) -> None:
+        """Forget everything: somebody else leads."""
+        self._samples.clear()
+
+    def lag_s(self, now: float, match_index: int, commit_index: int) -> float:
+        """How long ago the first entry after ``match_index`` was seen committed, in seconds.
+
+        0 if nothing that is committed is missing. True to a second, and at most as old as the
+        trail: what was committed before it counts from its beginning.
+        """
+        if match_index >= commit_index:
+            return 0.0
+        for at, index in self._samples:
+            if index > match_index:
+                return round(now - at, 1)
+        return 0.0  # committed after the last sample
