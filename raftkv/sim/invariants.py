@@ -27,6 +27,8 @@ class _GroupFacts:
     committed: dict[int, int] = field(default_factory=dict)
     """index → term."""
     last_committed: int = 0
+    committed_by: dict[int, int] = field(default_factory=dict)
+    """term → the highest index that a replica in that term has called committed."""
     states: dict[int, tuple[int, int]] = field(default_factory=dict)
     """applied index → (digest, last revision)."""
 
@@ -125,14 +127,19 @@ class Invariants:
             raise Violation(f"{name}: the log of group {group.id} has {len(journal)} entries")
 
     def _check_leader(self, name: str, group: Group, known: _GroupFacts) -> None:
-        """Election safety; and leader completeness when a leadership begins."""
+        """Election safety; and leader completeness when a leadership begins.
+
+        A leader holds what was committed in the terms before its own. Votes may reach it late,
+        when a leader of a newer term commits already: what that one commits it may lack.
+        """
         if not group.is_leader:
             return
         leader = known.leaders.get(group.term)
         if leader is None:
             known.leaders[group.term] = name
             self.elections += 1
-            last = known.last_committed
+            earlier = (last for term, last in known.committed_by.items() if term < group.term)
+            last = max(earlier, default=0)
             held = group.journal.term_at(last) == known.committed.get(last)
             if last > group.journal.first_index and not held:
                 raise Violation(
@@ -189,6 +196,7 @@ class Invariants:
                 )
         view.commit = commit
         known.last_committed = max(known.last_committed, commit)
+        known.committed_by[group.term] = max(known.committed_by.get(group.term, 0), commit)
 
     def _check_state(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
         """Equal states at equal index, by digest and revision; never applied backwards."""

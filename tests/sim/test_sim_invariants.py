@@ -182,6 +182,36 @@ def test_a_leader_with_another_entry_in_place_of_a_committed_one() -> None:
         shard.b.lead(3)
 
 
+def test_a_leader_of_an_old_term_may_lack_what_a_newer_one_commits() -> None:
+    """Its votes were on the way for long: nobody follows it, and it can commit nothing."""
+    shard = Shard()
+    late, old, new = shard.a, shard.b, shard.c
+    old.lead(1)
+    old.append(1)
+    late.append(1)
+    new.append(1)
+    old.commit(2)
+    new.lead(3)
+    new.append(3)
+    new.commit(3)
+    late.lead(2)
+
+
+def test_a_leader_of_an_old_term_has_what_was_committed_before_it() -> None:
+    """However late its votes come."""
+    shard = Shard()
+    late, old, new = shard.a, shard.b, shard.c
+    old.lead(1)
+    old.append(1)
+    new.append(1)
+    old.commit(2)
+    new.lead(3)
+    new.append(3)
+    new.commit(3)
+    with pytest.raises(Violation, match="term 2 without entry 2"):
+        late.lead(2)
+
+
 def test_a_leader_whose_snapshot_covers_what_is_committed() -> None:
     """It need not hold the entries."""
     shard = Shard()
