@@ -42,6 +42,9 @@ SLOW_SYNC_S = 0.1
 
 SLOW_SYNC_AGAIN_S = 10.0
 
+ALARMS = frozenset({"digest_mismatch", "entries_lost"})
+"""Events that tell of damage."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -144,7 +147,7 @@ class GroupHost:
         """Note and log what happened."""
         self.recent.add(event.kind, event.detail, shard=event.group.shard, term=event.term)
         self.event_counts[event.kind] = self.event_counts.get(event.kind, 0) + 1
-        level = logging.CRITICAL if event.kind == "digest_mismatch" else logging.INFO
+        level = logging.CRITICAL if event.kind in ALARMS else logging.INFO
         _logger.log(
             level, "group %s, term %d: %s %s", event.group, event.term, event.kind, event.detail
         )

@@ -272,9 +272,9 @@ class Group:
     def _replicate(self, peer: str, message: wire.AppendEntries | wire.AppendResponse) -> None:
         """Take entries or an acknowledgement; many of them leave nothing for a tick to do."""
         replica = self._replica
-        before = (replica.term, replica.state, replica.leader_name)
+        before = (replica.term, replica.is_leader, replica.leader_name)
         replica.receive(peer, message)
-        changed = before != (replica.term, replica.state, replica.leader_name)
+        changed = before != (replica.term, replica.is_leader, replica.leader_name)
         if changed:
             self._host.wake(self.id)
         else:
@@ -446,6 +446,11 @@ class Group:
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self._reads.fail_all()])
             self._snapshots.stop_sending()
+
+    def entries_lost(self, peer: str, first: int, last: int) -> None:
+        """Tell operators: a disk that forgets is to be replaced before another one fails."""
+        detail = f"{peer} had acknowledged entries {first} to {last} and lost them: check its disk"
+        self._host.event(Event("entries_lost", self.id, self.term, detail))
 
     def disk_stalled(self) -> bool:
         """Ask the node."""

@@ -26,6 +26,7 @@ class Event(msgspec.Struct, frozen=True):
         "snapshot_installed",
         "snapshot_failed",
         "digest_mismatch",
+        "entries_lost",
     ]
     group: GroupId
     term: int

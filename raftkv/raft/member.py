@@ -72,6 +72,9 @@ class Owner(Protocol):
     def snapshot_needed(self, peer: str) -> None:
         """Hear that ``peer`` wants entries that are only in a snapshot now."""
 
+    def entries_lost(self, peer: str, first: int, last: int) -> None:
+        """Hear that ``peer`` no longer has these entries, which it had acknowledged."""
+
     def disk_stalled(self) -> bool:
         """Tell whether this node's disk has not answered for an election time-out."""
 

@@ -134,6 +134,13 @@ class Replication(Elections):
                 self._append_to(peer, node)
         else:
             self._in_flight.pop(peer, None)
+            if message.next_index <= self._match[peer]:
+                # Answers come in order, so this is no old one: the follower's log was cut, since a
+                # rotten last unit looks like one that was never finished. Insisting would mean to
+                # be refused for ever; what counted until now stays committed.
+                self._owner.entries_lost(peer, message.next_index, self._match[peer])
+                self._match[peer] = 0
+                self._publish_match(peer)
             floor = max(self._match[peer], FIRST_INDEX) + 1
             next_index[node] = max(floor, min(message.next_index, self.journal.last_index + 1))
             if next_index[node] > self.journal.first_index:

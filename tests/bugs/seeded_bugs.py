@@ -113,17 +113,22 @@ def acknowledge_before_sync(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("power", "slow_disk", "restart_all"), sync_us=5000, fault_every_s=4.0)
+@shaped(
+    faults=("restart_all", "stall_disk", "slow_disk", "partition"),
+    sync_us=20_000,
+    fault_every_s=2.0,
+)
 def h9_leader_counts_unsynced(patch: Patch) -> None:
     """H9: a leader counts its own copy before its own disk has it."""
 
-    def advance(self: Any) -> None:
+    def committable(self: Any) -> int:
         have = [self.journal.last_index, *(self._match.get(p, 0) for p in self.peers)]
-        candidate = sorted(have, reverse=True)[self._majority - 1]
-        if candidate > self.commit_index and self.journal.term_at(candidate) == self.term:
-            self._SyncObj__raftCommitIndex = candidate
+        index = int(sorted(have, reverse=True)[self._majority - 1])
+        if index > self.commit_index and self.journal.term_at(index) == self.term:
+            return index
+        return int(self.commit_index)
 
-    patch(replica.Replica, "_advance_commit", advance)
+    patch(replica.Replica, "_committable", committable)
 
 
 @bug
@@ -431,11 +436,12 @@ def h11_votes_are_counted_twice(patch: Patch) -> None:
 def commit_without_majority(patch: Patch) -> None:
     """A write is committed and answered as soon as the leader's own disk has it."""
 
-    def advance(self: Any) -> None:
-        if self.journal.term_at(self.journal.durable_index) == self.term:
-            self._SyncObj__raftCommitIndex = max(self.commit_index, self.journal.durable_index)
+    def committable(self: Any) -> int:
+        durable = int(self.journal.durable_index)
+        own = self.journal.term_at(durable) == self.term
+        return max(self.commit_index, durable) if own else int(self.commit_index)
 
-    patch(replica.Replica, "_advance_commit", advance)
+    patch(replica.Replica, "_committable", committable)
 
 
 @bug

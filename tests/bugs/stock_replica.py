@@ -58,6 +58,7 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
         self.apply_budget_spent = False
         self.awaits_sync = True
+        self.has_work = True
         with self._turn():
             super().__init__(
                 PeerNode(name), list(self.peers.values()), self._conf(), transport=_Wire(owner)

@@ -1,14 +1,17 @@
 """Catching up by snapshot, when leaders, snapshots and links change in the middle of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import scenarios
-from group_world import GROUP, GroupWorld, make_group_world, message_of
+from group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 
 from raftkv.core.state_machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft import snapshot_transfer
+from raftkv.sim.disk import SimDisk
+from raftkv.storage.wal_format import SEGMENT_HEADER
 
 CHUNKS_MIN = 3 * snapshot_transfer.WINDOW_CHUNKS
 """Snapshots here are more than a window, so that a transfer needs its progress messages."""
@@ -74,6 +77,7 @@ def test_a_follower_that_lags_gets_no_storm_of_appends() -> None:
     world = world_with_c_behind(compacted="ab")
     world.network.connect("a", "c")
     world.network.trace.clear()
+    world.network.connect_all()
     world.run(0.5)
     appends = [
         event
@@ -171,3 +175,45 @@ def snapshot_chunk_of(world: GroupWorld, name: str, length: int = 2**30) -> wire
     content = reader.read_chunk(0, length)
     term = world.term(name)
     return wire.SnapshotChunk(term, header.index, header.term, size, 0, content)
+
+
+def test_a_follower_whose_last_unit_rotted_is_given_it_again() -> None:
+    """A rotten last unit is cut like one that was never finished, with what was acknowledged in it.
+
+    The leader, still in its term, believes that the follower has it. It is told once that the disk
+    forgets, and sends the entries again instead of being refused for ever.
+    """
+    world = scenarios.led_by_a(make_group_world)
+    world.write("a", "kept", "rotten")
+    assert world.run(1.0, until=lambda: "rotten" in world.values("c"))
+    world.crash("c")
+    disk = world.disks["c"]
+    (log,) = [WAL / name for name in disk.listdir(WAL) if is_written(disk, WAL / name)]
+    content = disk.open(log).pread(disk.size_of(log), 0).rstrip(b"\0")
+    disk.flip_bit(log, (len(content) - 1) * 8)
+    world.start("c")
+    world.network.trace.clear()
+    world.network.connect_all()
+    assert world.run(2.0, until=caught_up(world, "c", "a"))
+    world.run(0.5)
+    lost = [event for event in world.nodes["a"].events if event.kind == "entries_lost"]
+    assert len(lost) == 1
+    assert "c had acknowledged entries" in lost[0].detail
+    assert refusals(world, "c", "a") <= 2
+    assert "rotten" in world.values("c")
+
+
+def is_written(disk: SimDisk, path: Path) -> bool:
+    """Whether anything of a unit is in the file, beyond the head of the segment."""
+    return len(disk.open(path).pread(disk.size_of(path), 0).rstrip(b"\0")) > SEGMENT_HEADER.size
+
+
+def refusals(world: GroupWorld, source: str, target: str) -> int:
+    """How many appends were refused."""
+    return sum(
+        event.what == "send"
+        and event.link == (source, target)
+        and isinstance(message := message_of(event), wire.AppendResponse)
+        and not message.success
+        for event in world.network.trace
+    )
