@@ -397,15 +397,22 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
 
 @bug
 @shaped(
-    faults=("transfer", "slow_disk", "one_way", "freeze"), operations_per_s=10.0, **MANY_ELECTIONS
+    faults=("transfer", "stall_disk", "kill"),
+    operations_per_s=10.0,
+    sync_us=100_000,
+    **{**MANY_ELECTIONS, "fault_every_s": 1.0},
 )
 def h10_any_term_counts(patch: Patch) -> None:
-    """H10: acknowledgements of an older leadership count for the present one."""
+    """H10: acknowledgements of an older leadership count for the present one.
+
+    A refusal would tell the leader that it believes too much; here it is not listened to either.
+    """
     honest = replica.Replica._on_append_response
 
     def respond(self: Any, node: Any, message: Any) -> None:
         term = max(message.term, self.term)
-        honest(self, node, msgspec.structs.replace(message, term=term))
+        next_index = max(message.next_index, self._match.get(node.id, 0) + 1)
+        honest(self, node, msgspec.structs.replace(message, term=term, next_index=next_index))
 
     def wal_synced(self: Any) -> None:
         self.journal.wal_synced()
