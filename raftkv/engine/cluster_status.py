@@ -19,7 +19,7 @@ ASK_TIMEOUT_S = 0.7
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
-    *("stopping", "cpu_share", "disk", "http"),
+    *("stopping", "cpu_share", "disk"),
 )
 _MEMBER_FACTS = (
     *("role", "term", "applied_index", "commit_index", "digest", "keys", "last_index"),
@@ -129,9 +129,11 @@ def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str,
     if facts is None:
         return row
     metrics = facts.get("metrics", {})
+    http = facts.get("http") or {}
     return row | {
         **{name: facts.get(name) for name in _NODE_FACTS},
         "led": [shard["shard"] for shard in facts["shards"] if shard["role"] == "leader"],
+        "http": {name: http.get(name) for name in ("as_of_us", "workers", "seconds")},
         "links": facts["nodes"],
         "waiting_operations": metrics.get("waiting_operations"),
         "wal_bytes": metrics.get("wal_bytes"),

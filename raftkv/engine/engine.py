@@ -20,6 +20,7 @@ from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.group_host import CHANNEL_RAFT, GroupHost
 from raftkv.engine.handshake import LinkHello
+from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.links import PeerLinks
 from raftkv.engine.map_file import load_map
@@ -33,7 +34,16 @@ from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
-from raftkv.rpc.messages import Call, ExplainRequest, Facts, Reply, Response, Served, StatusRequest
+from raftkv.rpc.messages import (
+    Call,
+    ExplainRequest,
+    Facts,
+    Reply,
+    Response,
+    Served,
+    StatusRequest,
+    WorkerReport,
+)
 from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
@@ -179,11 +189,13 @@ class Engine:
         host.leader_changed = self.router.leader_changed
 
     def _make_status(self, store: SnapshotStore) -> None:
+        self.http = HttpTraffic(self._clock)
         self._status = LocalStatus(
             node=self._name,
             cluster_map=self.map,
             host=self.host,
             router=self.router,
+            http=self.http,
             links=self.links,
             clock=self._clock,
             data_path=self._data.path,
@@ -200,6 +212,7 @@ class Engine:
 
     def _snapshot_finished(self, group: Group, error: BaseException | None) -> None:
         kind = "snapshot_written" if error is None else "snapshot_failed"
+        self._status.snapshots["written" if error is None else "failed"] += 1
         detail = f"at entry {group.snapshot_index}" if error is None else str(error)
         self.host.recent.add(kind, detail, shard=group.id.shard, term=group.term)
 
@@ -353,6 +366,9 @@ class Engine:
                 answer(Facts(self._status.ready()))
             else:
                 answer(Facts(self._status.facts()))
+        elif isinstance(request, WorkerReport):
+            self.http.take(request)
+            answer(Facts({}))
         elif isinstance(request, ExplainRequest):
             self._cluster_status.explain(request.key, answer)
         else:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.engine.group_host import GroupHost
+from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
@@ -53,6 +54,7 @@ class LocalStatus:
         cluster_map: ClusterMap,
         host: GroupHost,
         router: Router,
+        http: HttpTraffic,
         links: Links,
         clock: Clock,
         data_path: Path,
@@ -62,6 +64,7 @@ class LocalStatus:
         self._map = cluster_map
         self._host = host
         self._router = router
+        self._http = http
         self._links = links
         self._clock = clock
         self._data_path = data_path
@@ -71,6 +74,8 @@ class LocalStatus:
         self._cpu = (clock.monotonic(), _cpu_s())
         self._cpu_share: float | None = None
         self._refused: dict[str, int] = {}  # as it was when it last became an event
+        self.snapshots = {"written": 0, "failed": 0}
+        """How many snapshots this node has written, and how many it could not."""
         self.stopping = False
 
     def each_second(self) -> None:
@@ -115,6 +120,7 @@ class LocalStatus:
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
+            "http": self._http.facts(),
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
@@ -230,6 +236,7 @@ class LocalStatus:
             "waiting_operations": sum(group.waiting_operations for group in groups),
             "routed_in_flight": self._router.in_flight,
             "wal_bytes": self._host.wal.bytes_on_disk,
+            "snapshots": dict(self.snapshots),
             "events": dict(self._host.event_counts),
             "requests": dict(self._router.served),
             "refused": dict(self._router.refused),

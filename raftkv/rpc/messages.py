@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -22,6 +23,9 @@ from raftkv.core.operations import (
 )
 
 Consistency = Literal["linearizable", "stale"]
+
+_BUCKETS = len(HTTP_BOUNDS_S) + 1
+HttpCounts = Annotated[tuple[int, ...], msgspec.Meta(min_length=_BUCKETS, max_length=_BUCKETS)]
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -97,6 +101,39 @@ class TransferRequest(Message, tag=7, frozen=True):
     target: str | None = None
 
 
+class Answered(Message, frozen=True):
+    """How many requests of a route an HTTP worker has answered with a status."""
+
+    route: str
+    status: int
+    count: int
+
+
+class Took(Message, frozen=True):
+    """How long a route's answers took: counts by ``core.durations.HTTP_BOUNDS_S``."""
+
+    route: str
+    counts: HttpCounts
+    sum_s: float
+
+
+class WorkerReport(Message, tag=8, frozen=True):
+    """What an HTTP worker has answered since its last report; its engine adds it up.
+
+    ``second``: the second of Unix time in which that was. The rest is how the worker is now.
+    """
+
+    worker: int
+    pid: int
+    second: int
+    in_flight: int
+    body_bytes: int
+    cpu_s: float
+    rss_bytes: int
+    answered: tuple[Answered, ...]
+    durations: tuple[Took, ...]
+
+
 Request = (
     GetRequest
     | ScanRequest
@@ -105,6 +142,7 @@ Request = (
     | StatusRequest
     | ExplainRequest
     | TransferRequest
+    | WorkerReport
 )
 
 

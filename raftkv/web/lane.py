@@ -89,8 +89,8 @@ class Lane:
             cast("Any", RawPath(operators)), workers=limits.operator_threads
         )
         self._operators_busy = 0
-        metrics.in_flight.set_function(lambda: self._admission.in_flight)
-        metrics.body_bytes.set_function(lambda: self._intake.bytes_held)
+        metrics.in_flight = lambda: self._admission.in_flight
+        metrics.body_bytes = lambda: self._intake.bytes_held
 
     @property
     def answering(self) -> int:

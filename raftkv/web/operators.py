@@ -29,7 +29,7 @@ from raftkv.rpc.messages import (
 )
 from raftkv.web.config import Role
 from raftkv.web.encoding import check_key, parse_query
-from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics
+from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
 from raftkv.web.openapi import openapi_document
 from raftkv.web.problems import HttpError, invalid
 from raftkv.web.requests import media_type_of, timeout_s
@@ -172,11 +172,13 @@ class Operators:
         return self._json(reply, document, 200 if ready else 503)
 
     def metrics(self) -> flask.Response:
-        """``GET /metrics``: this worker's figures and its engine's."""
+        """``GET /metrics``: this node's figures, the same through every one of its workers."""
         self._begin("read")
-        reply = self._carrier.engine.call(StatusRequest("local"), _SCRAPE_TIMEOUT_S)
+        ask = self._carrier.engine.call
+        ask(self._metrics.report(), _SCRAPE_TIMEOUT_S)  # so that all of this worker's are counted
+        reply = ask(StatusRequest("local"), _SCRAPE_TIMEOUT_S)
         facts = reply.response.facts if isinstance(reply.response, Facts) else None
-        text = self._metrics.expose(facts)
+        text = expose(facts, self._metrics.collectors)
         return flask.Response(text, content_type=CONTENT_TYPE.decode())
 
     def openapi(self) -> flask.Response:

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +46,8 @@ EXIT_UNUSABLE = 2
 LISTEN_BACKLOG = 4096
 HEADER_TIMEOUT_MS = 30_000
 """For the head of a request, so that half-sent ones do not stay for ever."""
+
+REPORT_TIMEOUT_S = 1.0
 
 WARM_UP_S = 2.0
 """After this long, when a cluster that starts has its leaders, the pages are made ready."""
@@ -161,7 +164,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     metrics = WorkerMetrics(config.worker)
-    metrics.registry.register(MachineMetrics(config))
+    metrics.collectors.append(MachineMetrics(config))
     operators = _operators(LoopBridge(engine, loop, config.node_name), config, metrics)
     lane = Lane(engine, config, operators, metrics)
     listener = open_listener(config)
@@ -169,6 +172,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     serving = asyncio.ensure_future(cast("Any", server).serve())
     _settle_garbage_collector()
     warming = loop.call_later(WARM_UP_S, loop.run_in_executor, None, _warm_up, operators)
+    reporting = asyncio.ensure_future(_report_each_second(engine, metrics))
     stopped = asyncio.ensure_future(stop.wait())
     gone = asyncio.ensure_future(engine_gone.wait())
     await asyncio.wait({serving, stopped, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,6 +184,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
         serving.result()
         return EXIT_UNUSABLE
     cast("Any", server).stop()
+    reporting.cancel()
     quiet = asyncio.ensure_future(_quiet(lane))
     await asyncio.wait(
         {serving, gone, quiet},
@@ -216,6 +221,13 @@ def _settle_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+async def _report_each_second(engine: Engine, metrics: WorkerMetrics) -> None:
+    """Tell the engine what was answered, once a second has ended."""
+    while True:
+        await asyncio.sleep(1.0 - time.time() % 1.0)
+        await engine.call(metrics.report(), REPORT_TIMEOUT_S)
 
 
 async def _quiet(lane: Lane) -> None:

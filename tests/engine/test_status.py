@@ -10,6 +10,7 @@ from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.cluster_status import ASK_TIMEOUT_S, CHANNEL_STATUS, ClusterStatus
+from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
 
@@ -76,6 +77,7 @@ class StatusWorld:
             cluster_map=MAP,
             host=machine.host,
             router=router,
+            http=HttpTraffic(loop),
             links=links,
             clock=loop,
             data_path=Path("/nowhere"),

@@ -10,6 +10,8 @@ from typing import Any
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Range
 from raftkv.core.state_machine import StateMachine
+from raftkv.engine.http_traffic import HttpTraffic
+from raftkv.raft.clock import SystemClock
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -24,6 +26,7 @@ from raftkv.rpc.messages import (
     Served,
     StatusRequest,
     TransferRequest,
+    WorkerReport,
     WriteRequest,
 )
 
@@ -55,7 +58,7 @@ FACTS: dict[str, Any] = {
         {"shard": 1, "generation": 1, "leader": None, "role": "follower", "term": 9, "keys": 5},
     ],
     "rss_bytes": 4096,
-    "metrics": {"fsyncs_total": 17, "requests": {"put": 3}},
+    "metrics": {"wal_bytes": 17, "requests": {"put": 3}},
 }
 
 
@@ -70,6 +73,7 @@ class FakeEngine:
         self.failing: set[str] = set()
         self.delay_s = 0.0
         self.ready = True
+        self.http = HttpTraffic(SystemClock())
 
     def answer(self, request: Request, timeout_s: float) -> Reply:
         """Answer at once."""
@@ -105,6 +109,9 @@ class FakeEngine:
                 )
             case WriteRequest(command=command):
                 return self._apply(command)
+            case WorkerReport():
+                self.http.take(request)
+                return Facts({})
             case BatchRequest(operations=operations):
                 return BatchResult(tuple(self._operation(o) for o in operations))
             case _:
@@ -126,7 +133,8 @@ class FakeEngine:
             case StatusRequest(scope="ready"):
                 return Facts({"ready": self.ready, "failing": [] if self.ready else ["no leader"]})
             case StatusRequest():
-                return Facts(FACTS)
+                http = self.http.facts()
+                return Facts({**FACTS, "http": http} if http["totals"] else FACTS)
             case ExplainRequest(key=key):
                 return Facts({"key_length": len(key), "shard": SHARD})
             case TransferRequest(shard=shard, target=target):

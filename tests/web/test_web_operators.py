@@ -121,15 +121,17 @@ def test_metrics(api: Carrier, engine: FakeEngine) -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.body.decode()
     for line in (
-        'raftkv_http_requests_total{route="kv_put",status="201",worker="0"} 1.0',
-        'raftkv_http_requests_total{route="kv_get",status="404",worker="0"} 1.0',
+        'raftkv_http_requests_total{route="kv_put",status="201"} 1.0',
+        'raftkv_http_requests_total{route="kv_get",status="404"} 1.0',
         "raftkv_engine_up 1.0",
         'raftkv_shard_leader{shard="0"} 1.0',
         'raftkv_shard_leader{shard="1"} 0.0',
         'raftkv_shard_term{shard="0"} 7.0',
-        "raftkv_engine_fsyncs_total 17.0",
-        'raftkv_engine_requests{kind="put"} 3.0',
-        "raftkv_engine_rss_bytes 4096.0",
+        'raftkv_http_requests_total{route="unmatched",status="405"} 1.0',
+        "raftkv_engine_wal_bytes 17.0",
+        'raftkv_requests_total{kind="put"} 3.0',
+        'raftkv_build_info{version="0.1.0"} 1.0',
+        'raftkv_http_in_flight{worker="0"} 0.0',
     ):
         assert line in text.splitlines()
     assert "name" not in text.replace("raftkv_", "")
