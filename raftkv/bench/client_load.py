@@ -10,6 +10,7 @@ from raftkv.bench.generator import (
     Load,
     Progress,
     Recorder,
+    begin_together,
     cpu_s,
     read_load,
     write,
@@ -54,8 +55,8 @@ class _Caller(threading.Thread):
 
 def make(load: Load) -> Tally:
     """Make the load; ``connections`` is the threads, all with one client."""
-    begin = load.begin()
     with Client([f"http://{host}:{port}" for host, port in load.addresses]) as client:
+        begin = begin_together()
         callers = [_Caller(load, client, begin, number) for number in range(load.connections)]
         for caller in callers:
             caller.start()

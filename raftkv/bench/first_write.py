@@ -49,6 +49,7 @@ async def _first(addresses: Sequence[tuple[str, int]], request: bytes, give_up_s
         for task in tries:
             task.cancel()
         await asyncio.gather(*tries, return_exceptions=True)
+        await asyncio.sleep(0)  # for connections to be gone
     raise NoWriteError(f"no write succeeded within {give_up_s:.0f} s")
 
 
@@ -70,4 +71,4 @@ async def _try(address: tuple[str, int], request: bytes) -> float | None:
     except OSError:
         return None
     finally:
-        writer.close()
+        writer.transport.abort()

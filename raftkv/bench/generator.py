@@ -1,8 +1,9 @@
 """What all load generators have in common: the load that they are given, and how they report.
 
-A generator is a process that reads a :class:`Load` from standard input, makes it, and writes now
-and then a :class:`Progress` and in the end a :class:`~raftkv.bench.tally.Tally` (all MessagePack,
-the latter two behind their length), so that clients do not share an interpreter with each other.
+A generator is a process, so that clients do not share an interpreter with each other. It reads a
+:class:`Load`, says :class:`Ready` once it is connected, reads when the measured time begins, makes
+the load, and writes now and then a :class:`Progress` and in the end a
+:class:`~raftkv.bench.tally.Tally`: MessagePack behind its length, by standard input and output.
 """
 
 import array
@@ -10,8 +11,7 @@ import gc
 import math
 import resource
 import sys
-import time
-from typing import Literal
+from typing import IO, Literal
 
 import msgspec
 
@@ -28,7 +28,7 @@ MODULES: dict[Carrier, str] = {
     "kazoo": "raftkv.bench.kazoo_load",
 }
 EXAMPLES_KEPT = 5
-LENGTH_BYTES = 4
+_LENGTH_BYTES = 4
 REPORT_EVERY_S = 0.25
 
 
@@ -47,14 +47,11 @@ class Load(msgspec.Struct, frozen=True):
     warmup_s: float = 0.0
     """Load before the measured time that is not counted."""
     seed: int = 1
-    start_at: float = 0.0
-    """When the measured time begins, by the monotonic clock, which all processes of a machine
-    share; 0: as soon as possible."""
     carrier: Carrier = "http"
 
-    def begin(self) -> float:
-        """When the measured time begins."""
-        return self.start_at or time.monotonic() + self.warmup_s
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The generator could begin at once."""
 
 
 class Progress(msgspec.Struct, tag="progress"):
@@ -68,7 +65,7 @@ class Progress(msgspec.Struct, tag="progress"):
 class Recorder:
     """Puts outcomes into the seconds of the measured time; what began before that is not kept."""
 
-    def __init__(self, load: Load, begin: float) -> None:
+    def __init__(self, load: Load, begin: float = 0.0) -> None:
         self.begin = begin
         self.progress = Progress()
         seconds = max(1, math.ceil(load.seconds))
@@ -114,12 +111,31 @@ def read_load() -> Load:
     """Get ready to be a generator, and read what to make."""
     raise_file_limit()
     gc.disable()  # a pause of ours would count as one of theirs
-    return msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Load)
+    return msgspec.msgpack.decode(read_frame(sys.stdin.buffer), type=Load)
 
 
-def write(message: Progress | Tally) -> None:
+def begin_together() -> float:
+    """Say that this generator is ready; return when, by the monotonic clock, measuring begins.
+
+    All processes of a machine share that clock.
+    """
+    write(Ready())
+    return msgspec.msgpack.decode(read_frame(sys.stdin.buffer), type=float)
+
+
+def write(message: Ready | Progress | Tally) -> None:
     """Tell the starter."""
-    data = msgspec.msgpack.encode(message)
     # Not sys.stdout.buffer: unbuffered (PYTHONUNBUFFERED) it may write only a part.
     with open(sys.stdout.fileno(), "wb", closefd=False) as output:
-        output.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+        output.write(frame(message))
+
+
+def frame(message: object) -> bytes:
+    """A message behind its length."""
+    data = msgspec.msgpack.encode(message)
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
+
+
+def read_frame(stream: IO[bytes]) -> bytes:
+    """The next message; empty at the end."""
+    return stream.read(int.from_bytes(stream.read(_LENGTH_BYTES), "big"))

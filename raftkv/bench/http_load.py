@@ -15,6 +15,7 @@ import array
 import asyncio
 import contextlib
 import itertools
+import sys
 import time
 from collections import deque
 from typing import cast
@@ -27,6 +28,7 @@ from raftkv.bench.generator import (
     REPORT_EVERY_S,
     Load,
     Recorder,
+    begin_together,
     cpu_s,
     read_load,
     write,
@@ -112,14 +114,14 @@ class _Driver:
         self._outstanding = 0
         self._all_answered = asyncio.Event()
         self._ending = False
-        self.recorder = Recorder(load, load.begin())
+        self.recorder = Recorder(load)
         self._refused = array.array("f")
         self._tally = Tally(windows=[])
 
     async def run(self) -> Tally:
         await self._connect()
         load = self._load
-        self.recorder.begin = load.begin()
+        self.recorder.begin = begin_together()
         await asyncio.sleep(self.recorder.begin - load.warmup_s - time.monotonic())
         cpu = asyncio.ensure_future(self._cpu_when_measuring_begins())
         if load.rate is None:
@@ -272,5 +274,15 @@ async def _run(load: Load) -> Tally:
     return running.result()
 
 
+def main() -> None:
+    """Be a generator."""
+    load = read_load()
+    try:
+        tally = uvloop.run(_run(load))
+    except OSError as error:  # also of a connection that is not made in time
+        sys.exit(f"the load could not be made: {error!r}")
+    write(tally)
+
+
 if __name__ == "__main__":
-    write(uvloop.run(_run(read_load())))
+    main()

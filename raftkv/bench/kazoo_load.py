@@ -16,6 +16,7 @@ from raftkv.bench.generator import (
     REPORT_EVERY_S,
     Load,
     Recorder,
+    begin_together,
     cpu_s,
     read_load,
     write,
@@ -107,7 +108,7 @@ def make(load: Load) -> Tally:
     """Make the load; ``connections`` is how many sets are under way."""
     clients = [_connected(address) for address in load.addresses[: load.connections]]
     try:
-        recorder = Recorder(load, load.begin())
+        recorder = Recorder(load, begin_together())
         sets = _Sets(load, recorder)
         time.sleep(max(0.0, recorder.begin - load.warmup_s - time.monotonic()))
         for number in range(load.connections):

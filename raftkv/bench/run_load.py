@@ -7,6 +7,7 @@
     result.operations_per_s, result.latency.p99_s, result.servers["engine"].us_per_request
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import msgspec
 
-from raftkv.bench.generator import LENGTH_BYTES, MODULES, Load, Progress
+from raftkv.bench.generator import MODULES, Load, Progress, Ready, frame, read_frame
 from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.summary import percentile
 from raftkv.bench.tally import Tally, Window, floats, is_accepted, merged
@@ -27,6 +28,11 @@ Servers = Mapping[str, Sequence[int]]
 """Process ids of the servers by what they are: ``{"engine": [71, 72, 73], "worker": [...]}``."""
 
 OnProgress = Callable[[Progress], None]
+
+
+_READY_S = 60.0
+_TOLD_S = 0.05
+"""Until all generators know when to begin."""
 
 
 class LoadError(Exception):
@@ -168,16 +174,25 @@ class _Generators:
     """Processes that make the parts of a load; gone when the ``with`` block ends."""
 
     def __init__(self, load: Load, processes: int, progress: OnProgress | None) -> None:
-        # Connecting takes its time: all begin together, once the last is surely done.
-        starting_s = 1.5 + load.connections / 2000
-        self.begin = load.start_at or time.monotonic() + starting_s + load.warmup_s
-        self._parts = list(_split(load, processes, self.begin))
+        self._load = load
+        self._parts = list(_split(load, processes))
         self._on_progress = progress
         self._running: list[_Generator] = []
+        self.begin = 0.0
+        """When measuring begins, by the monotonic clock."""
 
     def __enter__(self) -> Self:
-        for part in self._parts:
-            self._running.append(_Generator(part, self._tell))
+        try:
+            for part in self._parts:
+                self._running.append(_Generator(part, self._tell))
+            for generator in self._running:
+                generator.wait_ready()
+            self.begin = time.monotonic() + _TOLD_S + self._load.warmup_s
+            for generator in self._running:
+                generator.begin(self.begin)
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -186,6 +201,9 @@ class _Generators:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for generator in self._running:
             generator.close()
 
@@ -202,7 +220,7 @@ class _Generators:
         )
 
 
-def _split(load: Load, processes: int, begin: float) -> Iterator[Load]:
+def _split(load: Load, processes: int) -> Iterator[Load]:
     for number in range(processes):
         turn = number % len(load.addresses)
         share, more = divmod(load.connections, processes)
@@ -212,7 +230,6 @@ def _split(load: Load, processes: int, begin: float) -> Iterator[Load]:
             connections=max(1, share + (number < more)),
             rate=None if load.rate is None else load.rate / processes,
             seed=load.seed + number,
-            start_at=begin,
         )
 
 
@@ -230,12 +247,30 @@ class _Generator:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert self._process.stdin is not None  # noqa: S101 -- asked for above
-        self._process.stdin.write(msgspec.msgpack.encode(load))
-        self._process.stdin.close()
         assert self._process.stdout is not None  # noqa: S101 -- asked for above
-        self._output = self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._connected = False
+        self._told = threading.Event()
+        self._input.write(frame(load))
+        self._input.flush()
         self._reader = threading.Thread(target=self._read, name="load-generator", daemon=True)
         self._reader.start()
+
+    def wait_ready(self) -> None:
+        """Wait until it is connected.
+
+        Raises:
+            LoadError: It ended before, or takes far too long.
+        """
+        if not self._told.wait(_READY_S):
+            raise LoadError(f"a load generator could not begin within {_READY_S:.0f} s")
+        if not self._connected:
+            self.tally()
+
+    def begin(self, moment: float) -> None:
+        """Tell it when measuring begins."""
+        self._input.write(frame(moment))
+        self._input.close()
 
     def tally(self) -> Tally:
         """Wait for its end.
@@ -255,17 +290,18 @@ class _Generator:
         self._process.wait()
         self._reader.join()
         self._output.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended without reading everything
+            self._input.close()
 
     def _read(self) -> None:
-        while data := _message(self._output):
-            message = msgspec.msgpack.decode(data, type=Progress | Tally)
-            if isinstance(message, Tally):
-                self._tally = message
-            else:
-                self.progress = message
-                self._tell()
-
-
-def _message(stream: IO[bytes]) -> bytes:
-    length = int.from_bytes(stream.read(LENGTH_BYTES), "big")
-    return stream.read(length)
+        while data := read_frame(self._output):
+            match msgspec.msgpack.decode(data, type=Ready | Progress | Tally):
+                case Ready():
+                    self._connected = True
+                    self._told.set()
+                case Progress() as progress:
+                    self.progress = progress
+                    self._tell()
+                case Tally() as tally:
+                    self._tally = tally
+        self._told.set()  # so that nobody waits for one that has ended

@@ -19,6 +19,8 @@ REFUSED = b"HTTP/1.1 503 Full\r\ncontent-length: %d\r\nretry-after: 1\r\n\r\n%s"
 )
 REFUSED_WITHOUT_ADVICE = REFUSED.replace(b"retry-after: 1\r\n", b"")
 SILENCE = b""
+TURNS_TO_ACCEPT = 5
+"""Of the loop; more than asyncio needs for what clients have left behind."""
 
 
 @contextmanager
@@ -51,6 +53,8 @@ def server(*answers: bytes) -> Iterator[tuple[str, int]]:
         address.append(listening.sockets[0].getsockname())
         begun.set()
         await over.wait()
+        for _ in range(TURNS_TO_ACCEPT):  # asyncio loses what it accepts while it closes
+            await asyncio.sleep(0)
         listening.close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))

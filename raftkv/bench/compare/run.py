@@ -185,7 +185,7 @@ class _Against:
             warmup_s=plan.warmup_s,
             carrier="client",
         )
-        name = f"Python client, {load.connections} threads of 1 KiB puts, against check perf"
+        name = f"Python client, {load.connections} threads"
         pairs = self._alternate(
             name,
             plan.pairs,
