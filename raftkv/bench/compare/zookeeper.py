@@ -1,12 +1,12 @@
 """ZooKeeper as processes on this machine, with its own defaults."""
 
 import contextlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from raftkv.bench.first_write import NoWriteError
 from raftkv.testing import ClusterError
 from raftkv.testing.ports import PortReservation
 from raftkv.testing.processes import ForeignProcess
@@ -17,6 +17,8 @@ READY_S = 60.0
 HOST = "127.0.0.1"
 _MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 _POLL_S = 0.2
+_SILENT = logging.getLogger("kazoo.waiting")
+_SILENT.setLevel(logging.CRITICAL)  # that a server does not listen yet is no news
 
 Address = tuple[str, int]
 
@@ -70,14 +72,14 @@ def _wait_ready(addresses: list[Address], processes: list[ForeignProcess]) -> No
             ended = [process for process in processes if process.exit_code is not None]
             if ended:
                 raise ClusterError(f"{ended[0].name} ended: {ended[0].log_tail()}")
-            client = KazooClient(hosts=f"{host}:{port}")
+            client = KazooClient(hosts=f"{host}:{port}", logger=_SILENT)
             try:
                 client.start(timeout=1.0)
                 client.get_children("/")
                 break
             except KazooTimeoutError as error:
                 if time.monotonic() > deadline:
-                    raise NoWriteError(f"ZooKeeper is not ready in {READY_S:.0f} s") from error
+                    raise ClusterError(f"ZooKeeper is not ready in {READY_S:.0f} s") from error
                 time.sleep(_POLL_S)
             finally:
                 client.stop()
