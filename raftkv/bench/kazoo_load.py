@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 from kazoo.client import KazooClient
-from kazoo.exceptions import NodeExistsError
+from kazoo.exceptions import KazooException, NodeExistsError
+from kazoo.handlers.threading import KazooTimeoutError
 
+from raftkv.bench.filling import FillError
 from raftkv.bench.generator import (
     EXAMPLES_KEPT,
     REPORT_EVERY_S,
@@ -26,11 +28,17 @@ from raftkv.bench.workload import Workload, chooser
 
 ROOT = "/bench"
 _DRAIN_S = 15.0
+_SESSION_S = 30.0
+"""Three times kazoo's default: a busy machine is no lost session."""
 _FILL_AT_ONCE = 200
 
 
 def fill(address: tuple[str, int], workload: Workload) -> None:
-    """Make every key of a workload."""
+    """Make every key of a workload.
+
+    Raises:
+        FillError: ZooKeeper did not make one.
+    """
     client = _connected(address)
     try:
         client.ensure_path(ROOT)
@@ -45,6 +53,8 @@ def fill(address: tuple[str, int], workload: Workload) -> None:
                     result.get(_DRAIN_S)
                 except NodeExistsError:
                     continue  # made by an earlier row
+                except (KazooException, KazooTimeoutError) as error:
+                    raise FillError(f"ZooKeeper did not make a key: {error!r}") from error
     finally:
         _end(client)
 
@@ -54,7 +64,7 @@ def _path(workload: Workload, number: int) -> str:
 
 
 def _connected(address: tuple[str, int]) -> Any:
-    client = KazooClient(hosts="{}:{}".format(*address))
+    client = KazooClient(hosts="{}:{}".format(*address), timeout=_SESSION_S)
     client.start(timeout=_DRAIN_S)
     return client
 
