@@ -1,7 +1,6 @@
 """``raftkv init`` and ``raftkv serve``: one node's directory, one node's life."""
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import click
 from raftkv.cli.config import ConfigError, load
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.pidfile import PidFile, PidFileError
+from raftkv.rpc import logs
 
 EXIT_REFUSED = 1
 _TERMINAL = "/dev/tty"
@@ -101,7 +101,7 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
     The process leads a process group of its own; its HTTP workers are in it and end with it.
     """
     config = load_or_refuse(config_file, node)
-    _log_to_stderr(config.node.name)
+    logs.set_up(config.node.name, config.log.format, config.log.level)
     from raftkv.engine.node import run_node  # noqa: PLC0415 -- after a bad configuration is refused
 
     if until_eof:
@@ -113,15 +113,6 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
     except PidFileError as error:
         refuse(error)
     sys.exit(code)
-
-
-def _log_to_stderr(node: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s.%(msecs)03d {node} %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
 
 
 def _stop_at_eof() -> None:

@@ -109,6 +109,7 @@ class HttpOptions(Options, frozen=True):
     tls_key: str | None = None
     max_value_bytes: Annotated[int, msgspec.Meta(ge=1, le=16 * 2**20)] = 2**20
     max_connections: Count = 10_000
+    stop_delay_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
 
 class TokenOptions(Options, frozen=True):
@@ -165,6 +166,14 @@ class LimitOptions(Options, frozen=True):
     wal_segment_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**31)] = 64 * 2**20
 
 
+class LogOptions(Options, frozen=True):
+    """What goes to standard error, and how it looks."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    slow_request_ms: Milliseconds = 500
+
+
 class NodeConfig(Options, frozen=True):
     """Everything in ``node.toml``. Build it, then call :func:`check`."""
 
@@ -175,6 +184,7 @@ class NodeConfig(Options, frozen=True):
     security: SecurityOptions = SecurityOptions()
     raft: RaftOptions = RaftOptions()
     limits: LimitOptions = LimitOptions()
+    log: LogOptions = LogOptions()
 
     @property
     def addresses(self) -> dict[str, Address]:

@@ -34,6 +34,7 @@ from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
+from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import (
     Call,
     ExplainRequest,
@@ -112,6 +113,7 @@ class Engine:
         self._name = config.node.name
         self._clock = seams.clock
         self._loop = seams.loop
+        self._durations = StageDurations()
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
         with contextlib.ExitStack() as closing:
@@ -177,6 +179,7 @@ class Engine:
             links=links,
             clock=self._clock,
             loop=self._loop,
+            slow_s=self._config.log.slow_request_ms / 1000,
         )
         self._balancer = Balancer(
             node=self._name,
@@ -196,6 +199,7 @@ class Engine:
             host=self.host,
             router=self.router,
             http=self.http,
+            durations=self._durations,
             links=self.links,
             clock=self._clock,
             data_path=self._data.path,
@@ -254,6 +258,7 @@ class Engine:
                 proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
             ),
             snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
+            durations=self._durations,
         )
 
     # --- life ---------------------------------------------------------------------------------

@@ -147,9 +147,13 @@ class GroupHost:
         """Note and log what happened."""
         self.recent.add(event.kind, event.detail, shard=event.group.shard, term=event.term)
         self.event_counts[event.kind] = self.event_counts.get(event.kind, 0) + 1
-        level = logging.CRITICAL if event.kind in ALARMS else logging.INFO
         _logger.log(
-            level, "group %s, term %d: %s %s", event.group, event.term, event.kind, event.detail
+            _level(event),
+            "group %s, term %d: %s",
+            event.group,
+            event.term,
+            f"{event.kind} {event.detail}".rstrip(),
+            extra={"facts": {"event": event.kind, "shard": event.group.shard, "term": event.term}},
         )
 
     def disk_stalled(self) -> bool:
@@ -357,6 +361,17 @@ class GroupHost:
             return
         self.wal.finish_housekeeping(job)
         self._sync()
+
+
+def _level(event: Event) -> int:
+    """An election is one line, its winner's, and that of whom it deposed.
+
+    Who else stood for it and who follows is for a closer look.
+    """
+    if event.kind in ALARMS:
+        return logging.CRITICAL
+    beside = event.kind == "candidate" or (event.kind == "follower" and not event.detail)
+    return logging.DEBUG if beside else logging.INFO
 
 
 def _bundle(envelopes: list[bytes]) -> bytes:

@@ -171,6 +171,8 @@ class Node:
             return
         _logger.info("stopping: handing over leaderships")
         await engine.hand_over()
+        # Not ready from here on; who balances load needs a moment to hear of it.
+        await asyncio.sleep(self._config.http.stop_delay_ms / 1000)
         await self._workers.stop()
         await engine.drain(and_until=lambda: not self._server.in_flight)
         engine.silence()

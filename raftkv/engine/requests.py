@@ -67,16 +67,29 @@ def may_repeat(request: Request) -> bool:
 class Pending:
     """A request for one shard that is not answered yet.
 
-    ``done`` runs exactly once. ``deadline`` is in monotonic seconds.
+    ``done`` runs exactly once. ``started`` and ``deadline`` are in monotonic seconds.
     """
 
-    __slots__ = ("_answer", "answered", "deadline", "exposed", "hops", "request", "sent", "shard")
+    __slots__ = (
+        *("_answer", "answered", "deadline", "exposed", "hops", "request", "request_id", "sent"),
+        *("shard", "started"),
+    )
 
     def __init__(
-        self, request: Request, shard: int, *, deadline: float, hops: int, answer: Answer
+        self,
+        request: Request,
+        shard: int,
+        *,
+        started: float,
+        deadline: float,
+        hops: int,
+        answer: Answer,
+        request_id: str = "",
     ) -> None:
         self.request = request
+        self.request_id = request_id
         self.shard = shard
+        self.started = started
         self.deadline = deadline
         self.hops = hops
         self._answer = answer

@@ -19,6 +19,7 @@ from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, BatchItem, LocalBatch, ScanGather
 from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure, is_write
+from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection
@@ -53,6 +54,8 @@ REPLY_BYTES_MAX = 60 * 1024 * 1024
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
+SLOW_S = 0.5
+
 _logger = logging.getLogger(__name__)
 
 
@@ -73,6 +76,7 @@ class Router:
     Args:
         groups: the groups of this node, kept by their host.
         cluster_map: which shard has which replicas.
+        slow_s: a request that takes longer is logged.
     """
 
     def __init__(
@@ -84,8 +88,10 @@ class Router:
         links: Links,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
+        slow_s: float = SLOW_S,
     ) -> None:
         self.map = cluster_map
+        self.slow = SlowRequests(clock, slow_s)
         self.refused: dict[str, int] = {}
         """How often each failure was answered, by its code."""
         self.served: dict[str, int] = {}
@@ -122,7 +128,7 @@ class Router:
             self._count(call.request, response)
             respond(Reply(call_id, response, served, self.map.epoch))
 
-        self.route(call.request, call.remaining_ms, answer, call.hops)
+        self.route(call.request, call.remaining_ms, answer, call.hops, call.request_id)
 
     def on_call(self, peer: str, payload: bytes) -> None:
         """Take a call that another node forwards."""
@@ -136,7 +142,7 @@ class Router:
                 payload = self._encode(Reply(call_id, large, served, self.map.epoch))
             self._links.send(peer, CHANNEL_REPLY, payload)
 
-        self.route(call.request, call.remaining_ms, answer, call.hops)
+        self.route(call.request, call.remaining_ms, answer, call.hops, call.request_id)
 
     def on_reply(self, peer: str, payload: bytes) -> None:
         """Take the answer to a call that was forwarded to ``peer``."""
@@ -186,9 +192,10 @@ class Router:
 
     # --- routing ------------------------------------------------------------------------------
 
-    def route(self, request: Request, remaining_ms: int, answer: Answer, hops: int) -> None:
+    def route(
+        self, request: Request, remaining_ms: int, answer: Answer, hops: int, request_id: str = ""
+    ) -> None:
         """Send ``request`` where it belongs; ``answer`` runs once, in time."""
-        deadline = self._clock.monotonic() + remaining_ms / 1000
         match request:
             case WriteRequest():
                 shard = self._shard_of_command(request.command)
@@ -198,7 +205,7 @@ class Router:
             case GetRequest():
                 shard = self.map.shard_of(request.key)
             case ScanRequest(shard=None) | BatchRequest(shard=None):
-                self._fan_out(request, remaining_ms, answer, hops)
+                self._fan_out(request, remaining_ms, answer, hops, request_id)
                 return
             case ScanRequest() | BatchRequest() | TransferRequest():
                 if request.shard is None or request.shard not in self.map.ring.shards:
@@ -208,7 +215,16 @@ class Router:
                 shard = request.shard
             case _:
                 raise TypeError(f"not for the router: {type(request).__name__}")
-        pending = Pending(request, shard, deadline=deadline, hops=hops, answer=answer)
+        now = self._clock.monotonic()
+        pending = Pending(
+            request,
+            shard,
+            started=now,
+            deadline=now + remaining_ms / 1000,
+            hops=hops,
+            answer=answer,
+            request_id=request_id,
+        )
         self._deadlines.add(pending)
         self._try(pending)
 
@@ -245,7 +261,12 @@ class Router:
         return Failure("cross_shard" if keys else "invalid", detail, definite=True)
 
     def _fan_out(
-        self, request: ScanRequest | BatchRequest, remaining_ms: int, answer: Answer, hops: int
+        self,
+        request: ScanRequest | BatchRequest,
+        remaining_ms: int,
+        answer: Answer,
+        hops: int,
+        request_id: str,
     ) -> None:
         """Ask every shard for its part, and put the parts together."""
         gather: ScanGather | BatchGather
@@ -254,7 +275,7 @@ class Router:
         else:
             gather = BatchGather(request, self._shard_of_item, answer, self._node)
         for part, take in gather.parts():
-            self.route(part, remaining_ms, take, hops)
+            self.route(part, remaining_ms, take, hops, request_id)
 
     def _try(self, pending: Pending) -> None:
         """Serve here, forward, or wait until there is a leader."""
@@ -290,7 +311,14 @@ class Router:
         if remaining_ms <= 0:
             return  # the deadline answers
         self._next_id += 1
-        call = Call(self._next_id, remaining_ms, pending.request, self.map.epoch, pending.hops + 1)
+        call = Call(
+            self._next_id,
+            remaining_ms,
+            pending.request,
+            self.map.epoch,
+            pending.hops + 1,
+            pending.request_id,
+        )
         if not self._links.send(target, CHANNEL_CALL, self._encode(call)):
             self._wait(pending)
             return
@@ -319,11 +347,20 @@ class Router:
 
     def _expired(self, pending: Pending) -> None:
         self._homeless.pop(pending, None)
-        pending.finish(pending.timed_out(), self._me(pending.shard))
+        timed_out, served = pending.timed_out(), self._me(pending.shard)
+        pending.finish(timed_out, served)
+        self._note_slow(pending, timed_out, served)
 
     def _finish(self, pending: Pending, response: Response, served: Served) -> None:
         self._deadlines.remove(pending)
         pending.finish(response, served)
+        if self._clock.monotonic() - pending.started > self.slow.threshold_s:
+            self._note_slow(pending, response, served)
+
+    def _note_slow(self, pending: Pending, response: Response, served: Served) -> None:
+        here = served.node == self._node
+        group = self._groups.get(self.map.placement(pending.shard).id) if here else None
+        self.slow.note(pending, group, response, served)
 
     def _me(self, shard: int | None) -> Served:
         return Served(self._node, shard)

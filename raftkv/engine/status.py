@@ -15,6 +15,7 @@ from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
+from raftkv.raft.stages import StageDurations
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
@@ -55,6 +56,7 @@ class LocalStatus:
         host: GroupHost,
         router: Router,
         http: HttpTraffic,
+        durations: StageDurations,
         links: Links,
         clock: Clock,
         data_path: Path,
@@ -65,6 +67,7 @@ class LocalStatus:
         self._host = host
         self._router = router
         self._http = http
+        self._durations = durations
         self._links = links
         self._clock = clock
         self._data_path = data_path
@@ -121,6 +124,7 @@ class LocalStatus:
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
             "http": self._http.facts(),
+            "stages": {stage: counts.facts() for stage, counts in self._durations.by_stage.items()},
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
@@ -185,6 +189,7 @@ class LocalStatus:
             "reads": load.reads,
             "writes": load.writes,
             "hot_keys": load.hot_keys(),
+            "slow": self._router.slow.newest.get(group.id.shard),
             "waiting": group.waiting_operations,
             "installing_snapshot": group.installing_snapshot,
         }
@@ -244,16 +249,20 @@ class LocalStatus:
 
     def ready(self) -> dict[str, Any]:
         """Which checks fail before this node should be sent requests."""
-        failing = [
-            f"shard {group.id.shard}: no leader, or not caught up"
+        checks = {
+            f"shard {group.id.shard}": None if group.is_ready else "no leader, or not caught up"
             for group in self._host.groups.values()
-            if not group.is_ready
-        ]
-        if self.stopping:
-            failing.append("the node is stopping")
-        if not self._host.has_space():
-            failing.append("the disk is full")
-        return {"ready": not failing, "failing": failing}
+        }
+        checks["node"] = "it is stopping" if self.stopping else None
+        checks["disk"] = None if self._host.has_space() else "it is full"
+        return {
+            "ready": not any(checks.values()),
+            "failing": [f"{name}: {failure}" for name, failure in checks.items() if failure],
+            "checks": [
+                {"name": name, "ok": failure is None, "detail": failure or ""}
+                for name, failure in checks.items()
+            ],
+        }
 
     def explain(self, key: bytes) -> dict[str, Any]:
         """Where ``key`` lives, and why."""

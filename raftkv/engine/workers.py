@@ -97,6 +97,9 @@ def web_config(
     http = config.http
     return {
         "node_name": config.node.name,
+        "log_format": config.log.format,
+        "log_level": config.log.level,
+        "slow_request_ms": config.log.slow_request_ms,
         "engine_socket": engine_socket,
         "engine_token": engine_token,
         "worker": worker,

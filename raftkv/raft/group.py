@@ -25,6 +25,7 @@ from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
 from raftkv.raft.snapshot_transfer import SnapshotFiles, SnapshotId
+from raftkv.raft.stages import EntryStages
 
 READS_WAITING_MAX = 8192
 """Reads of one group that may wait for a confirm round."""
@@ -81,6 +82,7 @@ class Group:
         self._expiry: ExpiryClock | None = None
         self._transfer: _Transfer | None = None
         self._digests = DigestHistory()
+        self.stages = EntryStages(clock, config.durations)
         self._housekeeping_at = 0.0
         self.leader_since = clock.monotonic()
         self.elections = 0
@@ -304,6 +306,8 @@ class Group:
         """Hear that the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
             self._replica.wal_synced()
+            if self.stages.following:
+                self.stages.durable(self._journal.durable_index)
             self._wake_for_work()
 
     def stop(self) -> None:
@@ -413,19 +417,24 @@ class Group:
         if not self._host.has_space():  # it filled up while they waited: refused, still definitely
             self._later(self._queue.fail_waiting(self._disk_full()))
             return None
-        commands = self._queue.take(self.last_index + 1, self.term)
+        index, offered_at = self.last_index + 1, self._queue.oldest_offered_at
+        commands = self._queue.take(index, self.term)
+        self.stages.proposed(index, self.term, offered_at)
         clock_us = self._clock.time_us()
         return encode_batch(Batch(BATCH_FORMAT, self.id.generation, clock_us, commands))
 
     def apply_entry(self, index: int, term: int, command: bytes | None) -> int:
         """Apply a committed entry and answer whoever proposed it."""
         results = []
+        own = self.stages.reached(index, term) if self.stages.following else None
         if command is not None:
             try:
                 batch = decode_batch(command)
             except (UnknownFormat, CorruptBatch) as error:
                 raise ReplicaError(f"group {self.id}, entry {index}: {error}") from error
             results = self.state.apply(batch)
+        if own is not None:
+            self.stages.applied(own)
         self._later(self._queue.applied(index, term, results))
         if self._digests.note(index, self.state.digest):
             self._alarm()
@@ -434,7 +443,8 @@ class Group:
     def state_changed(self, old: int, new: int) -> None:
         """Hear from stock code that this replica leads, follows or stands for election."""
         self.leader_since = self._clock.monotonic()
-        self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term))
+        detail = "after it led" if old == LEADER else ""
+        self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
         if new == LEADER:
             self.elections += 1
             self._expiry = ExpiryClock(self.state.memory)
@@ -446,6 +456,7 @@ class Group:
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self._reads.fail_all()])
             self._snapshots.stop_sending()
+            self.stages.forget()
 
     def entries_lost(self, peer: str, first: int, last: int) -> None:
         """Tell operators: a disk that forgets is to be replaced before another one fails."""

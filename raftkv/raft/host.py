@@ -9,6 +9,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.raft import messages as wire
 from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Limits
+from raftkv.raft.stages import StageDurations
 
 STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
 STATE_EVENTS = ("follower", "candidate", "leader")
@@ -55,6 +56,8 @@ class GroupConfig(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     limits: Limits = Limits()
     snapshots: SnapshotPolicy = SnapshotPolicy()
+    durations: StageDurations = msgspec.field(default_factory=StageDurations)
+    """Where the times of entries are counted; of several groups together if they share it."""
 
 
 class Host(Protocol):

@@ -100,6 +100,11 @@ class ProposalQueue:
         """Whether something waits and an entry may be proposed for it."""
         return bool(self._waiting) and len(self._in_flight) < self._limits.entries_in_flight_max
 
+    @property
+    def oldest_offered_at(self) -> float:
+        """When the oldest that waits was offered, in monotonic seconds; something must wait."""
+        return self._waiting[0].offered_at
+
     def offer(self, proposal: Proposal) -> Rejection | None:
         """Queue a proposal, or say why not."""
         limits = self._limits

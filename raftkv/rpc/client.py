@@ -135,7 +135,7 @@ class EngineClient:
         """Calls without an answer yet."""
         return len(self._pending)
 
-    async def call(self, request: Request, timeout_s: float) -> Reply:
+    async def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Ask the engine; a reply always comes, a :class:`Failure` if need be."""
         if self.closed.is_set():
             return self._failed("unavailable", "the engine is gone", definite=True)
@@ -148,6 +148,7 @@ class EngineClient:
             id=self._next_id,
             remaining_ms=min(max(int(timeout_s * 1000), 0), _REMAINING_MS_MAX),
             request=request,
+            request_id=request_id,
         )
         payload = self._encode(call)
         if len(payload) > self._payload_bytes_max:
@@ -307,7 +308,7 @@ class SyncEngineClient:
         self._client: EngineClient | None = None
         self._node = ""
 
-    def call(self, request: Request, timeout_s: float) -> Reply:
+    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Ask the engine and wait; as :meth:`EngineClient.call`."""
         started = time.monotonic()
         try:
@@ -316,7 +317,9 @@ class SyncEngineClient:
             failure = Failure("unavailable", str(error), definite=True)
             return Reply(id=0, response=failure, served=Served(node=self._node))
         left_s = max(timeout_s - (time.monotonic() - started), 0.0)
-        return asyncio.run_coroutine_threadsafe(client.call(request, left_s), loop).result()
+        return asyncio.run_coroutine_threadsafe(
+            client.call(request, left_s, request_id), loop
+        ).result()
 
     def close(self) -> None:
         """Close the connection and end the thread; a later call starts anew."""

@@ -147,13 +147,17 @@ Request = (
 
 
 class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A request on a pipelined connection. ``remaining_ms``: give up after this long."""
+    """A request on a pipelined connection. ``remaining_ms``: give up after this long.
+
+    ``request_id`` is what the client or its front end calls the request; it goes into logs.
+    """
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     remaining_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)]
     request: Request
     map_epoch: int = 0
     hops: int = 0
+    request_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 # --- answers ---------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.operators import operator_routes
 from raftkv.web.pages import page_routes
 from raftkv.web.problems import HttpError
+from raftkv.web.request_ids import log_slow
 from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
-from raftkv.web.wsgi import Carrier, path_bytes, to_flask
+from raftkv.web.wsgi import Carrier, path_bytes, request_headers, to_flask
 
 _LOG = logging.getLogger("raftkv.web")
 
@@ -85,7 +86,9 @@ def _add_error_handlers(app: flask.Flask, carrier: Carrier) -> None:
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> flask.Response:
-        _LOG.exception("request failed: %s", flask.request.method, exc_info=error)
+        facts = {"request_id": flask.g.get("request_id")}
+        method = flask.request.method
+        _LOG.exception("request failed: %s", method, exc_info=error, extra={"facts": facts})
         bug = HttpError("internal", "see the server's log", definite=False)
         return to_flask(bug.response(carrier.me))
 
@@ -105,6 +108,7 @@ def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> No
     @app.before_request
     def begin() -> None:
         flask.g.started = time.perf_counter()
+        flask.g.request_id = carrier.ids.of(request_headers())
         flask.g.label = "unmatched"
         if path_bytes().startswith(b"//"):
             # Werkzeug would drop the first slash, and the key would lose its first byte.
@@ -120,5 +124,8 @@ def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> No
             for raw_name, raw_value in carrier.me:
                 response.headers.add(raw_name.decode(), raw_value.decode("latin-1"))
         seconds = time.perf_counter() - flask.g.started
+        response.headers["X-Request-Id"] = flask.g.request_id
         metrics.observe(flask.g.label, response.status_code, seconds)
+        if seconds > carrier.slow_s:
+            log_slow(flask.g.label, response.status_code, seconds, flask.g.request_id)
         return response

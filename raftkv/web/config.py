@@ -70,6 +70,9 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     node_name: str
+    log_format: Literal["console", "json"] = "console"
+    log_level: str = "info"
+    slow_request_ms: int = 500
     engine_socket: str = ""
     engine_token: str = ""
     worker: int = 0

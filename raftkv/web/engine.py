@@ -16,7 +16,7 @@ _GRACE_S = 1.0
 class Engine(Protocol):
     """An engine, asked from the event loop."""
 
-    async def call(self, request: Request, timeout_s: float) -> Reply:
+    async def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Answer ``request`` within ``timeout_s``; errors are answers too, never exceptions."""
         ...
 
@@ -24,7 +24,7 @@ class Engine(Protocol):
 class SyncEngine(Protocol):
     """An engine, asked from a thread (the Flask side)."""
 
-    def call(self, request: Request, timeout_s: float) -> Reply:
+    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Answer ``request`` within ``timeout_s``; errors are answers too, never exceptions."""
         ...
 
@@ -37,9 +37,10 @@ class LoopBridge:
         self._loop = loop
         self._node_name = node_name
 
-    def call(self, request: Request, timeout_s: float) -> Reply:
+    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Ask on the loop and wait here; silence becomes an answer of unknown outcome."""
-        future = asyncio.run_coroutine_threadsafe(self._engine.call(request, timeout_s), self._loop)
+        calling = self._engine.call(request, timeout_s, request_id)
+        future = asyncio.run_coroutine_threadsafe(calling, self._loop)
         try:
             return future.result(timeout_s + _GRACE_S)
         except concurrent.futures.TimeoutError:

@@ -25,6 +25,7 @@ from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
 from raftkv.web.intake import BodyIntake, Message, Receive
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.problems import HttpError
+from raftkv.web.request_ids import HEADER, RequestIds, log_slow
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers
 from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, check_declared_length
@@ -84,6 +85,8 @@ class Lane:
             floor=limits.in_flight_min,
             ceiling=limits.in_flight_max,
         )
+        self._ids = RequestIds()
+        self._slow_s = config.slow_request_ms / 1000
         self._answering = 0
         self._operators = WSGIMiddleware(
             cast("Any", RawPath(operators)), workers=limits.operator_threads
@@ -130,27 +133,46 @@ class Lane:
     ) -> None:
         started = time.perf_counter()
         label = "unmatched"
+        headers = join_headers(scope["headers"])
+        request_id = self._ids.of(headers)
         try:
             action = route.action(scope["method"])
             label = action.label
-            response = await self._answer(action, raw_key, scope, receive, send)
+            response = await self._answer(
+                action, raw_key, scope, receive, send, headers=headers, request_id=request_id
+            )
         except HttpError as error:
             response = error.response(self._me)
         except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
-            _LOG.exception("request failed: %s %r", scope["method"], scope["raw_path"][:200])
+            _LOG.exception(
+                "request failed: %s %r", scope["method"], scope["raw_path"][:200],
+                extra={"facts": {"request_id": request_id}},
+            )  # fmt: skip
             bug = HttpError("internal", "see the server's log", definite=False)
             response = bug.response(self._me)
         if response is None:
-            self._metrics.observe(label, 200, time.perf_counter() - started)
+            self._done(label, 200, time.perf_counter() - started, request_id)
             return
-        await _send(response, scope["method"], send)
-        self._metrics.observe(label, response.status, time.perf_counter() - started)
+        await _send(response, scope["method"], send, request_id)
+        self._done(label, response.status, time.perf_counter() - started, request_id)
+
+    def _done(self, label: str, status: int, took_s: float, request_id: str) -> None:
+        self._metrics.observe(label, status, took_s)
+        if took_s > self._slow_s:
+            log_slow(label, status, took_s, request_id)
 
     async def _answer(
-        self, action: Action, raw_key: bytes, scope: Scope, receive: Receive, send: Send
+        self,
+        action: Action,
+        raw_key: bytes,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        headers: Mapping[bytes, bytes],
+        request_id: str,
     ) -> HttpResponse | None:
         """Return the response; None if it was streamed already."""
-        headers = join_headers(scope["headers"])
         self._auth.check(headers.get(b"authorization"), action.role)
         if self._admission.is_full and _leaves_little_unread(headers):
             raise _full()  # before more work goes into it: refusing must stay cheap
@@ -171,41 +193,44 @@ class Lane:
                 self._limits,
             )
             if isinstance(plan, Plan):
-                return plan.respond(await self._call(plan.request, plan.timeout_s))
-            return await self._stream(plan, scope["method"], send)
+                return plan.respond(await self._call(plan.request, plan.timeout_s, request_id))
+            return await self._stream(plan, scope["method"], send, request_id)
         finally:
             self._answering -= 1
             self._intake.release(len(body))
 
-    async def _call(self, request: Request, timeout_s: float) -> Reply:
+    async def _call(self, request: Request, timeout_s: float, request_id: str) -> Reply:
         if self._admission.is_full:
             raise _full()
         answered = False
         self._admission.enter()
         try:
-            reply = await self._engine.call(request, timeout_s)
+            reply = await self._engine.call(request, timeout_s, request_id)
             answered = not isinstance(reply.response, Failure)
             return reply
         finally:
             self._admission.leave(answered=answered)
 
-    async def _stream(self, scan: ScanStream, method: str, send: Send) -> HttpResponse | None:
+    async def _stream(
+        self, scan: ScanStream, method: str, send: Send, request_id: str
+    ) -> HttpResponse | None:
         """Send page after page; ``send`` waits for a slow client, so memory stays bounded."""
         request = scan.request
         if request is None:
             raise RuntimeError("a scan begins with a request")
-        reply = await self._call(request, scan.timeout_s)
+        reply = await self._call(request, scan.timeout_s, request_id)
         chunk = scan.first(reply)
         if isinstance(chunk, HttpResponse):
             return chunk
         headers = scan.headers(reply.served)
         if method == "HEAD":
             return HttpResponse(200, headers)
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        named = [*headers, (HEADER, request_id.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": named})
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
         while scan.request is not None:
             try:
-                chunk = scan.feed(await self._call(scan.request, scan.timeout_s))
+                chunk = scan.feed(await self._call(scan.request, scan.timeout_s, request_id))
             except HttpError as error:
                 chunk = scan.fail(error)
             except Exception:  # noqa: BLE001 (too late for a 500: the last line has to say it)
@@ -221,7 +246,8 @@ class Lane:
         try:
             body = await self._operator_body(scope, receive)
         except HttpError as error:
-            await _send(error.response(self._me), scope["method"], send)
+            request_id = self._ids.of(join_headers(scope["headers"]))
+            await _send(error.response(self._me), scope["method"], send, request_id)
             return
         query: bytes = scope["query_string"]
         if not query.isascii():
@@ -267,8 +293,8 @@ def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:
     return len(declared) <= _SMALL_BODY_DIGITS
 
 
-async def _send(response: HttpResponse, method: str, send: Send) -> None:
-    headers: list[Header] = response.headers
+async def _send(response: HttpResponse, method: str, send: Send, request_id: str) -> None:
+    headers: list[Header] = [*response.headers, (HEADER, request_id.encode())]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if method == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -88,6 +88,11 @@ _HEADERS: dict[str, Any] = {
         "description": "The revision that created the key",
         "schema": {"type": "integer", "minimum": 1},
     },
+    "X-Request-Id": {
+        "description": "What logs call the request: as the client said, or made up",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
+        "required": True,
+    },
     "ETag": {
         "description": "The key's mod revision, quoted",
         "schema": {"type": "string", "pattern": _ETAG_PATTERN},
@@ -98,7 +103,7 @@ _HEADERS: dict[str, Any] = {
     },
 }
 
-_SERVED = ("Raftkv-Node", "Raftkv-Shard", "Raftkv-Term")
+_SERVED = ("Raftkv-Node", "Raftkv-Shard", "Raftkv-Term", "X-Request-Id")
 
 
 # --- pieces -------------------------------------------------------------------------------------
@@ -448,7 +453,9 @@ def _convention_paths() -> dict[str, Any]:
     page["get"]["security"] = [{}, {"bearer": []}, {"basic": []}]
     page["get"]["responses"]["503"]["content"]["text/html"] = {"schema": {"type": "string"}}
     ready = _get("readyz", "Whether this node can serve", "Ready")
-    ready["get"]["responses"]["503"]["content"][_JSON] = {"schema": _schema("Ready")}
+    lines = {"text/plain": {"schema": {"type": "string"}}}
+    ready["get"]["responses"]["200"]["content"] |= lines
+    ready["get"]["responses"]["503"]["content"] |= lines | _json("Ready")
     return {
         "/": page,
         "/healthz": text("healthz", "Whether this worker lives", "text/plain"),
@@ -691,7 +698,14 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             {"target": {"type": ["string", "null"], "description": "Null: the preferred node"}}
         ),
         "Ready": _object(
-            {"ready": {"type": "boolean"}, "failing": {"type": "array"}}, "ready", "failing"
+            {
+                "ready": {"type": "boolean"},
+                "failing": {"type": "array", "items": _TEXT},
+                "checks": {"type": "array", "items": {"type": "object"}},
+            },
+            "ready",
+            "failing",
+            "checks",
         ),
         "Nodes": _object({"nodes": {"type": "array", "items": {"type": "object"}}}, "nodes"),
         "Shards": _object({"shards": {"type": "array", "items": {"type": "object"}}}, "shards"),

@@ -163,13 +163,25 @@ class Operators:
         return flask.Response("ok\n", mimetype="text/plain")
 
     def readyz(self) -> flask.Response:
-        """``GET /readyz``: 200 if this node can serve, 503 with the reasons if not."""
+        """``GET /readyz``: 200 if this node can serve, 503 with the checks that fail if not."""
         self._begin(None)
         reply = self._carrier.engine.call(StatusRequest("ready"), _SCRAPE_TIMEOUT_S)
-        facts = facts_of(reply)
+        if isinstance(reply.response, Facts):
+            facts = reply.response.facts
+        else:
+            facts = {"failing": ["engine: it does not answer"]}
         ready = facts.get("ready") is True
-        document = {"ready": ready, "failing": list(facts.get("failing") or ())}
-        return self._json(reply, document, 200 if ready else 503)
+        failing = list(map(str, facts.get("failing") or ()))
+        checks = [dict(row) for row in rows(facts, "checks")]
+        status = 200 if ready else 503
+        accepted = flask.request.accept_mimetypes
+        if accepted.best_match(["text/plain", "application/json"]) == "application/json":
+            document = {"ready": ready, "failing": failing, "checks": checks}
+            return self._json(reply, document, status)
+        lines = ["ready" if ready else "not ready"]
+        lines += [f"ok    {row.get('name')}" for row in checks if row.get("ok") is True]
+        lines += [f"FAIL  {failure}" for failure in failing]
+        return flask.Response("\n".join(lines) + "\n", status, mimetype="text/plain")
 
     def metrics(self) -> flask.Response:
         """``GET /metrics``: this node's figures, the same through every one of its workers."""

@@ -28,6 +28,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.web.config import WebConfig
 from raftkv.web.deferred import Deferred
@@ -260,7 +261,9 @@ def main() -> None:
     prepare_process()
     code = EXIT_UNUSABLE
     try:
-        code = uvloop.run(run_worker(read_config()))
+        config = read_config()
+        logs.set_up(config.node_name, config.log_format, config.log_level)
+        code = uvloop.run(run_worker(config))
     except (OSError, msgspec.MsgspecError) as error:
         _LOG.error("HTTP worker cannot start: %s", error)
     finally:

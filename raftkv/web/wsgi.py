@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import flask
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from raftkv.rpc.messages import Served
+from raftkv.rpc.messages import Reply, Request, Served
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import Limits, WebConfig
 from raftkv.web.engine import SyncEngine
 from raftkv.web.exchange import HttpRequest, HttpResponse
+from raftkv.web.request_ids import RequestIds
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers
 from raftkv.web.routes import KEY_PREFIX, Action, Route, check_declared_length, too_large
@@ -29,6 +30,8 @@ class Carrier:
         self.limits: Limits = config.limits
         self.auth = auth
         self.me = served_headers(Served(node=config.node_name))
+        self.ids = RequestIds()
+        self.slow_s = config.slow_request_ms / 1000
 
     def data_view(self, route: Route) -> Callable[..., flask.Response]:
         """Return the view for a data route."""
@@ -58,25 +61,28 @@ class Carrier:
             self.limits,
         )
         if isinstance(plan, Plan):
-            return to_flask(plan.respond(self.engine.call(plan.request, plan.timeout_s)))
+            return to_flask(plan.respond(self._ask(plan.request, plan.timeout_s)))
         return self._stream(plan)
+
+    def _ask(self, request: Request, timeout_s: float) -> Reply:
+        return self.engine.call(request, timeout_s, flask.g.request_id)
 
     def _stream(self, scan: ScanStream) -> flask.Response:
         if scan.request is None:
             raise RuntimeError("a scan begins with a request")
-        reply = self.engine.call(scan.request, scan.timeout_s)
+        reply = self._ask(scan.request, scan.timeout_s)
         first = scan.first(reply)
         if isinstance(first, HttpResponse):
             return to_flask(first)
-        response = ApiResponse(self._pages(scan, first))
+        response = ApiResponse(self._pages(scan, first, flask.g.request_id))
         for name, value in scan.headers(reply.served):
             response.headers.add(name.decode(), value.decode("latin-1"))
         return response
 
-    def _pages(self, scan: ScanStream, first: bytes) -> Iterator[bytes]:
+    def _pages(self, scan: ScanStream, first: bytes, request_id: str) -> Iterator[bytes]:
         yield first
         while scan.request is not None:
-            yield scan.feed(self.engine.call(scan.request, scan.timeout_s))
+            yield scan.feed(self.engine.call(scan.request, scan.timeout_s, request_id))
 
 
 def path_bytes() -> bytes:

@@ -13,6 +13,7 @@ from raftkv.core.placement import seed_map
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.router import Router
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
 
 
@@ -98,6 +99,7 @@ class FakeGroup:
         self.held: list[Callable[[], None]] = []
         self.hold = False
         self.reject: Rejection | None = None
+        self.stages = EntryStages(ManualLoop(), StageDurations())
 
     def propose(self, commands: Any, done: Callable[[Any], None]) -> None:
         """Apply at once, or reject, or keep for later."""

@@ -468,3 +468,47 @@ def scan(entries: list[Entry], request: ScanRequest, shards: int) -> RangeResult
     [answer] = answers
     assert isinstance(answer, RangeResult)
     return answer
+
+
+# --- slow requests -----------------------------------------------------------------------------
+
+
+def test_slow_request_is_remembered_and_logged(
+    world: RouterWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its kind, name and time; its key and value are nobody's business."""
+    world.lead(0, 1)
+    world.group(1).hold = True
+    call = Call(1, 5000, put(world.key(1)), world.map.epoch, 0, "mine")
+    world.router.handle(call, world.replies.append)
+    world.loop.run(0.7)
+    world.group(1).held.pop()()
+    slow = world.router.slow.newest[1]
+    assert (slow["kind"], slow["request_id"], slow["outcome"]) == ("write", "mine", "ok")
+    assert slow["total_ms"] == pytest.approx(700)
+    assert "slow write of shard 1: 700.0 ms" in caplog.text
+    assert world.key(1).decode() not in str(slow)
+
+
+def test_quick_requests_are_not(world: RouterWorld) -> None:
+    """Nothing is noted of what took as long as it should."""
+    world.lead(0, 1)
+    world.ask(put(world.key(1)))
+    assert world.router.slow.newest == {}
+
+
+def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that nobody served in time is one of the slowest."""
+    world.ask(put(world.key(0)), remaining_ms=600)
+    world.loop.run(1)
+    assert "slow write of shard 0" in caplog.text
+    assert world.router.slow.newest[0]["outcome"] == "no_leader"
+
+
+def test_name_of_a_request_goes_along(world: RouterWorld) -> None:
+    """The node that serves a forwarded request calls it the same."""
+    world.follow("n2", 0, 1)
+    call = Call(1, 1000, put(world.key(1)), world.map.epoch, 0, "mine")
+    world.router.handle(call, world.replies.append)
+    ((_, forwarded),) = world.links.calls()
+    assert forwarded.request_id == "mine"

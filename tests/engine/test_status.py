@@ -13,6 +13,7 @@ from raftkv.engine.cluster_status import ASK_TIMEOUT_S, CHANNEL_STATUS, ClusterS
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
+from raftkv.raft.stages import StageDurations
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
 
@@ -78,6 +79,7 @@ class StatusWorld:
             host=machine.host,
             router=router,
             http=HttpTraffic(loop),
+            durations=StageDurations(),
             links=links,
             clock=loop,
             data_path=Path("/nowhere"),
@@ -205,3 +207,33 @@ def test_refused_requests_become_one_event() -> None:
     world.seconds(12)
     refused = [e["detail"] for e in local.facts()["events"] if e["kind"] == "refused"]
     assert refused == ["40 busy, 2 no_leader", "5 busy"]
+
+
+def test_readiness_names_every_check() -> None:
+    """Which checks there are and which fail, a node that stops among them."""
+    world = StatusWorld()
+    local = world.local[world.leader.name]
+    ready = local.ready()
+    assert (ready["ready"], ready["failing"]) == (True, [])
+    assert [check["name"] for check in ready["checks"]] == ["shard 0", "node", "disk"]
+    local.stopping = True
+    for name in world.followers:
+        world.hosts.machines[name].kill()
+    world.seconds(5)
+    assert local.ready()["failing"] == [
+        "shard 0: no leader, or not caught up",
+        "node: it is stopping",
+    ]
+
+
+def test_stages_of_writes() -> None:
+    """The leader counts where the time of its entries went."""
+    world = StatusWorld()
+    world.hosts.put_all(world.leader, b"a", b"b")
+    stages = world.leader.group().config.durations.by_stage
+    assert {stage: sum(counts.facts()["counts"]) for stage, counts in stages.items()} == {
+        "queue": 1,
+        "wal": 1,
+        "replication": 1,
+        "apply": 1,
+    }

@@ -69,6 +69,7 @@ class FakeEngine:
         self.state = StateMachine(generation=1, owns=lambda _key: True)
         self.asked: list[Request] = []
         self.timeouts: list[float] = []
+        self.request_ids: list[str] = []
         self.answers: deque[Response] = deque()
         self.failing: set[str] = set()
         self.delay_s = 0.0
@@ -131,7 +132,9 @@ class FakeEngine:
             case StatusRequest(scope=scope) if scope in self.failing:
                 return Failure("unavailable", "no quorum", definite=True)
             case StatusRequest(scope="ready"):
-                return Facts({"ready": self.ready, "failing": [] if self.ready else ["no leader"]})
+                checks = [{"name": "shard 0", "ok": self.ready, "detail": ""}]
+                failing = [] if self.ready else ["shard 0: no leader"]
+                return Facts({"ready": self.ready, "failing": failing, "checks": checks})
             case StatusRequest():
                 http = self.http.facts()
                 return Facts({**FACTS, "http": http} if http["totals"] else FACTS)
@@ -151,8 +154,9 @@ class AsyncFace:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
 
-    async def call(self, request: Request, timeout_s: float) -> Reply:
+    async def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Answer, after ``delay_s`` if there is one."""
+        self._engine.request_ids.append(request_id)
         if self._engine.delay_s:
             await asyncio.sleep(self._engine.delay_s)
         return self._engine.answer(request, timeout_s)
@@ -164,6 +168,7 @@ class SyncFace:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
 
-    def call(self, request: Request, timeout_s: float) -> Reply:
+    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
         """Answer at once."""
+        self._engine.request_ids.append(request_id)
         return self._engine.answer(request, timeout_s)

@@ -104,11 +104,25 @@ def test_refused_transfers(api: Carrier, engine: FakeEngine) -> None:
 def test_health_and_readiness(api: Carrier, engine: FakeEngine) -> None:
     """Alive is alive; ready is what the engine says, with its reasons."""
     assert (api("GET", b"/healthz").status, api("GET", b"/healthz").body) == (200, b"ok\n")
-    ready = api("GET", b"/readyz")
-    assert (ready.status, ready.json()) == (200, {"ready": True, "failing": []})
+    json = {"Accept": "application/json"}
+    ready = api("GET", b"/readyz", json)
+    assert (ready.status, ready.json()["ready"], ready.json()["failing"]) == (200, True, [])
+    assert ready.json()["checks"] == [{"name": "shard 0", "ok": True, "detail": ""}]
+    assert api("GET", b"/readyz").body == b"ready\nok    shard 0\n"
     engine.ready = False
+    unready = api("GET", b"/readyz", json)
+    assert (unready.status, unready.json()["failing"]) == (503, ["shard 0: no leader"])
     unready = api("GET", b"/readyz")
-    assert (unready.status, unready.json()["failing"]) == (503, ["no leader"])
+    assert (unready.status, unready.body) == (503, b"not ready\nFAIL  shard 0: no leader\n")
+    assert unready.headers["content-type"].startswith("text/plain")
+
+
+def test_not_ready_without_an_engine(api: Carrier, engine: FakeEngine) -> None:
+    """A worker whose engine is silent lives, and is not ready."""
+    engine.failing.add("ready")
+    answer = api("GET", b"/readyz")
+    assert (answer.status, answer.body) == (503, b"not ready\nFAIL  engine: it does not answer\n")
+    assert api("GET", b"/healthz").status == 200
 
 
 def test_metrics(api: Carrier, engine: FakeEngine) -> None:

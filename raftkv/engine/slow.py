@@ -1,0 +1,64 @@
+"""Requests that took long, with where their time went: the newest of each shard, and a log line."""
+
+import logging
+from typing import Any
+
+from raftkv.engine.requests import Pending, is_write
+from raftkv.raft.clock import Clock
+from raftkv.raft.group import Group
+from raftkv.rpc.messages import Failure, Response, Served
+
+_KINDS = {
+    "GetRequest": "get",
+    "ScanRequest": "scan",
+    "WriteRequest": "write",
+    "BatchRequest": "batch",
+    "TransferRequest": "transfer",
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class SlowRequests:
+    """Remembers the newest slow request of each shard that was served here.
+
+    Args:
+        threshold_s: a request that takes this long in the engine is slow.
+    """
+
+    def __init__(self, clock: Clock, threshold_s: float) -> None:
+        self.threshold_s = threshold_s
+        self.newest: dict[int, dict[str, Any]] = {}
+        self._clock = clock
+
+    def note(
+        self, pending: Pending, group: Group | None, response: Response, served: Served
+    ) -> None:
+        """Take a request that was just answered; ``group`` is the replica here that served it."""
+        now = self._clock.monotonic()
+        stages_ms: dict[str, float] = {}
+        if group is not None and is_write(pending.request):
+            entry = group.stages.of_write(pending.started)
+            if entry is not None:
+                stages_ms = {stage: _ms(took) for stage, took in entry.seconds().items()}
+        outcome = response.code if isinstance(response, Failure) else "ok"
+        slow = {
+            "at_us": self._clock.time_us(),
+            "kind": _KINDS[type(pending.request).__name__],
+            "request_id": pending.request_id or None,
+            "outcome": outcome,
+            "total_ms": _ms(now - pending.started),
+            "stages_ms": stages_ms,
+        }
+        if group is not None:
+            self.newest[pending.shard] = slow
+        facts = {**slow, "shard": pending.shard, "served_by": served.node}
+        del facts["at_us"]
+        _logger.warning(
+            "slow %s of shard %d: %.1f ms", slow["kind"], pending.shard, slow["total_ms"],
+            extra={"facts": facts},
+        )  # fmt: skip
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
