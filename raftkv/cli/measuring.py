@@ -29,12 +29,14 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def ending_cleanly() -> Iterator[None]:
     """Say in one line what went wrong; leave nothing behind at SIGTERM or Ctrl-C."""
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except (ClusterError, RaftkvError, LoadError, FillError, NoWriteError, OSError) as error:
         click.echo(f"raftkv: {error}", err=True)
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def measuring(measure: Measure) -> Callable[..., None]:

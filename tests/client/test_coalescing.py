@@ -270,6 +270,15 @@ def test_an_impatient_call_does_not_wait_for_a_flight_that_hangs(
         first.result(WAIT_S)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where pytest was started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_thread_that_is_interrupted_in_the_queue_takes_only_itself_away() -> None:
     """The main thread gets KeyboardInterrupt; the other call is answered."""
     gate = Gate()

@@ -93,13 +93,15 @@ class Browser:
         return WebDriverWait(self.driver, WAIT_S, poll_frequency=0.05).until(lambda _: condition())
 
     def violations(self) -> list[str]:
-        """Return what axe-core has to object to."""
+        """Return what axe-core has to object to, once nothing moves or fades in any more."""
         if not AXE.exists():
             pytest.fail(f"{AXE} is missing: run tests/install-tools")
         self.run(AXE.read_text(encoding="utf-8"))
         found: dict[str, Any] = self.driver.execute_async_script(
             "const done = arguments[0];"
-            "axe.run().then(done, error => done({violations: [], broken: String(error)}))"
+            "Promise.all(document.getAnimations().map(animation => animation.finished))"
+            ".then(() => axe.run())"
+            ".then(done, error => done({violations: [], broken: String(error)}))"
         )
         assert "broken" not in found, found
         assert found["passes"], "axe-core has looked at nothing"
