@@ -396,38 +396,6 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
 
 
 @bug
-@shaped(
-    faults=("transfer", "stall_disk", "kill"),
-    operations_per_s=10.0,
-    sync_us=100_000,
-    **{**MANY_ELECTIONS, "fault_every_s": 1.0},
-)
-def h10_any_term_counts(patch: Patch) -> None:
-    """H10: acknowledgements of an older leadership count for the present one.
-
-    A refusal would tell the leader that it believes too much; here it is not listened to either.
-    """
-    honest = replica.Replica._on_append_response
-
-    def respond(self: Any, node: Any, message: Any) -> None:
-        term = max(message.term, self.term)
-        next_index = max(message.next_index, self._match.get(node.id, 0) + 1)
-        honest(self, node, msgspec.structs.replace(message, term=term, next_index=next_index))
-
-    def wal_synced(self: Any) -> None:
-        self.journal.wal_synced()
-        while self._held and self._held[0][0] <= self.journal.durable_lsn:
-            _, _, peer, message = self._held.popleft()
-            self._answer(peer, message)
-        if self.is_leader:
-            for peer in self.peers:
-                self._publish_match(peer)
-
-    patch(replica.Replica, "_on_append_response", respond)
-    patch(replica.Replica, "wal_synced", wal_synced)
-
-
-@bug
 @shaped(faults=("kill", "slow_link", "freeze"), **MANY_ELECTIONS)
 def h11_votes_are_counted_twice(patch: Patch) -> None:
     """H11: votes are counted, not voters, and a vote is delivered twice."""

@@ -19,7 +19,6 @@ HINTS = {
     "h2_mended_at_acknowledgement": 16,
     "h2_trimmed_without_clamping": 14,
     "h6_failed_snapshot_is_acknowledged": 11,
-    "h10_any_term_counts": 27,
     "commit_without_majority": 5,
     "vote_for_shorter_logs": 16,
     "reads_without_confirmation": 4,
