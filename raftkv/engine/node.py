@@ -137,7 +137,13 @@ class Node:
         token = secrets.token_hex(32)
         path = data.path / ENGINE_SOCKET
         self._server = LocalServer(path, token.encode(), engine.handle, node=config.node.name)
-        self._workers = HttpWorkers(config, listener, engine_socket=str(path), engine_token=token)
+        self._workers = HttpWorkers(
+            config,
+            listener,
+            engine_socket=str(path),
+            engine_token=token,
+            ended=lambda detail: engine.host.recent.add("worker_ended", detail),
+        )
         try:
             await engine.start()
         except OSError as error:

@@ -249,10 +249,11 @@ class LocalStatus:
 
     def ready(self) -> dict[str, Any]:
         """Which checks fail before this node should be sent requests."""
-        checks = {
-            f"shard {group.id.shard}": None if group.is_ready else "no leader, or not caught up"
-            for group in self._host.groups.values()
-        }
+        checks: dict[str, str | None] = {}
+        for group in self._host.groups.values():
+            # A follower goes on believing in a leader that died with the quorum.
+            well = group.is_ready and self._has_leader(group)
+            checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["node"] = "it is stopping" if self.stopping else None
         checks["disk"] = None if self._host.has_space() else "it is full"
         return {

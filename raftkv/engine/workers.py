@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -129,7 +129,10 @@ def web_config(
 
 
 class HttpWorkers:
-    """All HTTP workers of a node. Use from the engine's event loop."""
+    """All HTTP workers of a node. Use from the engine's event loop.
+
+    ``ended`` is told of each worker that ends by itself.
+    """
 
     def __init__(
         self,
@@ -139,12 +142,14 @@ class HttpWorkers:
         engine_socket: str,
         engine_token: str,
         command: Sequence[str] = WORKER_COMMAND,
+        ended: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._listener = listener
         self._engine_socket = engine_socket
         self._engine_token = engine_token
         self._command = tuple(command)
+        self._ended = ended
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -213,6 +218,7 @@ class HttpWorkers:
             _logger.warning(
                 "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
             )
+            self._ended(f"worker {worker}, with code {code}")
             if await self._stopped_within(backoff_s):
                 return
             backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)

@@ -226,6 +226,16 @@ def test_readiness_names_every_check() -> None:
     ]
 
 
+def test_a_follower_without_a_quorum_is_not_ready() -> None:
+    """It may go on believing in its leader; that it has not heard from it for long counts."""
+    world = StatusWorld()
+    last, other = world.followers
+    world.hosts.machines[other].kill()
+    world.leader.kill()
+    world.seconds(5)
+    assert world.local[last].ready()["failing"] == ["shard 0: no leader, or not caught up"]
+
+
 def test_stages_of_writes() -> None:
     """The leader counts where the time of its entries went."""
     world = StatusWorld()

@@ -60,7 +60,12 @@ def free_listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def workers_in(directory: Path, mode: str = "steady", workers: int = 2) -> HttpWorkers:
+def workers_in(
+    directory: Path,
+    mode: str = "steady",
+    workers: int = 2,
+    ended: Callable[[str], None] = lambda _: None,
+) -> HttpWorkers:
     """Workers that run the little program above."""
     return HttpWorkers(
         config_for(directory, workers),
@@ -68,6 +73,7 @@ def workers_in(directory: Path, mode: str = "steady", workers: int = 2) -> HttpW
         engine_socket="/some/engine.sock",
         engine_token="token",
         command=(sys.executable, "-c", WORKER, str(directory), mode),
+        ended=ended,
     )
 
 
@@ -113,10 +119,11 @@ def test_the_configuration_is_one_that_the_front_end_takes(tmp_path: Path) -> No
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
-    """After kill -9 of a worker another one runs with the same number."""
+    """After kill -9 of a worker another one runs with the same number, and operators hear of it."""
+    ended: list[str] = []
 
     async def scenario() -> None:
-        group = workers_in(tmp_path, workers=1)
+        group = workers_in(tmp_path, workers=1, ended=ended.append)
         await group.start()
         await until(lambda: len(reports(tmp_path)) == 1)
         (first,) = group.pids
@@ -127,6 +134,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
         await group.stop()
 
     asyncio.run(scenario())
+    assert ended == ["worker 0, with code -9"]
 
 
 def test_a_worker_that_keeps_dying_is_replaced_ever_more_slowly(
