@@ -105,7 +105,6 @@ class GroupHost:
         self._timer_at = math.inf
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
-        self._leaders: dict[GroupId, str | None] = {}
         self._syncing_since: float | None = None
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
@@ -269,9 +268,9 @@ class GroupHost:
             self._timed[group.id] = deadline
             heapq.heappush(self._due, (deadline, *group.id))
             self._arm_timer()
-        if self._leaders.get(group.id) != group.leader:
-            self._leaders[group.id] = group.leader
-            self.leaderships[group.id].note(group.term, group.leader, self._clock.time_us())
+        known = self.leaderships[group.id]
+        if known.leader != group.leader:
+            known.note(group.term, group.leader, self._clock.time_us())
             self.leader_changed()
 
     def _arm_timer(self) -> None:

@@ -32,10 +32,14 @@ class Leaderships:
         self.changes += leader is not None
 
     @property
+    def leader(self) -> str | None:
+        """Who is known to lead now."""
+        return self._latest[-1].leader if self._latest else None
+
+    @property
     def since_us(self) -> int | None:
         """Since when the present leader is known, in microseconds of wall clock."""
-        latest = self._latest[-1] if self._latest else None
-        return None if latest is None or latest.leader is None else latest.at_us
+        return None if self.leader is None else self._latest[-1].at_us
 
     def facts(self) -> list[dict[str, Any]]:
         """Return them as JSON, newest last."""

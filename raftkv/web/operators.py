@@ -13,8 +13,6 @@ engine reports is passed on as it is:
     ``ready``: bool; ``failing``: a list of the checks that fail.
 """
 
-from typing import Any
-
 import flask
 import msgspec
 
@@ -35,7 +33,15 @@ from raftkv.web.problems import HttpError, invalid
 from raftkv.web.requests import media_type_of, timeout_s
 from raftkv.web.responses import JSON, facts_of, render_json
 from raftkv.web.ring_facts import ring_facts
-from raftkv.web.wsgi import Carrier, path_bytes, read_body, request_headers, to_flask
+from raftkv.web.wsgi import (
+    Carrier,
+    Listed,
+    blueprint_of,
+    path_bytes,
+    read_body,
+    request_headers,
+    to_flask,
+)
 
 _NO_PARAMETERS: frozenset[bytes] = frozenset()
 _SCOPE = frozenset({b"scope"})
@@ -202,8 +208,7 @@ class Operators:
 def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint:
     """Return the routes for operators."""
     views = Operators(carrier, metrics)
-    blueprint = flask.Blueprint("operators", __name__)
-    listed: list[tuple[str, Any, str]] = [
+    listed: Listed = [
         ("/v1/status", views.status, "GET"),
         ("/v1/nodes", views.nodes, "GET"),
         ("/v1/nodes/<name>", views.node, "GET"),
@@ -217,8 +222,4 @@ def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint
         ("/metrics", views.metrics, "GET"),
         ("/openapi.json", views.openapi, "GET"),
     ]
-    for path, view, method in listed:
-        blueprint.add_url_rule(
-            path, view.__name__, view, methods=[method], provide_automatic_options=False
-        )
-    return blueprint
+    return blueprint_of("operators", listed)

@@ -30,7 +30,7 @@ from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.problems import HttpError
 from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared
-from raftkv.web.wsgi import Carrier, path_bytes, read_body
+from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body
 
 PAGE_TIMEOUT_S = 0.9
 TRANSFER_TIMEOUT_S = 5.0
@@ -268,8 +268,7 @@ def _row(listed: list[Mapping[str, Any]], name: str, wanted: object) -> Mapping[
 def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
     """Return the routes of the pages."""
     pages = Pages(carrier, config)
-    blueprint = flask.Blueprint("pages", __name__)
-    listed: list[tuple[str, Any, str]] = [
+    listed: Listed = [
         ("/", pages.index, "GET"),
         ("/shards/<int:shard>", pages.shard_page, "GET"),
         ("/shards/<int:shard>/transfer", pages.ask_transfer, "GET"),
@@ -279,8 +278,4 @@ def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
         ("/explain", pages.explain_form, "GET"),
         ("/explain/<key:key>", pages.explain_page, "GET"),
     ]
-    for path, view, method in listed:
-        blueprint.add_url_rule(
-            path, view.__name__, view, methods=[method], provide_automatic_options=False
-        )
-    return blueprint
+    return blueprint_of("pages", listed)

@@ -1,6 +1,6 @@
 """Carries the pure functions over WSGI: what Flask's views share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import flask
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -83,6 +83,20 @@ class Carrier:
         yield first
         while scan.request is not None:
             yield scan.feed(self.engine.call(scan.request, scan.timeout_s, request_id))
+
+
+Listed = Sequence[tuple[str, Callable[..., flask.Response], str]]
+"""Paths with their views and the one method that each answers."""
+
+
+def blueprint_of(name: str, listed: Listed) -> flask.Blueprint:
+    """Make the routes."""
+    blueprint = flask.Blueprint(name, __name__)
+    for path, view, method in listed:
+        blueprint.add_url_rule(
+            path, view.__name__, view, methods=[method], provide_automatic_options=False
+        )
+    return blueprint
 
 
 def path_bytes() -> bytes:
