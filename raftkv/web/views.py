@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftkv.core.health import Facts, reachable, rows, shard_health
-from raftkv.web.quantities import UNKNOWN, age, count, duration
+from raftkv.web.quantities import UNKNOWN, count, duration
 
 LAGGING_ENTRIES = 1000
 LAGGING_S = 2.0
@@ -71,6 +71,7 @@ _EVENTS = {
     "snapshot_written": ("plain", "▣", "wrote a snapshot"),
     "snapshot_failed": ("bad", "✕", "snapshot failed"),
     "digest_mismatch": ("bad", "≠", "replicas differ"),
+    "entries_lost": ("bad", "✕", "a replica lost what it had acknowledged"),
     "started": ("notice", "▶", "started"),
     "link_up": ("good", "✓", "link up"),
     "link_down": ("bad", "✕", "link down"),
@@ -302,8 +303,3 @@ def _figure(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value
-
-
-def age_of(row: Facts, now_us: int) -> str:
-    """Return how old one row of facts is."""
-    return age(row.get("as_of_us"), now_us)
