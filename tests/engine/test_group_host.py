@@ -68,6 +68,22 @@ def test_a_lone_write_waits_for_disks_and_links_alone(world: HostWorld) -> None:
         assert [type(outcome) for outcome in outcomes] == [PutResult]
 
 
+def test_a_transfer_goes_on_as_soon_as_its_target_has_everything(world: HostWorld) -> None:
+    """The target is the last to have the entry; nobody waits for the next heartbeat."""
+    leader = world.leader()
+    target = others(world, leader)[0]
+    heartbeat_s = leader.group().config.timing.heartbeat_s
+    world.run(2.3 * heartbeat_s)
+    target.sync_jobs.seconds = heartbeat_s / 4
+    world.put(leader, b"late")
+    world.run(0.001)  # it is in the leader's log, and on its way
+    leader.group().transfer_to(target.name, lambda _: None)
+    world.run(heartbeat_s / 2)
+    assert "transfer" in [event["kind"] for event in leader.host.recent.facts(5)]
+    world.run(1)
+    assert world.leader() is target
+
+
 def test_leader_counts_itself_only_when_durable(world: HostWorld) -> None:
     """With one follower gone, the leader's own slow disk holds the acknowledgement back."""
     leader = world.leader()
