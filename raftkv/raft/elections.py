@@ -2,6 +2,12 @@
 
 Raft dissertation, sections 4.2.3 and 9.6. A node that cannot win does not raise its term, and a
 node that still hears its leader helps nobody to depose it.
+
+Pre-vote alone does not keep two from standing at once: when a leader is killed all its followers
+see their links break in the same millisecond, and where their questions cross, each is granted the
+other's, both stand, each votes for itself, and an election time-out passes before anyone stands
+again. So of those that ask at the same time one goes on and the others give way. None of this is
+about votes, which stay as in Raft: giving way only decides who asks for them, and when.
 """
 
 from raftkv.raft import messages as wire
@@ -22,7 +28,7 @@ class Elections(Member):
             return
         self._campaign_is_transfer = self._SyncObj__transferInProgress
         if self._campaign_is_transfer or self._pre_vote_won or not self.peers:
-            self._pre_vote_won = False
+            self._drop_question()
             return
         # Ask again soon if refused: pre-votes disturb nobody.
         again_s = self._timing.heartbeat_s * (1.0 + self._random.random())
@@ -32,11 +38,18 @@ class Elections(Member):
     def _ask_pre_votes(self) -> None:
         self._pre_vote_round += 1
         self._pre_votes.clear()
-        question = wire.PreVote(
+        self._unanswered.update(self.peers)
+        self._question = wire.PreVote(
             self.term + 1, self.journal.last_index, self.journal.last_term, self._pre_vote_round
         )
         for peer in self.peers:
-            self._owner.send(peer, question)
+            self._owner.send(peer, self._question)
+
+    def _drop_question(self) -> None:
+        """Take back what was asked or won: no answer to it counts any more."""
+        self._pre_vote_round += 1
+        self._pre_vote_won = False
+        self._question = None
 
     def _leader_is_near(self) -> bool:
         """Stickiness (dissertation 4.2.3): we lead, or heard a leader within the minimum."""
@@ -52,17 +65,58 @@ class Elections(Member):
         if message.term <= self.term:
             self._owner.send(node.id, wire.HigherTerm(self.term))
             return
-        granted = not self._leader_is_near() and self._log_is_current(
-            message.last_log_index, message.last_log_term
+        granted = (
+            not self._leader_is_near()
+            and self._log_is_current(message.last_log_index, message.last_log_term)
+            and not self._goes_first(node.id, message)
         )
         if granted:
-            # Two that stand at the same moment split the vote: let the other go first.
-            later = self._clock.monotonic() + self._timing.heartbeat_s * (2 + self._random.random())
-            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
+            self._give_way(node.id)
         self._owner.send(node.id, wire.PreVoteResponse(self.term, message.round, granted))
 
+    def _goes_first(self, rival: str, message: wire.PreVote) -> bool:
+        """Whether our own question crosses the rival's, and the rival is to give way.
+
+        They cross if the rival has not answered ours yet: links keep order, so it had asked before
+        it heard us, and sees the same. Both decide alike: the longer log goes first (it does not
+        get here, as it refuses the shorter one), among equal ones the smaller name.
+        """
+        own = self._question
+        return (
+            own is not None
+            and rival in self._unanswered
+            and (own.term, own.last_log_term, own.last_log_index)
+            == (message.term, message.last_log_term, message.last_log_index)
+            and self.selfNode.id < rival
+            and self._settles_with(rival)
+        )
+
+    def _give_way(self, rival: str) -> None:
+        """Ask for nothing until the rival has had the time to win."""
+        if self._settles_with(rival):
+            self._drop_question()
+            later = self._clock.monotonic() + self._timing.heartbeat_s * (2 + self._random.random())
+            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
+
+    def _settles_with(self, rival: str) -> bool:
+        """Whether it is still to be settled in this term who of us two goes first.
+
+        Once only: a rival that cannot win asks again and again, and might else keep us from
+        leading, or be kept from it by us, for ever.
+        """
+        if self._settled_term != self.term:
+            self._settled_term = self.term
+            self._settled.clear()
+        if rival in self._settled:
+            return False
+        self._settled.add(rival)
+        return True
+
     def _on_pre_vote_response(self, node: PeerNode, message: wire.PreVoteResponse) -> None:
-        if self.is_leader or message.round != self._pre_vote_round or not message.granted:
+        if self.is_leader or message.round != self._pre_vote_round:
+            return
+        self._unanswered.discard(node.id)
+        if not message.granted:
             return
         self._pre_votes.add(node.id)
         if len(self._pre_votes) + 1 >= self._majority and not self._leader_is_near():
