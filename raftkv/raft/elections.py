@@ -11,12 +11,28 @@ about votes, which stay as in Raft: giving way only decides who asks for them, a
 """
 
 from raftkv.raft import messages as wire
-from raftkv.raft.member import Member
+from raftkv.raft.member import FOLLOWER, Member
 from raftkv.raft.seams import PeerNode
 
 
 class Elections(Member):
     """The part of a replica that votes and stands for election."""
+
+    def _begin_when_connected(self) -> None:
+        """Ask for pre-votes once a majority is linked, instead of after an election time-out.
+
+        For a replica that has heard of no leader since it started: nobody's silence is waited for.
+        It is safe because only questions come earlier, votes are as ever: where a leader is, or a
+        longer log, the others say no, and no term moves. The preferred leader asks first, so that
+        leaders need not be moved afterwards; the others in case it is not there.
+        """
+        reached = len(self._SyncObj__connectedNodes) + 1
+        fresh = self.state == FOLLOWER and self._leader_contact == float("-inf")
+        if reached != self._majority or not fresh:
+            return
+        wait_s = 0.0 if self._preferred else self._timing.heartbeat_s * (1 + self._random.random())
+        soon = self._clock.monotonic() + wait_s
+        self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
 
     def _gate_campaign(self) -> None:
         """Pre-vote (dissertation 9.6): stand for election only if a majority would agree.

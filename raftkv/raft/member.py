@@ -102,7 +102,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         journal: the log, recovered.
         applied_index: what the state machine around it has applied (its snapshot's index).
         owner: where messages, entries and events go.
-        preferred: ask for the leadership at once when starting; pre-vote keeps this harmless.
+        preferred: ask for the leadership first when starting; pre-vote keeps this harmless.
     """
 
     # The private state of stock code that is read or written here.
@@ -140,6 +140,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self.journal = journal
         self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
         self._majority = len(members) // 2 + 1
+        self._preferred = preferred
         self._leader_contact = float("-inf")
         self._pre_vote_round = 0
         self._pre_votes: set[str] = set()

@@ -58,6 +58,7 @@ class Replica(Replication):
             self._in_flight.pop(peer, None)
             self._SyncObj__onNodeConnected(node)
             self._SyncObj__newAppendEntriesTime = 0  # a leader speaks to it at once
+            self._begin_when_connected()
 
     def peer_disconnected(self, peer: str) -> None:
         """Hear that the link to ``peer`` is gone, with whatever was in flight.

@@ -167,6 +167,55 @@ def test_a_new_group_has_a_leader_soon(names: str, seed: int) -> None:
     assert two_leaders(world) == {}
 
 
+def started(names: str, live: str, seed: int) -> GroupWorld:
+    """A new group of which ``live`` run, some time before any link is up."""
+    world = GroupWorld(names, seed=seed)
+    for name in live:
+        world.start(name)
+    world.run(TIMING.election_max_s)
+    assert not leaders(world)
+    return world
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_preferred_replica_leads_once_it_reaches_a_majority(seed: int) -> None:
+    """A start waits for links, for no time-out, and no leadership has to be moved after it."""
+    world = started("abcde", "abcde", seed)
+    world.network.connect("a", "b")
+    assert not world.run(TIMING.heartbeat_s / 2, until=lambda: bool(leaders(world)))
+    world.network.connect("a", "c")
+    assert world.run(TIMING.heartbeat_s / 2, until=lambda: bool(leaders(world)))
+    assert leaders(world) == {"a"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_start_does_not_wait_long_for_a_preferred_replica_that_is_down(seed: int) -> None:
+    """The others ask a little later by themselves."""
+    world = GroupWorld("abc", seed=seed)
+    for name in "bc":
+        world.start(name)
+    world.network.connect("b", "c")
+    assert world.run(3 * TIMING.heartbeat_s, until=lambda: bool(leaders(world)))
+
+
+def test_a_replica_that_starts_beside_a_leader_disturbs_nobody() -> None:
+    """It asks as soon as it reaches a majority, of whom each hears the leader and says no."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    world.crash("c")
+    world.run(1.0)
+    world.start("c")
+    world.network.trace.clear()
+    world.network.connect("b", "c")
+    world.run(0.5)
+    asked = [e for e in world.network.trace if isinstance(message_of(e), wire.PreVote)]
+    assert {event.link.source for event in asked} == {"c"}
+    world.network.connect("a", "c")
+    world.run(0.5)
+    assert settled(world)
+    assert {world.term(name) for name in "abc"} == {term}
+
+
 def fail_over_s(seed: int) -> float:
     """Simulated seconds from a leader's death to the next leader."""
     world = scenarios.led_by_a(make_group_world, seed=seed)
