@@ -1,8 +1,9 @@
 """What must hold at every moment, looked at after every turn of every node.
 
 From the Raft paper, figure 3: election safety, log matching, leader completeness, state machine
-safety. Beyond it: what a replica has called durable, votes among it, survives its crash; digests
-and revisions are equal at equal index; memory and logs stay bounded.
+safety. Beyond it: what a leader commits is durable at a majority in that moment; what a replica has
+called durable, votes among it, survives its crash; digests and revisions are equal at equal index;
+memory and logs stay bounded.
 """
 
 import zlib
@@ -116,13 +117,13 @@ class Invariants:
     def _check(self, name: str, group: Group, view: _View) -> None:
         known = self._groups.setdefault(group.id, _GroupFacts())
         journal = group.journal
+        durable = journal.durable_index
+        view.durable = (durable, journal.term_at(durable) or 0)
         self._check_leader(name, group, known)
         self._check_vote(name, group)
         self._check_log(name, group, known, view)
         self._check_commit(name, group, known, view)
         self._check_state(name, group, known, view)
-        durable = journal.durable_index
-        view.durable = (durable, journal.term_at(durable) or 0)
         if len(journal) > self._log_entries_max:
             raise Violation(f"{name}: the log of group {group.id} has {len(journal)} entries")
 
@@ -194,9 +195,32 @@ class Invariants:
                     f"{name} committed entry {index} of group {group.id} with term {term}, "
                     f"others with term {known.committed[index]}"
                 )
+        if group.is_leader and commit > max(view.commit, journal.first_index):
+            self._check_majority(name, group)
         view.commit = commit
         known.last_committed = max(known.last_committed, commit)
         known.committed_by[group.term] = max(known.committed_by.get(group.term, 0), commit)
+
+    def _check_majority(self, name: str, group: Group) -> None:
+        """What a leader commits, by an entry of its term, a majority holds durably (5.3, 5.4.2).
+
+        A log that ends at or after it, in a term as new, contains it: terms in a log never go down,
+        and (index, term) decides all before. Those whose disks were tampered with are believed.
+        """
+        members, commit = group.config.members, group.commit_index
+        term = group.journal.term_at(commit) or 0
+        holders = [member for member in members if self._holds(member, group.id, commit, term)]
+        if 2 * len(holders) <= len(members):
+            raise Violation(
+                f"{name} committed entry {commit} of term {term} of group {group.id}, which only "
+                f"{', '.join(holders) or 'nobody'} of {len(members)} members has on disk"
+            )
+
+    def _holds(self, member: str, group: GroupId, index: int, term: int) -> bool:
+        if member in self._damaged:
+            return True
+        view = self._views.get((member, group))
+        return view is not None and view.durable[0] >= index and view.durable[1] >= term
 
     def _check_state(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
         """Equal states at equal index, by digest and revision; never applied backwards."""

@@ -67,6 +67,7 @@ class Replica:
         self.group = SimpleNamespace(
             id=GROUP, journal=self.journal, term=0, is_leader=False, commit_index=1,
             applied_index=1, last_index=1, digest_mismatch=None,
+            config=SimpleNamespace(members=tuple("abc")),
             state=SimpleNamespace(digest=0, last_revision=0),
         )  # fmt: skip
         host = SimpleNamespace(turns=0, groups={GROUP: cast("Group", self.group)})
@@ -193,6 +194,7 @@ def test_a_leader_of_an_old_term_may_lack_what_a_newer_one_commits() -> None:
     old.commit(2)
     new.lead(3)
     new.append(3)
+    old.append(3)
     new.commit(3)
     late.lead(2)
 
@@ -207,6 +209,7 @@ def test_a_leader_of_an_old_term_has_what_was_committed_before_it() -> None:
     old.commit(2)
     new.lead(3)
     new.append(3)
+    old.append(3)
     new.commit(3)
     with pytest.raises(Violation, match="term 2 without entry 2"):
         late.lead(2)
@@ -221,6 +224,38 @@ def test_a_leader_whose_snapshot_covers_what_is_committed() -> None:
     shard.b.journal.compact(3)
     shard.b.lead(2)
     assert shard.invariants.elections == 1
+
+
+@pytest.mark.parametrize(
+    ("held", "names"), [((), "nobody"), ((1,), "nobody"), ((1, 1), "nobody"), ((1, 2), "b")]
+)
+def test_an_entry_that_a_leader_commits_without_a_majority(
+    held: tuple[int, ...], names: str
+) -> None:
+    """Another entry at its index is not it, and the leader's own copy counts when it is durable."""
+    shard = Shard()
+    shard.b.append(*held)
+    for replica in shard.all:
+        replica.look()
+    shard.a.lead(2)
+    for term in (1, 2):
+        shard.a.journal.add(b"x", shard.a.journal.last_index + 1, term)
+    shard.a.look()
+    message = rf"a committed entry 3 of term 2 of group 0\.1, which only {names} of 3 members has"
+    with pytest.raises(Violation, match=message):
+        shard.a.commit(3)
+
+
+def test_an_entry_that_a_leader_commits_with_a_majority() -> None:
+    """Of disks: also of nodes that are down, or whose logs have moved on since."""
+    shard = Shard()
+    shard.a.lead(1)
+    for replica in (shard.a, shard.b):
+        replica.append(1, 1)
+    shard.b.machine.serving = None
+    shard.a.commit(2)
+    shard.c.append(1, 1, 2)
+    shard.a.commit(3)
 
 
 @pytest.mark.parametrize(
