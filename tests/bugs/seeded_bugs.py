@@ -8,6 +8,7 @@ docs/testing.md says how long each is hidden from simulation and from chaos.
 import functools
 import time
 from collections.abc import Callable
+from random import Random
 from typing import Any, Protocol
 
 import msgspec
@@ -16,7 +17,7 @@ from stock_replica import StockReplica
 from raftkv.core import state_machine
 from raftkv.core.batches import decode_batch
 from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
-from raftkv.core.operations import Put, PutResult
+from raftkv.core.operations import Command, Put, PutResult
 from raftkv.engine import connection, links, requests, router, snapshot_keeper
 from raftkv.raft import freshness as freshness_module
 from raftkv.raft import (
@@ -30,7 +31,8 @@ from raftkv.raft import (
 )
 from raftkv.raft.member import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
-from raftkv.rpc.messages import Failure
+from raftkv.rpc.messages import Failure, WriteRequest
+from raftkv.sim import faults, operator
 from raftkv.sim.options import Options
 from raftkv.storage import snapshots, wal
 from raftkv.storage.wal_format import encode_unit
@@ -393,6 +395,67 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
     patch(group.Group, "peer_connected", peer_connected)
     patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
     patch(snapshot_exchange.SnapshotExchange, "_restore_some", restore_some)
+
+
+def _leader_in_small_company(stage: faults.Stage, random: Random) -> faults.Undo:
+    """Cut a leader and one follower off from the others, while clients write.
+
+    The two hold a few entries then that the next leader replaces. A leadership that comes back
+    before as many new ones are written finds the follower's acknowledgements ahead of its log.
+    """
+    names = random.sample(stage.world.names, len(stage.world.names))
+    names.sort(key=lambda name: not stage.world.machines[name].leads)
+    inside, outside = names[:2], names[2:]
+
+    def write(number: int) -> None:
+        command = Command(Put(b"burst/%d" % number, b""))
+        stage.start(stage.saboteur.ask_once(WriteRequest(command)))
+
+    for number in range(20):
+        stage.soon(number / 100, functools.partial(write, number))
+    return stage.silence([*stage.pairs(inside, outside), *stage.pairs(outside, inside)])
+
+
+@bug
+@shaped(
+    faults=("leader_in_small_company",), nodes=5, replicas=5, fault_every_s=20.0,
+    election_ms=4000, clients=2, operations_per_s=0.3, minutes=10.0,
+)  # fmt: skip
+def h10_any_term_counts(patch: Patch) -> None:
+    """H10: acknowledgements of an older leadership count for the present one.
+
+    Both those that arrive late, and those that a leader remembers when it is elected again. A
+    refusal would tell it that it believes too much; here it is not listened to either.
+    """
+    added = {"leader_in_small_company": _leader_in_small_company}
+    patch(operator, "FAULTS", faults.FAULTS | added)
+    honest_response = replica.Replica._on_append_response
+    honest_begin = replica.Replica._SyncObj__onBecomeLeader
+
+    def respond(self: Any, node: Any, message: Any) -> None:
+        term = max(message.term, self.term)
+        next_index = max(message.next_index, self._match.get(node.id, 0) + 1)
+        honest_response(
+            self, node, msgspec.structs.replace(message, term=term, next_index=next_index)
+        )
+
+    def wal_synced(self: Any) -> None:
+        self.journal.wal_synced()
+        while self._held and self._held[0][0] <= self.journal.durable_lsn:
+            _, _, peer, message = self._held.popleft()
+            self._answer(peer, message)
+        if self.is_leader:
+            for peer in self.peers:
+                self._publish_match(peer)
+
+    def begin(self: Any) -> None:
+        remembered = dict(self._match)
+        honest_begin(self)
+        self._match.update(remembered)
+
+    patch(replica.Replica, "_on_append_response", respond)
+    patch(replica.Replica, "wal_synced", wal_synced)
+    patch(replica.Replica, "_SyncObj__onBecomeLeader", begin)
 
 
 @bug
