@@ -13,6 +13,9 @@ engine reports is passed on as it is:
     ``ready``: bool; ``failing``: a list of the checks that fail.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flask
 import msgspec
 
@@ -48,6 +51,10 @@ _SCOPE = frozenset({b"scope"})
 _EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
 _SCRAPE_TIMEOUT_S = 2.0
 
+_ANSWER_TIMEOUT_MS = 750
+"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
+which operators want to hear within about a second. Who wants to wait longer says so."""
+
 
 class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
     target: str | None = None
@@ -62,6 +69,9 @@ class Operators:
     def __init__(self, carrier: Carrier, metrics: WorkerMetrics) -> None:
         self._carrier = carrier
         self._metrics = metrics
+        self._limits = msgspec.structs.replace(
+            carrier.limits, timeout_ms_default=_ANSWER_TIMEOUT_MS
+        )
         self._openapi = msgspec.json.encode(openapi_document(carrier.limits))
 
     # --- pieces --------------------------------------------------------------------------------
@@ -77,8 +87,8 @@ class Operators:
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
-        wait_s = timeout_s(request_headers(), self._carrier.limits)
-        return self._carrier.engine.call(request, wait_s)
+        """Ask for facts."""
+        return self._carrier.engine.call(request, timeout_s(request_headers(), self._limits))
 
     def _json(self, reply: Reply, document: object, status: int = 200) -> flask.Response:
         return to_flask(render_json(document, reply.served, status))
@@ -158,7 +168,8 @@ class Operators:
             wanted = _decode_transfer(body or b"{}")
         except msgspec.MsgspecError as error:
             raise invalid(f"the body does not fit: {error}") from error
-        reply = self._ask(TransferRequest(shard, wanted.target))
+        wait_s = timeout_s(request_headers(), self._carrier.limits)
+        reply = self._carrier.engine.call(TransferRequest(shard, wanted.target), wait_s)
         return self._json(reply, facts_of(reply))
 
     # --- conventions ---------------------------------------------------------------------------
@@ -192,12 +203,17 @@ class Operators:
     def metrics(self) -> flask.Response:
         """``GET /metrics``: this node's figures, the same through every one of its workers."""
         self._begin("read")
-        ask = self._carrier.engine.call
-        ask(self._metrics.report(), _SCRAPE_TIMEOUT_S)  # so that all of this worker's are counted
-        reply = ask(StatusRequest("local"), _SCRAPE_TIMEOUT_S)
-        facts = reply.response.facts if isinstance(reply.response, Facts) else None
-        text = expose(facts, self._metrics.collectors)
+        text = expose(self._figures(), self._metrics.collectors)
         return flask.Response(text, content_type=CONTENT_TYPE.decode())
+
+    def _figures(self) -> Mapping[str, Any] | None:
+        """What the engine counts, this worker's own included; None if it is silent."""
+        ask = self._carrier.engine.call
+        taken = ask(self._metrics.report(), _SCRAPE_TIMEOUT_S).response
+        if not isinstance(taken, Facts):
+            return None  # one wait for a silent engine is enough
+        told = ask(StatusRequest("local"), _SCRAPE_TIMEOUT_S).response
+        return told.facts if isinstance(told, Facts) else None
 
     def openapi(self) -> flask.Response:
         """``GET /openapi.json``: the description of all this."""

@@ -1,12 +1,14 @@
 """The pages for operators: rendered here, complete without a script, on any node.
 
 They must work exactly when the cluster does not: asking all nodes ends after 0.7 s with those that
-answered, and where even that fails the page shows what this node knows by itself, and says so.
+answered, and where even that fails the page shows what this node knows by itself, and says so. An
+engine that is silent itself is given up after about a second, and every page says that instead.
 With a script the page asks for its own ``main`` part every second; without one it reloads itself.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -19,6 +21,7 @@ from raftkv.rpc.messages import (
     Failure,
     Reply,
     Request,
+    Response,
     StatusRequest,
     TransferRequest,
 )
@@ -32,7 +35,12 @@ from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared
 from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body
 
-PAGE_TIMEOUT_S = 0.9
+Told = Mapping[str, Any]
+"""Facts as an engine tells them, whatever is in them."""
+
+PAGE_TIMEOUT_S = 0.75
+"""Enough for asking all nodes; silence is noticed up to 0.35 s later."""
+
 TRANSFER_TIMEOUT_S = 5.0
 _PART = frozenset({b"part"})
 _KEY = frozenset({b"key"})
@@ -70,11 +78,11 @@ class Pages:
 
     def shard_page(self, shard: int) -> flask.Response:
         """``GET /shards/{shard}``: one shard and its replicas."""
-        return self._live("shard.html", lambda: self._shard(shard))
+        return self._live("shard.html", lambda facts: self._shard(facts, shard))
 
     def node_page(self, name: str) -> flask.Response:
         """``GET /nodes/{name}``: one node, its process, disk and links."""
-        return self._live("node.html", lambda: self._one_node(name))
+        return self._live("node.html", lambda facts: self._one_node(facts, name))
 
     def ring_page(self) -> flask.Response:
         """``GET /ring``: where keys go."""
@@ -91,7 +99,8 @@ class Pages:
         """``GET /explain/{key}``: where one key lives, and why."""
         del key  # routing has made text of it; the bytes are taken from the environment
         raw = check_key(path_bytes()[_EXPLAIN_PREFIX_BYTES:])
-        return self._live("explain.html", lambda: self._explain(raw))
+        asked = ExplainRequest(raw)
+        return self._live("explain.html", lambda facts: self._explain(facts, asked), asked)
 
     def ask_transfer(self, shard: int) -> flask.Response:
         """``GET /shards/{shard}/transfer``: asks before it does anything."""
@@ -115,8 +124,7 @@ class Pages:
 
     # --- what they show ------------------------------------------------------------------------
 
-    def _overview(self) -> dict[str, Any]:
-        facts = self._cluster()
+    def _overview(self, facts: Told) -> dict[str, Any]:
         nodes = rows(facts, "nodes")
         return {
             **self._frame(facts),
@@ -126,8 +134,7 @@ class Pages:
             "events": views.events(facts),
         }
 
-    def _shard(self, shard: int) -> dict[str, Any]:
-        facts = self._cluster()
+    def _shard(self, facts: Told, shard: int) -> dict[str, Any]:
         row = _row(rows(facts, "shards"), "shard", shard)
         if row is None:
             raise HttpError("not_found", f"there is no shard {shard}")
@@ -142,8 +149,7 @@ class Pages:
             "events": found,
         }
 
-    def _one_node(self, name: str) -> dict[str, Any]:
-        facts = self._cluster()
+    def _one_node(self, facts: Told, name: str) -> dict[str, Any]:
         row = _row(rows(facts, "nodes"), "name", name)
         if row is None:
             raise HttpError("not_found", f"there is no node {name}")
@@ -158,14 +164,12 @@ class Pages:
             "events": found,
         }
 
-    def _ring(self) -> dict[str, Any]:
-        facts = self._cluster()
+    def _ring(self, facts: Told) -> dict[str, Any]:
         told = ring_facts(facts)
         return {**self._frame(facts), "ring": told, "arcs": ring_picture.arcs(told)}
 
-    def _explain(self, key: bytes) -> dict[str, Any]:
-        facts = self._cluster()
-        told = self._facts(ExplainRequest(key))
+    def _explain(self, facts: Told, asked: ExplainRequest) -> dict[str, Any]:
+        key, told = asked.key, self._facts(asked)
         shard = told.get("shard")
         row = views.mapping(told.get("state")) or _row(rows(facts, "shards"), "shard", shard) or {}
         return {
@@ -178,7 +182,7 @@ class Pages:
             "slow": views.mapping(row.get("slow")),
         }
 
-    def _frame(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def _frame(self, facts: Told) -> dict[str, Any]:
         """What every page shows around its own content."""
         alone = "as_of_us" in facts and not any("reachable" in n for n in rows(facts, "nodes"))
         return {
@@ -187,7 +191,6 @@ class Pages:
             "version": __version__,
             "health": health_of(facts),
             "silent": silent_nodes(facts),
-            "answered": bool(facts),
             "alone": alone,
             "facts": facts,
             "now_us": time.time_ns() // 1000,
@@ -198,7 +201,10 @@ class Pages:
         }
 
     def _confirm(self, shard: int, refusal: str | None) -> flask.Response:
-        content = self._shard(shard)
+        facts = self._cluster()
+        if not facts:
+            return self._page("no_engine.html", self._frame(facts), 503)
+        content = self._shard(facts, shard)
         nonce = self._guard.nonce(flask.request.cookies.get(COOKIE))
         credentials = flask.request.headers.get("Authorization")
         content["token"] = self._guard.token(nonce, credentials, f"transfer {shard}")
@@ -219,25 +225,35 @@ class Pages:
         self._carrier.auth.check(raw, role, page=True)
         return parse_query(flask.request.query_string, allowed)
 
-    def _live(self, template: str, content: Callable[[], dict[str, Any]]) -> flask.Response:
+    def _live(
+        self,
+        template: str,
+        content: Callable[[Told], dict[str, Any]],
+        beside: Request | None = None,
+    ) -> flask.Response:
         """Answer with the page, or with the part of it that changes.
 
         That part is the same for everybody who may read, so it is rendered once for all.
+        ``beside`` is what ``content`` will ask as well: asked together, as each question may
+        wait for a node that is frozen.
         """
         part = self._begin("read", _PART).get(b"part")
         if part not in (None, b"main"):
             raise HttpError("invalid", "part is 'main'")
 
         def render() -> tuple[str, int]:
+            facts = self._cluster(beside)
+            if not facts:
+                page = flask.render_template("no_engine.html", part=part, **self._frame(facts))
+                return page, 503
             try:
-                made = content()
+                made = content(facts)
             except HttpError as error:
                 if error.code != "not_found":
                     raise
-                made = {**self._frame(self._cluster()), "detail": error.detail}
+                made = {**self._frame(facts), "detail": error.detail}
                 return flask.render_template("not_found.html", part=part, **made), 404
-            status = 200 if made["answered"] else 503
-            return flask.render_template(template, part=part, **made), status
+            return flask.render_template(template, part=part, **made), 200
 
         text, status = self._parts.get((path_bytes(), part), render)
         return flask.Response(text, status)
@@ -245,15 +261,27 @@ class Pages:
     def _page(self, template: str, content: Mapping[str, Any], status: int = 200) -> flask.Response:
         return flask.Response(flask.render_template(template, part=None, **content), status)
 
-    def _cluster(self) -> Mapping[str, Any]:
+    def _cluster(self, beside: Request | None = None) -> Told:
         """What all nodes say; what this one knows if they cannot be asked; nothing at worst."""
-        return self._facts(StatusRequest("cluster")) or self._facts(StatusRequest("local"))
+        if beside is not None:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(self._told, beside)
+                return self._cluster()
+        response = self._told(StatusRequest("cluster"))
+        if isinstance(response, Facts):
+            return response.facts
+        if isinstance(response, Failure) and response.code == "timeout":
+            return {}  # whoever is silent would let us wait for a second time
+        return self._facts(StatusRequest("local"))
 
-    def _facts(self, request: Request) -> Mapping[str, Any]:
-        reply = self._replies.get(
+    def _facts(self, request: Request) -> Told:
+        response = self._told(request)
+        return response.facts if isinstance(response, Facts) else {}
+
+    def _told(self, request: Request) -> Response:
+        return self._replies.get(
             request, lambda: self._carrier.engine.call(request, PAGE_TIMEOUT_S)
-        )
-        return reply.response.facts if isinstance(reply.response, Facts) else {}
+        ).response
 
 
 def _see(path: str) -> flask.Response:

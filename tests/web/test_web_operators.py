@@ -125,6 +125,23 @@ def test_not_ready_without_an_engine(api: Carrier, engine: FakeEngine) -> None:
     assert api("GET", b"/healthz").status == 200
 
 
+@pytest.mark.parametrize("path", [b"/v1/status", b"/v1/shards/0", b"/v1/ring", b"/v1/explain/k"])
+def test_facts_are_not_waited_for_longer_than_they_take(
+    api: Carrier, engine: FakeEngine, path: bytes
+) -> None:
+    """A silent engine is noticed within about a second, unless the client wants to wait."""
+    api("GET", path)
+    api("GET", path, {"Raftkv-Timeout-Ms": "4000"})
+    assert engine.timeouts == [0.75, 4.0]
+
+
+def test_metrics_of_a_silent_engine(api: Carrier, engine: FakeEngine) -> None:
+    """They say so, after one wait and not after two."""
+    engine.answers.append(Failure("timeout", "the engine did not answer"))
+    assert b"raftkv_engine_up 0.0" in api("GET", b"/metrics").body
+    assert len(engine.asked) == 1
+
+
 def test_metrics(api: Carrier, engine: FakeEngine) -> None:
     """Figures of the worker and of its engine; nothing of a client's makes a series."""
     api("PUT", b"/v1/kv/secret-name", body=b"v")

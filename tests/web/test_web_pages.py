@@ -89,18 +89,31 @@ def test_without_answers_of_the_others(api: Carrier, engine: FakeEngine) -> None
     """A node whose cluster cannot be asked shows what it knows by itself, and says so."""
     engine.failing.add("cluster")
     alone = {"as_of_us": 1, "nodes": [{"name": "n1", "connected": True}], "shards": []}
-    engine.answers.extend([Failure("timeout", "late"), Facts(alone)])
+    engine.answers.extend([Failure("internal", "a bug"), Facts(alone)])
     answer = api("GET", b"/")
     assert answer.status == 200
     assert "this is what n1 alone knows" in text_of(answer)
 
 
-def test_without_an_engine(api: Carrier, engine: FakeEngine) -> None:
-    """A page is there even then; its status tells a monitor."""
-    engine.failing |= {"cluster", "local"}
-    answer = api("GET", b"/")
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES[:-1], b"/?part=main", b"/shards/7", b"/nodes/n9?part=main", b"/shards/0/transfer"],
+)
+def test_of_a_silent_engine(api: Carrier, engine: FakeEngine, path: bytes) -> None:
+    """Every page says so, whatever it is about; its status tells a monitor. It waits once."""
+    engine.answers.extend([Failure("timeout", "the engine did not answer")] * 2)
+    answer = api("GET", path)
     assert answer.status == 503
-    assert "The engine of this node does not answer." in text_of(answer)
+    assert "The engine of n1 does not answer." in text_of(answer)
+    together = {ExplainRequest(b"k")} if path == b"/explain/k" else set()
+    assert {StatusRequest("cluster")} | together == set(engine.asked)
+
+
+def test_without_any_facts(api: Carrier, engine: FakeEngine) -> None:
+    """An engine that answers, and can tell nothing, is no better."""
+    engine.failing |= {"cluster", "local"}
+    assert api("GET", b"/").status == 503
+    assert "The engine of n1 does not answer." in text_of(api("GET", b"/"))
 
 
 @pytest.mark.parametrize("path", PAGES)
