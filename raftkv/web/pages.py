@@ -33,7 +33,7 @@ from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.problems import HttpError
 from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared
-from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body
+from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body, to_flask
 
 Told = Mapping[str, Any]
 """Facts as an engine tells them, whatever is in them."""
@@ -66,6 +66,7 @@ class Pages:
         self._carrier = carrier
         self._node = config.node_name
         self._secure = config.tls_cert is not None
+        self._wants_login = bool(config.tokens)
         self._guard = FormGuard(config.engine_token.encode())
         self._replies: Shared[Reply] = Shared()
         self._parts: Shared[tuple[str, int]] = Shared()
@@ -121,6 +122,18 @@ class Pages:
         if isinstance(reply.response, Failure):
             return self._confirm(shard, reply.response.detail)
         return _see(f"/shards/{shard}")
+
+    def refused(self, error: HttpError) -> flask.Response:
+        """Say why a page is not shown: as a page to a browser, as a problem to everybody else."""
+        response = to_flask(error.response(self._carrier.me))
+        offered = ["application/problem+json", "text/html"]
+        if flask.request.accept_mimetypes.best_match(offered) == "text/html":
+            names = {name for name, _ in error.headers}
+            about_token = b"www-authenticate" in names
+            content = {**self._frame({}), "error": error, "about_token": about_token}
+            response.set_data(flask.render_template("refused.html", part=None, **content))
+            response.mimetype = "text/html"
+        return response
 
     # --- what they show ------------------------------------------------------------------------
 
@@ -189,6 +202,7 @@ class Pages:
             "node": self._node,
             "cluster": facts.get("cluster"),
             "version": __version__,
+            "wants_login": self._wants_login,
             "health": health_of(facts),
             "silent": silent_nodes(facts),
             "alone": alone,
@@ -306,4 +320,6 @@ def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
         ("/explain", pages.explain_form, "GET"),
         ("/explain/<key:key>", pages.explain_page, "GET"),
     ]
-    return blueprint_of("pages", listed)
+    blueprint = blueprint_of("pages", listed)
+    blueprint.register_error_handler(HttpError, pages.refused)
+    return blueprint

@@ -118,11 +118,11 @@ class Browser:
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Browser]:
+def chromium(profile: Path, *flags: str) -> Iterator[Browser]:
     """A browser with a profile of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = tool("chromium")
-    for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*_FLAGS, f"--user-data-dir={profile}", *flags):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(tool("chromedriver")))

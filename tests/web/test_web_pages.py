@@ -284,6 +284,30 @@ def test_browsers_log_in_with_the_token_as_password(
     assert api("POST", path, {**form, **_basic("admin")}, body).status == 303
 
 
+def test_browsers_are_told_why_as_a_page(make_api: Callable[[WebConfig], Carrier]) -> None:
+    """What to do about it is said to people; programs get the problem as everywhere else."""
+    tokens = (TokenHash(sha256=sha256(b"read").hexdigest(), role="read"),)
+    api = make_api(WebConfig(node_name="n1", limits=LIMITS, tokens=tokens))
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    stranger = api("GET", b"/", browser)
+    assert stranger.status == 401
+    assert "Basic" in stranger.headers["www-authenticate"]
+    assert "as the password a token" in text_of(stranger)
+    reader = api("GET", b"/shards/1/transfer", {**browser, **_basic("read")})
+    assert reader.status == 403
+    assert "This needs a token with role" in text_of(reader)
+    assert "private window" in text_of(reader)
+    confused = api("GET", b"/?part=head", {**browser, **_basic("read")})
+    assert confused.status == 400
+    assert "private window" not in text_of(confused)
+    for answer in (stranger, reader, confused):
+        assert answer.headers["content-type"].startswith("text/html")
+        assert answer.headers["cache-control"] == "no-store"
+    assert api("GET", b"/", {"Accept": "*/*"}).code == "unauthorized"
+    seen = api("GET", b"/", _basic("read"))
+    assert b"/metrics" not in seen.body, "a link that the login does not open"
+
+
 def test_cookie_is_secure_under_tls(make_api: Callable[[WebConfig], Carrier]) -> None:
     """Where HTTP is HTTPS the cookie stays there."""
     api = make_api(WebConfig(node_name="n1", limits=LIMITS, tls_cert="n1.crt", tls_key="n1.key"))
