@@ -21,6 +21,7 @@ from raftkv.core.operations import (
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes
+from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -168,11 +169,13 @@ class LocalBatch:
         request: BatchRequest,
         group: Group,
         finish: Callable[[BatchResult | Rejection], None],
+        voucher: Voucher | None = None,
     ) -> None:
         self._operations = request.operations
         self._bytes_max = request.bytes_max
         self._group = group
         self._finish = finish
+        self._voucher = voucher
         self._results: list[BatchItemResult | None] = [None] * len(request.operations)
         self._rejections: list[Rejection] = []
         self._parts = 0
@@ -189,7 +192,7 @@ class LocalBatch:
             commands = [cast("Command", self._operations[place]) for place in places]
             self._group.propose(commands, self._writes_done(places))
         if reads:
-            self._group.confirm_read(self._reads_done(reads))
+            self._group.confirm_read(self._reads_done(reads), self._voucher)
 
     def _pieces(self) -> Iterator[list[int]]:
         """Places of the writes, cut into pieces that fit a proposal."""

@@ -9,6 +9,7 @@ from typing import cast
 
 from raftkv.core.operations import Command, Refused
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -72,7 +73,7 @@ class Pending:
 
     __slots__ = (
         *("_answer", "answered", "deadline", "exposed", "hops", "request", "request_id", "sent"),
-        *("shard", "started"),
+        *("shard", "started", "voucher"),
     )
 
     def __init__(
@@ -85,6 +86,7 @@ class Pending:
         hops: int,
         answer: Answer,
         request_id: str = "",
+        voucher: Voucher | None = None,
     ) -> None:
         self.request = request
         self.request_id = request_id
@@ -92,6 +94,7 @@ class Pending:
         self.started = started
         self.deadline = deadline
         self.hops = hops
+        self.voucher = voucher
         self._answer = answer
         self.answered = False
         self.sent = False

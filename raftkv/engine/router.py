@@ -23,6 +23,7 @@ from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -128,7 +129,7 @@ class Router:
             self._count(call.request, response)
             respond(Reply(call_id, response, served, self.map.epoch))
 
-        self.route(call.request, call.remaining_ms, answer, call.hops, call.request_id)
+        self.route(call.request, call, answer)
 
     def on_call(self, peer: str, payload: bytes) -> None:
         """Take a call that another node forwards."""
@@ -142,7 +143,8 @@ class Router:
                 payload = self._encode(Reply(call_id, large, served, self.map.epoch))
             self._links.send(peer, CHANNEL_REPLY, payload)
 
-        self.route(call.request, call.remaining_ms, answer, call.hops, call.request_id)
+        voucher = None if call.term is None else Voucher(peer, call.term)
+        self.route(call.request, call, answer, voucher)
 
     def on_reply(self, peer: str, payload: bytes) -> None:
         """Take the answer to a call that was forwarded to ``peer``."""
@@ -193,9 +195,12 @@ class Router:
     # --- routing ------------------------------------------------------------------------------
 
     def route(
-        self, request: Request, remaining_ms: int, answer: Answer, hops: int, request_id: str = ""
+        self, request: Request, call: Call, answer: Answer, voucher: Voucher | None = None
     ) -> None:
-        """Send ``request`` where it belongs; ``answer`` runs once, in time."""
+        """Send ``request``, all of a call or a part, where it belongs; ``answer`` runs once.
+
+        That is within the time that the call leaves.
+        """
         match request:
             case WriteRequest():
                 shard = self._shard_of_command(request.command)
@@ -205,7 +210,7 @@ class Router:
             case GetRequest():
                 shard = self.map.shard_of(request.key)
             case ScanRequest(shard=None) | BatchRequest(shard=None):
-                self._fan_out(request, remaining_ms, answer, hops, request_id)
+                self._fan_out(request, call, answer)
                 return
             case ScanRequest() | BatchRequest() | TransferRequest():
                 if request.shard is None or request.shard not in self.map.ring.shards:
@@ -220,10 +225,11 @@ class Router:
             request,
             shard,
             started=now,
-            deadline=now + remaining_ms / 1000,
-            hops=hops,
+            deadline=now + call.remaining_ms / 1000,
+            hops=call.hops,
             answer=answer,
-            request_id=request_id,
+            request_id=call.request_id,
+            voucher=voucher,
         )
         self._deadlines.add(pending)
         self._try(pending)
@@ -260,14 +266,7 @@ class Router:
         )
         return Failure("cross_shard" if keys else "invalid", detail, definite=True)
 
-    def _fan_out(
-        self,
-        request: ScanRequest | BatchRequest,
-        remaining_ms: int,
-        answer: Answer,
-        hops: int,
-        request_id: str,
-    ) -> None:
+    def _fan_out(self, request: ScanRequest | BatchRequest, call: Call, answer: Answer) -> None:
         """Ask every shard for its part, and put the parts together."""
         gather: ScanGather | BatchGather
         if isinstance(request, ScanRequest):
@@ -275,7 +274,7 @@ class Router:
         else:
             gather = BatchGather(request, self._shard_of_item, answer, self._node)
         for part, take in gather.parts():
-            self.route(part, remaining_ms, take, hops, request_id)
+            self.route(part, call, take)
 
     def _try(self, pending: Pending) -> None:
         """Serve here, forward, or wait until there is a leader."""
@@ -287,7 +286,7 @@ class Router:
             return
         target = self._target(pending, group)
         if target is not None and pending.hops < HOPS_MAX:
-            self._forward(pending, target)
+            self._forward(pending, target, None if group is None else group.term)
         elif pending.hops:
             # Another node waits for this; it may know better by now.
             self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
@@ -306,7 +305,7 @@ class Router:
         hint = self._hints.pop(pending.shard, None)
         return hint if hint in replicas else replicas[self._next_id % len(replicas)]
 
-    def _forward(self, pending: Pending, target: str) -> None:
+    def _forward(self, pending: Pending, target: str, term: int | None) -> None:
         remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
         if remaining_ms <= 0:
             return  # the deadline answers
@@ -318,6 +317,7 @@ class Router:
             self.map.epoch,
             pending.hops + 1,
             pending.request_id,
+            term,
         )
         if not self._links.send(target, CHANNEL_CALL, self._encode(call)):
             self._wait(pending)
@@ -440,7 +440,7 @@ class Router:
             elif not pending.answered:
                 self._finish(pending, read(), self._served_by(group))
 
-        group.confirm_read(confirmed)
+        group.confirm_read(confirmed, pending.voucher)
 
     def _read_stale(
         self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
@@ -470,7 +470,7 @@ class Router:
                 self._finish(pending, outcome, self._served_by(group))
 
         pending.sent = True
-        LocalBatch(request, group, done).start()
+        LocalBatch(request, group, done, pending.voucher).start()
 
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
         target = request.target or self.map.placement(request.shard).preferred_leader

@@ -21,7 +21,7 @@ from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
 from raftkv.raft.journal import FIRST_INDEX, GroupJournal, LogStore, Recovered
 from raftkv.raft.member import LEADER, RandomSource, ReplicaError
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
-from raftkv.raft.reads import ReadDone, ReadIndex
+from raftkv.raft.reads import ReadDone, ReadIndex, Voucher
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
 from raftkv.raft.snapshot_transfer import SnapshotFiles, SnapshotId
@@ -343,8 +343,14 @@ class Group:
     def _disk_full(self) -> Rejection:
         return Rejection("disk_full", f"the disk of {self.config.node} is full")
 
-    def confirm_read(self, done: ReadDone) -> None:
-        """Call ``done(None)`` once ``state`` may be read linearizably, at that very moment."""
+    def confirm_read(self, done: ReadDone, voucher: Voucher | None = None) -> None:
+        """Call ``done(None)`` once ``state`` may be read linearizably, at that very moment.
+
+        ``voucher`` is of the member that forwarded the read, if one did.
+        """
+        if voucher is not None and self._reads.is_confirmed_by(voucher):
+            done(None)
+            return
         rejection = self._reads.ask(done)
         if rejection is not None:
             done(rejection)

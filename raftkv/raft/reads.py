@@ -4,10 +4,14 @@ The leader, having applied its own term's no-op, notes its commit index and asks
 whether they still follow it in this term. When a majority has said so, after the question was
 sent, no newer leader can have committed anything before the read arrived. One round serves every
 read that was waiting when it was sent; later ones wait for the next.
+
+A read that another member forwards brings that member's answer along: its term when it forwarded,
+which is after the read arrived. Where leader and forwarder are a majority no round is needed.
 """
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
@@ -16,6 +20,14 @@ from raftkv.raft.replica import Replica
 
 ReadDone = Callable[[Rejection | None], None]
 """Called once; None: read the state machine now, before anything else is applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voucher:
+    """A member's word: ``term`` was its term when it forwarded a read that it had received."""
+
+    member: str
+    term: int
 
 
 class ReadIndex:
@@ -56,6 +68,23 @@ class ReadIndex:
             return Rejection("busy", "too many reads are waiting for this shard")
         self._waiting.append(done)
         return None
+
+    def is_confirmed_by(self, voucher: Voucher) -> bool:
+        """Whether a read may be served at once: we lead with the forwarder's consent.
+
+        A newer leader would have needed one of us two: not us, as we are in this term still, and
+        not the forwarder before the read arrived. Larger groups ask, as do all while something
+        committed is not applied.
+        """
+        replica = self._replica
+        return (
+            replica.is_leader
+            and voucher.term == replica.term
+            and voucher.member in replica.peers
+            and self._majority <= 2  # noqa: PLR2004 - us and the forwarder
+            and replica.no_op_applied
+            and replica.applied_index >= replica.commit_index
+        )
 
     def tick(self) -> list[ReadDone]:
         """Start a round if one is due; return the reads that may be served now."""

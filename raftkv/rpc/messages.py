@@ -150,6 +150,8 @@ class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknow
     """A request on a pipelined connection. ``remaining_ms``: give up after this long.
 
     ``request_id`` is what the client or its front end calls the request; it goes into logs.
+    ``term`` is that of the shard's group at the node that forwards, if this holds a replica: it
+    vouches that no newer leader is known there (:class:`raftkv.raft.reads.Voucher`).
     """
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -158,6 +160,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknow
     map_epoch: int = 0
     hops: int = 0
     request_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    term: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 # --- answers ---------------------------------------------------------------------------------

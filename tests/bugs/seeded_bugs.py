@@ -501,7 +501,7 @@ def vote_for_shorter_logs(patch: Patch) -> None:
 def reads_without_confirmation(patch: Patch) -> None:
     """A leader answers reads without asking whether it still leads (H15)."""
 
-    def confirm_read(self: Any, done: Any) -> None:
+    def confirm_read(self: Any, done: Any, voucher: Any = None) -> None:
         done(None if self.is_leader else proposals.Rejection("not_leader"))
 
     patch(group.Group, "confirm_read", confirm_read)

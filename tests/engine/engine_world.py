@@ -13,6 +13,7 @@ from raftkv.core.placement import seed_map
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.router import Router
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
 
@@ -99,6 +100,7 @@ class FakeGroup:
         self.held: list[Callable[[], None]] = []
         self.hold = False
         self.reject: Rejection | None = None
+        self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(ManualLoop(), StageDurations())
 
     def propose(self, commands: Any, done: Callable[[Any], None]) -> None:
@@ -113,8 +115,11 @@ class FakeGroup:
     def _apply(self, commands: tuple[Command, ...]) -> list[WriteResult]:
         return self.state.apply(Batch(1, self.id.generation, 1, tuple(commands)))
 
-    def confirm_read(self, done: Callable[[Rejection | None], None]) -> None:
+    def confirm_read(
+        self, done: Callable[[Rejection | None], None], voucher: Voucher | None = None
+    ) -> None:
         """Confirm at once, or reject, or keep for later."""
+        self.vouchers.append(voucher)
         if self.hold:
             self.held.append(lambda: done(None))
         else:

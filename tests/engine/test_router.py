@@ -22,6 +22,7 @@ from raftkv.core.operations import (
 from raftkv.engine.gather import ScanGather
 from raftkv.engine.router import HOPS_MAX
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -74,6 +75,21 @@ def test_follower_forwards_to_the_leader(world: RouterWorld) -> None:
     world.answer(call, PutResult(7, 1), "n3", 0)
     assert world.response == PutResult(7, 1)
     assert world.replies[0].served.node == "n3"
+
+
+def test_who_forwards_vouches_for_its_term(world: RouterWorld) -> None:
+    """A replica says its group's term; the leader hands that on with the read, also of a batch."""
+    world.follow("n3", 0)
+    world.group(0).term = 7
+    world.ask(GetRequest(world.key(0)))
+    [(_, call)] = world.links.calls()
+    assert call.term == 7
+    world.lead(0)
+    for request in (call.request, BatchRequest((GetRequest(world.key(0)),), shard=0)):
+        payload = msgspec.msgpack.encode(Call(1, 1000, request, hops=1, term=7))
+        world.router.on_call("n2", payload)
+    world.ask(GetRequest(world.key(0)))
+    assert world.group(0).vouchers == [Voucher("n2", 7), Voucher("n2", 7), None]
 
 
 def test_waits_for_a_leader(world: RouterWorld) -> None:

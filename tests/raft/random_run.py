@@ -25,6 +25,7 @@ from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.journal import LogEntry
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 from raftkv.storage.disk import DiskError, DiskFull
 
 REGISTER = b"register"
@@ -70,6 +71,7 @@ class RandomRun:
         self.step_number = 0
         self.writes: list[Write] = []
         self.reads: list[ReadSeen] = []
+        self._forwarded: list[tuple[int, Voucher]] = []  # (when it began, who forwards)
         self.counts: dict[str, int] = {}
         self._committed: dict[int, LogEntry] = {}
         self._digests: dict[int, int] = {}
@@ -93,6 +95,8 @@ class RandomRun:
             self._time: 120,
             self._write: 80 * clients,
             self._read: 50 * clients,
+            self._forward_read: 30 * clients,
+            self._take_forwarded: 30 * clients,
             self._stale_read: 20 * clients,
             self._cut: 6 * faults,
             self._half_open: 6 * faults,
@@ -334,17 +338,30 @@ class RandomRun:
     def _read(self) -> None:
         if (name := self._client_node()) is None:
             return
+        self._read_at(name, self.step_number)
+
+    def _forward_read(self) -> None:
+        """A member takes a read and forwards it; who leads gets it later, or never."""
+        if (name := self._live()) is not None:
+            voucher = Voucher(name, self.world.nodes[name].group.term)
+            self._forwarded.append((self.step_number, voucher))
+
+    def _take_forwarded(self) -> None:
+        if self._forwarded and (name := self._client_node()) is not None:
+            began, voucher = self._forwarded.pop(self.random.randrange(len(self._forwarded)))
+            self._read_at(name, began, voucher)
+
+    def _read_at(self, name: str, began: int, voucher: Voucher | None = None) -> None:
         group = self.world.nodes[name].group
-        began = self.step_number
 
         def done(rejection: Rejection | None) -> None:
             if rejection is None:
                 entry = group.state.get(REGISTER).entry
                 revision = 0 if entry is None else entry.mod_revision
                 self.reads.append(ReadSeen(began, self.step_number, revision))
-                self._count("reads")
+                self._count("reads" if voucher is None else "forwarded reads")
 
-        group.confirm_read(done)
+        group.confirm_read(done, voucher)
         self._check(name)
 
     def _stale_read(self) -> None:

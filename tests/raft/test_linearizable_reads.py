@@ -1,10 +1,12 @@
 """ReadIndex and reads of bounded age: what is answered is never older than promised."""
 
+import pytest
 import scenarios
 from group_world import GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.reads import Voucher
 
 
 class Asked:
@@ -23,10 +25,10 @@ class Asked:
         return self.outcomes == [None]
 
 
-def confirm(world: GroupWorld, name: str) -> Asked:
+def confirm(world: GroupWorld, name: str, voucher: Voucher | None = None) -> Asked:
     """Ask for a linearizable read."""
     asked = Asked()
-    world.nodes[name].group.confirm_read(asked)
+    world.nodes[name].group.confirm_read(asked, voucher)
     return asked
 
 
@@ -147,6 +149,65 @@ def test_strangers_do_not_confirm() -> None:
     group.receive("x", wire.LeaderConfirmed(group.term, number))
     world.turn("a")
     assert not asked.outcomes
+
+
+def test_a_read_that_a_member_forwards_needs_no_round() -> None:
+    """Leader and forwarder are two of three: no newer leader was elected before the read came."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.nodes["b"].group.term
+    world.network.isolate("a")
+    world.network.trace.clear()
+    assert confirm(world, "a", Voucher("b", term)).served
+    assert not world.network.trace
+
+
+@pytest.mark.parametrize(("member", "behind"), [("b", 1), ("b", -1), ("x", 0), ("a", 0)])
+def test_the_word_of_a_stranger_or_of_another_term_confirms_nothing(
+    member: str, behind: int
+) -> None:
+    """Nor does the leader's own: such reads wait for a round, which a cut-off leader never gets."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    asked = confirm(world, "a", Voucher(member, world.nodes["a"].group.term - behind))
+    world.run(0.2)
+    assert not asked.served
+
+
+def test_one_word_of_five_is_no_majority() -> None:
+    """A larger group asks its members also when one of them forwards."""
+    world = scenarios.led_by_a(make_group_world, "abcde")
+    for other in "cde":
+        world.network.isolate(other)
+    asked = confirm(world, "a", Voucher("b", world.nodes["a"].group.term))
+    world.run(0.2)
+    assert not asked.served
+
+
+def test_a_follower_refuses_a_read_that_is_vouched_for() -> None:
+    """Who does not lead does not know what is committed."""
+    world = scenarios.led_by_a(make_group_world)
+    (outcome,) = confirm(world, "c", Voucher("b", world.nodes["c"].group.term)).outcomes
+    assert outcome is not None
+    assert outcome.reason == "not_leader"
+
+
+def test_a_vouched_read_waits_for_the_no_op() -> None:
+    """As any other: ``b`` leads, but does not know yet that ``news`` is committed."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("c")
+    world.propose("a", "news")
+    world.run(1.0, until=lambda: world.is_acknowledged("news"))
+    world.network.isolate("a")
+    world.network.connect("b", "c")
+    world.elect("b")
+    world.network.hold("c", "b")
+    asked = confirm(world, "b", Voucher("c", world.nodes["b"].group.term))
+    world.run(0.2)
+    assert not asked.outcomes
+    world.network.release("c", "b")
+    world.run(0.5)
+    assert asked.served
+    assert "news" in world.values("b")
 
 
 def test_a_new_leader_serves_no_read_before_its_no_op() -> None:

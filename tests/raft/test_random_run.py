@@ -56,6 +56,7 @@ def test_the_runs_are_eventful() -> None:
     assert counts["crashes"] > 20
     assert counts["leader"] > 20
     assert counts["reads"] > 500
+    assert counts["forwarded reads"] > 100
     assert counts["bounded reads"] > 100
     assert counts["snapshots written"] > 50
     assert counts["snapshot_installed"] > 2
