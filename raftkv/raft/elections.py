@@ -21,14 +21,14 @@ class Elections(Member):
     def _begin_when_connected(self) -> None:
         """Ask for pre-votes once a majority is linked, instead of after an election time-out.
 
-        For a replica that has heard of no leader since it started: nobody's silence is waited for.
+        For a replica that has seen no leader and no candidate since it started: nobody's silence
+        is waited for.
         It is safe because only questions come earlier, votes are as ever: where a leader is, or a
         longer log, the others say no, and no term moves. The preferred leader asks first, so that
         leaders need not be moved afterwards; the others in case it is not there.
         """
         reached = len(self._SyncObj__connectedNodes) + 1
-        fresh = self.state == FOLLOWER and self._leader_contact == float("-inf")
-        if reached != self._majority or not fresh:
+        if reached != self._majority or not self._starting or self.state != FOLLOWER:
             return
         wait_s = 0.0 if self._preferred else self._timing.heartbeat_s * (1 + self._random.random())
         soon = self._clock.monotonic() + wait_s
@@ -52,14 +52,28 @@ class Elections(Member):
         self._ask_pre_votes()
 
     def _ask_pre_votes(self) -> None:
-        self._pre_vote_round += 1
-        self._pre_votes.clear()
-        self._unanswered.update(self.peers)
-        self._question = wire.PreVote(
-            self.term + 1, self.journal.last_index, self.journal.last_term, self._pre_vote_round
-        )
+        """Ask everyone, or ask again.
+
+        The same question again is the same round, whose earlier answers count: on links slower
+        than the questions come, none would arrive in time otherwise. For an election time-out at
+        most, so that what was granted long ago adds up to nothing.
+        """
+        now, journal, question = self._clock.monotonic(), self.journal, self._question
+        if (
+            question is None
+            or now - self._asked_at > self._timing.election_min_s
+            or (question.term, question.last_log_index, question.last_log_term)
+            != (self.term + 1, journal.last_index, journal.last_term)
+        ):
+            self._pre_vote_round += 1
+            self._pre_votes.clear()
+            self._asked_at = now
+            self._question = question = wire.PreVote(
+                self.term + 1, journal.last_index, journal.last_term, self._pre_vote_round
+            )
+        self._unanswered = {node.id for node in self._SyncObj__connectedNodes}
         for peer in self.peers:
-            self._owner.send(peer, self._question)
+            self._owner.send(peer, question)
 
     def _drop_question(self) -> None:
         """Take back what was asked or won: no answer to it counts any more."""
@@ -133,6 +147,7 @@ class Elections(Member):
             return
         self._unanswered.discard(node.id)
         if not message.granted:
+            self._pre_votes.discard(node.id)
             return
         self._pre_votes.add(node.id)
         if len(self._pre_votes) + 1 >= self._majority and not self._leader_is_near():
@@ -146,6 +161,7 @@ class Elections(Member):
         if message.term < self.term:
             self._owner.send(node.id, wire.HigherTerm(self.term))
             return
+        self._starting = False
         self._SyncObj__onMessageReceived(
             node,
             {

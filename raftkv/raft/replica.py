@@ -69,6 +69,7 @@ class Replica(Replication):
         if (node := self.peers.get(peer)) is None:
             return
         self._in_flight.pop(peer, None)
+        self._unanswered.discard(peer)
         self._SyncObj__onNodeDisconnected(node)
         if self.leader_name == peer:
             self._leader_contact = float("-inf")

@@ -37,7 +37,9 @@ class Replication(Elections):
         if self.is_leader and message.term == self.term:
             raise ReplicaError(f"{node.id} and this node both lead in term {self.term}")
         self._leader_contact = self._clock.monotonic()
-        self._pre_vote_won = False
+        self._starting = False
+        if self._question is not None:
+            self._drop_question()
         prev_index, prev_term, entries = self._unknown_part(message)
         proven = max(message.prev_index + len(message.entries), self.journal.first_index)
         self._ack_limit = proven
@@ -107,6 +109,7 @@ class Replication(Elections):
 
     def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802
         """Start a leadership with nothing known of the followers."""
+        self._starting = False
         self._match = dict.fromkeys(self.peers, 0)
         self._in_flight.clear()
         self._sent_last_index = 0

@@ -40,6 +40,7 @@ class _View:
 
     life: int
     facts: tuple[object, ...] = ()
+    led: bool = False
     commit: int = 0
     applied: int = 0
     checked: EntryId = (0, 0)
@@ -195,32 +196,31 @@ class Invariants:
                     f"{name} committed entry {index} of group {group.id} with term {term}, "
                     f"others with term {known.committed[index]}"
                 )
-        if group.is_leader and commit > max(view.commit, journal.first_index):
-            self._check_majority(name, group)
-        view.commit = commit
+        if (group.is_leader or view.led) and commit > max(view.commit, journal.first_index):
+            self._check_majority(name, group, known)
+        view.commit, view.led = commit, group.is_leader
         known.last_committed = max(known.last_committed, commit)
         known.committed_by[group.term] = max(known.committed_by.get(group.term, 0), commit)
 
-    def _check_majority(self, name: str, group: Group) -> None:
+    def _check_majority(self, name: str, group: Group, known: _GroupFacts) -> None:
         """What a leader commits, by an entry of its term, a majority holds durably (5.3, 5.4.2).
 
-        A log that ends at or after it, in a term as new, contains it: terms in a log never go down,
-        and (index, term) decides all before. Those whose disks were tampered with are believed.
+        Also if it stopped leading in the same turn. Those whose disks were tampered with are
+        believed.
         """
         members, commit = group.config.members, group.commit_index
         term = group.journal.term_at(commit) or 0
-        holders = [member for member in members if self._holds(member, group.id, commit, term)]
+        holders = [
+            member
+            for member in members
+            if member in self._damaged
+            or _reaches(self._views.get((member, group.id)), (commit, term), known)
+        ]
         if 2 * len(holders) <= len(members):
             raise Violation(
                 f"{name} committed entry {commit} of term {term} of group {group.id}, which only "
                 f"{', '.join(holders) or 'nobody'} of {len(members)} members has on disk"
             )
-
-    def _holds(self, member: str, group: GroupId, index: int, term: int) -> bool:
-        if member in self._damaged:
-            return True
-        view = self._views.get((member, group))
-        return view is not None and view.durable[0] >= index and view.durable[1] >= term
 
     def _check_state(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
         """Equal states at equal index, by digest and revision; never applied backwards."""
@@ -233,3 +233,18 @@ class Invariants:
         if group.digest_mismatch is not None:
             raise Violation(f"{name}: digest alarm of group {group.id}: {group.digest_mismatch}")
         view.applied = applied
+
+
+def _reaches(view: _View | None, entry: EntryId, known: _GroupFacts) -> bool:
+    """Whether the durable part of a log contains an entry.
+
+    (index, term) decides all that is before it: looked up from the end, until the terms agree.
+    What a snapshot stands for is believed.
+    """
+    if view is None:
+        return False
+    index, term = entry
+    at, at_term = view.durable
+    while at > index and at_term > term and (facts := known.entries.get((at, at_term))):
+        at, at_term = at - 1, facts[0]
+    return at >= index and (at_term == term or (at > index and at_term > term))

@@ -261,6 +261,49 @@ def test_of_two_that_ask_at_the_same_moment_the_longer_log_goes_first() -> None:
     assert leaders(world) == {"c"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_who_follows_again_asks_for_nothing_any_more(seed: int) -> None:
+    """A question of a time when it was cut off does not make ``b`` go before ``c``."""
+    world = scenarios.led_by_a(make_group_world, seed=seed)
+    world.network.isolate("b")
+    world.run(3.0)
+    world.network.connect_all()
+    world.run(3.0)
+    assert leaders(world) == {"a"}
+    world.network.isolate("a")
+    world.clock.advance(2 * TIMING.election_max_s)
+    group = world.nodes["b"].group
+    world.network.trace.clear()
+    question = wire.PreVote(group.term + 1, group.last_index, group.journal.last_term, 1)
+    group.receive("c", question)
+    said = [message_of(event) for event in world.network.trace if event.link == ("b", "c")]
+    assert wire.PreVoteResponse(group.term, 1, granted=True) in said
+
+
+def test_who_has_voted_waits_for_the_candidate() -> None:
+    """Also if the link that completes a majority comes up only then."""
+    world = started("abcde", "abcde", seed=1)
+    group = world.nodes["a"].group
+    world.network.connect("a", "b")
+    group.receive("b", wire.RequestVote(1, group.last_index, group.journal.last_term))
+    before = group.next_deadline()
+    world.network.connect("a", "c")
+    assert group.next_deadline() == before
+
+
+def test_who_stepped_down_for_its_disk_does_not_ask_at_once() -> None:
+    """Links that break and come back are not a start."""
+    world = scenarios.led_by_a(make_group_world)
+    node = world.nodes["a"]
+    node.stalled_since = node.clock.monotonic() - 10
+    world.turn("a")
+    assert not leaders(world)
+    world.network.isolate("a")
+    before = node.group.next_deadline()
+    world.network.connect("a", "b")
+    assert node.group.next_deadline() == before
+
+
 def test_who_asks_in_vain_keeps_nobody_from_leading() -> None:
     """Giving way is done once: one that can never win must not hold back who could.
 

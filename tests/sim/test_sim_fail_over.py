@@ -48,6 +48,21 @@ def without_leader_s(cluster: Cluster, dead: Machine) -> float:
     return (cluster.world.scheduler.now_us - killed_us) / SECOND_US
 
 
+@pytest.mark.parametrize("nodes", [3, 5])
+def test_links_slower_than_two_heartbeats_elect_a_leader(nodes: int) -> None:
+    """Questions are asked again before the first answers come, and these count all the same."""
+    cluster = Cluster(
+        small_options(
+            0, nodes=nodes, replicas=nodes, shards=1, delay_us=110_000,
+            heartbeat_ms=HEARTBEAT_MS, election_ms=1000,
+        )
+    )  # fmt: skip
+    for _ in range(2):
+        cluster.run_s(10.0)
+        (leader,) = [machine for machine in cluster.machines if led_shards(machine)]
+        leader.kill()
+
+
 @pytest.mark.parametrize(("nodes", "seeds"), [(3, range(8)), (5, range(1))])
 def test_a_killed_leader_is_replaced_within_a_few_heartbeats(nodes: int, seeds: range) -> None:
     """All followers see the leader's end in the same millisecond, and still one election is enough.

@@ -227,8 +227,12 @@ def test_a_leader_whose_snapshot_covers_what_is_committed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "names"), [((), "nobody"), ((1,), "nobody"), ((1, 1), "nobody"), ((1, 2), "b")]
-)
+    ("held", "names"),
+    [
+        ((), "nobody"), ((1,), "nobody"), ((1, 1), "nobody"), ((1, 1, 3), "nobody"),
+        ((1, 2), "b"), ((1, 2, 3), "b"),
+    ],
+)  # fmt: skip
 def test_an_entry_that_a_leader_commits_without_a_majority(
     held: tuple[int, ...], names: str
 ) -> None:
@@ -244,6 +248,18 @@ def test_an_entry_that_a_leader_commits_without_a_majority(
     message = rf"a committed entry 3 of term 2 of group 0\.1, which only {names} of 3 members has"
     with pytest.raises(Violation, match=message):
         shard.a.commit(3)
+
+
+def test_a_leader_that_commits_and_steps_down_in_one_turn() -> None:
+    """It committed as the leader that it was."""
+    shard = Shard()
+    for replica in shard.all:
+        replica.look()
+    shard.a.lead(2)
+    shard.a.append(2)
+    shard.a.group.is_leader = False
+    with pytest.raises(Violation, match="which only a of 3 members has"):
+        shard.a.commit(2)
 
 
 def test_an_entry_that_a_leader_commits_with_a_majority() -> None:
