@@ -6,17 +6,22 @@ Each picture is a promise of the text beside it, so look at them before you comm
 """
 
 import tempfile
+import time
 from pathlib import Path
 
 from browser import DESKTOP, PHONE, Browser, chromium
 
 from raftkv.bench.load import PacedWriter, numbered_keys
 from raftkv.testing import LocalCluster
+from raftkv.testing.layout import Options
 
 IMAGES = Path(__file__).parent / "images"
 WRITES_PER_S = 80.0
-HISTORY_S = 45
-"""So long there is load before the first picture, for the sparklines."""
+HISTORY_S = 60
+"""So long there is load before the first picture, for the sparklines and the hot keys."""
+HOT_KEY = "cart:7"
+HOT_READS_PER_S = 60
+OPTIONS: Options = {"limits": {"snapshot_after_entries": 600}, "log": {"slow_request_ms": 50}}
 
 
 def main() -> None:
@@ -24,21 +29,33 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as profile,
-        LocalCluster(nodes=3, shards=4) as cluster,
+        LocalCluster(nodes=3, shards=4, options=OPTIONS) as cluster,
         PacedWriter(cluster.urls, numbered_keys(b"cart:"), b"x" * 200, per_s=WRITES_PER_S),
         chromium(Path(profile)) as browser,
     ):
         url = cluster.urls[0]
-        browser.open(url)
-        for _ in range(HISTORY_S):
-            browser.driver.execute_async_script("setTimeout(arguments[0], 1000)")
+        load(cluster)
         take(browser, url, "overview")
         take(browser, url + "/shards/0", "shard")
+        take(browser, url + "/nodes/n1", "node")
         take(browser, url + "/ring", "ring")
+        take(browser, url + f"/explain/{HOT_KEY}", "explain-dark", dark=True)
         cluster.kill("n3")
         take(browser, url, "degraded-dark", dark=True, expect="n3 does not answer")
         cluster.kill("n2")
         take(browser, url, "unavailable-phone", size=PHONE, expect="have no quorum")
+
+
+def load(cluster: LocalCluster) -> None:
+    """Read one key more often than any other and hand a leadership over."""
+    with cluster.client() as client:
+        for second in range(HISTORY_S):
+            began = time.monotonic()
+            for _ in range(HOT_READS_PER_S):
+                client.get(HOT_KEY)
+            if second == HISTORY_S // 2:
+                client.transfer_leader(3, "n3")
+            time.sleep(max(0.0, began + 1 - time.monotonic()))
 
 
 def take(

@@ -82,7 +82,9 @@ class GroupHost:
         self.links: Links | None = None
         self.recent = RecentEvents(clock)
         self.leaderships: dict[GroupId, Leaderships] = {}
-        self.event_counts: dict[str, int] = {}
+        self.event_counts: dict[str, int] = dict.fromkeys(sorted(ALARMS), 0)
+        """What happened to replicas, by kind; a counter that appears with its first count shows no
+        increase, so alarms begin at 0."""
         self.sync_seconds: deque[float] = deque(maxlen=1000)
         """Durations of the latest fdatasync jobs."""
         self.sync_durations = DurationCounts(SYNC_BOUNDS_S)

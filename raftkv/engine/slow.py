@@ -6,6 +6,7 @@ from typing import Any
 from raftkv.engine.requests import Pending, is_write
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
+from raftkv.raft.stages import STAGES
 from raftkv.rpc.messages import Failure, Response, Served
 
 _KINDS = {
@@ -40,7 +41,8 @@ class SlowRequests:
         if group is not None and is_write(pending.request):
             entry = group.stages.of_write(pending.started)
             if entry is not None:
-                stages_ms = {stage: _ms(took) for stage, took in entry.seconds().items()}
+                took = entry.seconds()
+                stages_ms = {stage: _ms(took[stage]) for stage in STAGES if stage in took}
         outcome = response.code if isinstance(response, Failure) else "ok"
         slow = {
             "at_us": self._clock.time_us(),

@@ -174,12 +174,14 @@ class Pages:
             "answers": reachable(row),
             "links": [link for link in rows(row, "links") if link.get("name") != name],
             "sparks": views.sparks([row]),
+            "workers": rows(views.mapping(row.get("http")), "workers"),
             "events": found,
         }
 
     def _ring(self, facts: Told) -> dict[str, Any]:
         told = ring_facts(facts)
-        return {**self._frame(facts), "ring": told, "arcs": ring_picture.arcs(told)}
+        arcs, shares = ring_picture.arcs(told), ring_picture.shares(told)
+        return {**self._frame(facts), "ring": told, "arcs": arcs, "shares": shares}
 
     def _explain(self, facts: Told, asked: ExplainRequest) -> dict[str, Any]:
         key, told = asked.key, self._facts(asked)

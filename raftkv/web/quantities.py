@@ -80,6 +80,12 @@ def percent(value: object) -> str:
     return UNKNOWN if number is None else f"{number * 100:.1f} %"
 
 
+def elapsed(at_us: object, now_us: int) -> str:
+    """For how long something has been so since a wall clock moment: ``5 min``."""
+    number = _number(at_us)
+    return UNKNOWN if number is None else duration((now_us - number) / 1e6)
+
+
 def age(at_us: object, now_us: int) -> str:
     """How long ago a wall clock moment was; one of the last second is ``now``."""
     number = _number(at_us)

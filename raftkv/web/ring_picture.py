@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 from raftkv.core.health import Facts, rows
 
-OUTER, INNER = 96.0, 66.0
+CIRCLE = (96.0, 72.0)
+"""Outer and inner radius of the band that shows the circle itself."""
+TOTALS = (68.0, 52.0)
+"""Of the band inside it, where the stretches of each shard are put together."""
 COLOURS = 8
 """The style sheet has so many; shards beyond share them and are told apart by the table."""
 
@@ -19,25 +22,38 @@ class Arc(NamedTuple):
 
 
 def arcs(facts: Facts) -> list[Arc]:
-    """Return the arcs to draw, clockwise from the top; none if the engine reports none."""
-    drawn = []
-    for row in rows(facts, "arcs"):
-        begin, end, shard = row.get("from"), row.get("to"), row.get("shard")
-        if not isinstance(begin, (int, float)) or not isinstance(end, (int, float)):
-            continue
-        colour = shard % COLOURS if isinstance(shard, int) else 0
-        drawn.append(Arc(_path(float(begin), float(end)), shard, colour))
+    """Return the circle's arcs to draw, clockwise from the top; none if there are too many."""
+    return [
+        _arc(row["from"], row["to"], row.get("shard"), CIRCLE)
+        for row in rows(facts, "arcs")
+        if isinstance(row.get("from"), (int, float)) and isinstance(row.get("to"), (int, float))
+    ]
+
+
+def shares(facts: Facts) -> list[Arc]:
+    """Return one arc for each shard, as large as its share of the circle."""
+    drawn, begin = [], 0.0
+    for row in rows(facts, "shards"):
+        share = row.get("share")
+        if isinstance(share, (int, float)) and share > 0:
+            drawn.append(_arc(begin, begin + share, row.get("shard"), TOTALS))
+            begin += share
     return drawn
 
 
-def _path(begin: float, end: float) -> str:
+def _arc(begin: float, end: float, shard: object, band: tuple[float, float]) -> Arc:
+    colour = shard % COLOURS if isinstance(shard, int) else 0
+    return Arc(_path(float(begin), float(end), *band), shard, colour)
+
+
+def _path(begin: float, end: float, outer: float, inner: float) -> str:
     end = min(end, begin + 0.9999)  # a full circle would begin where it ends and show nothing
     large = 1 if end - begin > 1 / 2 else 0
-    (ax, ay), (bx, by) = _point(begin, OUTER), _point(end, OUTER)
-    (cx, cy), (dx, dy) = _point(end, INNER), _point(begin, INNER)
+    (ax, ay), (bx, by) = _point(begin, outer), _point(end, outer)
+    (cx, cy), (dx, dy) = _point(end, inner), _point(begin, inner)
     return (
-        f"M{ax} {ay}A{OUTER} {OUTER} 0 {large} 1 {bx} {by}"
-        f"L{cx} {cy}A{INNER} {INNER} 0 {large} 0 {dx} {dy}Z"
+        f"M{ax} {ay}A{outer} {outer} 0 {large} 1 {bx} {by}"
+        f"L{cx} {cy}A{inner} {inner} 0 {large} 0 {dx} {dy}Z"
     )
 
 

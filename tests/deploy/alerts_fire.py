@@ -47,10 +47,13 @@ HOST = "127.0.0.1"
 DISK_BYTES = 96 * 2**20
 SCRAPE_S = 3
 """More than the 2 s after which a node says that its engine does not answer."""
-PATIENCE_S = 150
+PATIENCE_S = 240
+"""More than the longest of the scaled ranges, after which an alert about what is past clears."""
 SCALED_LAG = 100
 WRITE_PAUSE_S = 0.005
 SYNC_DELAY_US = 200_000
+ACKNOWLEDGED_S = 0.3
+"""Long enough for one fdatasync, too short for a link to be given up."""
 SPOILED = (sys.executable, str(HERE / "spoiled_node.py"))
 
 
@@ -204,6 +207,26 @@ def spoiled_replica(nodes: Nodes) -> Iterator[None]:
     nodes.start("n3")
 
 
+@contextlib.contextmanager
+def rotten_log(nodes: Nodes) -> Iterator[None]:
+    """A bit that flips in the last unit of a follower's log, which recovery has to cut."""
+    follower, others = nodes.processes["n3"], [nodes.processes[name] for name in ("n1", "n2")]
+    for other in others:
+        other.signal_group(signal.SIGSTOP)
+    time.sleep(ACKNOWLEDGED_S)  # it gets nothing new, and its last unit is not in flight any more
+    follower.kill()
+    for other in others:
+        other.signal_group(signal.SIGCONT)
+    segment = max((nodes.data("n3") / "wal").iterdir(), key=lambda path: path.stat().st_mtime)
+    content = segment.read_bytes()
+    last = len(content.rstrip(b"\0")) - 1
+    with segment.open("r+b") as log:
+        log.seek(last)
+        log.write(bytes([content[last] ^ 1]))
+    nodes.start("n3")
+    yield
+
+
 Fault = Callable[[Nodes], AbstractContextManager[None]]
 FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvNodeDown", "kill -9 of one node of three", node_killed),
@@ -214,6 +237,7 @@ FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvReplicaLags", "SIGSTOP of a node under load", node_frozen),
     ("RaftkvFrequentElections", "a transfer of leadership every half second", leaders_moving),
     ("RaftkvSlowFdatasync", "every fdatasync of a node takes 0.2 s longer", slow_disk),
+    ("RaftkvEntriesLost", "a bit flips in the last unit of a follower's log", rotten_log),
     ("RaftkvDiskLow", "another file fills the disk up to 5 %", full_disk),
     ("RaftkvCertificateEnds", "a certificate for one day, node restarted", short_certificate),
     ("RaftkvDigestMismatch", "a replica that applies another value", spoiled_replica),

@@ -16,7 +16,9 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
+from raftkv import Client
 from raftkv.cli.certs import make_certificates
+from raftkv.client import RaftkvError
 from raftkv.testing import LocalCluster
 from raftkv.web.config import WebConfig
 from raftkv.web.machine_metrics import MachineMetrics, expiries
@@ -67,14 +69,18 @@ def names_in(expression: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def shown() -> Iterator[str]:
-    """What a real node shows once it has been used, in a cluster that has followers."""
-    with LocalCluster(shards=2) as cluster:
+    """What a real node shows that was used, refused something, and has written a snapshot."""
+    options = {"limits": {"snapshot_after_entries": 5}}
+    with LocalCluster(shards=2, options=options) as cluster:
         with cluster.client() as client:
             for number in range(20):
                 client.put(f"key/{number}", b"value")
                 client.get(f"key/{number}")
         leader = cluster.leader_of(0)
         assert leader is not None
+        with Client(cluster.node(leader).url) as client, pytest.raises(RaftkvError):
+            client.transfer_leader(0, "nobody")
+        cluster.wait_for(lambda: bool(cluster.shards()[0]["snapshot"]), "a snapshot")
         with urllib.request.urlopen(f"{cluster.node(leader).url}/metrics") as answer:  # noqa: S310
             yield answer.read().decode()
 
@@ -111,6 +117,7 @@ def test_the_figures_that_alerts_rest_on_say_what_is(shown: str) -> None:
     assert value_of("raftkv_shard_has_leader", shard="0") == 1
     assert value_of("raftkv_shard_replicas", shard="0") == 3
     assert value_of("raftkv_shard_digest_mismatch", shard="0") == 0
+    assert value_of("raftkv_events_total", kind="entries_lost") == 0
     assert value_of("raftkv_shard_elections_total", shard="0") >= 1
     lags = [
         one for one in by_name["raftkv_shard_replica_lag_entries"] if one.labels["shard"] == "0"

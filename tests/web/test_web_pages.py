@@ -80,7 +80,8 @@ def test_ring(api: Carrier, engine: FakeEngine) -> None:
     assert "75.0 %" in said  # of the keys
     assert "50.0 %" in said  # of the load
     assert "Shard 2 would take" in said
-    assert answer.body.count(b"<path class=") == 3  # one of the two is cut by the circle's top
+    # Two shares, and their stretches, one of which is cut by the circle's top.
+    assert answer.body.count(b"<path class=") == 2 + 3
     assert b"<script>alert" not in answer.body
     assert b"&lt;script&gt;alert" in answer.body
 
