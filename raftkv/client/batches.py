@@ -20,7 +20,7 @@ from raftkv.client.errors import (
     UnknownOutcomeError,
 )
 from raftkv.client.session import SessionPool, Ticket
-from raftkv.client.types import Bytes, Delete, Get, OperationResult, Put
+from raftkv.client.types import Bytes, Delete, Get, OperationResult, Put, to_bytes
 
 BatchResult = OperationResult | RaftkvError
 """What became of one operation of a batch."""
@@ -73,7 +73,7 @@ def _pieces(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
 
 def _length(data: Bytes) -> int:
     """At most how many bytes it has; text is not encoded for this."""
-    return 4 * len(data) if isinstance(data, str) else len(data)
+    return 4 * len(data) if isinstance(data, str) else len(to_bytes(data))
 
 
 def _run_piece(

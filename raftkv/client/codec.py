@@ -267,7 +267,10 @@ def _bytes(member: Mapping[str, Any], name: str) -> bytes:
     encoded = member.get(f"{name}_base64")
     if encoded is not None:
         return base64.b64decode(encoded, validate=True)
-    return to_bytes(member.get(name, b""))
+    data = member.get(name, b"")
+    if not isinstance(data, str | bytes):
+        raise ValueError(f"{name} is no text")  # noqa: TRY004 -- a bad answer, not a bad call
+    return to_bytes(data)
 
 
 def _foreign(answer: Answer) -> ServerError:

@@ -15,8 +15,16 @@ KEY_BYTES_MAX = 1024
 
 
 def to_bytes(data: Bytes) -> bytes:
-    """The bytes of a key or value."""
-    return data.encode() if isinstance(data, str) else bytes(data)
+    """The bytes of a key or value.
+
+    Raises:
+        TypeError: It is something else. ``bytes(5)`` would be five zeros: a wrong value, silently.
+    """
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise TypeError(f"keys and values are bytes or str, not {type(data).__name__}")
 
 
 # --- operations of a batch or transaction -----------------------------------------------------

@@ -108,6 +108,20 @@ def test_text_is_utf8(client: Client) -> None:
     assert entry.value == "wert €".encode()
 
 
+@pytest.mark.parametrize("wrong", [5, None, 1.5, [1, 2], {"a": 1}])
+def test_what_is_neither_bytes_nor_text_is_refused(client: Client, wrong: object) -> None:
+    """``bytes(5)`` is five zeros: a number must not become a value that nobody meant."""
+    with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
+        client.put("counter", wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
+        client.get(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
+        client.batch([Put("counter", wrong)])  # type: ignore[arg-type]
+    assert client.get("counter") is None
+    client.put(bytearray(b"counter"), memoryview(b"5"))  # type: ignore[arg-type]
+    assert client.get("counter").value == b"5"  # type: ignore[union-attr]
+
+
 def test_cas_replaces_only_what_was_read(client: Client) -> None:
     """The second of two writers that read the same revision fails and learns the new one."""
     first = client.put("k", b"1")
