@@ -112,7 +112,8 @@ class LocalCluster:
         Ports are checked before anything is written, so that a port in use leaves no traces.
 
         Raises:
-            LayoutError: The directory was made for another cluster, or a port is in use.
+            LayoutError: The directory was made for another cluster or is one's that runs, or a
+                port is in use.
         """
         layout = Layout.open(self.directory)
         if layout is None:
@@ -120,7 +121,7 @@ class LocalCluster:
         else:
             self._check_shape(layout.shape)
             layout = self._with_ports(layout)
-        _check_ports(layout)
+        _check_unused(layout)
         self._layout = layout
         if not layout.shape.initialized:
             layout.write(self._options)
@@ -179,7 +180,7 @@ class LocalCluster:
                 initialized=old.initialized,
             ),
         )
-        _check_ports(moved)
+        _check_unused(moved)
         moved.write(self._options)
         return moved
 
@@ -358,11 +359,24 @@ class LocalCluster:
         return "".join(f"\n--- {name} ---\n{self._processes[name].log_tail()}" for name in names)
 
 
-def _check_ports(layout: Layout) -> None:
+def _check_unused(layout: Layout) -> None:
     for node in layout.nodes:
-        for port in (node.http_port, node.peer_port):
-            if not is_free(port):
-                raise LayoutError(f"{node.name}: port {port} is in use")
+        pid = holder(node.pid_file)
+        if pid is not None:
+            raise LayoutError(
+                f"{layout.directory}: is in use: its node {node.name} runs as process {pid}; "
+                "use another directory (--data-dir; with make run, DATA=...)"
+            )
+    for node in layout.nodes:
+        if not is_free(node.http_port):
+            raise LayoutError(
+                f"{node.name}: port {node.http_port} is in use; choose another by --http-port "
+                "(with make run, HTTP_PORT=...)"
+            )
+        if not is_free(node.peer_port):
+            raise LayoutError(
+                f"{node.name}: port {node.peer_port}, where it listens for its peers, is in use"
+            )
 
 
 def _stop_by_pid_file(node: NodeLayout, deadline: float) -> None:

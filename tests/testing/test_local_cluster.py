@@ -193,6 +193,15 @@ def test_a_directory_of_somebody_else_is_left_alone(make: Make, tmp_path: Path) 
         make().prepare()
 
 
+def test_a_directory_whose_cluster_runs_is_refused(make: Make) -> None:
+    """Not with the number of some port that nobody chose, and nothing in it is written anew."""
+    with make(nodes=1) as running:
+        config = running.node("n1").config.read_text()
+        with pytest.raises(LayoutError, match=f"n1 runs as process {running.pid('n1')}"):
+            make(nodes=1, http_ports=[1]).start()
+        assert running.node("n1").config.read_text() == config
+
+
 def test_a_port_in_use_is_found_before_anything_is_written(make: Make) -> None:
     """A refused start leaves no directory behind."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
