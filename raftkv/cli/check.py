@@ -132,7 +132,8 @@ def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> N
             console.print(_around(part, by_index, timed=timed))
     line = Text(f"{result.verdict}: ", style=_STYLES[result.verdict])
     keys = f"{len(result.parts):,} key{'s' if len(result.parts) != 1 else ''}"
-    line.append(f"{result.operations:,} operations, {keys}, model {result.model}", "default")
+    count = f"{result.operations:,} operation{'s' if result.operations != 1 else ''}"
+    line.append(f"{count}, {keys}, model {result.model}", "default")
     console.print(line)
 
 

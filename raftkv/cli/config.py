@@ -6,7 +6,7 @@ import re
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -59,6 +59,9 @@ def _named(tables: dict[str, Any], node: str | None) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        advice = "--config or RAFTKV_CONFIG names the configuration"
+        raise ConfigError(f"{file}: {error.strerror} ({advice})") from error
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -96,7 +99,8 @@ def _invalid_option(message: str) -> InvalidOption:
         return InvalidOption(table, "a name in it does not have the right form")
     field = _FIELD.search(what)
     if field is None:
-        return InvalidOption(table, _plain(what))
+        choices = ", ".join(_choices_of(table))
+        return InvalidOption(table, _plain(what) + (f": {choices}" if choices else ""))
     option = f"{table}.{field['field']}" if table else field["field"]
     if "missing" in what:
         return InvalidOption(option, "is missing")
@@ -115,8 +119,15 @@ def _suggestion(table: str, misspelt: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _options_of(table: str) -> list[str]:
-    """The option names of one table; ``[...]`` in it is an array's place."""
+def _choices_of(option: str) -> tuple[str, ...]:
+    """The words that an option may be, if it has a closed list of them."""
+    table, _, name = option.rpartition(".")
+    kind = _options_of(table).get(name)
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _options_of(table: str) -> dict[str, Any]:
+    """The options of one table and their types; ``[...]`` in it is an array's place."""
     kind: Any = NodeConfig
     for part in table.split(".") if table else []:
         name = part.partition("[")[0]
@@ -125,8 +136,8 @@ def _options_of(table: str) -> list[str]:
         if "[" in part:
             kind = kind.__args__[0]
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-            return []
-    return [field.name for field in msgspec.structs.fields(kind)]
+            return {}
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
 
 
 _PATH_OPTIONS = {
@@ -178,6 +189,12 @@ def _read_secret(file: Path) -> str:
     try:
         mode = file.stat().st_mode
         text = file.read_text(encoding="utf-8").strip()
+    except FileNotFoundError as error:
+        raise InvalidOption(
+            "security.secret_file",
+            f"{file}: {error.strerror}; make it once for all nodes, "
+            "with openssl rand -hex 32 and mode 0600",
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InvalidOption("security.secret_file", f"{file}: {reason}") from error

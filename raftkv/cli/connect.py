@@ -110,10 +110,33 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
             with client:
                 command(client, **options)
         except RaftkvError as error:
-            click.echo(f"raftkv: {error}", err=True)
+            click.echo(f"raftkv: {described(error)}", err=True)
             sys.exit(exit_code_of(error))
 
     return run
+
+
+# What a line from below means for whoever typed the command.
+_ADVICE = (
+    (
+        "Connection refused",
+        "is a cluster running there? raftkv dev starts one, --endpoint names another",
+    ),
+    ("WRONG_VERSION_NUMBER", "does it speak http:// and not https://?"),
+    (r"BadStatusLine('\x15\x03", "does it speak https:// and not http://?"),
+    ("unable to get local issuer certificate", "--ca names the file of the cluster's CA"),
+    ("self-signed certificate", "--ca names the file of the cluster's CA"),
+)
+
+
+def described(error: RaftkvError) -> str:
+    """The error in one line, and what to look at first."""
+    text = str(error)
+    if isinstance(error, PreconditionFailedError):
+        now = error.current_revision
+        return f"{text}: " + ("there is no such key" if now is None else f"it is {now}")
+    advice = next((advice for sign, advice in _ADVICE if sign in text), None)
+    return text if advice is None else f"{text} ({advice})"
 
 
 def exit_code_of(error: RaftkvError) -> int:

@@ -70,7 +70,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """A strongly consistent, sharded key-value store.
 
-    raftkv dev starts a cluster of three nodes on this machine; raftkv put, get and scan use it.
+    raftkv dev --nodes 3 starts a cluster on this machine; raftkv put, get and scan use it.
     """
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from raftkv.cli.connect import connected, json_option, print_json
+from raftkv.cli.connect import connected, described, json_option, print_json
 from raftkv.client import Client, RaftkvError
 from raftkv.core.health import Health, health_of, rows, silent_nodes
 from raftkv.web import quantities as q
@@ -100,7 +100,7 @@ def _ask(client: Client, scope: str) -> tuple[Facts, str | None]:
     try:
         return client.status("local" if scope == "local" else "cluster"), None
     except RaftkvError as error:
-        return {}, str(error)
+        return {}, described(error)
 
 
 def _error(error: str) -> RenderableType:

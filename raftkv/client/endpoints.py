@@ -64,7 +64,9 @@ class Endpoints:
 def _normalize(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+    if "," in parts.netloc:
+        raise ValueError(f"{url!r}: an endpoint is one URL; give several one by one")
     if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"{url!r}: an endpoint is scheme, host and port only")
     return f"{parts.scheme}://{parts.netloc}"

@@ -61,8 +61,12 @@ def test_what_is_not_there_ends_with_1(run: Run) -> None:
 def test_a_condition_that_does_not_hold_ends_with_1(run: Run) -> None:
     """--if-absent and --if-revision decide on the server."""
     assert run("put", "k", "1", "--if-absent").exit_code == 0
-    assert run("put", "k", "2", "--if-absent").exit_code == 1
-    assert run("put", "k", "2", "--if-revision", "99").exit_code == 1
+    revision = json.loads(run("get", "k", "--json").stdout)["revision"]
+    for condition in (["--if-absent"], ["--if-revision", "99"]):
+        refused = run("put", "k", "2", *condition)
+        assert refused.exit_code == 1
+        assert refused.stderr.endswith(f"names: it is {revision}\n")
+    assert run("put", "none", "2", "--if-revision", "9").stderr.endswith("there is no such key\n")
     assert run("del", "k", "--if-revision", "99").exit_code == 1
     assert run("get", "k").stdout == "1"
 
@@ -148,13 +152,28 @@ def test_a_definite_failure_ends_with_3_and_an_unknown_outcome_with_4() -> None:
     assert (result.exit_code, result.stderr) == (4, "raftkv: about unknown\n")
 
 
+def test_the_wrong_scheme_is_told(run: Run, served: FrontEnd) -> None:
+    """What TLS says about plain HTTP helps nobody."""
+    url = served.url.replace("http:", "https:")
+    result = run("get", "k", "--endpoint", url, "--timeout", "0.5")
+    assert result.exit_code == 3
+    assert "does it speak http:// and not https://?" in result.stderr
+
+
+def test_endpoints_are_given_one_by_one(run: Run) -> None:
+    """Several in one word, as etcdctl has them, are refused with what to do."""
+    result = run("get", "k", "--endpoint", "http://127.0.0.1:1,http://127.0.0.1:2")
+    assert result.exit_code == 2
+    assert "give several one by one" in result.stderr
+
+
 def test_nobody_there_is_one_line_and_3() -> None:
     """The line names the address and the reason."""
     arguments = ["get", "k", "--endpoint", "http://127.0.0.1:1", "--timeout", "0.05"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3
     assert "http://127.0.0.1:1" in result.stderr
-    assert "Connection refused" in result.stderr
+    assert "Connection refused (is a cluster running there?" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
