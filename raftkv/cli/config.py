@@ -182,6 +182,11 @@ def _with_secret(security: SecurityOptions) -> SecurityOptions:
         option, secret = "security.secret_file", _read_secret(Path(security.secret_file))
     if secret is not None and len(secret.encode()) < SECRET_BYTES_MIN:
         raise InvalidOption(option, f"the secret is shorter than {SECRET_BYTES_MIN} bytes")
+    if secret is None and not (security.peer_ca or security.peer_cert or security.peer_key):
+        # Also of a node without peers: its peer port is open all the same.
+        raise InvalidOption(
+            "security.secret_file", "is missing: peers need a cluster secret or mutual TLS"
+        )
     return msgspec.structs.replace(security, secret=secret)
 
 

@@ -200,6 +200,12 @@ def test_a_secret_that_others_may_read_is_refused(write: Write, tmp_path: Path) 
         load(write(MINIMAL.replace(f'secret = "{SECRET}"', 'secret_file = "s"')))
 
 
+def test_a_node_without_peers_wants_a_secret_too(write: Write) -> None:
+    """Said when the file is read and with its option: ``init`` would pass and ``serve`` refuse."""
+    with pytest.raises(ConfigError, match=r"security\.secret_file: is missing"):
+        load(write(MINIMAL.replace(f'secret = "{SECRET}"', "")))
+
+
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     """A missing, a binary and an unreadable (directory) file are each one line."""
     with pytest.raises(ConfigError, match=r"No such file or directory \(--config or RAFTKV_CONFIG"):
