@@ -101,7 +101,7 @@ class Profilers:
         beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         program = shutil.which("py-spy", path=beside_python)
         if program is None:
-            raise LoadError("py-spy is not installed: pip install 'raftkv[bench]'")
+            raise LoadError("py-spy is not installed: in a checkout, pip install '.[bench]'")
         for name, pid in processes.items():
             path = Path(self._directory.name, name.replace(" ", "-"))
             command = [

@@ -82,7 +82,7 @@ def _etcd(directory: Path) -> Iterator[Store]:
 def _zookeeper(directory: Path) -> Iterator[Store]:
     """Three servers, asked by kazoo."""
     if importlib.util.find_spec("kazoo") is None:
-        raise ClusterError("ZooKeeper is asked by kazoo: pip install 'raftkv[bench]'")
+        raise ClusterError("ZooKeeper is asked by kazoo: in a checkout, pip install '.[bench]'")
     from raftkv.bench import kazoo_load  # noqa: PLC0415 -- needs an optional package
 
     with zookeeper_cluster(directory / "zookeeper") as (addresses, pids):
