@@ -70,6 +70,7 @@ data_dir = "data"
 [http]
 listen = "0.0.0.0:{port}"
 [security]
+secret = "of at least 16 bytes"
 insecure = true
 """
     )
