@@ -11,6 +11,7 @@ from pathlib import Path
 
 from browser import DESKTOP, PHONE, Browser, chromium
 
+from raftkv import Client
 from raftkv.bench.load import PacedWriter, numbered_keys
 from raftkv.testing import LocalCluster
 from raftkv.testing.layout import Options
@@ -48,7 +49,7 @@ def main() -> None:
 
 def load(cluster: LocalCluster) -> None:
     """Read one key more often than any other and hand a leadership over."""
-    with cluster.client() as client:
+    with Client(cluster.urls[0]) as client:
         for second in range(HISTORY_S):
             began = time.monotonic()
             for _ in range(HOT_READS_PER_S):

@@ -31,12 +31,13 @@ def arcs(facts: Facts) -> list[Arc]:
 
 
 def shares(facts: Facts) -> list[Arc]:
-    """Return one arc for each shard, as large as its share of the circle."""
+    """Return one arc for each shard, as large as its share; the circle's if that is not drawn."""
+    band = TOTALS if facts.get("arcs") else CIRCLE
     drawn, begin = [], 0.0
     for row in rows(facts, "shards"):
         share = row.get("share")
         if isinstance(share, (int, float)) and share > 0:
-            drawn.append(_arc(begin, begin + share, row.get("shard"), TOTALS))
+            drawn.append(_arc(begin, begin + share, row.get("shard"), band))
             begin += share
     return drawn
 

@@ -86,6 +86,16 @@ def test_ring(api: Carrier, engine: FakeEngine) -> None:
     assert b"&lt;script&gt;alert" in answer.body
 
 
+def test_ring_of_more_stretches_than_can_be_drawn(api: Carrier, engine: FakeEngine) -> None:
+    """It shows each shard's share, and says that it does."""
+    shards = list(range(9))
+    ring = {"kind": "ring", "shards": shards, "vnodes": 512}
+    engine.answers.append(Facts({"ring": ring, "shards": [{"shard": 0, "leader": "n1"}]}))
+    answer = api("GET", b"/ring")
+    assert answer.body.count(b"<path class=") == len(shards)
+    assert "too many stretches to draw" in text_of(answer)
+
+
 def test_without_answers_of_the_others(api: Carrier, engine: FakeEngine) -> None:
     """A node whose cluster cannot be asked shows what it knows by itself, and says so."""
     engine.failing.add("cluster")
