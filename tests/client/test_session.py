@@ -48,12 +48,12 @@ def test_a_write_that_raises_is_not_open_any_more() -> None:
 def test_threads_never_share_a_number() -> None:
     """Two writes under one number would be taken for one."""
     session = Session()
-    taken: list[int] = []
+    taken: list[tuple[str, int]] = []
 
     def write_many() -> None:
         for _ in range(500):
             with session.writes() as ticket:
-                taken.append(ticket.first)
+                taken.append((ticket.session, ticket.first))
 
     threads = [threading.Thread(target=write_many) for _ in range(8)]
     for thread in threads:
