@@ -24,7 +24,7 @@ from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import Servers, run_load
 from raftkv.bench.workload import Kind, Workload
-from raftkv.bench.wrk import run_wrk
+from raftkv.bench.wrk import find_wrk, run_wrk
 
 SHARDS = 4
 KINDS: Sequence[Kind] = ("put", "get")
@@ -62,6 +62,7 @@ class Pair(msgspec.Struct, frozen=True):
 
 def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
     """Measure puts and gets to one node by both generators."""
+    find_wrk()
     occasion = Occasion.now()
     found: dict[str, list[Pair]] = {}
     with (

@@ -18,7 +18,7 @@ from raftkv.bench.generator import Load
 from raftkv.bench.processes import descendants_of
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, run_load
-from raftkv.bench.stages import Profilers
+from raftkv.bench.stages import Profilers, find_profiler
 from raftkv.bench.workload import Kind, Workload
 from raftkv.testing import LocalCluster
 
@@ -43,6 +43,7 @@ def run(
     connections: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
 ) -> Report:
     """Profile puts and gets, and measure the limits."""
+    find_profiler()
     occasion = Occasion.now()
     progress("limits: syncs, round trips, bare answers")
     bounds = [

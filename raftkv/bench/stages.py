@@ -87,6 +87,19 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
     return {stage: count / total for stage, count in counts.most_common()} if total else {}
 
 
+def find_profiler() -> str:
+    """Return the path of py-spy, beside this Python or elsewhere.
+
+    Raises:
+        LoadError: It is not installed.
+    """
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which("py-spy", path=beside_python)
+    if program is None:
+        raise LoadError("py-spy is not installed: in a checkout, pip install '.[bench]'")
+    return program
+
+
 class Profilers:
     """py-spy on several processes at once, for a while."""
 
@@ -96,12 +109,9 @@ class Profilers:
         Raises:
             LoadError: py-spy is not installed.
         """
+        program = find_profiler()
         self._directory = tempfile.TemporaryDirectory(prefix="raftkv-profile-")
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
-        beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        program = shutil.which("py-spy", path=beside_python)
-        if program is None:
-            raise LoadError("py-spy is not installed: in a checkout, pip install '.[bench]'")
         for name, pid in processes.items():
             path = Path(self._directory.name, name.replace(" ", "-"))
             command = [

@@ -37,6 +37,18 @@ class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failed: int
 
 
+def find_wrk() -> str:
+    """Return the path of wrk.
+
+    Raises:
+        LoadError: It is not installed.
+    """
+    executable = shutil.which("wrk")
+    if executable is None:
+        raise LoadError("there is no wrk: apt-get install wrk")
+    return executable
+
+
 def run_wrk(
     address: tuple[str, int], workload: Workload, connections: int, seconds: int, scratch: Path
 ) -> WrkResult:
@@ -55,9 +67,7 @@ def run_wrk(
     """
     if workload.kind not in _KINDS:
         raise ValueError(f"wrk makes {' and '.join(sorted(_KINDS))}, not {workload.kind}")
-    executable = shutil.which("wrk")
-    if executable is None:
-        raise LoadError("there is no wrk: apt-get install wrk")
+    executable = find_wrk()
     keys = scratch / "keys"
     keys.write_bytes(b"".join(workload.key(number) + b"\n" for number in range(workload.keys)))
     host, port = address

@@ -1,8 +1,12 @@
 """Samples of stacks, put down to stages."""
 
+import shutil
+
 import pytest
+from click.testing import CliRunner
 
 from raftkv.bench.stages import LOOP, shares, stage_of
+from raftkv.cli.bench import bench_command
 
 RUN = "main (/site/raftkv/cli/main.py);Runner.run (asyncio/runners.py)"
 
@@ -34,3 +38,15 @@ def test_shares_are_of_all_samples_but_those_that_wait() -> None:
     ]
     assert shares(lines) == {LOOP: 0.75, "Raft": 0.25}
     assert shares([]) == {}
+
+
+@pytest.mark.parametrize("command", [["profile"], ["generator"]])
+def test_a_tool_that_is_missing_is_said_before_anything_is_measured(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cluster is started, no limit measured."""
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    refused = CliRunner().invoke(bench_command, command)
+    assert refused.exit_code == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(("raftkv: py-spy is not installed", "raftkv: there is no wrk"))
