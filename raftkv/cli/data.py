@@ -8,9 +8,27 @@ import click
 
 from raftkv.cli.connect import EXIT_NO, connected, json_option, key_argument, print_json, shown
 from raftkv.client import Client, Entry
+from raftkv.client.types import REVISION_MAX
 
 stale_option = click.option(
     "--stale", is_flag=True, help="Read whatever replica is asked, which may be behind."
+)
+
+
+class _Revision(click.IntRange):
+    """The revision of a key. 0 means "absent" elsewhere, so its error says what does here."""
+
+    def __init__(self) -> None:
+        super().__init__(1, REVISION_MAX)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "0":
+            self.fail("no key has revision 0; put --if-absent is for a new key", param, ctx)
+        return int(super().convert(value, param, ctx))
+
+
+if_revision_option = click.option(
+    "--if-revision", type=_Revision(), metavar="REVISION", help="Only if KEY has this revision."
 )
 
 
@@ -60,7 +78,7 @@ def get_command(client: Client, key: str, *, stale: bool, as_json: bool) -> None
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--file", type=click.File("rb"), help="Take the value from a file; - is stdin.")
-@click.option("--if-revision", type=click.IntRange(min=1), help="Only if KEY has this revision.")
+@if_revision_option
 @click.option("--if-absent", is_flag=True, help="Only if KEY does not exist.")
 @json_option
 @connected
@@ -90,7 +108,7 @@ def put_command(
 
 @click.command("del")
 @click.argument("key")
-@click.option("--if-revision", type=click.IntRange(min=1), help="Only if KEY has this revision.")
+@if_revision_option
 @json_option
 @connected
 def del_command(client: Client, key: str, *, if_revision: int | None, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from raftkv.client import codec
 from raftkv.client.calls import RESEND_WINDOW_S, Call, Caller, Problem, backoff_s
+from raftkv.client.checks import check_batch
 from raftkv.client.errors import (
     PreconditionFailedError,
     RaftkvError,
@@ -39,7 +40,12 @@ def run_batch(
     operations: Sequence[Operation],
     timeout_s: float,
 ) -> list[BatchResult]:
-    """Send ``operations``; see :meth:`raftkv.client.Client.batch`."""
+    """Send ``operations``; see :meth:`raftkv.client.Client.batch`.
+
+    Raises:
+        InvalidRequestError, TypeError: One of them makes no sense; nothing was sent.
+    """
+    check_batch(operations)
     deadline = time.monotonic() + timeout_s
     results: list[BatchResult] = []
     for piece in _pieces(operations):

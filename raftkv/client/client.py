@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
 from raftkv.client import codec
 from raftkv.client.batches import BatchResult, run_batch
 from raftkv.client.calls import Call, Caller, Failure
+from raftkv.client.checks import check_key, check_revision
 from raftkv.client.coalescing import Alone, Coalescer
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.errors import InvalidRequestError, ServerError, UnknownOutcomeError
@@ -126,7 +127,7 @@ class Client:
 
         ``stale`` reads whatever replica is asked; ``max_age_ms`` then bounds the age.
         """
-        data = codec.check_key(key)
+        data = check_key(key)
         query = codec.read_query(consistency, max_age_ms)
 
         def alone(deadline: float) -> Entry | Failure | None:
@@ -160,7 +161,8 @@ class Client:
         """
         if if_absent and if_revision is not None:
             raise InvalidRequestError("if_revision and if_absent exclude each other")
-        data, body = codec.check_key(key), to_bytes(value)
+        check_revision(if_revision)
+        data, body = check_key(key), to_bytes(value)
         member = codec.PutMember(data, body, codec.unset_if_none(if_revision), if_absent)
 
         def request() -> _Request:
@@ -185,7 +187,8 @@ class Client:
     ) -> PutResult:
         """Replace a value that has not changed since it was read (compare and set).
 
-        ``revision`` is that of the :class:`Entry` that was read.
+        ``revision`` is that of the :class:`Entry` that was read; :meth:`put_if_absent` is for a key
+        that was not there.
 
         Raises:
             PreconditionFailedError: It has changed, or is gone.
@@ -200,7 +203,8 @@ class Client:
         Raises:
             PreconditionFailedError: Its revision is not ``if_revision``.
         """
-        data = codec.check_key(key)
+        check_revision(if_revision)
+        data = check_key(key)
         member = codec.DeleteMember(data, codec.unset_if_none(if_revision))
 
         def request() -> _Request:

@@ -12,10 +12,10 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from raftkv.client.calls import Problem
+from raftkv.client.checks import check_comparisons, check_key, check_operations
 from raftkv.client.errors import InvalidRequestError, ServerError
 from raftkv.client.transport import Answer
 from raftkv.client.types import (
-    KEY_BYTES_MAX,
     Bytes,
     Compare,
     Consistency,
@@ -81,14 +81,6 @@ class _Txn(msgspec.Struct):
     succeeded: bool
     revision: int | None
     results: list[dict[str, Any]]
-
-
-def check_key(key: Bytes) -> bytes:
-    """The key as bytes; a length that no server takes is refused here."""
-    data = to_bytes(key)
-    if not 1 <= len(data) <= KEY_BYTES_MAX:
-        raise InvalidRequestError(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(data)}")
-    return data
 
 
 def key_target(key: Bytes) -> str:
@@ -354,6 +346,8 @@ def txn_body(
     otherwise: Sequence[Put | Delete | Get],
 ) -> bytes:
     """The body of a transaction."""
+    check_operations((*then, *otherwise), "transaction")
+    check_comparisons(compare)
     for operation in (*then, *otherwise):
         conditional = isinstance(operation, Put) and operation.if_absent
         if conditional or getattr(operation, "if_revision", None) is not None:

@@ -13,6 +13,9 @@ Consistency = Literal["linearizable", "stale"]
 
 KEY_BYTES_MAX = 1024
 
+REVISION_MAX = 2**53 - 1
+"""Largest revision: a JSON number holds it exactly."""
+
 
 def to_bytes(data: Bytes) -> bytes:
     """The bytes of a key or value.

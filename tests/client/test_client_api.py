@@ -26,7 +26,7 @@ from raftkv.client import (
     batches,
 )
 from raftkv.client.codec import key_target
-from raftkv.core.operations import SessionKey
+from raftkv.core.operations import REVISION_LIMIT, SessionKey
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
 from raftkv.web.config import TokenHash
 
@@ -151,6 +151,48 @@ def test_delete_with_a_condition(client: Client) -> None:
         client.delete("k", if_revision=put.revision + 1)
     assert client.delete("k", if_revision=put.revision).deleted
     assert client.delete("k") == DeleteResult(deleted=False, revision=None)
+
+
+def test_revision_0_is_told_apart_from_absent(client: Client, served: FrontEnd) -> None:
+    """In etcd it means that there is no such key; here the error says what means that."""
+    for write in (
+        lambda: client.cas("k", b"1", revision=0),
+        lambda: client.delete("k", if_revision=0),
+        lambda: client.batch([Put("a", b""), Put("k", b"1", if_revision=0)]),
+    ):
+        with pytest.raises(InvalidRequestError, match="no entry has revision 0; put_if_absent"):
+            write()
+    assert not served.engine.asked
+
+
+@pytest.mark.parametrize("revision", [-1, REVISION_LIMIT, 10**30])
+def test_a_revision_that_no_entry_can_have_is_refused_here(client: Client, revision: int) -> None:
+    """In the caller's terms, and with the largest that the server knows."""
+    with pytest.raises(InvalidRequestError, match=f"1 to {REVISION_LIMIT - 1}, not {revision}"):
+        client.put("k", b"1", if_revision=revision)
+    with pytest.raises(PreconditionFailedError):
+        client.put("k", b"1", if_revision=REVISION_LIMIT - 1)
+
+
+@pytest.mark.parametrize("revision", ["5", 5.0, True])
+def test_a_revision_is_a_number(client: Client, revision: object) -> None:
+    """Alone and in a batch, whose first operations are not sent either."""
+    with pytest.raises(TypeError, match="a revision is an int, not"):
+        client.cas("k", b"1", revision=revision)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a revision is an int, not"):
+        client.batch([Put("a", b""), Delete("k", if_revision=revision)])  # type: ignore[arg-type]
+    assert client.get("a") is None
+
+
+def test_what_is_no_operation_is_refused(client: Client, served: FrontEnd) -> None:
+    """The error says what a batch and a transaction are made of."""
+    with pytest.raises(TypeError, match="a batch is made of Put, Delete and Get, not str"):
+        client.batch([Put("a", b""), "x"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="a transaction is made of Put, Delete and Get, not tuple"):
+        client.txn(then=[("put", "a", b"")])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="the conditions of a transaction are Compare, not Get"):
+        client.txn([Get("a")], [Put("a", b"")])  # type: ignore[list-item]
+    assert not served.engine.asked
 
 
 def test_scan_goes_over_pages_in_order(client: Client) -> None:
