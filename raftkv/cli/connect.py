@@ -133,9 +133,6 @@ _ADVICE = (
 def described(error: RaftkvError) -> str:
     """The error in one line, and what to look at first."""
     text = str(error)
-    if isinstance(error, PreconditionFailedError):
-        now = error.current_revision
-        return f"{text}: " + ("there is no such key" if now is None else f"it is {now}")
     advice = next((advice for sign, advice in _ADVICE if sign in text), None)
     return text if advice is None else f"{text} ({advice})"
 

@@ -5,7 +5,7 @@ A body with one bad operation is refused whole, naming the operation, before any
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -23,6 +23,7 @@ from raftkv.core.operations import (
     Txn,
 )
 from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
+from raftkv.web import misfits
 from raftkv.web.config import Limits
 from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import HttpRequest
@@ -197,6 +198,13 @@ _json_line = msgspec.json.Decoder(_JsonOperation).decode
 _json_txn = msgspec.json.Decoder(_JsonTxn).decode
 _pack_batch = msgspec.msgpack.Decoder(_PackBatch).decode
 _pack_txn = msgspec.msgpack.Decoder(_PackTxn).decode
+_CHOICES: misfits.Choices = {
+    "target": get_args(CompareTarget),
+    "operator": get_args(CompareOperator),
+    "consistency": get_args(Consistency),
+}
+_BATCH_CHOICES = {**_CHOICES, "op": ("put", "delete", "get")}
+_TXN_CHOICES = {**_CHOICES, "op": ("put", "delete", "get", "range")}
 
 
 # --- batch --------------------------------------------------------------------------------------
@@ -227,11 +235,13 @@ def _batch_members(body: bytes, media_type: bytes, operations_max: int) -> Seque
     if media_type == NDJSON:
         lines = [line for line in body.split(b"\n") if line.strip()]
         _check_count(len(lines), operations_max)
-        members = [_at(i, _decode, line, _json_line) for i, line in enumerate(lines)]
+        members = [
+            _at(i, _decode, line, _json_line, _BATCH_CHOICES) for i, line in enumerate(lines)
+        ]
     elif media_type == MSGPACK:
-        members = _decode(body, _pack_batch).operations
+        members = _decode(body, _pack_batch, _BATCH_CHOICES).operations
     else:
-        members = _decode(body, _json_batch).operations
+        members = _decode(body, _json_batch, _BATCH_CHOICES).operations
     _check_count(len(members), operations_max)
     return members
 
@@ -243,11 +253,11 @@ def _check_count(count: int, operations_max: int) -> None:
         raise HttpError("too_large", f"at most {operations_max} operations are allowed")
 
 
-def _decode(body: bytes, decoder: Callable[[bytes], _Member]) -> _Member:
+def _decode(body: bytes, decoder: Callable[[bytes], _Member], choices: misfits.Choices) -> _Member:
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
-        raise invalid(f"the body does not fit: {error}") from error
+        raise invalid(f"the body does not fit: {misfits.described(str(error), choices)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is malformed: {error}") from error
 
@@ -294,7 +304,10 @@ def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:
     if value is None:
         raise invalid("value or value_base64 is needed")
     if len(value) > limits.value_bytes_max:
-        raise HttpError("too_large", f"a value has at most {limits.value_bytes_max} bytes")
+        raise HttpError(
+            "too_large",
+            f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
+        )
     return Put(_key(member), value, revision, member.if_absent)
 
 
@@ -344,9 +357,9 @@ def parse_txn(http: HttpRequest, limits: Limits) -> Plan:
     answer_type = _answer_type(headers.get(b"accept"), media_type, _TXN_TYPES)
     document: _JsonTxn | _PackTxn
     if media_type == MSGPACK:
-        document = _decode(http.body, _pack_txn)
+        document = _decode(http.body, _pack_txn, _TXN_CHOICES)
     else:
-        document = _decode(http.body, _json_txn)
+        document = _decode(http.body, _json_txn, _TXN_CHOICES)
     branches = (document.then, document.otherwise)
     _check_count(sum(map(len, branches)), limits.txn_operations_max)
     if len(document.compare) > limits.txn_operations_max:

@@ -4,7 +4,7 @@ They arrive as one JSON object on a file descriptor, never in the arguments or t
 both of those can be read by other users of the machine, and the engine's token is among them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -56,9 +56,23 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a stopping worker waits for what is in flight."""
 
 
-def body_bytes_max(configured: int, limits: Limits) -> int:
+class BodyLimit(NamedTuple):
+    """How many bytes a body may have, and what to do about one that has more."""
+
+    bytes_max: int
+    advice: str = ""
+
+
+def value_limit(limits: Limits) -> BodyLimit:
+    """Return the limit of a body that is one value."""
+    return BodyLimit(limits.value_bytes_max, "http.max_value_bytes of the node sets this limit")
+
+
+def values_limit(configured: int, limits: Limits) -> BodyLimit:
     """Return the limit of a body of many values: one value always fits, in base64 too."""
-    return max(configured, 2 * limits.value_bytes_max)
+    return BodyLimit(
+        max(configured, 2 * limits.value_bytes_max), "put fewer operations into a request"
+    )
 
 
 class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from raftkv.web.config import BodyLimit
 from raftkv.web.problems import HttpError
 from raftkv.web.routes import too_large
 
@@ -42,11 +43,11 @@ class BodyIntake:
         self._armed = False
         self.bytes_held = 0
 
-    async def read(self, receive: Receive, bytes_max: int) -> bytes:
+    async def read(self, receive: Receive, limit: BodyLimit) -> bytes:
         """Return the whole body; the caller gives it back with :meth:`release`.
 
         Raises:
-            HttpError: 413 over ``bytes_max``, 408 too slow, 503 too many bodies in memory, 400
+            HttpError: 413 over ``limit``, 408 too slow, 503 too many bodies in memory, 400
                 if it broke off.
         """
         task = asyncio.current_task()
@@ -59,14 +60,14 @@ class BodyIntake:
         try:
             message = await receive()
             body: bytes = message.get("body", b"")
-            held = self._hold(body, 0, bytes_max)
+            held = self._hold(body, 0, limit)
             if message["type"] == "http.request" and not message.get("more_body", False):
                 return body
             chunks = [body]
             while message["type"] == "http.request" and message.get("more_body", False):
                 message = await receive()
                 chunks.append(message.get("body", b""))
-                held = self._hold(chunks[-1], held, bytes_max)
+                held = self._hold(chunks[-1], held, limit)
         except asyncio.CancelledError:
             self.release(held)
             if task not in self._expired:
@@ -88,9 +89,9 @@ class BodyIntake:
         """Give back ``size`` bytes of a body that is not needed any more."""
         self.bytes_held -= size
 
-    def _hold(self, chunk: bytes, held: int, bytes_max: int) -> int:
-        if held + len(chunk) > bytes_max:
-            raise too_large(bytes_max)
+    def _hold(self, chunk: bytes, held: int, limit: BodyLimit) -> int:
+        if held + len(chunk) > limit.bytes_max:
+            raise too_large(limit)
         if self.bytes_held + len(chunk) > self._bytes_max:
             raise HttpError(
                 "overloaded",

@@ -18,7 +18,7 @@ from a2wsgi import WSGIMiddleware
 from raftkv.rpc.messages import Failure, Reply, Request, Served
 from raftkv.web.admission import Admission
 from raftkv.web.auth import Authenticator
-from raftkv.web.config import WebConfig
+from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
@@ -177,9 +177,9 @@ class Lane:
         if self._admission.is_full and _leaves_little_unread(headers):
             raise _full()  # before more work goes into it: refusing must stay cheap
         body = b""
-        if action.body_bytes_max:
-            check_declared_length(headers, action.body_bytes_max)
-            body = await self._intake.read(receive, action.body_bytes_max)
+        if action.body is not None:
+            check_declared_length(headers, action.body)
+            body = await self._intake.read(receive, action.body)
         self._answering += 1
         try:
             plan = action.parse(
@@ -266,11 +266,12 @@ class Lane:
             self._intake.release(len(body))
 
     async def _operator_body(self, scope: Scope, receive: Receive) -> bytes:
+        limit = BodyLimit(self._limits.operator_body_bytes_max)
         headers = join_headers(scope["headers"])
-        check_declared_length(headers, self._limits.operator_body_bytes_max)
+        check_declared_length(headers, limit)
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
-            body = await self._intake.read(receive, self._limits.operator_body_bytes_max)
+            body = await self._intake.read(receive, limit)
         if self._operators_busy >= self._limits.operator_queue_max:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")

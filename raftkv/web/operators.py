@@ -28,7 +28,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.web.config import Role
+from raftkv.web.config import BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
 from raftkv.web.openapi import openapi_document
@@ -163,7 +163,7 @@ class Operators:
         self._begin("admin")
         content_type = flask.request.headers.get("Content-Type", "")
         media_type_of(content_type.encode("latin-1"), (JSON,))
-        body = read_body(self._carrier.limits.operator_body_bytes_max)
+        body = read_body(BodyLimit(self._carrier.limits.operator_body_bytes_max))
         try:
             wanted = _decode_transfer(body or b"{}")
         except msgspec.MsgspecError as error:

@@ -27,7 +27,7 @@ from raftkv.rpc.messages import (
 )
 from raftkv.version import __version__
 from raftkv.web import quantities, ring_picture, views
-from raftkv.web.config import Role, WebConfig
+from raftkv.web.config import BodyLimit, Role, WebConfig
 from raftkv.web.csrf import COOKIE, FormGuard
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.problems import HttpError
@@ -46,7 +46,7 @@ _PART = frozenset({b"part"})
 _KEY = frozenset({b"key"})
 _NONE: frozenset[bytes] = frozenset()
 _EXPLAIN_PREFIX_BYTES = len(b"/explain/")
-_FORM_BYTES_MAX = 4096
+_FORM_LIMIT = BodyLimit(4096)
 
 SECURITY_HEADERS = {
     # Without it a browser sends "Origin: null" with our own forms.
@@ -111,7 +111,7 @@ class Pages:
     def transfer(self, shard: int) -> flask.Response:
         """``POST /shards/{shard}/transfer``: hand leadership over, as the form says."""
         self._begin("admin")
-        fields = parse_qs(read_body(_FORM_BYTES_MAX).decode("utf-8", "replace"))
+        fields = parse_qs(read_body(_FORM_LIMIT).decode("utf-8", "replace"))
         token = fields.get("token", [""])[0]
         cookie = flask.request.cookies.get(COOKIE)
         self._guard.check(flask.request.headers, cookie, token, f"transfer {shard}")

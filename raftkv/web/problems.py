@@ -57,7 +57,6 @@ KINDS: dict[str, _Kind] = {
 }
 
 _REFUSAL_DETAILS = {
-    "precondition": "the key's revision is not the one that the condition names",
     "moved": "the group does not own this key any more; ask again",
     "key_reused": "another request was made under the same idempotency key",
     "table_full": "the shard remembers as many idempotency keys as it may",
@@ -135,11 +134,16 @@ def from_refusal(refused: Refused) -> HttpError:
     extra: dict[str, Any] = {}
     if refused.reason == "precondition":
         extra["revision"] = refused.current_revision
-        if refused.current_revision is not None:
+        if refused.current_revision is None:
+            detail = "the key does not exist"
+        else:
+            detail = f"the key exists, with revision {refused.current_revision}"
             headers = ((b"etag", b'"%d"' % refused.current_revision),)
+    else:
+        detail = _REFUSAL_DETAILS[refused.reason]
     return HttpError(
         refused.reason,
-        _REFUSAL_DETAILS[refused.reason],
+        detail,
         definite=refused.reason != "forgotten",
         headers=headers,
         extra=extra,

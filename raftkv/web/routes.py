@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from raftkv.web.bodies import parse_batch, parse_txn
-from raftkv.web.config import Limits, Role, body_bytes_max
+from raftkv.web.config import BodyLimit, Limits, Role, value_limit, values_limit
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError
 from raftkv.web.requests import (
@@ -26,12 +26,12 @@ Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
 
 
 class Action(NamedTuple):
-    """One method of one route. ``label`` names it in metrics; a body of 0 bytes is not read."""
+    """One method of one route. ``label`` names it in metrics; without a limit no body is read."""
 
     label: str
     role: Role
     parse: Parse
-    body_bytes_max: int
+    body: BodyLimit | None
 
 
 class Route(NamedTuple):
@@ -56,23 +56,23 @@ class DataRoutes:
     """The data routes under one worker's limits."""
 
     def __init__(self, limits: Limits) -> None:
-        get = Action("kv_get", "read", parse_get, 0)
-        scan = Action("kv_scan", "read", parse_scan, 0)
+        get = Action("kv_get", "read", parse_get, None)
+        scan = Action("kv_scan", "read", parse_scan, None)
         self.key = _route(
             GET=get,
             HEAD=get._replace(label="kv_head"),
-            PUT=Action("kv_put", "write", parse_put, limits.value_bytes_max),
-            DELETE=Action("kv_delete", "write", parse_delete, 0),
+            PUT=Action("kv_put", "write", parse_put, value_limit(limits)),
+            DELETE=Action("kv_delete", "write", parse_delete, None),
         )
         self.exact = {
             b"/v1/kv": _route(GET=scan, HEAD=scan),
             b"/v1/batch": _route(
                 POST=Action(
-                    "batch", "write", parse_batch, body_bytes_max(limits.batch_bytes_max, limits)
+                    "batch", "write", parse_batch, values_limit(limits.batch_bytes_max, limits)
                 )
             ),
             b"/v1/txn": _route(
-                POST=Action("txn", "write", parse_txn, body_bytes_max(limits.txn_bytes_max, limits))
+                POST=Action("txn", "write", parse_txn, values_limit(limits.txn_bytes_max, limits))
             ),
         }
 
@@ -90,21 +90,22 @@ def method_not_allowed(method: str, allow: bytes) -> HttpError:
     )
 
 
-def check_declared_length(headers: Mapping[bytes, bytes], bytes_max: int) -> None:
+def check_declared_length(headers: Mapping[bytes, bytes], limit: BodyLimit) -> None:
     """Refuse a body that says itself that it is too large, before any of it is read."""
     declared = headers.get(b"content-length")
     if declared is None:
         return
     if not declared.isdigit():
         raise HttpError("invalid", "bad Content-Length")
-    if len(declared) > len(str(bytes_max)) + 20 or int(declared) > bytes_max:
-        raise too_large(bytes_max)
+    digits_max = len(str(limit.bytes_max)) + 20
+    if len(declared) > digits_max or int(declared) > limit.bytes_max:
+        raise too_large(limit)
 
 
-def too_large(bytes_max: int) -> HttpError:
+def too_large(limit: BodyLimit) -> HttpError:
     """Return the error for a body over its limit; the rest of it is never read."""
     return HttpError(
         "too_large",
-        f"the body is larger than {bytes_max} bytes",
+        f"the body is larger than {limit.bytes_max} bytes" + (limit.advice and f": {limit.advice}"),
         headers=((b"connection", b"close"),),
     )

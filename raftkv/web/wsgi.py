@@ -7,7 +7,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from raftkv.rpc.messages import Reply, Request, Served
 from raftkv.web.auth import Authenticator
-from raftkv.web.config import Limits, WebConfig
+from raftkv.web.config import BodyLimit, Limits, WebConfig
 from raftkv.web.engine import SyncEngine
 from raftkv.web.exchange import HttpRequest, HttpResponse
 from raftkv.web.request_ids import RequestIds
@@ -47,9 +47,9 @@ class Carrier:
         headers = request_headers()
         self.auth.check(headers.get(b"authorization"), action.role)
         body = b""
-        if action.body_bytes_max:
-            check_declared_length(headers, action.body_bytes_max)
-            body = read_body(action.body_bytes_max)
+        if action.body is not None:
+            check_declared_length(headers, action.body)
+            body = read_body(action.body)
         plan = action.parse(
             HttpRequest(
                 flask.request.method,
@@ -113,13 +113,13 @@ def request_headers() -> dict[bytes, bytes]:
     }
 
 
-def read_body(bytes_max: int) -> bytes:
-    """Return the body, reading no more than ``bytes_max`` of it."""
-    flask.request.max_content_length = bytes_max
+def read_body(limit: BodyLimit) -> bytes:
+    """Return the body, reading no more of it than it may have."""
+    flask.request.max_content_length = limit.bytes_max
     try:
         return flask.request.get_data(cache=False)
     except RequestEntityTooLarge as error:
-        raise too_large(bytes_max) from error
+        raise too_large(limit) from error
 
 
 def to_flask(response: HttpResponse) -> flask.Response:

@@ -65,10 +65,22 @@ def test_a_condition_that_does_not_hold_ends_with_1(run: Run) -> None:
     for condition in (["--if-absent"], ["--if-revision", "99"]):
         refused = run("put", "k", "2", *condition)
         assert refused.exit_code == 1
-        assert refused.stderr.endswith(f"names: it is {revision}\n")
-    assert run("put", "none", "2", "--if-revision", "9").stderr.endswith("there is no such key\n")
+        assert refused.stderr == f"raftkv: the key exists, with revision {revision}\n"
+    missing = run("put", "none", "2", "--if-revision", "9")
+    assert missing.stderr == "raftkv: the key does not exist\n"
     assert run("del", "k", "--if-revision", "99").exit_code == 1
     assert run("get", "k").stdout == "1"
+
+
+def test_a_revision_that_no_key_can_have_is_wrong_usage(run: Run) -> None:
+    """0 means "absent" in etcd: the line names the option that means it here."""
+    for command in (["put", "k", "1"], ["del", "k"]):
+        refused = run(*command, "--if-revision", "0")
+        assert refused.exit_code == 2
+        assert "no key has revision 0; put --if-absent" in refused.stderr
+        refused = run(*command, "--if-revision", str(10**30))
+        assert refused.exit_code == 2
+        assert "is not in the range 1<=x<=9007199254740991" in refused.stderr
 
 
 def test_values_are_bytes(run: Run, tmp_path: Path) -> None:

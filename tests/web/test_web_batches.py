@@ -377,6 +377,48 @@ def test_nonsense_transactions(api: Carrier, engine: FakeEngine, document: Any) 
     assert engine.asked == []
 
 
+_COMPARE = {"key": "a", "target": "mod", "operator": "=", "operand": 1}
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        (
+            {"then": [_GET], "compare": [{**_COMPARE, "operator": "=="}]},
+            "'==' - at `$.compare[0].operator`; it can be =, !=, <, >",
+        ),
+        (
+            {"then": [_GET], "compare": [{**_COMPARE, "target": "lease"}]},
+            "'lease' - at `$.compare[0].target`; it can be value, create, mod, version",
+        ),
+        (
+            {"else": [_GET, {"op": "set", "key": "a"}]},
+            "'set' - at `$.else[1].op`; it can be put, delete, get, range",
+        ),
+    ],
+)
+def test_a_transaction_that_asks_for_what_is_not_there_is_told_what_is(
+    api: Carrier, document: Any, says: str
+) -> None:
+    """The place, and the values that are possible there."""
+    answer = _post(api, b"/v1/txn", document)
+    assert answer.status == 400
+    assert answer.json()["detail"].endswith(says)
+
+
+def test_a_batch_that_asks_for_what_is_not_there_is_told_what_is(api: Carrier) -> None:
+    """A batch has no ranges."""
+    ranged = _batch(api, {"op": "range", "prefix": "a"})
+    assert ranged.json()["detail"].endswith("`$.operations[0].op`; it can be put, delete, get")
+    fresh = _batch(api, {**_GET, "consistency": "fresh"})
+    assert fresh.json()["detail"].endswith("consistency`; it can be linearizable, stale")
+    line = api("POST", b"/v1/batch", {"Content-Type": _NDJSON}, b'{"op": "set", "key": "a"}\n')
+    assert line.json()["detail"].endswith("`$.op`; it can be put, delete, get")
+    body = msgspec.msgpack.encode({"operations": [{"op": "set", "key": b"a"}]})
+    packed = api("POST", b"/v1/batch", {"Content-Type": _MSGPACK}, body)
+    assert packed.json()["detail"].endswith("`$.operations[0].op`; it can be put, delete, get")
+
+
 def test_limits_of_a_txn(api: Carrier) -> None:
     """Too many operations or comparisons: 413."""
     compare = {"key": "a", "target": "mod", "operator": "=", "operand": 1}

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from raftkv.web.config import BodyLimit
 from raftkv.web.intake import BodyIntake, Receive
 from raftkv.web.problems import HttpError
 
 Message = MutableMapping[str, Any]
+
+_FOUR = BodyLimit(4)
 
 
 def _client(*pieces: bytes, end: str = "complete") -> Receive:
@@ -34,10 +37,10 @@ def test_pieces_are_joined_and_counted() -> None:
 
     async def run() -> None:
         intake = BodyIntake(timeout_s=5, bytes_max=100)
-        assert await intake.read(_client(b"ab", b"", b"cd"), 4) == b"abcd"
+        assert await intake.read(_client(b"ab", b"", b"cd"), _FOUR) == b"abcd"
         assert intake.bytes_held == 4
         intake.release(4)
-        assert await intake.read(_client(b""), 4) == b""
+        assert await intake.read(_client(b""), _FOUR) == b""
         assert intake.bytes_held == 0
 
     asyncio.run(run())
@@ -50,7 +53,7 @@ def test_body_over_the_limit_is_not_read_on() -> None:
         intake = BodyIntake(timeout_s=5, bytes_max=100)
         receive = _client(b"ab", b"cd", b"ef", b"gh")
         with pytest.raises(HttpError) as caught:
-            await intake.read(receive, 4)
+            await intake.read(receive, _FOUR)
         assert (caught.value.status, intake.bytes_held) == (413, 0)
         assert (await receive())["body"] == b"gh"
 
@@ -62,13 +65,13 @@ def test_total_is_bounded() -> None:
 
     async def run() -> None:
         intake = BodyIntake(timeout_s=5, bytes_max=6)
-        await intake.read(_client(b"abcd"), 4)
+        await intake.read(_client(b"abcd"), _FOUR)
         with pytest.raises(HttpError) as caught:
-            await intake.read(_client(b"ef", b"gh"), 4)
+            await intake.read(_client(b"ef", b"gh"), _FOUR)
         assert (caught.value.code, caught.value.definite) == ("overloaded", True)
         assert intake.bytes_held == 4
         intake.release(4)
-        assert await intake.read(_client(b"ef", b"gh"), 4) == b"efgh"
+        assert await intake.read(_client(b"ef", b"gh"), _FOUR) == b"efgh"
 
     asyncio.run(run())
 
@@ -79,7 +82,7 @@ def test_slow_body_is_given_up() -> None:
     async def run() -> None:
         intake = BodyIntake(timeout_s=0.01, bytes_max=100)
         with pytest.raises(HttpError) as caught:
-            await intake.read(_client(b"ab", end="stalled"), 4)
+            await intake.read(_client(b"ab", end="stalled"), _FOUR)
         assert (caught.value.status, intake.bytes_held) == (408, 0)
         task = asyncio.current_task()
         assert task is not None
@@ -94,7 +97,7 @@ def test_client_that_leaves() -> None:
     async def run() -> None:
         intake = BodyIntake(timeout_s=5, bytes_max=100)
         with pytest.raises(HttpError) as caught:
-            await intake.read(_client(b"ab", end="gone"), 4)
+            await intake.read(_client(b"ab", end="gone"), _FOUR)
         assert (caught.value.status, intake.bytes_held) == (400, 0)
 
     asyncio.run(run())
@@ -105,7 +108,7 @@ def test_cancellation_from_outside_is_not_swallowed() -> None:
 
     async def run() -> None:
         intake = BodyIntake(timeout_s=60, bytes_max=100)
-        reading = asyncio.create_task(intake.read(_client(b"ab", end="stalled"), 4))
+        reading = asyncio.create_task(intake.read(_client(b"ab", end="stalled"), _FOUR))
         await asyncio.sleep(0)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

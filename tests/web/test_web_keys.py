@@ -118,6 +118,7 @@ def test_if_match(api: Carrier) -> None:
     assert absent.status == 412
     assert "etag" not in absent.headers
     assert absent.json()["revision"] is None
+    assert absent.json()["detail"] == "the key does not exist"
 
 
 def test_if_none_match_star_creates_only(api: Carrier) -> None:
@@ -125,6 +126,8 @@ def test_if_none_match_star_creates_only(api: Carrier) -> None:
     assert api("PUT", b"/v1/kv/k", {"If-None-Match": "*"}, b"1").status == 201
     refused = api("PUT", b"/v1/kv/k", {"If-None-Match": "*"}, b"2")
     assert (refused.status, refused.code) == (412, "precondition")
+    revision = refused.json()["revision"]
+    assert refused.json()["detail"] == f"the key exists, with revision {revision}"
     assert api("GET", b"/v1/kv/k").body == b"1"
 
 
@@ -267,6 +270,7 @@ def test_body_over_the_limit(api: Carrier, engine: FakeEngine) -> None:
     assert api("PUT", b"/v1/kv/k", body=b"x" * 4096).status == 201
     answer = api("PUT", b"/v1/kv/big", body=b"x" * 4097)
     assert (answer.status, answer.code, answer.definite) == (413, "too_large", True)
+    assert "larger than 4096 bytes: http.max_value_bytes" in answer.json()["detail"]
     assert engine.state.get(b"big").entry is None
 
 
