@@ -51,9 +51,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: setup.cfg setup.py | $(BIN)/python
+	@echo "Installing raftkv and what it needs into $(VENV): about a minute, this once"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/test.stamp: setup.cfg setup.py | $(BIN)/python
+	@echo "Installing raftkv and what its tests need into $(VENV): a few minutes, this once"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/run.stamp

@@ -194,7 +194,7 @@ def _events(facts: Facts) -> list[RenderableType]:
     found = views.events(facts, shown=_EVENTS_SHOWN)
     if not found:
         return []
-    table = _table("when", "node", "what", "where", "")
+    table = _table("when", "node", "what", "where", "detail")
     now_us = time.time_ns() // 1000
     for event in found:
         table.add_row(

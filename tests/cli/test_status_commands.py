@@ -86,6 +86,8 @@ def test_status_shows_shards_nodes_and_events(run: Run) -> None:
     shown = run(facts(silent=("n3",)), "status").stdout
     for text in ("★ leader", "✓ follows", "✕ silent", "could not be asked: n3", "link down", EVIL):
         assert text in shown
+    headings = ["when", "node", "what", "where", "detail"]
+    assert headings in [line.split() for line in shown.splitlines()]
 
 
 def test_status_as_json(run: Run) -> None:
