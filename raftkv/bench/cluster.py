@@ -1,5 +1,6 @@
 """The clusters that are measured: three real nodes that leave nothing behind."""
 
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raftkv.bench.processes import descendants_of
+from raftkv.bench.run_load import LoadError
 from raftkv.client import Client
 from raftkv.testing import LocalCluster
 
 NODES = 3
+_CONNECT_S = 5.0
 
 Options = dict[str, dict[str, int | bool | str]]
 
@@ -43,6 +46,19 @@ def addresses_of(urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Host and port of every URL."""
     parts = [urlsplit(url) for url in urls]
     return tuple((part.hostname or "", part.port or 80) for part in parts)
+
+
+def check_reachable(urls: Sequence[str]) -> None:
+    """Find out now, and not in a generator, whether something listens at every URL.
+
+    Raises:
+        LoadError: Nothing does; the message names the URL.
+    """
+    for url, address in zip(urls, addresses_of(urls), strict=True):
+        try:
+            socket.create_connection(address, _CONNECT_S).close()
+        except OSError as error:
+            raise LoadError(f"{url}: {error.strerror or error}") from error
 
 
 def server_processes(cluster: LocalCluster) -> dict[str, list[int]]:

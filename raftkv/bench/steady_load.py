@@ -9,6 +9,7 @@ import msgspec
 
 from raftkv.bench.cluster import (
     addresses_of,
+    check_reachable,
     server_processes,
     throwaway_cluster,
     wait_leaders_home,
@@ -65,6 +66,7 @@ def run(plan: Plan, command: str, parent: Path | None, progress: OnProgress) -> 
 @contextlib.contextmanager
 def _cluster(plan: Plan, parent: Path | None) -> Iterator[tuple[Sequence[str], Servers]]:
     if plan.endpoints:
+        check_reachable(plan.endpoints)
         yield plan.endpoints, {}
         return
     with throwaway_cluster(parent, shards=SHARDS) as cluster:

@@ -21,7 +21,9 @@ from raftkv.bench.run_load import OnProgress
 from raftkv.bench.steady_load import Spread
 from raftkv.bench.workload import DISTRIBUTIONS, KEY_BYTES_MIN, KINDS, Distribution, Kind, Workload
 from raftkv.cli import load_picture
+from raftkv.cli.endpoints import endpoints_option
 from raftkv.cli.measuring import ending_cleanly, measuring
+from raftkv.client.endpoints import normalized
 
 
 @contextlib.contextmanager
@@ -69,6 +71,20 @@ class _Rate:
         return now - self._began, self._per_s
 
 
+def _plain(urls: Sequence[str]) -> tuple[str, ...]:
+    """The endpoints of a cluster that can be loaded."""
+    try:
+        endpoints = tuple(map(normalized, urls))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--endpoints") from error
+    for url in endpoints:
+        if not url.startswith("http:"):
+            raise click.BadParameter(
+                f"{url}: the load generator speaks http:// only", param_hint="--endpoints"
+            )
+    return endpoints
+
+
 @click.command("load")
 @click.option("--workload", type=click.Choice(KINDS), default="put", show_default=True)
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
@@ -114,11 +130,8 @@ class _Rate:
     show_default=True,
     help="Ask all nodes in turn, or one.",
 )
-@click.option(
-    "--endpoints",
-    metavar="URL,URL",
-    callback=lambda _context, _option, text: tuple(filter(None, (text or "").split(","))),
-    help="Of a cluster that runs already; its keys are written. By default one is started.",
+@endpoints_option(
+    "Of a cluster that runs already; its keys are written. By default one is started."
 )
 @click.option(
     "--processes",
@@ -163,7 +176,7 @@ def load_command(
         rate,
         spread,
         processes,
-        endpoints,
+        _plain(endpoints),
     )
     progress("starting")
     with load_bar(warmup + duration) as show:

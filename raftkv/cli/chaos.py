@@ -23,6 +23,7 @@ from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
+from raftkv.cli.endpoints import endpoints_option
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
@@ -86,7 +87,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="What to start on this machine.",
 )
-@click.option("--endpoints", help="URLs, separated by commas: use a cluster that runs already.")
+@endpoints_option("Use a cluster that runs already, and do nothing else to it.")
 @click.option("--api", type=click.Choice(("raftkv", "etcd")), help="What is at --endpoints.")
 @click.option("--token", envvar="RAFTKV_TOKEN", show_envvar=True, help="For --endpoints.")
 @click.option(
@@ -107,7 +108,7 @@ def chaos_command(
     snapshot_after_entries: int,
     out: Path | None,
     target: str,
-    endpoints: str | None,
+    endpoints: tuple[str, ...],
     api: str | None,
     token: str | None,
     ca: str | None,
@@ -133,7 +134,7 @@ def chaos_command(
         clients=clients,
         rate_per_s=rate_per_s,
         system="etcd" if system == "etcd" else "raftkv",
-        endpoints=tuple(endpoints.split(",")) if endpoints else (),
+        endpoints=endpoints,
         token=token,
         ca=ca,
         election_timeout_ms=election_timeout_ms,

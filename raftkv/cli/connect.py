@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from raftkv.cli.endpoints import endpoints_option
 from raftkv.client import (
     Client,
     DefiniteError,
@@ -58,14 +59,10 @@ def _check_ca(_context: click.Context, _parameter: click.Parameter, ca: str | No
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reaching a cluster, pass a client first, and turn errors into codes."""
 
-    @click.option(
-        "--endpoint",
-        "endpoints",
-        multiple=True,
-        envvar="RAFTKV_ENDPOINTS",
-        show_envvar=True,
-        help="URL of a node; repeat it, or separate several by spaces in the variable.  "
+    @endpoints_option(
+        "URL of a node; repeat it, or separate several by commas, in the variable also by spaces.  "
         f"[default: {DEFAULT_ENDPOINT}]",
+        variable="RAFTKV_ENDPOINTS",
     )
     @click.option(
         "--token",

@@ -18,7 +18,7 @@ class Endpoints:
             urls = [urls]
         if not urls:
             raise ValueError("at least one endpoint is needed")
-        self._urls = [_normalize(url) for url in urls]
+        self._urls = [normalized(url) for url in urls]
         self._clock = clock
         self._lock = threading.Lock()
         self._suspect_until = dict.fromkeys(self._urls, float("-inf"))
@@ -61,7 +61,12 @@ class Endpoints:
             self._current = (self._current + 1) % len(self._urls)
 
 
-def _normalize(url: str) -> str:
+def normalized(url: str) -> str:
+    """An endpoint as scheme, host and port, without a slash at its end.
+
+    Raises:
+        ValueError: It is none; the message says what one looks like.
+    """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
@@ -69,4 +74,8 @@ def _normalize(url: str) -> str:
         raise ValueError(f"{url!r}: an endpoint is one URL; give several one by one")
     if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"{url!r}: an endpoint is scheme, host and port only")
+    try:
+        parts.port  # noqa: B018 -- read to be judged
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000: {error}") from error
     return f"{parts.scheme}://{parts.netloc}"

@@ -172,13 +172,6 @@ def test_the_wrong_scheme_is_told(run: Run, served: FrontEnd) -> None:
     assert "does it speak http:// and not https://?" in result.stderr
 
 
-def test_endpoints_are_given_one_by_one(run: Run) -> None:
-    """Several in one word, as etcdctl has them, are refused with what to do."""
-    result = run("get", "k", "--endpoint", "http://127.0.0.1:1,http://127.0.0.1:2")
-    assert result.exit_code == 2
-    assert "give several one by one" in result.stderr
-
-
 def test_nobody_there_is_one_line_and_3() -> None:
     """The line names the address and the reason."""
     arguments = ["get", "k", "--endpoint", "http://127.0.0.1:1", "--timeout", "0.05"]

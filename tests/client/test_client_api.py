@@ -379,7 +379,17 @@ def test_connections_are_kept_and_a_closed_client_opens_new_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoints", [[], "127.0.0.1:8000", "ftp://x", "http://", "http://x/path", "http://u@x"]
+    "endpoints",
+    [
+        [],
+        "127.0.0.1:8000",
+        "ftp://x",
+        "http://",
+        "http://x/path",
+        "http://u@x",
+        "http://x:port",
+        "http://a,http://b",
+    ],
 )
 def test_endpoints_that_make_no_sense_are_refused(endpoints: list[str] | str) -> None:
     """A client that could never work is not made."""
