@@ -42,7 +42,14 @@ class RemoteTarget:
         return ()
 
     def start(self) -> None:
-        """Find out whether it answers, and whether the keys of the workloads are free."""
+        """Nothing: it runs already."""
+
+    def check(self) -> None:
+        """Find out whether it answers, and whether the keys of the workloads are free.
+
+        Raises:
+            ChaosError: It does not, or they are not.
+        """
         try:
             store = self.connect(0)
             store.get(PROBE_KEY)

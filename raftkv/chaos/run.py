@@ -103,11 +103,14 @@ def run_chaos(settings: Settings, show: Callable[[Progress], None] = lambda _: N
         ChaosError: It cannot be run; one line that says what to do.
     """
     settings.check()
-    settings.out.mkdir(parents=True, exist_ok=True)
     again = shlex.join(settings.arguments())
-    (settings.out / "again").write_text(again + "\n", encoding="utf-8")
-    work = _Work(settings, show)
     try:
+        target = settings.target()
+        if isinstance(target, RemoteTarget):
+            target.check()  # before anything is made: the same command can be given again
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "again").write_text(again + "\n", encoding="utf-8")
+        work = _Work(settings, target, show)
         work.run()
     except (ClusterError, LayoutError, OSError) as error:
         raise ChaosError(f"{error}") from error
@@ -119,6 +122,7 @@ class _Work:
     """A run under way."""
 
     settings: Settings
+    target: Nodes | RemoteTarget
     show: Callable[[Progress], None]
     findings: list[str] = field(default_factory=list)
     phase: str = "starting"
@@ -139,7 +143,7 @@ class _Work:
             history = stack.enter_context(HistoryWriter(self.out / "history.jsonl"))
             self.recorder = Recorder(history)
             self.events = stack.enter_context(EventLog(self.out / "events.jsonl"))
-            target = self.settings.target()
+            target = self.target
             self.title = target.title
             stack.callback(self._clean_up, target)
             target.start()

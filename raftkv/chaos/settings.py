@@ -14,6 +14,7 @@ from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.target import Nodes
 from raftkv.chaos.workloads import MIXED, WORKLOADS
+from raftkv.client.endpoints import normalized
 from raftkv.testing.processes import RAFTKV_COMMAND
 
 System = Literal["raftkv", "etcd"]
@@ -58,6 +59,11 @@ class Settings:
             raise ChaosError(f"--replicas {self.replicas}: use at most --nodes {self.nodes}")
         for kind in self.faults:
             self._check_fault(kind)
+        for url in self.endpoints:
+            try:
+                normalized(url)
+            except ValueError as error:
+                raise ChaosError(f"--endpoints: {error}") from error
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ChaosError(f"--out {self.out}: is there and not empty; name a new directory")
 

@@ -51,6 +51,7 @@ def test_the_help_names_every_fault() -> None:
         (["--faults", "kill", "--endpoints", "http://127.0.0.1:1"], "--faults kill"),
         (["--endpoints", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["--endpoints", "nonsense"], "nonsense"),
+        (["--endpoints", ""], "--endpoints: '' is not a URL"),
     ],
 )
 def test_what_cannot_run_is_one_line_and_code_3(
@@ -63,6 +64,7 @@ def test_what_cannot_run_is_one_line_and_code_3(
     assert line.startswith("raftkv: ")
     assert names in line
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists(), "the same command must be possible again"
 
 
 def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
