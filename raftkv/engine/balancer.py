@@ -70,7 +70,7 @@ class Balancer:
             else:
                 continue
             if target is not None:
-                group.transfer_to(target, lambda outcome, group=group: _log(group, outcome))  # type: ignore[misc]
+                group.transfer.begin(target, lambda outcome, group=group: _log(group, outcome))  # type: ignore[misc]
                 return
 
     def _preferred(self, group: Group) -> str | None:

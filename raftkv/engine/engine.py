@@ -217,7 +217,7 @@ class Engine:
     def _snapshot_finished(self, group: Group, error: BaseException | None) -> None:
         kind = "snapshot_written" if error is None else "snapshot_failed"
         self._status.snapshots["written" if error is None else "failed"] += 1
-        detail = f"at entry {group.snapshot_index}" if error is None else str(error)
+        detail = f"at entry {group.compaction.snapshot_index}" if error is None else str(error)
         self.host.recent.add(kind, detail, shard=group.id.shard, term=group.term)
 
     def _make_group(
@@ -293,7 +293,7 @@ class Engine:
             for group, target in targets:
                 if target is not None:
                     done: asyncio.Future[None] = self._loop.create_future()
-                    group.transfer_to(target, _resolver(done))
+                    group.transfer.begin(target, _resolver(done))
                     moved.append(done)
             await asyncio.wait(moved, timeout=HANDOVER_S)
             await asyncio.sleep(HANDOVER_PAUSE_S)

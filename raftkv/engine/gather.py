@@ -192,7 +192,7 @@ class LocalBatch:
             commands = [cast("Command", self._operations[place]) for place in places]
             self._group.propose(commands, self._writes_done(places))
         if reads:
-            self._group.confirm_read(self._reads_done(reads), self._voucher)
+            self._group.reads.confirm(self._reads_done(reads), self._voucher)
 
     def _pieces(self) -> Iterator[list[int]]:
         """Places of the writes, cut into pieces that fit a proposal."""

@@ -440,14 +440,14 @@ class Router:
             elif not pending.answered:
                 self._finish(pending, read(), self._served_by(group))
 
-        group.confirm_read(confirmed, pending.voucher)
+        group.reads.confirm(confirmed, pending.voucher)
 
     def _read_stale(
         self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
     ) -> None:
         """Read the local replica, once it is known to be fresh enough if that was asked."""
         if max_age_ms is None:
-            self._finish(pending, read(), self._served_by(group, group.stale_age_ms()))
+            self._finish(pending, read(), self._served_by(group, group.freshness.age_ms()))
             return
 
         def fresh(rejection: Rejection | None) -> None:
@@ -455,10 +455,10 @@ class Router:
                 stale = Failure("too_stale", rejection.detail or "no leader", definite=True)
                 self._finish(pending, stale, self._served_by(group))
             elif not pending.answered:
-                age_ms = 0 if group.is_leader else group.stale_age_ms()
+                age_ms = 0 if group.is_leader else group.freshness.age_ms()
                 self._finish(pending, read(), self._served_by(group, age_ms))
 
-        group.ensure_fresh(max_age_ms, fresh)
+        group.freshness.ensure(max_age_ms, fresh)
 
     def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
         """Put the writes into the log in as few entries as fit, and read beside them."""
@@ -482,7 +482,7 @@ class Router:
                 facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
                 self._finish(pending, facts, self._served_by(group))
 
-        group.transfer_to(target, done)
+        group.transfer.begin(target, done)
 
 
 def _is_stale(request: Request) -> bool:

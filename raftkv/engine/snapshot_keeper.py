@@ -251,13 +251,14 @@ class SnapshotKeeper:
             self._writer.settle()
         if self._busy:
             return
-        due = [group for group in self._groups.values() if group.snapshot_due]
+        groups = self._groups.values()
+        due = [group for group in groups if group.compaction.is_due(group.state.bytes_total)]
         # Under load the same groups are due every time: whose turn was longest ago goes first.
         group = min(due, key=lambda group: self._turns.get(group.id, 0), default=None)
         if group is None:
             pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
-            idle = (group for group in pinned if not group.release_log())
-            group = next((group for group in idle if group.may_snapshot), None)
+            idle = (group for group in pinned if not group.compaction.release_log())
+            group = next((group for group in idle if group.compaction.may_snapshot), None)
         if group is not None:
             self._start(group)
 
@@ -265,7 +266,7 @@ class SnapshotKeeper:
         self._busy = True
         self._turn += 1
         self._turns[group.id] = self._turn
-        index, term = group.snapshot_point()
+        index, term = group.compaction.snapshot_point()
         digest = group.state.digest.to_bytes(16, "big")
         header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)
         self._writer.write(header, group, lambda error: self._sealed(group, index, error))
@@ -289,6 +290,6 @@ class SnapshotKeeper:
             self.finished(group, error)
             return
         self.written += 1
-        group.snapshot_written(index)
+        group.compaction.snapshot_written(index)
         _logger.info("snapshot of group %s at entry %d written", group.id, index)
         self.finished(group, None)

@@ -176,14 +176,14 @@ class LocalStatus:
             "commit_index": group.commit_index,
             "applied_index": group.applied_index,
             "last_index": group.last_index,
-            "first_index": group.first_index,
-            "log_bytes": group.log_bytes,
+            "first_index": group.journal.first_index,
+            "log_bytes": group.journal.bytes_total,
             "keys": group.state.key_count,
             "bytes": group.state.bytes_total,
             "revision": group.state.last_revision,
             "digest": f"{group.state.digest:032x}",
-            "digest_mismatch": group.digest_mismatch,
-            "digest_agreed_index": group.digest_agreed_index,
+            "digest_mismatch": group.digests.mismatch,
+            "digest_agreed_index": group.digests.agreed_index,
             "snapshot": self._snapshot(group),
             "load": load.rates(),
             "reads": load.reads,
@@ -217,7 +217,7 @@ class LocalStatus:
         except OSError:  # there is none yet, or the disk is a simulated one
             return None
         return {
-            "index": group.snapshot_index,
+            "index": group.compaction.snapshot_index,
             "bytes": facts.st_size,
             "at_us": facts.st_mtime_ns // 1000,
         }

@@ -13,10 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from raftkv.core.cluster_map import GroupId
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
+from raftkv.raft.host import Host
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.replica import Replica
+
+READS_WAITING_MAX = 8192
+"""Reads of one group that may wait for a confirm round."""
 
 ReadDone = Callable[[Rejection | None], None]
 """Called once; None: read the state machine now, before anything else is applied."""
@@ -31,21 +36,20 @@ class Voucher:
 
 
 class ReadIndex:
-    """The reads of one replica that wait to be confirmed or for their index to be applied."""
+    """The reads of one replica that wait to be confirmed or for their index to be applied.
+
+    Args:
+        resend_s: a question that is not answered is asked again after this long.
+    """
 
     def __init__(
-        self,
-        replica: Replica,
-        broadcast: Callable[[wire.RaftMessage], None],
-        clock: Clock,
-        resend_s: float,
-        waiting_max: int,
+        self, group: GroupId, *, replica: Replica, host: Host, clock: Clock, resend_s: float
     ) -> None:
+        self._group = group
         self._replica = replica
-        self._broadcast = broadcast
+        self._host = host
         self._clock = clock
         self._resend_s = resend_s
-        self._waiting_max = waiting_max
         self._majority = (len(replica.peers) + 1) // 2 + 1
         self._round = 0
         self._waiting: list[ReadDone] = []
@@ -60,16 +64,24 @@ class ReadIndex:
         """Return how many reads are not answered yet."""
         return len(self._waiting) + len(self._asking) + len(self._ready)
 
-    def ask(self, done: ReadDone) -> Rejection | None:
-        """Queue a read, or say why not."""
-        if not self._replica.is_leader:
-            return Rejection("not_leader")
-        if len(self) >= self._waiting_max:
-            return Rejection("busy", "too many reads are waiting for this shard")
-        self._waiting.append(done)
-        return None
+    # --- at the leader ------------------------------------------------------------------------
 
-    def is_confirmed_by(self, voucher: Voucher) -> bool:
+    def confirm(self, done: ReadDone, voucher: Voucher | None = None) -> None:
+        """Call ``done(None)`` once the state may be read linearizably, at that very moment.
+
+        ``voucher`` is of the member that forwarded the read, if one did.
+        """
+        if voucher is not None and self._is_confirmed_by(voucher):
+            done(None)
+        elif not self._replica.is_leader:
+            done(Rejection("not_leader"))
+        elif len(self) >= READS_WAITING_MAX:
+            done(Rejection("busy", "too many reads are waiting for this shard"))
+        else:
+            self._waiting.append(done)
+            self._host.wake(self._group)
+
+    def _is_confirmed_by(self, voucher: Voucher) -> bool:
         """Whether a read may be served at once: we lead with the forwarder's consent.
 
         A newer leader would have needed one of us two: not us, as we are in this term still, and
@@ -112,7 +124,9 @@ class ReadIndex:
 
     def _ask_members(self) -> None:
         self._asked_at = self._clock.monotonic()
-        self._broadcast(wire.ConfirmLeader(self._asking_term, self._round))
+        question = wire.ConfirmLeader(self._asking_term, self._round)
+        for peer in self._replica.peers:
+            self._host.send(self._group, peer, question)
 
     def next_deadline(self) -> float:
         """When an unanswered round is asked anew, in monotonic seconds."""
@@ -153,3 +167,13 @@ class ReadIndex:
         """
         failed, self._asking, self._waiting = self._asking + self._waiting, [], []
         return failed
+
+    # --- at the other members -----------------------------------------------------------------
+
+    def on_confirm(self, peer: str, message: wire.ConfirmLeader) -> None:
+        """Say yes to a leader only in the same term: no newer one exists for this member."""
+        term = self._replica.term
+        if message.term == term:
+            self._host.send(self._group, peer, wire.LeaderConfirmed(term, message.round))
+        elif message.term < term:
+            self._host.send(self._group, peer, wire.HigherTerm(term))

@@ -230,8 +230,8 @@ class Invariants:
         state = (group.state.digest, group.state.last_revision)
         if known.states.setdefault(applied, state) != state:
             raise Violation(f"{name}: the state of group {group.id} differs at entry {applied}")
-        if group.digest_mismatch is not None:
-            raise Violation(f"{name}: digest alarm of group {group.id}: {group.digest_mismatch}")
+        if group.digests.mismatch is not None:
+            raise Violation(f"{name}: digest alarm of group {group.id}: {group.digests.mismatch}")
         view.applied = applied
 
 

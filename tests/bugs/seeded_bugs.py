@@ -19,16 +19,18 @@ from raftkv.core.batches import decode_batch
 from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
 from raftkv.core.operations import Command, Put, PutResult
 from raftkv.engine import connection, links, requests, router, snapshot_keeper
-from raftkv.raft import freshness as freshness_module
 from raftkv.raft import (
+    compaction,
     group,
     journal,
     messages,
     proposals,
+    reads,
     replica,
     replication,
     snapshot_exchange,
 )
+from raftkv.raft import freshness as freshness_module
 from raftkv.raft.member import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.messages import Failure, WriteRequest
@@ -388,7 +390,7 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
     def peer_connected(self: Any, peer: str) -> None:
         """Stock begins anew with every connection, and may send what it has as a snapshot."""
         connected(self, peer)
-        if self.is_leader and self.snapshot_index > 1:
+        if self.is_leader and self.compaction.snapshot_index > 1:
             self._snapshots.send_to(peer)
 
     connected = group.Group.peer_connected
@@ -501,10 +503,10 @@ def vote_for_shorter_logs(patch: Patch) -> None:
 def reads_without_confirmation(patch: Patch) -> None:
     """A leader answers reads without asking whether it still leads (H15)."""
 
-    def confirm_read(self: Any, done: Any, voucher: Any = None) -> None:
-        done(None if self.is_leader else proposals.Rejection("not_leader"))
+    def confirm(self: Any, done: Any, voucher: Any = None) -> None:
+        done(None if self._replica.is_leader else proposals.Rejection("not_leader"))
 
-    patch(group.Group, "confirm_read", confirm_read)
+    patch(reads.ReadIndex, "confirm", confirm)
 
 
 @bug
@@ -674,5 +676,5 @@ def stuck_in_a_newer_term(patch: Patch) -> None:
 def stock_pysyncobj(patch: Patch) -> None:
     """PySyncObj 0.3.17 as it comes, with its local reads, in the place of the hardened replica."""
     patch(group, "Replica", StockReplica)
-    patch(group.Group, "may_snapshot", property(lambda _self: False))
+    patch(compaction.Compaction, "may_snapshot", property(lambda _self: False))
     reads_without_confirmation(patch)

@@ -3,6 +3,7 @@
 import heapq
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -102,6 +103,8 @@ class FakeGroup:
         self.reject: Rejection | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(ManualLoop(), StageDurations())
+        self.reads = SimpleNamespace(confirm=self._confirm)
+        self.freshness = SimpleNamespace(ensure=self._ensure, age_ms=lambda: 42)
 
     def propose(self, commands: Any, done: Callable[[Any], None]) -> None:
         """Apply at once, or reject, or keep for later."""
@@ -115,7 +118,7 @@ class FakeGroup:
     def _apply(self, commands: tuple[Command, ...]) -> list[WriteResult]:
         return self.state.apply(Batch(1, self.id.generation, 1, tuple(commands)))
 
-    def confirm_read(
+    def _confirm(
         self, done: Callable[[Rejection | None], None], voucher: Voucher | None = None
     ) -> None:
         """Confirm at once, or reject, or keep for later."""
@@ -125,14 +128,10 @@ class FakeGroup:
         else:
             done(self.reject)
 
-    def ensure_fresh(self, max_age_ms: int, done: Callable[[Rejection | None], None]) -> None:
+    def _ensure(self, max_age_ms: int, done: Callable[[Rejection | None], None]) -> None:
         """Be as fresh as the test says."""
         assert max_age_ms >= 0
         done(self.reject)
-
-    def stale_age_ms(self) -> int | None:
-        """Return an age."""
-        return 42
 
 
 class RouterWorld:

@@ -14,11 +14,12 @@ STOPPING = NodeState(has_space=True, stopping=True)
 
 
 class FakeGroup:
-    """A group that this node leads, with scripted followers."""
+    """A group that this node leads, with scripted followers, and all of its parts."""
 
     def __init__(self, group_id: GroupId, members: tuple[str, ...], since: float) -> None:
         self.id = group_id
         self.config = self
+        self.transfer = self
         self.members = members
         self.is_leader = True
         self.leader_since = since
@@ -30,7 +31,7 @@ class FakeGroup:
         """Return how far a follower is."""
         return self.matches[peer]
 
-    def transfer_to(self, target: str, done: Callable[[None], None]) -> None:
+    def begin(self, target: str, done: Callable[[None], None]) -> None:
         """Note where the leadership should go."""
         self.moved_to.append(target)
         done(None)

@@ -77,7 +77,7 @@ def test_a_transfer_goes_on_as_soon_as_its_target_has_everything(world: HostWorl
     target.sync_jobs.seconds = heartbeat_s / 4
     world.put(leader, b"late")
     world.run(0.001)  # it is in the leader's log, and on its way
-    leader.group().transfer_to(target.name, lambda _: None)
+    leader.group().transfer.begin(target.name, lambda _: None)
     world.run(heartbeat_s / 2)
     assert "transfer" in [event["kind"] for event in leader.host.recent.facts(5)]
     world.run(1)
@@ -217,7 +217,7 @@ def test_snapshots_replace_the_log_and_bring_the_absent_back() -> None:
         leader.keeper.check()
     world.run(0.1)
     assert leader.keeper.written > 0
-    assert leader.group().first_index > 40
+    assert leader.group().journal.first_index > 40
     absent.start()
     for i in range(60):
         world.put_all(leader, b"later%d" % i)
@@ -248,7 +248,7 @@ def test_full_disk_refuses_writes_and_heals() -> None:
         refused = outcomes[0] if isinstance(outcomes[0], Rejection) else None
     assert (refused.reason, refused.definite) == ("disk_full", True)
     reads: list[object] = []
-    leader.group().confirm_read(reads.append)
+    leader.group().reads.confirm(reads.append)
     world.run(0.1)
     assert reads == [None]
     assert not leader.fatal
@@ -331,7 +331,7 @@ def test_stopping_answers_everyone(world: HostWorld) -> None:
     in_flight = world.put(leader, b"in flight")
     world.run(0.01)
     reads: list[object] = []
-    leader.group().confirm_read(reads.append)
+    leader.group().reads.confirm(reads.append)
     waiting = world.put(leader, b"waiting")
     leader.host.stop()
     assert [outcome.reason for outcome in in_flight if isinstance(outcome, Rejection)] == [

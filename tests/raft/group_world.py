@@ -94,6 +94,7 @@ class GroupNode:
             disk, WAL, identity=f"identity-of-{name}", segment_bytes=SEGMENT_BYTES
         )
         self.snapshots = SnapshotStore(disk, SNAPSHOTS)
+        self.files = Files(self.snapshots)
         self.group = Group(
             GroupConfig(
                 id=GROUP,
@@ -105,7 +106,7 @@ class GroupNode:
             ),
             store=self.wal,
             recovered=recovered.get(GROUP),
-            files=Files(self.snapshots),
+            files=self.files,
             host=self,
             clock=self.clock,
             random=random,
@@ -212,7 +213,7 @@ class GroupNode:
 
     def write_snapshot(self) -> int:
         """Write the state as it is now; durable when this returns. Returns its index."""
-        index, term = self.group.snapshot_point()
+        index, term = self.group.compaction.snapshot_point()
         state = self.group.state
         header = SnapshotHeader(GROUP, index, term, state.digest.to_bytes(16, "big"))
         writer = self.snapshots.begin(header)
@@ -321,7 +322,7 @@ class GroupWorld(World):
             if rejection is None:
                 read.values = values_of(group)
 
-        group.confirm_read(confirmed)
+        group.reads.confirm(confirmed)
         return read
 
     def compact(self, name: str, *, finish: bool = True) -> None:
@@ -329,8 +330,8 @@ class GroupWorld(World):
         node = self.nodes[name]
         index = node.write_snapshot()
         if finish:
-            node.group.snapshot_written(index)
-            node.group.release_log()  # stories of snapshots want the whole log gone
+            node.group.compaction.snapshot_written(index)
+            node.group.compaction.release_log()  # stories of snapshots want the whole log gone
             self.turn(name)
 
     def damage_snapshot(self, name: str) -> None:

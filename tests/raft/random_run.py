@@ -215,7 +215,7 @@ class RandomRun:
         if name is None or name in self._due_snapshots:
             return
         node = self.world.nodes[name]
-        if node.group.may_snapshot:
+        if node.group.compaction.may_snapshot:
             try:
                 self._due_snapshots[name] = node.write_snapshot()
             except DiskFull:
@@ -227,9 +227,9 @@ class RandomRun:
         name = self._live()
         if name is not None and (index := self._due_snapshots.pop(name, None)) is not None:
             group = self.world.nodes[name].group
-            group.snapshot_written(index)
+            group.compaction.snapshot_written(index)
             if self.random.random() < 0.5:
-                group.release_log()
+                group.compaction.release_log()
             self._check(name)
 
     # --- what may happen: faults --------------------------------------------------------------
@@ -361,7 +361,7 @@ class RandomRun:
                 self.reads.append(ReadSeen(began, self.step_number, revision))
                 self._count("reads" if voucher is None else "forwarded reads")
 
-        group.confirm_read(done, voucher)
+        group.reads.confirm(done, voucher)
         self._check(name)
 
     def _stale_read(self) -> None:
@@ -383,13 +383,13 @@ class RandomRun:
                 assert revision >= known, f"read on {name} is older than {age_ms} ms"
                 self._count("bounded reads")
 
-        group.ensure_fresh(age_ms, done)
+        group.freshness.ensure(age_ms, done)
         self._check(name)
 
     def _transfer(self) -> None:
         if (name := self._client_node()) is not None:
             target = self.random.choice(self.world.names)
-            self.world.nodes[name].group.transfer_to(target, lambda _: None)
+            self.world.nodes[name].group.transfer.begin(target, lambda _: None)
 
     # --- what must hold after every step ------------------------------------------------------
 
@@ -407,14 +407,14 @@ class RandomRun:
         assert seen_life == life
         assert commit <= group.commit_index <= group.last_index, "commit went back or beyond"
         assert applied <= group.applied_index <= group.commit_index, "applied went back or beyond"
-        for index in range(max(commit, group.first_index) + 1, group.commit_index + 1):
-            entry = group._journal.entry(index)
+        for index in range(max(commit, group.journal.first_index) + 1, group.commit_index + 1):
+            entry = group.journal.entry(index)
             known = self._committed.setdefault(index, entry)
             assert known == entry, f"{name} committed another entry at {index}"
         digest = group.state.digest
         known_digest = self._digests.setdefault(group.applied_index, digest)
         assert known_digest == digest, f"{name} differs at {group.applied_index}"
-        assert not group.digest_mismatch
+        assert not group.digests.mismatch
         self._seen[name] = (life, group.commit_index, group.applied_index)
 
     # --- what must hold in the end ------------------------------------------------------------

@@ -125,20 +125,20 @@ def test_an_abandoned_transfer_leaves_nothing_behind() -> None:
     assert world.run(5.0, until=caught_up(world, "c", "b"))
     world.run(10.0)
     assert not world.nodes["c"].group.installing_snapshot
-    assert world.nodes["c"].group.may_snapshot
+    assert world.nodes["c"].group.compaction.may_snapshot
 
 
 def test_a_snapshot_replaced_while_it_is_opened() -> None:
     """An open snapshot keeps its name and its state when a newer one takes its place."""
     world = world_with_c_behind(compacted="ab")
-    group = world.nodes["a"].group
-    before = group._files.open()
+    group, files = world.nodes["a"].group, world.nodes["a"].files
+    before = files.open()
     assert before is not None
     old_digest = group.state.digest
     world.propose("a", *scenarios.names("batch0-", 3), size=1024)  # the same keys: the same size
     world.run(0.2)
     world.compact("a", finish=False)
-    after = group._files.open()
+    after = files.open()
     assert after is not None
     assert after[0].size_bytes == before[0].size_bytes
     assert after[0].index > before[0].index

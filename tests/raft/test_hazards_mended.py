@@ -108,7 +108,7 @@ def test_h2_an_append_proves_nothing_beyond_itself(make: Maker) -> None:
     assert group.last_index > index
     world.network.connect("a", "b")
     world.network.trace.clear()
-    prev_term = group._journal.term_at(index)
+    prev_term = group.journal.term_at(index)
     assert prev_term is not None
     heartbeat = wire.AppendEntries(group.term + 1, index, prev_term, index + 20)
     group.receive("b", heartbeat)
@@ -140,7 +140,7 @@ def test_h4_crash_at_every_step_of_a_compaction(make: Maker, *, power: bool) -> 
         disk.crash_at = disk.operations + step
         try:
             node = world.nodes["a"]
-            node.group.snapshot_written(node.write_snapshot())
+            node.group.compaction.snapshot_written(node.write_snapshot())
             world.propose("a", "after")
             node.turn()
             finished = True
@@ -357,7 +357,7 @@ def test_h12_entry_of_unknown_kind_stops_the_replica(make: Maker, kind: bytes) -
     group = world.nodes["b"].group
     index = group.last_index
     forged = wire.AppendEntries(
-        group.term, index, group._journal.last_term, index + 1, ((kind, group.term),)
+        group.term, index, group.journal.last_term, index + 1, ((kind, group.term),)
     )
     group.receive("a", forged)
     with pytest.raises(ReplicaError, match="kind"):
@@ -373,7 +373,7 @@ def test_h12_undecodable_command_stops_the_replica(make: Maker) -> None:
     index = group.last_index
     entry = (b"\x00not a batch", group.term)
     group.receive(
-        "a", wire.AppendEntries(group.term, index, group._journal.last_term, index + 1, (entry,))
+        "a", wire.AppendEntries(group.term, index, group.journal.last_term, index + 1, (entry,))
     )
     for _ in range(2):
         with pytest.raises(ReplicaError, match=f"entry {index + 1}"):
@@ -435,7 +435,7 @@ def test_h15_deposed_leader_serves_no_stale_read(make: Maker) -> None:
 def test_h16_log_is_trimmed_after_the_snapshot(make: Maker) -> None:
     """H16: the log is trimmed only once the snapshot is in place."""
     assert scenarios.h16_log_is_trimmed_without_a_snapshot(make) == set()
-    assert make.last.nodes["a"].group.first_index > 1
+    assert make.last.nodes["a"].group.journal.first_index > 1
     assert "early10" in make.last.values("a")
 
 

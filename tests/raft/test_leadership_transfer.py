@@ -12,7 +12,7 @@ from raftkv.raft.proposals import Rejection
 def transfer(world: GroupWorld, name: str, target: str) -> list[Rejection | None]:
     """Ask ``name`` to hand over to ``target``; what it says is appended to the list."""
     said: list[Rejection | None] = []
-    world.nodes[name].group.transfer_to(target, said.append)
+    world.nodes[name].group.transfer.begin(target, said.append)
     return said
 
 

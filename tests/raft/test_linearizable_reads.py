@@ -28,14 +28,14 @@ class Asked:
 def confirm(world: GroupWorld, name: str, voucher: Voucher | None = None) -> Asked:
     """Ask for a linearizable read."""
     asked = Asked()
-    world.nodes[name].group.confirm_read(asked, voucher)
+    world.nodes[name].group.reads.confirm(asked, voucher)
     return asked
 
 
 def fresh(world: GroupWorld, name: str, max_age_ms: int) -> Asked:
     """Ask for a read of bounded age."""
     asked = Asked()
-    world.nodes[name].group.ensure_fresh(max_age_ms, asked)
+    world.nodes[name].group.freshness.ensure(max_age_ms, asked)
     return asked
 
 
@@ -259,10 +259,10 @@ def test_one_member_cannot_confirm_twice() -> None:
     world.run(0.02)
     group = world.nodes["a"].group
     for _ in range(3):
-        group.receive("b", wire.LeaderConfirmed(group.term, group._reads._round))
+        group.receive("b", wire.LeaderConfirmed(group.term, group.reads._round))
     world.turn("a")
     assert not asked.outcomes
-    group.receive("c", wire.LeaderConfirmed(group.term, group._reads._round))
+    group.receive("c", wire.LeaderConfirmed(group.term, group.reads._round))
     world.turn("a")
     assert asked.served
 
@@ -276,7 +276,7 @@ def test_a_follower_proves_its_age() -> None:
     world.run(0.2)
     assert asked.served
     assert "news" in world.values("b")
-    age_ms = world.nodes["b"].group.stale_age_ms()
+    age_ms = world.nodes["b"].group.freshness.age_ms()
     assert age_ms is not None
     assert 0 <= age_ms <= 200
 
@@ -311,6 +311,6 @@ def test_an_echo_for_an_earlier_life_proves_nothing() -> None:
     world.run(0.5)
     world.network.isolate("b")
     world.write("a", "news")
-    age_ms = world.nodes["b"].group.stale_age_ms()
+    age_ms = world.nodes["b"].group.freshness.age_ms()
     assert age_ms is None or age_ms >= 0
     assert not fresh(world, "b", 0).served

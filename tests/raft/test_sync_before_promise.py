@@ -60,7 +60,7 @@ class Witness:
         if isinstance(message, wire.AppendResponse) and message.success:
             self.checked["acknowledgement"] += 1
             index = message.next_index - 1
-            assert Durable(node).holds(index, node.group._journal.term_at(index))
+            assert Durable(node).holds(index, node.group.journal.term_at(index))
         elif isinstance(message, wire.VoteResponse):
             self.checked["vote"] += 1
             durable = Durable(node).group

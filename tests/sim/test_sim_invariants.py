@@ -66,7 +66,7 @@ class Replica:
         self.log.sync()
         self.group = SimpleNamespace(
             id=GROUP, journal=self.journal, term=0, is_leader=False, commit_index=1,
-            applied_index=1, last_index=1, digest_mismatch=None,
+            applied_index=1, last_index=1, digests=SimpleNamespace(mismatch=None),
             config=SimpleNamespace(members=tuple("abc")),
             state=SimpleNamespace(digest=0, last_revision=0),
         )  # fmt: skip
@@ -362,7 +362,7 @@ def test_states_that_differ_at_one_index(other: dict[str, int]) -> None:
 def test_a_digest_alarm() -> None:
     """What the replicas find themselves is a violation, too."""
     shard = Shard()
-    shard.a.group.digest_mismatch = "entry 7"
+    shard.a.group.digests.mismatch = "entry 7"
     with pytest.raises(Violation, match=r"digest alarm of group 0\.1: entry 7"):
         shard.a.append(1)
 
