@@ -36,6 +36,8 @@ STAGES: Sequence[tuple[str, tuple[str, ...]]] = (
         "routing",
         (
             "raftkv/engine/router.py",
+            "raftkv/engine/partitioning.py",
+            "raftkv/engine/local_service.py",
             "raftkv/engine/requests.py",
             "raftkv/engine/deadlines.py",
             "raftkv/engine/gather.py",

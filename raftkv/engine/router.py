@@ -1,34 +1,31 @@
 """Finds the leader for every request, here or on another node, and sees it through.
 
-A request is served by the group that holds its shard, if that leads here, and is forwarded to the
-node that leads otherwise; a refusal for want of leadership is tried again until the time is up
-(design, section 4). What is finally said is definite only if it truly is
-(:mod:`raftkv.engine.requests`).
+A request is served by the group that holds its shard, if that leads here
+(:mod:`raftkv.engine.local_service`), and is forwarded to the node that leads otherwise; a refusal
+for want of leadership is tried again until the time is up (design, section 4). What is finally said
+is definite only if it truly is (:mod:`raftkv.engine.requests`).
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
-from raftkv.core.operations import Command, Delete, Put, Range, Txn, WriteResult
 from raftkv.engine.deadlines import Deadlines
-from raftkv.engine.gather import BatchGather, BatchItem, LocalBatch, ScanGather
-from raftkv.engine.load import ShardLoad
-from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, failure, is_write
+from raftkv.engine.gather import BatchGather, ScanGather
+from raftkv.engine.local_service import LocalService
+from raftkv.engine.partitioning import shard_of
+from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
-    BatchResult,
     Call,
-    Facts,
     Failure,
     GetRequest,
     Reply,
@@ -56,8 +53,6 @@ RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
 SLOW_S = 0.5
-
-_logger = logging.getLogger(__name__)
 
 
 class Links(Protocol):
@@ -97,8 +92,9 @@ class Router:
         """How often each failure was answered, by its code."""
         self.served: dict[str, int] = {}
         """How many requests of each kind this node has finished."""
-        self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
-        """What this node served of each shard."""
+        self.local = LocalService(
+            node=node, cluster_map=cluster_map, finish=self._finish, find_leader=self._wait
+        )
         self._node = node
         self._groups = groups
         self._links = links
@@ -203,7 +199,7 @@ class Router:
         """
         match request:
             case WriteRequest():
-                shard = self._shard_of_command(request.command)
+                shard = shard_of(self.map, request.command)
                 if isinstance(shard, Failure):
                     answer(shard, self._me(None))
                     return
@@ -234,45 +230,13 @@ class Router:
         self._deadlines.add(pending)
         self._try(pending)
 
-    def _shard_of_item(self, item: BatchItem) -> int | Failure:
-        if isinstance(item, GetRequest):
-            return self.map.shard_of(item.key)
-        return self._shard_of_command(item)
-
-    def _shard_of_command(self, command: Command) -> int | Failure:
-        operation = command.operation
-        match operation:
-            case Put() | Delete():
-                return self.map.shard_of(operation.key)
-            case Txn():
-                return self._shard_of_txn(operation)
-            case _:
-                return Failure("invalid", "not an operation for clients", definite=True)
-
-    def _shard_of_txn(self, txn: Txn) -> int | Failure:
-        keys = [compare.key for compare in txn.compare]
-        for part in (*txn.then, *txn.otherwise):
-            if isinstance(part, Range):
-                keys.append(part.start)
-            else:
-                keys.append(part.key)
-        shards = {self.map.shard_of(key) for key in keys}
-        if len(shards) == 1:
-            return shards.pop()
-        detail = (
-            "a transaction needs at least one key"
-            if not keys
-            else "the keys of a transaction must share a shard: give them the same {tag}"
-        )
-        return Failure("cross_shard" if keys else "invalid", detail, definite=True)
-
     def _fan_out(self, request: ScanRequest | BatchRequest, call: Call, answer: Answer) -> None:
         """Ask every shard for its part, and put the parts together."""
         gather: ScanGather | BatchGather
         if isinstance(request, ScanRequest):
             gather = ScanGather(request, self.map.ring.shards, answer, self._node)
         else:
-            gather = BatchGather(request, self._shard_of_item, answer, self._node)
+            gather = BatchGather(request, partial(shard_of, self.map), answer, self._node)
         for part, take in gather.parts():
             self.route(part, call, take)
 
@@ -282,7 +246,7 @@ class Router:
             return
         group = self._groups.get(self.map.placement(pending.shard).id)
         if group is not None and (group.is_leader or _is_stale(pending.request)):
-            self._serve(pending, group)
+            self.local.serve(pending, group)
             return
         target = self._target(pending, group)
         if target is not None and pending.hops < HOPS_MAX:
@@ -370,119 +334,6 @@ class Router:
         self.served[kind] = self.served.get(kind, 0) + 1
         if isinstance(response, Failure):
             self.refused[response.code] = self.refused.get(response.code, 0) + 1
-
-    # --- serving ------------------------------------------------------------------------------
-
-    def _serve(self, pending: Pending, group: Group) -> None:
-        request = pending.request
-        load = self.loads[pending.shard]
-        match request:
-            case WriteRequest():
-                load.writes += 1
-                if load.sampled() and isinstance(request.command.operation, Put | Delete):
-                    load.saw(request.command.operation.key)
-                self._write(pending, group, request.command)
-            case GetRequest():
-                load.reads += 1
-                key = request.key
-                if load.sampled():
-                    load.saw(key)
-                self._read(pending, group, request, lambda: group.state.get(key))
-            case ScanRequest():
-                load.reads += 1
-                query = Range(
-                    request.start, request.end, request.limit, request.keys_only, request.bytes_max
-                )
-                self._read(pending, group, request, lambda: group.state.range(query))
-            case BatchRequest():
-                load.took(request.operations)
-                self._batch(pending, group, request)
-            case TransferRequest():
-                self._transfer(pending, group, request)
-
-    def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
-        return Served(self._node, group.id.shard, group.term, age_ms)
-
-    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
-        """Try elsewhere if that makes sense, else say why not."""
-        pending.sent = False
-        if rejection.reason in {"not_leader", "discarded"}:
-            self._wait(pending)  # certainly not applied, so this try leaves no trace
-        elif rejection.reason == "unknown" and pending.lost():
-            self._wait(pending)
-        else:
-            self._finish(pending, failure(rejection), self._served_by(group))
-
-    def _write(self, pending: Pending, group: Group, command: Command) -> None:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
-                self._reject(pending, group, outcome)
-            else:
-                self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
-
-        pending.sent = True
-        group.propose((command,), done)
-
-    def _read(
-        self,
-        pending: Pending,
-        group: Group,
-        request: GetRequest | ScanRequest,
-        read: Callable[[], Response],
-    ) -> None:
-        if request.consistency == "stale":
-            self._read_stale(pending, group, request.max_age_ms, read)
-            return
-
-        def confirmed(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._reject(pending, group, rejection)
-            elif not pending.answered:
-                self._finish(pending, read(), self._served_by(group))
-
-        group.reads.confirm(confirmed, pending.voucher)
-
-    def _read_stale(
-        self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
-    ) -> None:
-        """Read the local replica, once it is known to be fresh enough if that was asked."""
-        if max_age_ms is None:
-            self._finish(pending, read(), self._served_by(group, group.freshness.age_ms()))
-            return
-
-        def fresh(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                stale = Failure("too_stale", rejection.detail or "no leader", definite=True)
-                self._finish(pending, stale, self._served_by(group))
-            elif not pending.answered:
-                age_ms = 0 if group.is_leader else group.freshness.age_ms()
-                self._finish(pending, read(), self._served_by(group, age_ms))
-
-        group.freshness.ensure(max_age_ms, fresh)
-
-    def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
-        """Put the writes into the log in as few entries as fit, and read beside them."""
-
-        def done(outcome: BatchResult | Rejection) -> None:
-            if isinstance(outcome, Rejection):
-                self._reject(pending, group, outcome)
-            else:
-                self._finish(pending, outcome, self._served_by(group))
-
-        pending.sent = True
-        LocalBatch(request, group, done, pending.voucher).start()
-
-    def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
-        target = request.target or self.map.placement(request.shard).preferred_leader
-
-        def done(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._finish(pending, failure(rejection), self._served_by(group))
-            else:
-                facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
-                self._finish(pending, facts, self._served_by(group))
-
-        group.transfer.begin(target, done)
 
 
 def _is_stale(request: Request) -> bool:

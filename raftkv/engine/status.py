@@ -93,7 +93,7 @@ class LocalStatus:
                 trail.note(now, group.commit_index)
             else:
                 trail.clear()
-        for load in self._router.loads.values():
+        for load in self._router.local.loads.values():
             load.each_second()
         self._note_refusals()
 
@@ -158,7 +158,7 @@ class LocalStatus:
         placement = self._map.placement(group.id.shard)
         leader = group.leader if self._has_leader(group) else None
         leaderships = self._host.leaderships[group.id]
-        load = self._router.loads[group.id.shard]
+        load = self._router.local.loads[group.id.shard]
         facts: dict[str, Any] = {
             "shard": group.id.shard,
             "generation": group.id.generation,

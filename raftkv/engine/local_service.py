@@ -1,0 +1,166 @@
+"""Serves a request at this node's replica of its shard: the leader's, or any for a stale read.
+
+What a group refuses for want of leadership goes back to the router, which looks for the leader.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from raftkv.core.cluster_map import ClusterMap
+from raftkv.core.operations import Command, Delete, Put, Range, WriteResult
+from raftkv.engine.gather import LocalBatch
+from raftkv.engine.load import ShardLoad
+from raftkv.engine.requests import Pending, failure
+from raftkv.raft.group import Group
+from raftkv.raft.proposals import Rejection
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Facts,
+    Failure,
+    GetRequest,
+    Response,
+    ScanRequest,
+    Served,
+    TransferRequest,
+    WriteRequest,
+)
+
+
+class LocalService:
+    """Serves what the router brings, and counts the load of each shard.
+
+    Args:
+        finish: called with a request, its answer and who gave it.
+        find_leader: called with a request that is not answered here and may be tried again.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        cluster_map: ClusterMap,
+        finish: Callable[[Pending, Response, Served], None],
+        find_leader: Callable[[Pending], None],
+    ) -> None:
+        self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
+        """What this node served of each shard."""
+        self._node = node
+        self._map = cluster_map
+        self._finish = finish
+        self._find_leader = find_leader
+
+    def serve(self, pending: Pending, group: Group) -> None:
+        """Serve a request of the shard of ``group``.
+
+        ``finish`` or ``find_leader`` is called with it, now or later.
+        """
+        request = pending.request
+        load = self.loads[pending.shard]
+        match request:
+            case WriteRequest():
+                load.writes += 1
+                if load.sampled() and isinstance(request.command.operation, Put | Delete):
+                    load.saw(request.command.operation.key)
+                self._write(pending, group, request.command)
+            case GetRequest():
+                load.reads += 1
+                key = request.key
+                if load.sampled():
+                    load.saw(key)
+                self._read(pending, group, request, lambda: group.state.get(key))
+            case ScanRequest():
+                load.reads += 1
+                query = Range(
+                    request.start, request.end, request.limit, request.keys_only, request.bytes_max
+                )
+                self._read(pending, group, request, lambda: group.state.range(query))
+            case BatchRequest():
+                load.took(request.operations)
+                self._batch(pending, group, request)
+            case TransferRequest():
+                self._transfer(pending, group, request)
+
+    def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
+        return Served(self._node, group.id.shard, group.term, age_ms)
+
+    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
+        """Try elsewhere if that makes sense, else say why not."""
+        pending.sent = False
+        if rejection.reason in {"not_leader", "discarded"}:
+            self._find_leader(pending)  # certainly not applied, so this try leaves no trace
+        elif rejection.reason == "unknown" and pending.lost():
+            self._find_leader(pending)
+        else:
+            self._finish(pending, failure(rejection), self._served_by(group))
+
+    def _write(self, pending: Pending, group: Group, command: Command) -> None:
+        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
+            if isinstance(outcome, Rejection):
+                self._reject(pending, group, outcome)
+            else:
+                self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
+
+        pending.sent = True
+        group.propose((command,), done)
+
+    def _read(
+        self,
+        pending: Pending,
+        group: Group,
+        request: GetRequest | ScanRequest,
+        read: Callable[[], Response],
+    ) -> None:
+        if request.consistency == "stale":
+            self._read_stale(pending, group, request.max_age_ms, read)
+            return
+
+        def confirmed(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                self._reject(pending, group, rejection)
+            elif not pending.answered:
+                self._finish(pending, read(), self._served_by(group))
+
+        group.reads.confirm(confirmed, pending.voucher)
+
+    def _read_stale(
+        self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
+    ) -> None:
+        """Read the local replica, once it is known to be fresh enough if that was asked."""
+        if max_age_ms is None:
+            self._finish(pending, read(), self._served_by(group, group.freshness.age_ms()))
+            return
+
+        def fresh(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                stale = Failure("too_stale", rejection.detail or "no leader", definite=True)
+                self._finish(pending, stale, self._served_by(group))
+            elif not pending.answered:
+                age_ms = 0 if group.is_leader else group.freshness.age_ms()
+                self._finish(pending, read(), self._served_by(group, age_ms))
+
+        group.freshness.ensure(max_age_ms, fresh)
+
+    def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
+        """Put the writes into the log in as few entries as fit, and read beside them."""
+
+        def done(outcome: BatchResult | Rejection) -> None:
+            if isinstance(outcome, Rejection):
+                self._reject(pending, group, outcome)
+            else:
+                self._finish(pending, outcome, self._served_by(group))
+
+        pending.sent = True
+        LocalBatch(request, group, done, pending.voucher).start()
+
+    def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
+        target = request.target or self._map.placement(request.shard).preferred_leader
+
+        def done(rejection: Rejection | None) -> None:
+            if rejection is not None:
+                self._finish(pending, failure(rejection), self._served_by(group))
+            else:
+                facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
+                self._finish(pending, facts, self._served_by(group))
+
+        group.transfer.begin(target, done)

@@ -1,0 +1,34 @@
+"""Which shard an operation belongs to; one over several shards is refused."""
+
+from raftkv.core.cluster_map import ClusterMap
+from raftkv.core.operations import Command, Delete, Put, Range, Txn
+from raftkv.rpc.messages import Failure, GetRequest
+
+
+def shard_of(cluster_map: ClusterMap, item: Command | GetRequest) -> int | Failure:
+    """Return the shard that all keys of ``item`` belong to, or why there is none, definitely."""
+    if isinstance(item, GetRequest):
+        return cluster_map.shard_of(item.key)
+    operation = item.operation
+    match operation:
+        case Put() | Delete():
+            return cluster_map.shard_of(operation.key)
+        case Txn():
+            return _shard_of_txn(cluster_map, operation)
+        case _:
+            return Failure("invalid", "not an operation for clients", definite=True)
+
+
+def _shard_of_txn(cluster_map: ClusterMap, txn: Txn) -> int | Failure:
+    """A transaction is one entry of one log, so all of its keys must be there."""
+    keys = [compare.key for compare in txn.compare]
+    keys += [
+        part.start if isinstance(part, Range) else part.key for part in (*txn.then, *txn.otherwise)
+    ]
+    shards = {cluster_map.shard_of(key) for key in keys}
+    if len(shards) == 1:
+        return shards.pop()
+    if not keys:
+        return Failure("invalid", "a transaction needs at least one key", definite=True)
+    detail = "the keys of a transaction must share a shard: give them the same {tag}"
+    return Failure("cross_shard", detail, definite=True)
