@@ -325,7 +325,7 @@ MISTAKES: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("put", "k"), 2, "give either VALUE or --file"),
     (("put", "k", "--file", "none"), 2, "'none': No such file or directory"),
     (("put", "k", "v", "--if-absent", "--if-revision", "3"), 2, "exclude each other"),
-    (("del", "k", "--if-revision", "0"), 2, "0 is not in the range"),
+    (("del", "k", "--if-revision", "0"), 2, "no key has revision 0"),
     (("scan", "p", "--start", "a"), 2, "PREFIX excludes --start and --end"),
     (("status", "extra"), 2, "unexpected extra argument (extra)"),
     (("explain",), 2, "Missing argument 'KEY'"),
