@@ -22,10 +22,9 @@ class Elections(Member):
         """Ask for pre-votes once a majority is linked, instead of after an election time-out.
 
         For a replica that has seen no leader and no candidate since it started: nobody's silence
-        is waited for.
-        It is safe because only questions come earlier, votes are as ever: where a leader is, or a
-        longer log, the others say no, and no term moves. The preferred leader asks first, so that
-        leaders need not be moved afterwards; the others in case it is not there.
+        is waited for. It is safe because only questions come earlier, votes are as ever: where a
+        leader is, or a longer log, the others say no, and no term moves. The preferred leader asks
+        first, so that leaders need not be moved afterwards; the others in case it is not there.
         """
         reached = len(self._SyncObj__connectedNodes) + 1
         if reached != self._majority or not self._starting or self.state != FOLLOWER:

@@ -72,6 +72,17 @@ def test_snapshot_goes_on_beside_writes() -> None:
     assert world.acknowledged == set(world.answers)
 
 
+def test_an_older_snapshot_does_not_take_the_place_of_a_newer_one() -> None:
+    """One that was being written while a newer one was installed."""
+    world = scenarios.led_by_a(make_group_world)
+    scenarios.propose_apart(world, "a", ["one", "two"])
+    world.compact("a")
+    compaction = world.nodes["a"].group.compaction
+    newest = compaction.snapshot_index
+    compaction.snapshot_written(newest - 1)
+    assert compaction.snapshot_index == newest
+
+
 def test_a_follower_that_lags_gets_no_storm_of_appends() -> None:
     """While a snapshot is on its way, leader and follower do not answer each other for ever."""
     world = world_with_c_behind(compacted="ab")

@@ -261,6 +261,78 @@ def test_of_two_that_ask_at_the_same_moment_the_longer_log_goes_first() -> None:
     assert leaders(world) == {"c"}
 
 
+def asking_in_five() -> tuple[GroupWorld, int]:
+    """``b`` of five asks for pre-votes, which reach nobody; and the number of its round."""
+    world = scenarios.led_by_a(make_group_world, "abcde")
+    world.crash("a")
+    for other in "cde":
+        world.network.hold("b", other)
+    world.network.trace.clear()
+    ask_together(world, "b")
+    (question,) = asked_by(world, "b", "c")
+    return world, question.round
+
+
+def asked_by(world: GroupWorld, name: str, peer: str) -> list[wire.PreVote]:
+    """What one member has asked another."""
+    sent = [message_of(event) for event in world.network.trace if event.link == (name, peer)]
+    return [message for message in sent if isinstance(message, wire.PreVote)]
+
+
+def answer(world: GroupWorld, peer: str, number: int, *, granted: bool) -> None:
+    """Let ``b`` have the answer of a peer, and its turn."""
+    group = world.nodes["b"].group
+    group.receive(peer, wire.PreVoteResponse(group.term, number, granted))
+    world.turn("b")
+
+
+def test_pre_votes_of_a_majority_elect() -> None:
+    """What the next tests withhold."""
+    world, number = asking_in_five()
+    term = world.term("b")
+    answer(world, "c", number, granted=True)
+    assert world.term("b") == term
+    answer(world, "d", number, granted=True)
+    assert world.term("b") == term + 1
+
+
+def test_a_refusal_takes_a_pre_vote_back() -> None:
+    """A member that has heard a leader meanwhile says so when it is asked again."""
+    world, number = asking_in_five()
+    term = world.term("b")
+    answer(world, "c", number, granted=True)
+    answer(world, "c", number, granted=False)
+    answer(world, "d", number, granted=True)
+    assert world.term("b") == term
+
+
+def test_pre_votes_of_long_ago_add_up_to_nothing() -> None:
+    """After an election time-out the same question is a new one."""
+    world, number = asking_in_five()
+    term = world.term("b")
+    answer(world, "c", number, granted=True)
+    world.clock.advance(1.1 * TIMING.election_min_s)
+    world.network.trace.clear()
+    ask_together(world, "b")
+    (again,) = asked_by(world, "b", "c")
+    assert again.round != number
+    answer(world, "d", again.round, granted=True)
+    assert world.term("b") == term
+
+
+def test_a_question_lost_with_its_link_keeps_nobody_from_asking() -> None:
+    """``c`` never heard ``b``'s, so theirs do not cross."""
+    world, _ = asking_in_five()
+    world.network.cut("b", "c")
+    world.network.connect("b", "c")
+    group = world.nodes["b"].group
+    world.network.trace.clear()
+    question = wire.PreVote(group.term + 1, group.last_index, group.journal.last_term, 1)
+    group.receive("c", question)
+    said = [message_of(event) for event in world.network.trace if event.link == ("b", "c")]
+    assert wire.PreVoteResponse(group.term, 1, granted=True) in said
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_who_follows_again_asks_for_nothing_any_more(seed: int) -> None:
     """A question of a time when it was cut off does not make ``b`` go before ``c``."""

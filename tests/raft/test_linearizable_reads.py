@@ -5,6 +5,7 @@ import scenarios
 from group_world import GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
+from raftkv.raft import replica
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 
@@ -171,6 +172,29 @@ def test_the_word_of_a_stranger_or_of_another_term_confirms_nothing(
     asked = confirm(world, "a", Voucher(member, world.nodes["a"].group.term - behind))
     world.run(0.2)
     assert not asked.served
+
+
+def test_a_vouched_read_waits_until_what_is_committed_is_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ReadIndex is about what is committed, however much of it there is to apply."""
+    monkeypatch.setattr(replica, "APPLY_OPERATIONS_PER_TICK", 1)
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes["a"].group
+    world.network.hold("b", "a")
+    world.network.hold("c", "a")
+    scenarios.propose_apart(world, "a", ["first", "second", "third"])
+    world.network.release("b", "a")
+    for _ in world.network.queued("b", "a"):
+        world.network.deliver_link("b", "a")
+    group.tick()
+    assert group.commit_index > group.applied_index
+    asked = confirm(world, "a", Voucher("b", group.term))
+    assert not asked.outcomes
+    world.network.release("c", "a")
+    world.run(0.5)
+    assert asked.served
+    assert "third" in world.values("a")
 
 
 def test_one_word_of_five_is_no_majority() -> None:
