@@ -5,6 +5,7 @@ one (:mod:`raftkv.core.placement`); nothing else may assume how it was made. A s
 whatever its placement says, and the number of shards has nothing to do with the number of nodes.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, NamedTuple
 
@@ -86,9 +87,10 @@ class ClusterMap(
     def _by_shard(self) -> dict[int, GroupPlacement]:
         return {group.shard: group for group in self.groups}
 
-    def shard_of(self, key: bytes) -> int:
-        """Return the shard that holds ``key``."""
-        return self.partitioner.shard_of(key)
+    @cached_property
+    def shard_of(self) -> Callable[[bytes], int]:
+        """The shard that holds a key; the partitioner's own method, as it is called so often."""
+        return self.partitioner.shard_of
 
     def placement(self, shard: int) -> GroupPlacement:
         """Return who holds ``shard``; ``KeyError`` if there is no such shard."""
