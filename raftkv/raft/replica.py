@@ -2,7 +2,7 @@
 
 from raftkv.raft import messages as wire
 from raftkv.raft.journal import NO_OP, REGULAR
-from raftkv.raft.member import CANDIDATE, FOLLOWER, ReplicaError
+from raftkv.raft.member import CANDIDATE, FOLLOWER, LEADER, ReplicaError
 from raftkv.raft.replication import Replication
 from raftkv.raft.seams import TURN
 
@@ -143,6 +143,11 @@ class Replica(Replication):
                 self._advance_commit()
         else:
             self._gate_campaign()
+        if self._nothing_is_due():
+            # Nearly every tick: all that stock would do beside this is to look at the time.
+            self._SyncObj__applyLogEntries()
+            self._checkCommandsToApply()
+            return
         if not self.peers and self.journal.durable_index < self.journal.last_index:
             # Alone, stock counts its own copy before the disk has it (H9). wal_synced wakes us;
             # a deadline left in the past would tick for nothing until then.
@@ -151,6 +156,22 @@ class Replica(Replication):
             self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
             return
         super()._onTick(0.0)
+
+    def _nothing_is_due(self) -> bool:
+        """Whether time asks for nothing of a leader or follower with peers.
+
+        That is no heartbeat, no election, and no end of a leadership whose followers have been
+        silent for too long (H15).
+        """
+        if not self.peers:
+            return False
+        now = self._clock.monotonic()
+        if self.state == LEADER:
+            silent = now - self._timing.election_max_s
+            heard = [at for at in self._SyncObj__lastResponseTime.values() if at > silent]
+            has_majority = 1 + len(heard) >= self._majority
+            return has_majority and now <= self._SyncObj__newAppendEntriesTime
+        return self.state == FOLLOWER and now <= self._SyncObj__raftElectionDeadline
 
     # --- applying -----------------------------------------------------------------------------
 
