@@ -88,14 +88,15 @@ def bare_wsgi(seconds: float, connections: int) -> LoadResult:
     ]
     with subprocess.Popen(command) as server:  # noqa: S603 -- our own command
         try:
-            _wait_for(port)
+            wait_for(port)
             load = Load((("127.0.0.1", port),), connections, seconds, warmup_s=1.0)
             return run_load(load, servers={"server": [server.pid, *descendants_of(server.pid)]})
         finally:
             server.terminate()
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Until something listens there on loopback; LoadError if nothing does in time."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         with (
@@ -104,4 +105,4 @@ def _wait_for(port: int) -> None:
         ):
             return
         time.sleep(_LOOK_S)
-    raise LoadError("the bare WSGI server does not start")
+    raise LoadError(f"what was to listen at port {port} does not start")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from raftkv.bench import beside_wrk, failover, growth, idle, million, overload
+from raftkv.bench import beside_wrk, failover, floor, growth, idle, million, overload
 from raftkv.bench import connections as connections_bench
 from raftkv.bench import pages as pages_bench
 from raftkv.bench import profile as profile_bench
@@ -39,6 +39,24 @@ def failover_command(
 ) -> Report:
     """Kill leaders with kill -9: how long does their shard take no writes?"""
     return failover.run(kills, parent, progress, freeze=freeze)
+
+
+@bench_command.command("floor")
+@click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.5),
+    default=3.0,
+    show_default=True,
+    help="Seconds of each run.",
+)
+@measuring
+def floor_command(
+    *, pairs: int, duration: float, parent: Path | None, progress: Callable[[str], None]
+) -> Report:
+    """Take a put's way through all processes with nothing done on it: what is possible here?"""
+    command = shlex.join(["raftkv", *sys.argv[1:]])
+    return floor.run(floor.Plan(pairs, duration), command, parent, progress)
 
 
 @bench_command.command("generator")

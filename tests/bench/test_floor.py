@@ -1,0 +1,80 @@
+"""The skeleton of a put: what it must do to be a floor, and what is said of it."""
+
+import http.client
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from raftkv.bench.floor import NODES, Pair, figures, running_skeleton, spread
+from raftkv.bench.run_load import Cost, Latency, LoadResult
+from raftkv.bench.skeleton import ANSWER
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the skeleton has its logs."""
+    return tmp_path_factory.mktemp("skeleton")
+
+
+@pytest.fixture(scope="module")
+def addresses(directory: Path) -> Iterator[tuple[tuple[str, int], ...]]:
+    """Three nodes that run."""
+    with running_skeleton(directory) as (found, pids):
+        assert {part: len(of_part) for part, of_part in pids.items()} == {
+            "engine": NODES,
+            "worker": NODES,
+        }
+        yield found
+
+
+def logs_with(directory: Path, value: bytes) -> int:
+    """How many of the logs hold ``value``."""
+    return sum(value in log.read_bytes()[:65536] for log in directory.glob("*/*/log"))
+
+
+def test_an_answer_comes_when_two_logs_have_the_request(
+    directory: Path, addresses: tuple[tuple[str, int], ...]
+) -> None:
+    """By way of every node and, as requests take turns, of every leader."""
+    for host, port in addresses:
+        with closing(http.client.HTTPConnection(host, port, timeout=10)) as connection:
+            for number in range(2 * NODES):
+                value = f"value {number} through {port}".encode()
+                connection.request("PUT", "/v1/kv/key", body=value)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (200, ANSWER)
+                assert logs_with(directory, value) >= 2
+
+
+def result(requests_per_s: float) -> LoadResult:
+    """A load of which only this matters."""
+    cost = Cost(50.0, 0.5)
+    return LoadResult(
+        seconds=1.0,
+        requests_per_s=requests_per_s,
+        operations_per_s=requests_per_s,
+        failed=0,
+        statuses={"200": int(requests_per_s)},
+        latency=Latency(0.001, 0.002, 0.003, 0.004, 0.005),
+        per_second=[],
+        generator=cost,
+        generator_processes=1,
+        servers={"engine": cost, "worker": cost},
+        late_s_max=0.0,
+        errors=[],
+    )
+
+
+def test_the_share_is_taken_within_pairs() -> None:
+    """A machine that slows down does so for both."""
+    pairs = [
+        Pair(result(raftkv), result(skeleton))
+        for raftkv, skeleton in ((100, 200), (50, 200), (300, 400))
+    ]
+    assert spread(pairs) == "0.50 (0.25..0.75)"
+    shown = {figure.name: figure.value for figure in figures(16, pairs)}
+    assert shown["16 connections, raftkv: requests per second"] == 100
+    assert shown["16 connections, skeleton: requests per second"] == 200
+    assert shown["16 connections, skeleton: processor time of a request, worker"] == 50.0
