@@ -21,7 +21,7 @@ from raftkv.bench.generator import Load, Recorder
 from raftkv.bench.run_load import LoadError, run_load
 from raftkv.bench.workload import Workload
 from raftkv.cli.bench import bench_command
-from raftkv.testing import LocalCluster
+from raftkv.testing import ClusterError, LocalCluster
 from raftkv.testing.ports import PortReservation
 
 REQUEST = DIALECTS["raftkv"].put(b"key", b"v" * 16)
@@ -131,6 +131,19 @@ def test_keys_that_cannot_be_put_are_an_error() -> None:
 def test_what_check_perf_says_is_read(said: str, writes_per_s: float) -> None:
     """Whether etcd's authors are content with it or not."""
     assert throughput_in(f"60 / 60 s\n{said}\nPASS: Slowest request took 0.1s") == writes_per_s
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "FAIL: too many errors\nFAIL: ERROR(no space) -> 90\nFAIL: Throughput too low: 1 writes/s",
+        "Error: context deadline exceeded",
+    ],
+)
+def test_a_peer_that_refuses_is_an_error_and_no_slow_peer(said: str) -> None:
+    """A full etcd must not make us look good."""
+    with pytest.raises(ClusterError, match="check perf: "):
+        throughput_in(said)
 
 
 def test_every_peer_has_its_rows_and_steps_are_counted() -> None:
