@@ -1,8 +1,8 @@
 """Concurrent calls of single keys travel together, as transactions do in a group commit.
 
-While few requests (*flights*) are in the air, a call goes out at once by itself. Calls that come
-later queue up, and the next flight takes all of them as one batch. So nobody waits for a timer, and
-the busier a client is, the larger its batches are: once a flight carries many, it flies alone.
+While fewer requests (*flights*) than two are in the air, a call goes out at once by itself. Calls
+that come later queue up, and the next flight takes all of them as one batch. So nobody waits for a
+timer, and the busier a client is, the larger its batches are.
 
 There is no thread for this. A calling thread carries the flight that its own call is in, gives the
 others in it their outcomes, and hands its right to fly to the first in the queue: nobody carries
@@ -34,12 +34,9 @@ from raftkv.client.session import Ticket
 from raftkv.client.transport import Answer
 from raftkv.client.types import OperationResult
 
-FLIGHTS_MAX = 4
-"""Requests in the air at once, while each carries few: a few threads are then as fast as by
-themselves."""
-
-CROWD = 8
-"""A flight with so many is the only one, as one large request costs everybody less than two."""
+FLIGHTS_MAX = 2
+"""Requests in the air at once. While the servers have one the client makes up the next; more of
+them would carry less each, and a request costs everybody much beside what it carries."""
 
 FLIGHT_OPERATIONS_MAX = 256
 FLIGHT_BYTES_MAX = 2**20
@@ -70,7 +67,7 @@ class _State(Enum):
 class _Passenger:
     """One attempt of one call. ``woken`` is held until it lands or is to lead."""
 
-    __slots__ = ("alone", "leads_crowd", "member", "outcome", "state", "ticket", "woken")
+    __slots__ = ("alone", "member", "outcome", "state", "ticket", "woken")
 
     def __init__(self, member: codec.Member, ticket: Ticket | None) -> None:
         self.member = member
@@ -78,7 +75,6 @@ class _Passenger:
         self.state = _State.QUEUED
         self.outcome: Outcome = None
         self.alone = False
-        self.leads_crowd = False
         self.woken = threading.Lock()
         self.woken.acquire()
 
@@ -96,21 +92,17 @@ class _Air:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.flights = 0
-        self.crowded_flights = 0
         # A dict for its order: who comes first flies first, and who gives up leaves from anywhere.
         self.queue: dict[_Passenger, None] = {}
 
     def enter(self, passenger: _Passenger) -> None:
         """Lead at once if a flight is free, else queue."""
         with self.lock:
-            if self._may_fly():
+            if self.flights < FLIGHTS_MAX:
                 self.flights += 1
                 passenger.state = _State.LEADING
             else:
                 self.queue[passenger] = None
-
-    def _may_fly(self) -> bool:
-        return not self.flights or (self.flights < FLIGHTS_MAX and not self.crowded_flights)
 
     def lead_if_queued(self, passenger: _Passenger) -> None:
         """Out of patience: fly beside the flights that are in the air."""
@@ -132,16 +124,12 @@ class _Air:
             for passenger in crew[1:]:
                 del self.queue[passenger]
                 passenger.state = _State.FLYING
-            if len(crew) >= CROWD:
-                crew[0].leads_crowd = True
-                self.crowded_flights += 1
 
-    def hand_on(self, leader: _Passenger) -> None:
-        """Give the right to fly to the first in the queue, unless a crowded flight comes for it."""
+    def hand_on(self) -> None:
+        """Give the right to fly to the first in the queue."""
         with self.lock:
             self.flights -= 1
-            self.crowded_flights -= leader.leads_crowd
-            if self.queue and self._may_fly():
+            if self.queue and self.flights < FLIGHTS_MAX:
                 first = next(iter(self.queue))
                 del self.queue[first]
                 self.flights += 1
@@ -153,7 +141,7 @@ class _Air:
         with self.lock:
             self.queue.pop(passenger, None)
         if passenger.state is _State.LEADING:
-            self.hand_on(passenger)
+            self.hand_on()
 
 
 class Coalescer:
