@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raftkv.bench.processes import descendants_of
+from raftkv.bench.processes import workers_of
 from raftkv.bench.run_load import LoadError
 from raftkv.client import Client
 from raftkv.testing import LocalCluster
@@ -64,8 +64,7 @@ def check_reachable(urls: Sequence[str]) -> None:
 def server_processes(cluster: LocalCluster) -> dict[str, list[int]]:
     """The processes of all nodes, by what they are: engines and HTTP workers."""
     engines = [cluster.pid(name) for name in cluster.names]
-    workers = [pid for engine in engines for pid in descendants_of(engine)]
-    return {"engine": engines, "worker": workers}
+    return {"engine": engines, "worker": [pid for engine in engines for pid in workers_of(engine)]}
 
 
 def local_facts(cluster: LocalCluster, node: str) -> dict[str, Any]:

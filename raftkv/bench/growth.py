@@ -24,7 +24,7 @@ from raftkv.bench.cluster import (
 )
 from raftkv.bench.filling import fill_keys
 from raftkv.bench.generator import Load
-from raftkv.bench.processes import descendants_of, resident_bytes
+from raftkv.bench.processes import resident_bytes, workers_of
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, Servers, run_load
 from raftkv.bench.workload import Workload
@@ -186,7 +186,7 @@ def _lagging(cluster: LocalCluster, load: Load) -> Step:
 
 def _processes_of(cluster: LocalCluster, names: Sequence[str]) -> Servers:
     engines = [cluster.pid(name) for name in names]
-    return {"engine": engines, "worker": [p for e in engines for p in descendants_of(e)]}
+    return {"engine": engines, "worker": [pid for engine in engines for pid in workers_of(engine)]}
 
 
 def _measured(name: str, load: Load, servers: Servers) -> Step:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
-from raftkv.bench.processes import command_of, cpu_seconds, descendants_of
+from raftkv.bench.processes import WORKER, command_of, cpu_seconds, descendants_of
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.testing import LocalCluster
 
@@ -73,4 +73,4 @@ def _measure(cluster: LocalCluster, seconds: float) -> list[ProcessLoad]:
 def _name_of(pid: int) -> str:
     """What a process is, from its command line: ``python -m raftkv.web.worker`` is a worker."""
     command = command_of(pid)
-    return "HTTP worker" if "raftkv.web.worker" in command else " ".join(command[-2:])
+    return "HTTP worker" if WORKER in command else " ".join(command[-2:])

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+WORKER = "raftkv.web.worker"
+"""In the command line of an HTTP worker, and of nothing else."""
+
 _PROC = Path("/proc")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -44,6 +47,11 @@ def command_of(pid: int) -> tuple[str, ...]:
     except (FileNotFoundError, ProcessLookupError):
         return ()
     return tuple(part.decode(errors="replace") for part in raw.split(b"\0")[:-1])
+
+
+def workers_of(engine: int) -> list[int]:
+    """The HTTP workers of an engine; its other children write snapshots, and end soon."""
+    return [pid for pid in descendants_of(engine) if WORKER in command_of(pid)]
 
 
 def cpu_seconds(pid: int) -> float:

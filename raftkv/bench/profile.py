@@ -15,7 +15,7 @@ from raftkv.bench import limits
 from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
 from raftkv.bench.filling import fill_keys
 from raftkv.bench.generator import Load
-from raftkv.bench.processes import descendants_of
+from raftkv.bench.processes import workers_of
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, run_load
 from raftkv.bench.stages import Profilers, find_profiler
@@ -81,7 +81,7 @@ def _profile(cluster: LocalCluster, asked: str, load: Load) -> Profile:
     load = msgspec.structs.replace(load, addresses=addresses_of([cluster.node(node).url]))
     if load.workload.reads:
         fill_keys(load.addresses, load.workload)
-    (worker,) = descendants_of(cluster.pid(node))[:1]
+    worker = workers_of(cluster.pid(node))[0]
     processes = {
         "worker": worker,
         "leader": cluster.pid(leader),

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from rich.console import Console
 from raftkv.bench.load import key_of
 from raftkv.bench.million import Memory, quiet_windows
 from raftkv.bench.probe import GET, PUT, WAKE_UP, Sample, Window, latencies, within
+from raftkv.bench.processes import WORKER, descendants_of, workers_of
 from raftkv.bench.report import Figure, Machine, Occasion, publish, shown
 from raftkv.bench.summary import Summary, percentile, summarize
 
@@ -137,3 +142,22 @@ def test_what_is_left_is_quiet(
     """Quiet is what no busy window covers, however they overlap and in whatever order."""
     whole = Window(0, 100)
     assert quiet_windows(whole, [Window(*pair) for pair in busy]) == [Window(*p) for p in quiet]
+
+
+def test_workers_are_told_from_children_that_write_snapshots() -> None:
+    """Those end soon, and a load that watched one would fail when it is gone."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (
+        subprocess.Popen(sleeping) as snapshot,  # noqa: S603 -- our own command
+        subprocess.Popen([*sleeping, WORKER]) as worker,  # noqa: S603 -- our own command
+    ):
+        try:
+            assert {snapshot.pid, worker.pid} <= set(descendants_of(os.getpid()))
+            deadline = time.monotonic() + 10
+            while worker.pid not in workers_of(os.getpid()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert snapshot.pid not in workers_of(os.getpid())
+        finally:
+            snapshot.kill()
+            worker.kill()
