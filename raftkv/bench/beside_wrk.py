@@ -23,6 +23,8 @@ from raftkv.bench.generator import Load
 from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import Servers, run_load
+from raftkv.bench.summary import spread
+from raftkv.bench.turns import in_turns
 from raftkv.bench.workload import Kind, Workload
 from raftkv.bench.wrk import find_wrk, run_wrk
 
@@ -59,6 +61,11 @@ class Pair(msgspec.Struct, frozen=True):
     ours: Run
     wrk: Run
 
+    @property
+    def ratio(self) -> float:
+        """Throughput by ours, of that by wrk."""
+        return self.ours.requests_per_s / self.wrk.requests_per_s
+
 
 def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
     """Measure puts and gets to one node by both generators."""
@@ -81,14 +88,14 @@ def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str],
             found[kind] = []
             for number in range(plan.pairs):
                 progress(f"{kind}, pair {number + 1} of {plan.pairs}")
-                found[kind].append(bench.pair(Workload(kind), ours_first=number % 2 == 0))
+                found[kind].append(bench.pair(Workload(kind), number))
     return occasion.report(
         f"generator: {plan.connections} connections to one node, "
         f"{plan.pairs} pairs of {plan.seconds} s",
         command,
         [figure for kind, of_kind in found.items() for figure in figures(kind, of_kind)],
         notes=[
-            f"{kind}: throughput by ours, of that by wrk: {spread(of_kind)}"
+            f"{kind}: throughput by ours, of that by wrk: {spread([one.ratio for one in of_kind])}"
             for kind, of_kind in found.items()
         ],
         details={"pairs": found},
@@ -103,13 +110,11 @@ class _Bench(msgspec.Struct, frozen=True):
     plan: Plan
     scratch: Path
 
-    def pair(self, workload: Workload, *, ours_first: bool) -> Pair:
-        """One run of each, in either order: what drifts is unfair to neither."""
-        if ours_first:
-            ours = self.by_ours(workload)
-            return Pair(ours, self.by_wrk(workload))
-        wrk = self.by_wrk(workload)
-        return Pair(self.by_ours(workload), wrk)
+    def pair(self, workload: Workload, number: int) -> Pair:
+        """One run of each."""
+        return Pair(
+            *in_turns(number, lambda: self.by_ours(workload), lambda: self.by_wrk(workload))
+        )
 
     def by_ours(self, workload: Workload) -> Run:
         load = Load(
@@ -174,9 +179,3 @@ def figures(kind: str, pairs: Sequence[Pair]) -> list[Figure]:
             Figure(f"{kind} by {side}: requests failed", sum(r.failed for r in runs), "", 0),
         ]
     return found
-
-
-def spread(pairs: Sequence[Pair]) -> str:
-    """The ratios of throughput: median (lowest..highest)."""
-    ratios = [pair.ours.requests_per_s / pair.wrk.requests_per_s for pair in pairs]
-    return f"{median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"

@@ -6,7 +6,6 @@ takes beyond it is its own code. Both are loaded in turns.
 """
 
 import contextlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from statistics import median
 import msgspec
 
 from raftkv.bench.cluster import (
+    NODES,
     addresses_of,
     server_processes,
     throwaway_cluster,
@@ -29,11 +29,13 @@ from raftkv.bench.limits import wait_for
 from raftkv.bench.report import Figure, Occasion, Report
 from raftkv.bench.run_load import LoadResult, Servers, run_load
 from raftkv.bench.skeleton import Node
+from raftkv.bench.summary import spread
+from raftkv.bench.turns import in_turns
 from raftkv.bench.workload import Workload
+from raftkv.testing.ports import PortReservation
 
 CONNECTIONS = (1, 16, 64, 256)
 SHARDS = 4
-NODES = 3
 WARMUP_S = 1.0
 
 Addresses = tuple[tuple[str, int], ...]
@@ -81,7 +83,8 @@ def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str],
         command,
         [figure for connections, pairs in found.items() for figure in figures(connections, pairs)],
         notes=[
-            f"{connections} connections: raftkv has {spread(pairs)} of the skeleton's throughput"
+            f"{connections} connections: raftkv has {spread([pair.share for pair in pairs])} "
+            "of the skeleton's throughput"
             for connections, pairs in found.items()
         ],
         details={"pairs": {str(connections): pairs for connections, pairs in found.items()}},
@@ -95,8 +98,6 @@ def _pair(
     skeleton: tuple[Addresses, Servers],
     number: int,
 ) -> Pair:
-    """One run of each, in either order: what drifts is unfair to neither."""
-
     def loaded(side: tuple[Addresses, Servers]) -> LoadResult:
         addresses, servers = side
         load = Load(
@@ -104,21 +105,20 @@ def _pair(
         )
         return run_load(load, servers=servers)
 
-    if number % 2:
-        bare = loaded(skeleton)
-        return Pair(loaded(ours), bare)
-    return Pair(loaded(ours), loaded(skeleton))
+    return Pair(*in_turns(number, lambda: loaded(ours), lambda: loaded(skeleton)))
 
 
 @contextmanager
 def running_skeleton(parent: Path | None) -> Iterator[tuple[Addresses, dict[str, list[int]]]]:
     """Three nodes of it: where they answer, and their processes by what they are."""
-    ports = _free_ports(2 * NODES)
     pids: dict[str, list[int]] = {"engine": [], "worker": []}
     with (
         tempfile.TemporaryDirectory(prefix="raftkv-floor-", dir=parent) as directory,
         contextlib.ExitStack() as running,
     ):
+        reserved = PortReservation(2 * NODES)
+        running.callback(reserved.release)
+        ports = reserved.ports
         for number in range(NODES):
             node = Node(number, ports[:NODES], ports[NODES + number], f"{directory}/{number}")
             Path(node.directory).mkdir()
@@ -135,17 +135,11 @@ def _process(part: str, node: Node) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 -- our own command
         try:
             if process.stdin is not None:
-                process.stdin.write(msgspec.json.encode(node))
-                process.stdin.close()
+                process.stdin.write(msgspec.json.encode(node) + b"\n")
+                process.stdin.flush()
             yield process
         finally:
             process.kill()
-
-
-def _free_ports(count: int) -> tuple[int, ...]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return tuple(server.getsockname()[1] for server in sockets)
 
 
 def figures(connections: int, pairs: Sequence[Pair]) -> list[Figure]:
@@ -171,9 +165,3 @@ def figures(connections: int, pairs: Sequence[Pair]) -> list[Figure]:
         ]
         found.append(Figure(f"{at}: requests failed", sum(r.failed for r in runs), "", 0))
     return found
-
-
-def spread(pairs: Sequence[Pair]) -> str:
-    """The share of throughput: median (lowest..highest)."""
-    shares = [pair.share for pair in pairs]
-    return f"{median(shares):.2f} ({min(shares):.2f}..{max(shares):.2f})"

@@ -5,17 +5,19 @@ pass requests on, as :mod:`raftkv.engine` and :mod:`raftkv.web` pass on a put::
 
     client -> worker -> engine -> leader's engine -> both others, a sync on each -> and back
 
-Same HTTP server, event loop, scheduling and kinds of sockets, and as many messages and syncs; what
-waits travels together and is synced together. But a request is a number, its shard a remainder, its
-answer fixed: no Raft, no state, no log that could be read again, nothing is checked, encoded or
-measured. No store built like this can be faster (:mod:`raftkv.bench.floor`).
+Same HTTP server, event loop, scheduling and kinds of sockets, and for an entry as many messages and
+syncs; what waits travels together and is synced together. But a request is a number, its shard a
+remainder, its answer fixed: no Raft, no state, no log that could be read again, nothing is checked,
+encoded or measured. No store built like this can be faster (:mod:`raftkv.bench.floor`). A process
+ends with its standard input, hence also with whoever started it.
 """
 
 import asyncio
+import contextlib
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,14 +28,15 @@ from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-CALL, FORWARD, APPEND, COPIED, REPLY = range(5)
-"""What a message is; its number is that of a request, of an entry for APPEND and COPIED."""
+CALL, FORWARD, APPEND, COPIED, REPLY, HELLO = range(6)
+"""What a message is. Its number is that of a request; for APPEND and COPIED of an entry, for HELLO
+of the node that dials."""
 
 MAJORITY = 2
 """Of three."""
 
-LOG_BYTES = 256 * 2**20
-"""Allocated beforehand; written from the start again when it is full."""
+LOG_BYTES = 64 * 2**20
+"""As a segment of the real log: allocated beforehand, written from the start again when full."""
 
 WORKER_NICENESS = 5
 ANSWER = b'{"key":"key-000000000000","revision":1764000000000000,"version":1}'
@@ -44,7 +47,7 @@ _AGAIN_S = 0.02
 
 
 class Node(msgspec.Struct, frozen=True):
-    """One node of the skeleton; it reads this, as JSON, from its standard input."""
+    """One node of the skeleton; a line of JSON on the standard input of its processes."""
 
     number: int
     peers: tuple[int, ...]
@@ -102,6 +105,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._worker: Stream | None = None
         self._peers: dict[int, Stream] = {}
+        self._joined = asyncio.Event()
         self._waiting: list[tuple[Stream, int, bytes]] = []
         self._entry = 0
         self._asked: dict[int, list[tuple[Stream, int]]] = {}  # entry -> who waits for it
@@ -114,16 +118,23 @@ class Engine:
         os.fsync(self._log)
 
     async def start(self) -> None:
-        """Listen for the worker and the peers with higher numbers, dial those with lower ones."""
+        """Join the peers; only then is there something for a worker to connect to."""
         node, loop = self._node, self._loop
-        await loop.create_unix_server(lambda: Stream(self._take), node.engine_socket)
         await loop.create_server(
             lambda: Stream(self._take), "127.0.0.1", node.peers[node.number], backlog=16
         )
         for number in range(node.number):
             stream = await _connect(partial(self._dial, node.peers[number]))
-            self._peers[number] = stream
-            stream.send(CALL, node.number)  # says who we are
+            stream.send(HELLO, node.number)
+            self._join(number, stream)
+        async with asyncio.timeout(_CONNECT_S):
+            await self._joined.wait()
+        await loop.create_unix_server(lambda: Stream(self._take), node.engine_socket)
+
+    def _join(self, number: int, stream: Stream) -> None:
+        self._peers[number] = stream
+        if len(self._peers) == len(self._node.peers) - 1:
+            self._joined.set()
 
     async def _dial(self, port: int) -> Stream:
         _, stream = await self._loop.create_connection(
@@ -132,9 +143,7 @@ class Engine:
         return stream
 
     def _take(self, stream: Stream, kind: int, number: int, payload: bytes) -> None:
-        if kind == CALL and not payload:
-            self._peers[number] = stream
-        elif kind == CALL:
+        if kind == CALL:
             self._worker = stream
             leader = number % len(self._node.peers)
             if leader == self._node.number:
@@ -147,6 +156,8 @@ class Engine:
             self._record(stream, number, payload)
         elif kind == COPIED:
             self._copied(number)
+        elif kind == HELLO:
+            self._join(number, stream)
         elif self._worker is not None:
             self._worker.send(REPLY, number)
 
@@ -236,7 +247,7 @@ class Worker:
         # Requests take turns at the leaders; numbers of one worker are its own.
         number = self._number * len(self._node.peers) + self._number % len(self._node.peers)
         self._asked[number] = future = self._loop.create_future()
-        self._engine.send(CALL, number, body or b".")
+        self._engine.send(CALL, number, body)
         await future
         await send(self._start)
         await send(self._body)
@@ -253,13 +264,13 @@ async def _connect(dial: Callable[[], Any]) -> Stream:
 
 
 async def serve_engine(node: Node) -> None:
-    """Run an engine until the process is killed."""
+    """Run an engine until the process ends."""
     await Engine(node).start()
     await asyncio.Event().wait()
 
 
 async def serve_worker(node: Node) -> None:
-    """Run a worker until the process is killed."""
+    """Run a worker until the process ends."""
     worker = Worker(node)
     await worker.start()
     server = Server(
@@ -276,13 +287,20 @@ async def serve_worker(node: Node) -> None:
 
 def main() -> None:
     """Run one process; what the real ones do about scheduling, these do too."""
-    node = msgspec.json.decode(sys.stdin.buffer.read(), type=Node)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    node = msgspec.json.decode(sys.stdin.buffer.readline(), type=Node)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it: for the real ones as well
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if sys.argv[1] == "engine":
-        uvloop.run(serve_engine(node))
+        uvloop.run(_until_eof(serve_engine(node)))
     else:
         os.nice(WORKER_NICENESS)
-        uvloop.run(serve_worker(node))
+        uvloop.run(_until_eof(serve_worker(node)))
+
+
+async def _until_eof(serving: Coroutine[Any, Any, None]) -> None:
+    """Serve; end at once when the standard input does."""
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), os._exit, 0)
+    await serving
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import msgspec
 
@@ -32,3 +33,8 @@ def summarize(samples: Sequence[float]) -> Summary:
     if not samples:
         return Summary(0)
     return Summary(len(samples), percentile(samples, 0.5), percentile(samples, 0.99), max(samples))
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Ratios as text: median (lowest..highest)."""
+    return f"{median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"

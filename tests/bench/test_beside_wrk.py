@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from test_http_load import OK, REFUSED, server
 
-from raftkv.bench.beside_wrk import Pair, Run, figures, spread
+from raftkv.bench.beside_wrk import Pair, Run, figures
 from raftkv.bench.run_load import LoadError
+from raftkv.bench.summary import spread
 from raftkv.bench.workload import Workload
 from raftkv.bench.wrk import WrkResult, result_of, run_wrk
 
@@ -56,7 +57,7 @@ def test_pairs_become_medians_and_a_ratio() -> None:
         Pair(run_of(150), run_of(100)),
         Pair(run_of(100), run_of(200)),
     ]
-    assert spread(pairs) == "0.90 (0.50..1.50)"
+    assert spread([pair.ratio for pair in pairs]) == "0.90 (0.50..1.50)"
     values = {figure.name: figure.value for figure in figures("put", pairs)}
     assert values["put by ours: requests per second"] == 100
     assert values["put by wrk: requests per second"] == 100

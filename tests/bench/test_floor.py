@@ -1,15 +1,21 @@
 """The skeleton of a put: what it must do to be a floor, and what is said of it."""
 
 import http.client
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from raftkv.bench.floor import NODES, Pair, figures, running_skeleton, spread
+from raftkv.bench.cluster import NODES
+from raftkv.bench.floor import Pair, figures, running_skeleton
 from raftkv.bench.run_load import Cost, Latency, LoadResult
-from raftkv.bench.skeleton import ANSWER
+from raftkv.bench.skeleton import ANSWER, Node
+from raftkv.bench.summary import spread
+from raftkv.bench.turns import in_turns
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +79,33 @@ def test_the_share_is_taken_within_pairs() -> None:
         Pair(result(raftkv), result(skeleton))
         for raftkv, skeleton in ((100, 200), (50, 200), (300, 400))
     ]
-    assert spread(pairs) == "0.50 (0.25..0.75)"
+    assert spread([pair.share for pair in pairs]) == "0.50 (0.25..0.75)"
     shown = {figure.name: figure.value for figure in figures(16, pairs)}
     assert shown["16 connections, raftkv: requests per second"] == 100
     assert shown["16 connections, skeleton: requests per second"] == 200
     assert shown["16 connections, skeleton: processor time of a request, worker"] == 50.0
+
+
+def test_a_process_of_the_skeleton_ends_with_whoever_started_it() -> None:
+    """Its standard input ends then, also where nobody was left to kill it."""
+    command = [sys.executable, "-m", "raftkv.bench.skeleton", "worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 -- our own command
+        try:
+            process.communicate(msgspec.json.encode(Node(0, (1, 2, 3), 4, "/nowhere")), timeout=20)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_every_second_pair_begins_with_the_other() -> None:
+    """And each result stays at its place."""
+    order: list[str] = []
+
+    def measured(name: str) -> str:
+        order.append(name)
+        return name
+
+    for number in range(2):
+        pair = in_turns(number, lambda: measured("ours"), lambda: measured("theirs"))
+        assert pair == ("ours", "theirs")
+    assert order == ["ours", "theirs", "theirs", "ours"]
