@@ -1,11 +1,13 @@
 """The skeleton of a put: what it must do to be a floor, and what is said of it."""
 
+import asyncio
 import http.client
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from raftkv.bench.cluster import NODES
 from raftkv.bench.floor import Pair, figures, running_skeleton
 from raftkv.bench.run_load import Cost, Latency, LoadResult
-from raftkv.bench.skeleton import ANSWER, Node
+from raftkv.bench.skeleton import ANSWER, Engine, Node, Stream
 from raftkv.bench.summary import spread
 from raftkv.bench.turns import in_turns
 
@@ -52,6 +54,26 @@ def test_an_answer_comes_when_two_logs_have_the_request(
                 answer = connection.getresponse()
                 assert (answer.status, answer.read()) == (200, ANSWER)
                 assert logs_with(directory, value) >= 2
+
+
+def test_one_copy_is_no_majority(tmp_path: Path) -> None:
+    """Whoever waits is answered at the second, and nothing is kept after the third."""
+
+    async def replies_after_each_copy() -> list[list[int]]:
+        engine = Engine(Node(0, (1, 2, 3), 4, str(tmp_path)))
+        replies: list[int] = []
+        stream = mock.create_autospec(Stream, instance=True)
+        stream.send.side_effect = lambda _, number: replies.append(number)
+        engine._asked[1] = [(stream, 7)]
+        seen = []
+        for _ in range(NODES):
+            engine._copied(1)
+            seen.append(list(replies))
+        assert not engine._asked
+        assert not engine._copies
+        return seen
+
+    assert asyncio.run(replies_after_each_copy()) == [[], [7], [7]]
 
 
 def result(requests_per_s: float) -> LoadResult:

@@ -2,7 +2,7 @@
 
 import pytest
 import scenarios
-from group_world import GroupWorld, make_group_world, message_of
+from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft import replica
@@ -338,3 +338,15 @@ def test_an_echo_for_an_earlier_life_proves_nothing() -> None:
     age_ms = world.nodes["b"].group.freshness.age_ms()
     assert age_ms is None or age_ms >= 0
     assert not fresh(world, "b", 0).served
+
+
+def test_a_cut_off_leader_stops_leading_while_it_is_asked_to_write() -> None:
+    """What it proposes stands for a heartbeat, and not for the answers of a majority (H15)."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.isolate("a")
+    world.run(TIMING.election_max_s - 1.5 * TIMING.heartbeat_s)
+    assert world.leads("a")
+    for number in range(4):  # so often that no heartbeat is ever due
+        world.propose("a", f"x{number}")
+        world.run(0.6 * TIMING.heartbeat_s)
+    assert not world.leads("a")
