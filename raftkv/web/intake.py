@@ -43,8 +43,11 @@ class BodyIntake:
         self._armed = False
         self.bytes_held = 0
 
-    async def read(self, receive: Receive, limit: BodyLimit) -> bytes:
+    async def read(self, receive: Receive, limit: BodyLimit, length: int | None = None) -> bytes:
         """Return the whole body; the caller gives it back with :meth:`release`.
+
+        ``length``, if it is known, tells that nothing more comes: the server only says so in a
+        message of its own, for which its threads and this loop would have to wake once more.
 
         Raises:
             HttpError: 413 over ``limit``, 408 too slow, 503 too many bodies in memory, 400
@@ -61,13 +64,15 @@ class BodyIntake:
             message = await receive()
             body: bytes = message.get("body", b"")
             held = self._hold(body, 0, limit)
-            if message["type"] == "http.request" and not message.get("more_body", False):
+            if held == length and message["type"] == "http.request":
                 return body
             chunks = [body]
             while message["type"] == "http.request" and message.get("more_body", False):
                 message = await receive()
                 chunks.append(message.get("body", b""))
                 held = self._hold(chunks[-1], held, limit)
+                if held == length:
+                    break
         except asyncio.CancelledError:
             self.release(held)
             if task not in self._expired:

@@ -28,7 +28,7 @@ from raftkv.web.problems import HttpError
 from raftkv.web.request_ids import HEADER, RequestIds, log_slow
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers
-from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, check_declared_length
+from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, declared_length
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -178,8 +178,8 @@ class Lane:
             raise _full()  # before more work goes into it: refusing must stay cheap
         body = b""
         if action.body is not None:
-            check_declared_length(headers, action.body)
-            body = await self._intake.read(receive, action.body)
+            length = declared_length(headers, action.body)
+            body = await self._intake.read(receive, action.body, length)
         self._answering += 1
         try:
             plan = action.parse(
@@ -268,10 +268,10 @@ class Lane:
     async def _operator_body(self, scope: Scope, receive: Receive) -> bytes:
         limit = BodyLimit(self._limits.operator_body_bytes_max)
         headers = join_headers(scope["headers"])
-        check_declared_length(headers, limit)
+        length = declared_length(headers, limit)
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
-            body = await self._intake.read(receive, limit)
+            body = await self._intake.read(receive, limit, length)
         if self._operators_busy >= self._limits.operator_queue_max:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")

@@ -22,6 +22,9 @@ from raftkv.web.requests import (
 
 KEY_PREFIX = b"/v1/kv/"
 
+_LENGTH_DIGITS_MAX = 30
+"""A Content-Length may have leading zeros, but not so many that reading them takes long."""
+
 Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
 
 
@@ -90,16 +93,21 @@ def method_not_allowed(method: str, allow: bytes) -> HttpError:
     )
 
 
-def check_declared_length(headers: Mapping[bytes, bytes], limit: BodyLimit) -> None:
-    """Refuse a body that says itself that it is too large, before any of it is read."""
+def declared_length(headers: Mapping[bytes, bytes], limit: BodyLimit) -> int | None:
+    """Return how many bytes the body has by its own account; None if it does not say.
+
+    Raises:
+        HttpError: 413 if they are too many, before any of them is read; 400 for no number.
+    """
     declared = headers.get(b"content-length")
     if declared is None:
-        return
+        return None
     if not declared.isdigit():
         raise HttpError("invalid", "bad Content-Length")
-    digits_max = len(str(limit.bytes_max)) + 20
-    if len(declared) > digits_max or int(declared) > limit.bytes_max:
+    if len(declared) > _LENGTH_DIGITS_MAX or (length := int(declared)) > limit.bytes_max:
         raise too_large(limit)
+    # Where both are given, the length means nothing (RFC 9112, section 6.3).
+    return None if b"transfer-encoding" in headers else length
 
 
 def too_large(limit: BodyLimit) -> HttpError:

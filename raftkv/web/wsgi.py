@@ -13,7 +13,7 @@ from raftkv.web.exchange import HttpRequest, HttpResponse
 from raftkv.web.request_ids import RequestIds
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers
-from raftkv.web.routes import KEY_PREFIX, Action, Route, check_declared_length, too_large
+from raftkv.web.routes import KEY_PREFIX, Action, Route, declared_length, too_large
 
 
 class ApiResponse(flask.Response):
@@ -48,7 +48,7 @@ class Carrier:
         self.auth.check(headers.get(b"authorization"), action.role)
         body = b""
         if action.body is not None:
-            check_declared_length(headers, action.body)
+            declared_length(headers, action.body)
             body = read_body(action.body)
         plan = action.parse(
             HttpRequest(

@@ -46,6 +46,30 @@ def test_pieces_are_joined_and_counted() -> None:
     asyncio.run(run())
 
 
+def test_body_of_known_length_is_not_waited_for_any_longer() -> None:
+    """Once all of it is here, the message that only says so is not asked for."""
+
+    async def run() -> None:
+        intake = BodyIntake(timeout_s=5, bytes_max=100)
+        assert await intake.read(_client(b"abcd", end="stalled"), _FOUR, 4) == b"abcd"
+        assert await intake.read(_client(b"ab", b"cd", end="stalled"), _FOUR, 4) == b"abcd"
+        assert intake.bytes_held == 8
+
+    asyncio.run(run())
+
+
+def test_body_shorter_than_its_length_is_refused() -> None:
+    """A client that leaves before it has sent what it announced has sent nothing."""
+
+    async def run() -> None:
+        intake = BodyIntake(timeout_s=5, bytes_max=100)
+        with pytest.raises(HttpError) as caught:
+            await intake.read(_client(b"ab", end="gone"), _FOUR, 4)
+        assert (caught.value.status, intake.bytes_held) == (400, 0)
+
+    asyncio.run(run())
+
+
 def test_body_over_the_limit_is_not_read_on() -> None:
     """A body without a length is refused at the limit, and nothing of it stays held."""
 
