@@ -17,9 +17,7 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
-    def monotonic(self) -> float:
-        """Return ``time.monotonic()``."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)  # itself: it is read a dozen times for a put
 
     def time_us(self) -> int:
         """Return the wall clock in microseconds."""

@@ -70,7 +70,7 @@ class Elections(Member):
             self._question = question = wire.PreVote(
                 self.term + 1, journal.last_index, journal.last_term, self._pre_vote_round
             )
-        self._unanswered = {node.id for node in self._SyncObj__connectedNodes}
+        self._unanswered = {node.name for node in self._SyncObj__connectedNodes}
         for peer in self.peers:
             self._owner.send(peer, question)
 
@@ -92,16 +92,16 @@ class Elections(Member):
 
     def _on_pre_vote(self, node: PeerNode, message: wire.PreVote) -> None:
         if message.term <= self.term:
-            self._owner.send(node.id, wire.HigherTerm(self.term))
+            self._owner.send(node.name, wire.HigherTerm(self.term))
             return
         granted = (
             not self._leader_is_near()
             and self._log_is_current(message.last_log_index, message.last_log_term)
-            and not self._goes_first(node.id, message)
+            and not self._goes_first(node.name, message)
         )
         if granted:
-            self._give_way(node.id)
-        self._owner.send(node.id, wire.PreVoteResponse(self.term, message.round, granted))
+            self._give_way(node.name)
+        self._owner.send(node.name, wire.PreVoteResponse(self.term, message.round, granted))
 
     def _goes_first(self, rival: str, message: wire.PreVote) -> bool:
         """Whether our own question crosses the rival's, and the rival is to give way.
@@ -144,11 +144,11 @@ class Elections(Member):
     def _on_pre_vote_response(self, node: PeerNode, message: wire.PreVoteResponse) -> None:
         if self.is_leader or message.round != self._pre_vote_round:
             return
-        self._unanswered.discard(node.id)
+        self._unanswered.discard(node.name)
         if not message.granted:
-            self._pre_votes.discard(node.id)
+            self._pre_votes.discard(node.name)
             return
-        self._pre_votes.add(node.id)
+        self._pre_votes.add(node.name)
         if len(self._pre_votes) + 1 >= self._majority and not self._leader_is_near():
             self._pre_vote_round += 1  # the rest of the answers has no meaning any more
             self._pre_vote_won = True
@@ -158,7 +158,7 @@ class Elections(Member):
         if message.term > self.term and self._leader_is_near() and not message.transfer:
             return
         if message.term < self.term:
-            self._owner.send(node.id, wire.HigherTerm(self.term))
+            self._owner.send(node.name, wire.HigherTerm(self.term))
             return
         self._starting = False
         self._SyncObj__onMessageReceived(
@@ -178,7 +178,7 @@ class Elections(Member):
         if self._voters_term != self.term:
             self._voters_term = self.term
             self._voters = set()
-        if node.id in self._voters:
+        if node.name in self._voters:
             return
-        self._voters.add(node.id)
+        self._voters.add(node.name)
         self._SyncObj__onMessageReceived(node, {"type": "response_vote", "term": message.term})

@@ -16,6 +16,7 @@ speaks through its :class:`Owner`.
 
 from collections import deque
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -77,6 +78,11 @@ class Owner(Protocol):
 
     def disk_stalled(self) -> bool:
         """Tell whether this node's disk has not answered for an election time-out."""
+
+
+def _stock(name: str, doc: str) -> Any:
+    """Return a property that reads private state of stock code, without a call in Python."""
+    return property(attrgetter(f"_SyncObj__{name}"), doc=doc)
 
 
 class _Sink(Transport):  # type: ignore[misc]  # PySyncObj ships no types
@@ -201,36 +207,24 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
 
     # --- what the group around it reads -------------------------------------------------------
 
-    @property
-    def term(self) -> int:
-        """Current term."""
-        return self._SyncObj__raftCurrentTerm
+    term: int = _stock("raftCurrentTerm", "Current term.")
+    state: int = _stock("raftState", "FOLLOWER, CANDIDATE or LEADER.")
+    commit_index: int = _stock("raftCommitIndex", "Highest index known to be committed.")
+    applied_index: int = _stock("raftLastApplied", "Highest index applied.")
 
-    @property
-    def state(self) -> int:
-        """FOLLOWER, CANDIDATE or LEADER."""
-        return self._SyncObj__raftState
+    is_leader = False
+    """Whether this replica believes that it leads; a read must confirm it first."""
 
-    @property
-    def is_leader(self) -> bool:
-        """Whether this replica believes that it leads; a read must confirm it first."""
-        return self.state == LEADER
+    def _SyncObj__setState(self, newState: int) -> None:  # noqa: N802, N803 - stock name
+        """Take every change of state along for those who ask most: whether it leads."""
+        self.is_leader = newState == LEADER
+        super()._SyncObj__setState(newState)
 
     @property
     def leader_name(self) -> str | None:
         """The leader as far as this replica knows."""
         node = self._SyncObj__raftLeader
-        return None if node is None else str(node.id)
-
-    @property
-    def commit_index(self) -> int:
-        """Highest index known to be committed."""
-        return self._SyncObj__raftCommitIndex
-
-    @property
-    def applied_index(self) -> int:
-        """Highest index applied."""
-        return self._SyncObj__raftLastApplied
+        return None if node is None else node.name
 
     @property
     def no_op_applied(self) -> bool:
@@ -304,7 +298,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         match message["type"]:
             case "request_vote":
                 self._hold(
-                    node.id,
+                    node.name,
                     wire.RequestVote(
                         message["term"],
                         message["last_log_index"],
@@ -313,8 +307,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
                     ),
                 )
             case "response_vote":
-                self._hold(node.id, wire.VoteResponse(message["term"]))
+                self._hold(node.name, wire.VoteResponse(message["term"]))
             case "timeout_now":
-                self._owner.send(node.id, wire.TimeoutNow(message["term"]))
+                self._owner.send(node.name, wire.TimeoutNow(message["term"]))
             case other:
                 raise ReplicaError(f"stock code sends {other!r}, which should be unreachable")

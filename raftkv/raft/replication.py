@@ -32,10 +32,10 @@ class Replication(Elections):
         both the commit index and the acknowledgement stop where this message's proof stops.
         """
         if message.term < self.term:
-            self._owner.send(node.id, wire.HigherTerm(self.term))
+            self._owner.send(node.name, wire.HigherTerm(self.term))
             return
         if self.is_leader and message.term == self.term:
-            raise ReplicaError(f"{node.id} and this node both lead in term {self.term}")
+            raise ReplicaError(f"{node.name} and this node both lead in term {self.term}")
         self._leader_contact = self._clock.monotonic()
         self._starting = False
         if self._question is not None:
@@ -87,7 +87,7 @@ class Replication(Elections):
         success: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         """Answer an append, with our term (H10), and only for what is durable."""
-        journal, peer = self.journal, node.id
+        journal, peer = self.journal, node.name
         if not success:
             next_index = journal.last_index + 1
             if reset and nextNodeIdx is not None:
@@ -121,7 +121,7 @@ class Replication(Elections):
             self.learn_term(message.term)
         if not self.is_leader or message.term != self.term:
             return
-        peer = node.id
+        peer = node.name
         self._SyncObj__lastResponseTime[node] = self._clock.monotonic()
         next_index = self._SyncObj__raftNextIndex
         if message.success:

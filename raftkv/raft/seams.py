@@ -73,6 +73,7 @@ class PeerNode(Node):  # type: ignore[misc]  # PySyncObj ships no types
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.name = name
         self._hash = zlib.crc32(name.encode())
 
     def __hash__(self) -> int:
