@@ -119,7 +119,8 @@ class Freshness:
 
     def satisfied(self) -> list[ReadDone]:
         """Take out the reads for which the local state is fresh enough now."""
-        self._prove()
+        if self._echoed is not None:
+            self._prove()
         if not self._waiting or self._proven_us is None:
             return []
         proven = self._proven_us

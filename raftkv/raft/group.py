@@ -6,7 +6,6 @@ through callbacks, which run at the end of the call that caused them, never in t
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.errors import CorruptBatch, UnknownFormat
@@ -67,7 +66,7 @@ class Group:
         self.config = config
         self._host = host
         self._clock = clock
-        self._outcomes: list[Callable[[], None]] = []
+        self._outcomes: list[tuple[Callable[..., None], object]] = []
         self.journal = GroupJournal(store, config.id, recovered)
         self.state, snapshot_index = load_state(config, files, self.journal)
         self._queue = ProposalQueue(config.limits)
@@ -170,25 +169,25 @@ class Group:
 
     def next_deadline(self) -> float:
         """When the group must be ticked at the latest, in monotonic seconds."""
-        return min(
-            self._replica.next_deadline(),
-            self.reads.next_deadline(),
-            self.transfer.next_deadline(),
-        )
+        deadline = self._replica.next_deadline()
+        if self.reads.is_asking or self.transfer.is_under_way:
+            return min(deadline, self.reads.next_deadline(), self.transfer.next_deadline())
+        return deadline
 
     # --- driving ------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Do whatever is due, then answer whom it concerns."""
-        self._replica.tick()
-        if self.is_leader:
+        replica = self._replica
+        replica.tick()
+        if replica.is_leader:
             self._housekeeping()
-        self._later(self.transfer.tick())
+        self._outcomes += self.transfer.tick()
         self._serve_reads()
-        self._snapshots.tick()
-        if self._replica.apply_budget_spent or self._snapshots.is_restoring:
+        if self._snapshots.tick() or replica.apply_budget_spent:
             self._host.wake(self.id)
-        self._answer()
+        if self._outcomes:
+            self._answer()
 
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
@@ -210,6 +209,8 @@ class Group:
     def receive(self, peer: str, message: wire.RaftMessage) -> None:
         """Take a message from an authenticated peer."""
         match message:
+            case wire.AppendEntries() | wire.AppendResponse():  # first, as nearly all are these
+                self._replicate(peer, message)
             case wire.ConfirmLeader():
                 self.reads.on_confirm(peer, message)
             case wire.LeaderConfirmed():
@@ -225,8 +226,6 @@ class Group:
                 self._snapshots.on_progress(peer, message)
             case wire.DigestCheck():
                 self.digests.on_check(peer, message)
-            case wire.AppendEntries() | wire.AppendResponse():
-                self._replicate(peer, message)
             case _:
                 self._replica.receive(peer, message)
                 self._host.wake(self.id)
@@ -235,10 +234,9 @@ class Group:
     def _replicate(self, peer: str, message: wire.AppendEntries | wire.AppendResponse) -> None:
         """Take entries or an acknowledgement; many of them leave nothing for a tick to do."""
         replica = self._replica
-        before = (replica.term, replica.is_leader, replica.leader_name)
+        before = (replica.term, replica.is_leader, replica.leader_node)
         replica.receive(peer, message)
-        changed = before != (replica.term, replica.is_leader, replica.leader_name)
-        if changed:
+        if before != (replica.term, replica.is_leader, replica.leader_node):
             self._host.wake(self.id)
         else:
             self._wake_for_work()
@@ -312,7 +310,7 @@ class Group:
 
     def take_entry(self) -> bytes | None:
         """Everything that waits, as one entry."""
-        if self.transfer.is_under_way or not self._queue.has_waiting:
+        if not self._queue.has_waiting or self.transfer.is_under_way:
             return None
         if not self._host.has_space():  # it filled up while they waited: refused, still definitely
             self._later(self._queue.fail_waiting(self._disk_full()))
@@ -349,7 +347,7 @@ class Group:
             self._expiry = ExpiryClock(self.state.memory)
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
-                self._outcomes.append(partial(self.reads.confirm, done))
+                self._outcomes.append((self.reads.confirm, done))
         elif old == LEADER:
             not_leader = Rejection("not_leader", "this replica stopped leading")
             self._later(self._queue.fail_waiting(not_leader))
@@ -386,14 +384,13 @@ class Group:
 
     def _later(self, answers: Sequence[tuple[Callable[..., None], object]]) -> None:
         """Answer at the end of this call: callbacks may call back into the group."""
-        for done, answer in answers:
-            self._outcomes.append(lambda done=done, answer=answer: done(answer))  # type: ignore[misc]
+        self._outcomes += answers
 
     def _answer(self) -> None:
         while self._outcomes:
             outcomes, self._outcomes = self._outcomes, []
-            for outcome in outcomes:
+            for done, answer in outcomes:
                 try:
-                    outcome()
+                    done(answer)
                 except Exception:  # one caller's bug must not leave the others unanswered
                     _logger.exception("group %s: a caller failed to take its answer", self.id)

@@ -212,6 +212,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     commit_index: int = _stock("raftCommitIndex", "Highest index known to be committed.")
     applied_index: int = _stock("raftLastApplied", "Highest index applied.")
 
+    leader_node: PeerNode | None = _stock("raftLeader", "The leader as far as it is known.")
+
     is_leader = False
     """Whether this replica believes that it leads; a read must confirm it first."""
 
@@ -223,7 +225,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     @property
     def leader_name(self) -> str | None:
         """The leader as far as this replica knows."""
-        node = self._SyncObj__raftLeader
+        node = self.leader_node
         return None if node is None else node.name
 
     @property

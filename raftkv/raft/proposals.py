@@ -150,6 +150,8 @@ class ProposalQueue:
         our term in its place, and its results are not ours to report.
         """
         answers: list[tuple[Done, Sequence[WriteResult] | Rejection]] = []
+        if not self._in_flight:
+            return answers  # as at every follower
         for lost in [
             (i, own)
             for i, own in self._in_flight

@@ -100,6 +100,8 @@ class ReadIndex:
 
     def tick(self) -> list[ReadDone]:
         """Start a round if one is due; return the reads that may be served now."""
+        if not (self._waiting or self._asking or self._ready):
+            return []
         replica = self._replica
         if not replica.is_leader or not (self._waiting or self._asking):
             return self._served()
@@ -127,6 +129,11 @@ class ReadIndex:
         question = wire.ConfirmLeader(self._asking_term, self._round)
         for peer in self._replica.peers:
             self._host.send(self._group, peer, question)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a round is under way."""
+        return bool(self._asking)
 
     def next_deadline(self) -> float:
         """When an unanswered round is asked anew, in monotonic seconds."""

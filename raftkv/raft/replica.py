@@ -103,13 +103,11 @@ class Replica(Replication):
             if held and held[0][0] <= durable and _supersedes(held[0][3], message):
                 continue
             self._answer(peer, message)
-        if self.is_leader:
-            for peer in self.peers:
-                self._publish_match(peer)
 
     def start_transfer(self, peer: str) -> bool:
         """Ask ``peer``, which must be fully caught up, to take over; false if it is not."""
         outcome: list[int] = []
+        self._publish_matches()
         previous, TURN.clock = TURN.clock, self._clock
         try:
             self.transferLeadership(self.peers[peer], lambda _, error: outcome.append(error))
@@ -155,6 +153,8 @@ class Replica(Replication):
             self._SyncObj__newAppendEntriesTime = later
             self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
             return
+        if self.is_leader:
+            self._publish_matches()
         super()._onTick(0.0)
 
     def _nothing_is_due(self) -> bool:

@@ -9,7 +9,7 @@ from collections import deque
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
 from raftkv.raft.journal import FIRST_INDEX, REGULAR
-from raftkv.raft.member import ReplicaError
+from raftkv.raft.member import FOLLOWER, ReplicaError
 from raftkv.raft.seams import PeerNode
 
 MESSAGE_BYTES_MAX = 512 * 1024
@@ -40,6 +40,9 @@ class Replication(Elections):
         self._starting = False
         if self._question is not None:
             self._drop_question()
+        if self._goes_on(node, message):
+            self._take_next(node, message)
+            return
         prev_index, prev_term, entries = self._unknown_part(message)
         proven = max(message.prev_index + len(message.entries), self.journal.first_index)
         self._ack_limit = proven
@@ -54,6 +57,32 @@ class Replication(Elections):
                 "entries": entries,
             },
         )
+
+    def _goes_on(self, node: PeerNode, message: wire.AppendEntries) -> bool:
+        """Whether the leader that we follow sends what comes after our last entry, if anything.
+
+        As nearly always: nothing about it is new but the entries, and nothing can conflict.
+        """
+        journal = self.journal
+        return (
+            message.prev_index == journal.last_index
+            and message.prev_term == journal.last_term
+            and message.term == self.term
+            and self._SyncObj__raftLeader is node
+            and self.state == FOLLOWER
+            and not self._SyncObj__transferInProgress
+        )
+
+    def _take_next(self, node: PeerNode, message: wire.AppendEntries) -> None:
+        """Do what stock code would come to, for a message that only goes on."""
+        self._SyncObj__raftElectionDeadline = self._leader_contact + self._election_timeout_s()
+        journal, index = self.journal, message.prev_index
+        for command, term in message.entries:
+            index += 1
+            journal.add(command, index, term)
+        self._ack_limit = index
+        self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=index + 1, success=True)
+        self._SyncObj__raftCommitIndex = max(self.commit_index, min(message.commit_index, index))
 
     def _unknown_part(
         self, message: wire.AppendEntries
@@ -121,19 +150,20 @@ class Replication(Elections):
             self.learn_term(message.term)
         if not self.is_leader or message.term != self.term:
             return
-        peer = node.name
+        peer, last_index = node.name, self.journal.last_index
         self._SyncObj__lastResponseTime[node] = self._clock.monotonic()
-        next_index = self._SyncObj__raftNextIndex
+        next_indexes = self._SyncObj__raftNextIndex
         if message.success:
-            if message.next_index - 1 > self.journal.last_index:
+            if message.next_index - 1 > last_index:
                 return  # nobody can hold what we never sent
             match = self._match[peer] = max(self._match[peer], message.next_index - 1)
-            next_index[node] = max(next_index[node], match + 1)
             window = self._in_flight.get(peer)
             while window and window[0][0] <= match:
                 window.popleft()
-            self._publish_match(peer)
-            if next_index[node] <= self.journal.last_index:
+            next_index = next_indexes[node]
+            if next_index <= match:
+                next_index = next_indexes[node] = match + 1
+            if next_index <= last_index:
                 self._append_to(peer, node)
         else:
             self._in_flight.pop(peer, None)
@@ -143,18 +173,21 @@ class Replication(Elections):
                 # be refused for ever; what counted until now stays committed.
                 self._owner.entries_lost(peer, message.next_index, self._match[peer])
                 self._match[peer] = 0
-                self._publish_match(peer)
             floor = max(self._match[peer], FIRST_INDEX) + 1
-            next_index[node] = max(floor, min(message.next_index, self.journal.last_index + 1))
-            if next_index[node] > self.journal.first_index:
+            next_indexes[node] = max(floor, min(message.next_index, last_index + 1))
+            if next_indexes[node] > self.journal.first_index:
                 self._append_to(peer, node)
             else:
                 self._owner.snapshot_needed(peer)
 
-    def _publish_match(self, peer: str) -> None:
-        """Show stock code no more of a follower's log than our own disk has as well (H9)."""
-        shown = min(self._match[peer], self.journal.durable_index)
-        self._SyncObj__raftMatchIndex[self.peers[peer]] = shown
+    def _publish_matches(self) -> None:
+        """Show stock code no more of a follower's log than our own disk has as well (H9).
+
+        Called whenever stock code is about to look.
+        """
+        durable = self.journal.durable_index
+        for peer, match in self._match.items():
+            self._SyncObj__raftMatchIndex[self.peers[peer]] = min(match, durable)
 
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
         """Send to every connected follower what it lacks, or a heartbeat.
@@ -171,24 +204,26 @@ class Replication(Elections):
 
     def _append_to(self, peer: str, node: PeerNode) -> bool:
         """Send entries within the window; whether anything was sent."""
-        journal, next_index = self.journal, self._SyncObj__raftNextIndex
-        if next_index[node] <= journal.first_index:
+        journal = self.journal
+        start, last_index = self._SyncObj__raftNextIndex[node], journal.last_index
+        if start <= journal.first_index:
             self._owner.snapshot_needed(peer)
             # A heartbeat that proves nothing: the follower says again where its log ends.
             self._send_append(peer, journal.first_index + 1, ())
             return True
+        if start > last_index:
+            return False
         window = self._in_flight.setdefault(peer, deque())
-        sent = False
-        while next_index[node] <= journal.last_index:
-            if sum(size for _, size in window) >= WINDOW_BYTES:
-                break
-            start = next_index[node]
+        room, first = WINDOW_BYTES - sum([size for _, size in window]), start
+        while start <= last_index and room > 0:
             entries = journal.entries_from(start, MESSAGE_BYTES_MAX)
             self._send_append(peer, start, entries)
-            next_index[node] = start + len(entries)
-            window.append((next_index[node] - 1, sum(len(command) for command, _ in entries)))
-            sent = True
-        return sent
+            start += len(entries)
+            size = sum([len(command) for command, _ in entries])
+            window.append((start - 1, size))
+            room -= size
+        self._SyncObj__raftNextIndex[node] = start
+        return start > first
 
     def _send_append(self, peer: str, start: int, entries: tuple[tuple[bytes, int], ...]) -> None:
         prev_term = self.journal.term_at(start - 1)
@@ -226,6 +261,6 @@ class Replication(Elections):
         """Commit what may be committed.
 
         Stock counts the leader's copy unconditionally; it only ever sees followers' match indexes
-        cut at our durable index (:meth:`_publish_match`), so its own count agrees or lags.
+        cut at our durable index (:meth:`_publish_matches`), so its own count agrees or lags.
         """
         self._SyncObj__raftCommitIndex = self._committable()

@@ -72,20 +72,20 @@ class SnapshotExchange:
         """Whether a snapshot is on its way in."""
         return self._receiver is not None or self._restoring is not None
 
-    @property
-    def is_restoring(self) -> bool:
-        """Whether ticks are needed to go on."""
-        return self._restoring is not None
+    def tick(self) -> bool:
+        """Build a little more of the new state; let go of what nobody sends any more.
 
-    def tick(self) -> None:
-        """Build a little more of the new state; let go of what nobody sends any more."""
-        self._restore_some()
+        Return whether more ticks are needed to go on.
+        """
+        if self._restoring is not None:
+            self._restore_some(self._restoring)
         receiver = self._receiver
         if receiver is not None:
             overtaken = receiver.snapshot.index <= self._replica.applied_index
             silent = self._clock.monotonic() - receiver.progress_at > 2 * STALLED_S
             if overtaken or silent:
                 self._give_up(receiver)
+        return self._restoring is not None
 
     def _give_up(self, receiver: Receiver) -> None:
         """Let go of a receiver as soon as it has let go of its file."""
@@ -208,11 +208,8 @@ class SnapshotExchange:
         event = Event("snapshot_failed", self._config.id, self._replica.term, detail)
         self._host.event(event)
 
-    def _restore_some(self) -> None:
+    def _restore_some(self, building: _Restoring) -> None:
         """Build the new state in slices beside the old one, then let it be taken over."""
-        building = self._restoring
-        if building is None:
-            return
         self._report_restoring(building)
         for _ in range(RESTORE_RECORDS_PER_TICK):
             record = next(building.records, None)

@@ -446,9 +446,6 @@ def h10_any_term_counts(patch: Patch) -> None:
         while self._held and self._held[0][0] <= self.journal.durable_lsn:
             _, _, peer, message = self._held.popleft()
             self._answer(peer, message)
-        if self.is_leader:
-            for peer in self.peers:
-                self._publish_match(peer)
 
     def begin(self: Any) -> None:
         remembered = dict(self._match)
