@@ -88,6 +88,11 @@ class ClusterMap(
         return {group.shard: group for group in self.groups}
 
     @cached_property
+    def group_ids(self) -> dict[int, GroupId]:
+        """The name of the group that holds each shard."""
+        return {group.shard: group.id for group in self.groups}
+
+    @cached_property
     def shard_of(self) -> Callable[[bytes], int]:
         """The shard that holds a key; the partitioner's own method, as it is called so often."""
         return self.partitioner.shard_of

@@ -212,7 +212,10 @@ class Connection(asyncio.BufferedProtocol):
         """Queue a message; one too many closes the connection instead of being dropped."""
         if self.closing:
             return False
-        if self._writer.backlog_bytes() + len(payload) > self._limits.send_bytes_max:
+        waiting_bytes = self._writer.waiting_bytes + len(payload)
+        if self._write_paused:  # else the transport holds next to nothing, and need not be asked
+            waiting_bytes = self._writer.backlog_bytes() + len(payload)
+        if waiting_bytes > self._limits.send_bytes_max:
             self.fail(f"{self._writer.backlog_bytes()} bytes wait to be sent, which is too many")
             return False
         self._writer.send(channel, payload)

@@ -39,11 +39,13 @@ from raftkv.rpc.messages import (
     Call,
     ExplainRequest,
     Facts,
+    GetRequest,
     Reply,
     Response,
     Served,
     StatusRequest,
     WorkerReport,
+    WriteRequest,
 )
 from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
@@ -360,6 +362,9 @@ class Engine:
     def handle(self, call: Call, respond: Callable[[Reply], None]) -> None:
         """Answer a call of the front end, once."""
         request = call.request
+        if isinstance(request, WriteRequest | GetRequest):  # at once: they are nearly all
+            self.router.handle(call, respond)
+            return
 
         def answer(response: Response) -> None:
             respond(Reply(call.id, response, Served(self._name), self.map.epoch))

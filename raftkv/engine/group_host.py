@@ -199,19 +199,21 @@ class GroupHost:
     def on_bundle(self, peer: str, payload: bytes) -> None:
         """Take a bundle of envelopes; msgspec.MsgspecError if it is not one."""
         envelopes = self._decode(payload)
-        for envelope in envelopes:
-            group = self.groups.get(GroupId(envelope.shard, envelope.generation))
-            if group is not None:  # a group that this node does not hold (any more)
-                self._receive(group, peer, envelope.message)
+        self._guard(lambda: self._take(peer, envelopes))
         if self.wal.buffered_bytes:  # a turn syncs it, also where no group has more to do
             self._schedule_turn()
 
-    def _receive(self, group: Group, peer: str, message: wire.RaftMessage) -> None:
-        if isinstance(message, wire.AppendEntries) and self._must_decline(group, message):
-            # Not lost (that would be a new election) and not refused (the leader would send it
-            # all again at once): a heartbeat that proves nothing, and acknowledges nothing.
-            message = wire.AppendEntries(message.term, 0, 0, 0)
-        self._guard(lambda: group.receive(peer, message))
+    def _take(self, peer: str, envelopes: Iterable[wire.Envelope]) -> None:
+        for envelope in envelopes:
+            group = self.groups.get(GroupId(envelope.shard, envelope.generation))
+            if group is None:  # this node does not hold it (any more)
+                continue
+            message = envelope.message
+            if isinstance(message, wire.AppendEntries) and self._must_decline(group, message):
+                # Not lost (that would be a new election) and not refused (the leader would send it
+                # all again at once): a heartbeat that proves nothing, and acknowledges nothing.
+                message = wire.AppendEntries(message.term, 0, 0, 0)
+            group.receive(peer, message)
 
     def _must_decline(self, group: Group, message: wire.AppendEntries) -> bool:
         """Whether entries that the group lacks would leave no room for votes and terms.
@@ -235,7 +237,7 @@ class GroupHost:
     # --- turns --------------------------------------------------------------------------------
 
     def _schedule_turn(self) -> None:
-        if not self._turn_scheduled and not self._stopped:
+        if not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -265,11 +267,13 @@ class GroupHost:
 
     def _note(self, group: Group) -> None:
         """Remember when the group is due next, and who leads it."""
-        deadline = math.ceil(group.next_deadline() / TIMER_GRID_S) * TIMER_GRID_S
-        if deadline < self._timed.get(group.id, math.inf):
-            self._timed[group.id] = deadline
-            heapq.heappush(self._due, (deadline, *group.id))
-            self._arm_timer()
+        deadline, timed = group.next_deadline(), self._timed.get(group.id, math.inf)
+        if deadline < timed:  # most only move away
+            deadline = math.ceil(deadline / TIMER_GRID_S) * TIMER_GRID_S
+            if deadline < timed:
+                self._timed[group.id] = deadline
+                heapq.heappush(self._due, (deadline, *group.id))
+                self._arm_timer()
         known = self.leaderships[group.id]
         if known.leader != group.leader:
             known.note(group.term, group.leader, self._clock.time_us())

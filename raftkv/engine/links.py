@@ -146,6 +146,11 @@ class PeerLinks:
         """Peers that can be sent to."""
         return frozenset(peer for peer, link in self._links.items() if not link.closing)
 
+    def is_connected(self, peer: str) -> bool:
+        """Whether ``peer`` can be sent to."""
+        link = self._links.get(peer)
+        return link is not None and not link.closing
+
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Queue a message for the end of this loop turn.
 

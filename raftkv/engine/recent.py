@@ -23,18 +23,16 @@ class Leaderships:
 
     def __init__(self) -> None:
         self._latest: deque[Leadership] = deque(maxlen=LEADERSHIPS_KEPT)
+        self.leader: str | None = None
+        """Who is known to lead now."""
         self.changes = 0
         """How often a leader was learnt of, since the start."""
 
     def note(self, term: int, leader: str | None, at_us: int) -> None:
         """Remember that ``leader`` leads from now on, or that nobody is known to."""
         self._latest.append(Leadership(term, leader, at_us))
+        self.leader = leader
         self.changes += leader is not None
-
-    @property
-    def leader(self) -> str | None:
-        """Who is known to lead now."""
-        return self._latest[-1].leader if self._latest else None
 
     @property
     def since_us(self) -> int | None:

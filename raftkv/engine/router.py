@@ -58,9 +58,8 @@ SLOW_S = 0.5
 class Links(Protocol):
     """What is needed of the peer links."""
 
-    @property
-    def connected(self) -> frozenset[str]:
-        """Peers that can be sent to."""
+    def is_connected(self, peer: str) -> bool:
+        """Whether ``peer`` can be sent to."""
 
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Queue a message; in order, or lost with the link."""
@@ -244,7 +243,7 @@ class Router:
         """Serve here, forward, or wait until there is a leader."""
         if pending.answered:
             return
-        group = self._groups.get(self.map.placement(pending.shard).id)
+        group = self._groups.get(self.map.group_ids[pending.shard])
         if group is not None and (group.is_leader or _is_stale(pending.request)):
             self.local.serve(pending, group)
             return
@@ -259,11 +258,11 @@ class Router:
 
     def _target(self, pending: Pending, group: Group | None) -> str | None:
         """Return whom to ask: the leader as known here, or any replica if there is none here."""
-        connected = self._links.connected
+        is_connected = self._links.is_connected
         if group is not None:
             leader = group.leader
-            return leader if leader in connected else None
-        replicas = [r for r in self.map.placement(pending.shard).replicas if r in connected]
+            return leader if leader is not None and is_connected(leader) else None
+        replicas = [r for r in self.map.placement(pending.shard).replicas if is_connected(r)]
         if not replicas:
             return None
         hint = self._hints.pop(pending.shard, None)
@@ -323,7 +322,7 @@ class Router:
 
     def _note_slow(self, pending: Pending, response: Response, served: Served) -> None:
         here = served.node == self._node
-        group = self._groups.get(self.map.placement(pending.shard).id) if here else None
+        group = self._groups.get(self.map.group_ids[pending.shard]) if here else None
         self.slow.note(pending, group, response, served)
 
     def _me(self, shard: int | None) -> Served:

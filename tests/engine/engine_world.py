@@ -74,6 +74,10 @@ class FakeLinks:
         self.connected = frozenset(connected)
         self.sent: list[tuple[str, int, bytes]] = []
 
+    def is_connected(self, peer: str) -> bool:
+        """Whether the peer is there."""
+        return peer in self.connected
+
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Record, if the peer is there."""
         assert not bulk

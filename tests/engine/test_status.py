@@ -32,6 +32,10 @@ class StatusLinks:
         """Peers that can be sent to."""
         return frozenset(b for a, b in self._world.links if a == self._name)
 
+    def is_connected(self, peer: str) -> bool:
+        """Whether ``peer`` can be sent to."""
+        return peer in self.connected
+
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Deliver at the end of the turn."""
         assert (channel, bulk) == (CHANNEL_STATUS, False)
