@@ -217,7 +217,11 @@ class StateMachine:
             return _MOVED
         operation = command.operation
         if isinstance(operation, Put) and command.idempotency is None:  # nearly all there are
-            return self._put(operation) if self._owns(operation.key) else _MOVED
+            old = self._entries.get(operation.key)
+            # What is here is owned, and to ask takes a third of a put that overwrites.
+            if old is None and not self._owns(operation.key):
+                return _MOVED
+            return self._put(operation, old)
         return self._apply_other(command, operation)
 
     def _apply_other(
@@ -257,13 +261,12 @@ class StateMachine:
 
     def _execute(self, operation: Put | Delete | Txn) -> Outcome:
         if isinstance(operation, Put):
-            return self._put(operation)
+            return self._put(operation, self._entries.get(operation.key))
         if isinstance(operation, Delete):
             return self._delete(operation)
         return self._txn(operation)
 
-    def _put(self, put: Put) -> PutResult | Refused:
-        old = self._entries.get(put.key)
+    def _put(self, put: Put, old: Entry | None) -> PutResult | Refused:
         if put.if_absent and old is not None:
             return Refused("precondition", old.mod_revision)
         if put.if_revision is not None and not _is_at(old, put.if_revision):
@@ -373,6 +376,11 @@ class StateMachine:
         dict.__setitem__(self._entries, key, entry)
         return version
 
+    def _remove_foreign(self) -> None:
+        """Keep only what this shard owns: a sealed group may have several successors."""
+        for entry in [entry for entry in self._entries.values() if not self._owns(entry.key)]:
+            self._remove(entry)
+
     def _remove(self, old: Entry) -> None:
         del self._entries[old.key]
         self.bytes_total -= len(old.key) + len(old.value)
@@ -412,7 +420,7 @@ class StateMachine:
         """Return what builds a state machine of ``generation`` from snapshot records.
 
         The snapshot must be of that generation, or of one sealed for it: then the new group
-        starts, unsealed, from all that the sealed one held.
+        starts, unsealed, from all that the sealed one held and the new one owns.
         """
         return Restorer(cls(generation, owns, limits))
 
@@ -487,6 +495,7 @@ class Restorer:
             raise CorruptSnapshot("the snapshot's contents do not match its digest")
         if header.generation != state.generation:
             state.sealed_for = None
+            state._remove_foreign()  # noqa: SLF001 - same module
         return state
 
     def _begin(self, header: SnapshotHeader) -> SnapshotHeader:

@@ -181,14 +181,15 @@ class ResultWriter:
 
     def batch_member(self, result: object) -> dict[str, Any]:
         """Return one member of a batch's results; each has the ``status`` it would have alone."""
+        if isinstance(result, PutResult):
+            return {"status": 201 if result.version == 1 else 200, **self.member(result)}
         if isinstance(result, Failure):
             return from_failure(result, read=False).document()
         if isinstance(result, Refused):
             return from_refusal(result).document()
         if isinstance(result, GetResult) and result.entry is None:
             return HttpError("key_not_found", "the key does not exist").document()
-        created = isinstance(result, PutResult) and result.version == 1
-        return {"status": 201 if created else 200, **self.member(result)}
+        return {"status": 200, **self.member(result)}
 
     def member(self, result: object, *, keys_only: bool = False) -> dict[str, Any]:
         """Return the members for one result that is not an error."""

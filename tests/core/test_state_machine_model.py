@@ -474,3 +474,17 @@ def test_a_snapshot_of_another_generation_is_refused() -> None:
     put = Batch(BATCH_FORMAT, GENERATION + 1, 0, (Command(Put(b"k", b"")),))
     assert successor.apply(put) == [PutResult(state.last_revision + 1, 1)]
     assert successor.digest == successor.recomputed_digest()
+
+
+def test_a_successor_keeps_only_what_it_owns() -> None:
+    """A sealed group may have several; each is asked about its own keys alone."""
+    state = large_state(3)
+    state.apply(Batch(BATCH_FORMAT, GENERATION, 0, (Command(Seal(GENERATION + 1)),)))
+    restorer = StateMachine.restore(GENERATION + 1, lambda key: key != b"big")
+    for record in state.snapshot_records():
+        restorer.feed(record)
+    successor = restorer.finish()
+    assert (successor.get(b"big").entry, successor.key_count) == (None, state.key_count - 1)
+    assert successor.digest == successor.recomputed_digest()
+    put = Batch(BATCH_FORMAT, GENERATION + 1, 0, (Command(Put(b"big", b"")),))
+    assert successor.apply(put) == [Refused("moved")]

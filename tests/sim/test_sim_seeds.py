@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raftkv.core.operations import Put
+from raftkv.core.operations import Entry, Put
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
@@ -33,11 +33,11 @@ def test_what_is_lost_after_its_last_use_is_found(monkeypatch: pytest.MonkeyPatc
     """Everything is read again in the end, also what all replicas have lost alike."""
     put = StateMachine._put
 
-    def forgetful(self: Any, asked: Put) -> Any:
+    def forgetful(self: Any, asked: Put, held: Entry | None) -> Any:
         if asked.key.startswith(b"r2-"):
             for old in filter(None, map(self._entries.get, (b"r0-0", b"r0-1"))):
                 self._remove(old)
-        return put(self, asked)
+        return put(self, asked, held)
 
     monkeypatch.setattr(StateMachine, "_put", forgetful)
     report = run(Options.of(0, 2.5, shards=1, workloads=("register",), faults=("kill",)))
