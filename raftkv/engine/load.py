@@ -97,7 +97,7 @@ class ShardLoad:
 
     def took(self, operations: Sequence[Command | GetRequest]) -> None:
         """Count the operations of a batch, and look at every so many of them."""
-        writes = sum(isinstance(operation, Command) for operation in operations)
+        writes = list(map(type, operations)).count(Command)
         self.writes += writes
         self.reads += len(operations) - writes
         for place in range(self._until_sample - 1, len(operations), SAMPLE_EVERY):

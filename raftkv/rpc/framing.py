@@ -147,10 +147,10 @@ class FrameWriter:
 
     def send(self, channel: int, payload: bytes) -> None:
         """Queue one frame for the end of this loop turn."""
-        self._parts.append(_header.pack(len(payload) + 1, channel))
-        self._parts.append(payload)
+        size = len(payload)
+        self._parts += (_header.pack(size + 1, channel), payload)
         self._frames_queued += 1
-        self.waiting_bytes += len(payload) + HEADER_BYTES
+        self.waiting_bytes += size + HEADER_BYTES
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush_turn)

@@ -107,24 +107,19 @@ class Lane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (or the server's lifespan), as ASGI defines it."""
         try:
-            await self._dispatch(scope, receive, send)
+            if scope["type"] != "http":
+                await self._operators(cast("Any", scope), cast("Any", receive), cast("Any", send))
+                return
+            path: bytes = scope["raw_path"]
+            if path.startswith(KEY_PREFIX):
+                await self._serve(self._routes.key, path[_KEY_PREFIX_BYTES:], scope, receive, send)
+            elif (route := self._routes.exact.get(path)) is not None:
+                await self._serve(route, b"", scope, receive, send)
+            else:
+                await self._mounted(scope, receive, send)
         except asyncio.CancelledError:
             # Granian cancels the task when the client has gone: the end of it, and no error.
             _LOG.debug("the client went away before its answer")
-
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._operators(cast("Any", scope), cast("Any", receive), cast("Any", send))
-            return
-        path: bytes = scope["raw_path"]
-        if path.startswith(KEY_PREFIX):
-            await self._serve(self._routes.key, path[_KEY_PREFIX_BYTES:], scope, receive, send)
-            return
-        route = self._routes.exact.get(path)
-        if route is not None:
-            await self._serve(route, b"", scope, receive, send)
-            return
-        await self._mounted(scope, receive, send)
 
     # --- data routes ---------------------------------------------------------------------------
 
