@@ -237,7 +237,7 @@ class GroupHost:
     # --- turns --------------------------------------------------------------------------------
 
     def _schedule_turn(self) -> None:
-        if not self._turn_scheduled:
+        if not self._turn_scheduled and not self._stopped:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
