@@ -252,7 +252,7 @@ class StateMachine:
 
     def _owns_all(self, operation: Put | Delete | Txn) -> bool:
         if not isinstance(operation, Txn):
-            return self._owns(operation.key)
+            return operation.key in self._entries or self._owns(operation.key)
         return all(
             self._owns(part.key)
             for part in (*operation.compare, *operation.then, *operation.otherwise)
