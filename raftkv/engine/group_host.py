@@ -256,7 +256,7 @@ class GroupHost:
         self._sync()
 
     def _guard(self, step: Callable[[], None]) -> None:
-        """Run a step of a group; one that fails stops the node.
+        """Run a step of a group, or of several; one that fails stops the node.
 
         Whatever it was, a group that was left half-way must not say anything more.
         """

@@ -182,7 +182,7 @@ class Group:
         replica.tick()
         if replica.is_leader:
             self._housekeeping()
-        self._outcomes += self.transfer.tick()
+        self._later(self.transfer.tick())
         self._serve_reads()
         if self._snapshots.tick() or replica.apply_budget_spent:
             self._host.wake(self.id)

@@ -1,9 +1,9 @@
 """One member of a Raft group: stock ``SyncObj`` with all that raftkv does itself switched off.
 
 Subclasses override its private methods under their mangled names. Stock code still decides
-elections, terms, votes, log matching and commitment; what raftkv puts in front of it and behind it
-is spread over four files, each method naming the hazard that it mends (``docs/hazards.md`` has the
-list, with the test of each)::
+elections, terms, votes, and how logs that differ are matched; what raftkv puts in front of it and
+behind it is spread over four files, each method naming the hazard that it mends
+(``docs/hazards.md`` has the list, with the test of each)::
 
     member.py       construction, what is read, what waits for the disk   (this file)
     elections.py    pre-vote, stickiness, votes

@@ -1,7 +1,8 @@
 """Log replication: what a follower accepts and acknowledges, what a leader sends and commits.
 
-Raft paper, section 5.3 and figure 2. Stock code appends to the log and answers mismatches; the
-receiver's rules, windows, and who counts towards a majority are decided here.
+Raft paper, section 5.3 and figure 2. The receiver's rules, windows, and who counts towards a
+majority are decided here. Stock code is left with appends that do not simply go on: those of a new
+leader or term, and those that conflict or leave a gap.
 """
 
 from collections import deque
@@ -28,8 +29,9 @@ class Replication(Elections):
         """Accept entries by the receiver's rules of the Raft paper (figure 2, steps 1 to 5).
 
         Stock deletes everything after ``prev_index`` without looking for a conflict (H2). So it
-        is only shown what is really new: the part that our log already holds is cut off here, and
-        both the commit index and the acknowledgement stop where this message's proof stops.
+        is only shown what is really new, and not even that where nothing can conflict: the part
+        that our log already holds is cut off here, and both the commit index and the
+        acknowledgement stop where this message's proof stops.
         """
         if message.term < self.term:
             self._owner.send(node.name, wire.HigherTerm(self.term))

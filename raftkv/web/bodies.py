@@ -285,7 +285,8 @@ def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
             idempotency_key=UnsetType(),
             session=UnsetType(),
         ):
-            return Command(Put(check_key(member.key), _check_value(member.value, limits)))
+            _check_value(member.value, limits)
+            return Command(Put(check_key(member.key), member.value))
         case _JsonPut() | _PackPut():
             return Command(_put(member, limits), _member_idempotency(member))
         case _JsonDelete() | _PackDelete():
@@ -310,16 +311,16 @@ def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:
     value = _bytes(member, "value")
     if value is None:
         raise invalid("value or value_base64 is needed")
-    return Put(_key(member), _check_value(value, limits), revision, member.if_absent)
+    _check_value(value, limits)
+    return Put(_key(member), value, revision, member.if_absent)
 
 
-def _check_value(value: bytes, limits: Limits) -> bytes:
+def _check_value(value: bytes, limits: Limits) -> None:
     if len(value) > limits.value_bytes_max:
         raise HttpError(
             "too_large",
             f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
         )
-    return value
 
 
 def _delete(member: _JsonDelete | _PackDelete) -> Delete:

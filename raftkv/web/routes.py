@@ -23,7 +23,7 @@ from raftkv.web.requests import (
 KEY_PREFIX = b"/v1/kv/"
 
 _LENGTH_DIGITS_MAX = 30
-"""A Content-Length may have leading zeros, but not so many that reading them takes long."""
+"""A Content-Length may have leading zeros, but not so many that it takes long to read."""
 
 Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
 

@@ -48,7 +48,7 @@ class Carrier:
         self.auth.check(headers.get(b"authorization"), action.role)
         body = b""
         if action.body is not None:
-            declared_length(headers, action.body)
+            declared_length(headers, action.body)  # refuses here what says that it is too large
             body = read_body(action.body)
         plan = action.parse(
             HttpRequest(

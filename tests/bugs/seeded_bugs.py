@@ -365,10 +365,7 @@ def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
 def h7_older_snapshot_is_installed(patch: Patch) -> None:
     """H7: a snapshot replaces the state and the log behind it, also when it is the older one."""
 
-    def restore_some(self: Any) -> None:
-        building = self._restoring
-        if building is None:
-            return
+    def restore_some(self: Any, building: Any) -> None:
         for record in building.records:
             building.restorer.feed(record)
         self._restoring = None

@@ -145,10 +145,14 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         return bool(self._SyncObj__raftState == LEADER)
 
     @property
-    def leader_name(self) -> str | None:
+    def leader_node(self) -> Any:
         """Who leads, as far as it knows."""
-        node = self._SyncObj__raftLeader
-        return None if node is None else str(node.id)
+        return self._SyncObj__raftLeader
+
+    @property
+    def leader_name(self) -> str | None:
+        """The name of who leads."""
+        return None if self.leader_node is None else str(self.leader_node.id)
 
     @property
     def leader_contact(self) -> float:

@@ -485,6 +485,9 @@ def test_a_successor_keeps_only_what_it_owns() -> None:
         restorer.feed(record)
     successor = restorer.finish()
     assert (successor.get(b"big").entry, successor.key_count) == (None, state.key_count - 1)
+    big = state.get(b"big").entry
+    assert big is not None
+    assert successor.bytes_total == state.bytes_total - len(big.key) - len(big.value)
     assert successor.digest == successor.recomputed_digest()
     put = Batch(BATCH_FORMAT, GENERATION + 1, 0, (Command(Put(b"big", b"")),))
     assert successor.apply(put) == [Refused("moved")]
