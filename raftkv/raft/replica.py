@@ -107,11 +107,13 @@ class Replica(Replication):
     def start_transfer(self, peer: str) -> bool:
         """Ask ``peer``, which must be fully caught up, to take over; false if it is not."""
         outcome: list[int] = []
-        self._publish_matches()
+        node, matches = self.peers[peer], self._SyncObj__raftMatchIndex
         previous, TURN.clock = TURN.clock, self._clock
+        matches[node] = self.match_index(peer)  # told for this call alone, see _advance_commit
         try:
-            self.transferLeadership(self.peers[peer], lambda _, error: outcome.append(error))
+            self.transferLeadership(node, lambda _, error: outcome.append(error))
         finally:
+            matches[node] = 0
             TURN.clock = previous
         return outcome == [0]
 
@@ -153,8 +155,6 @@ class Replica(Replication):
             self._SyncObj__newAppendEntriesTime = later
             self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
             return
-        if self.is_leader:
-            self._publish_matches()
         super()._onTick(0.0)
 
     def _nothing_is_due(self) -> bool:

@@ -10,7 +10,7 @@ from collections import deque
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
 from raftkv.raft.journal import FIRST_INDEX, REGULAR
-from raftkv.raft.member import FOLLOWER, ReplicaError
+from raftkv.raft.member import ReplicaError
 from raftkv.raft.seams import PeerNode
 
 MESSAGE_BYTES_MAX = 512 * 1024
@@ -70,8 +70,7 @@ class Replication(Elections):
             message.prev_index == journal.last_index
             and message.prev_term == journal.last_term
             and message.term == self.term
-            and self._SyncObj__raftLeader is node
-            and self.state == FOLLOWER
+            and self.leader_node is node
             and not self._SyncObj__transferInProgress
         )
 
@@ -182,15 +181,6 @@ class Replication(Elections):
             else:
                 self._owner.snapshot_needed(peer)
 
-    def _publish_matches(self) -> None:
-        """Show stock code no more of a follower's log than our own disk has as well (H9).
-
-        Called whenever stock code is about to look.
-        """
-        durable = self.journal.durable_index
-        for peer, match in self._match.items():
-            self._SyncObj__raftMatchIndex[self.peers[peer]] = min(match, durable)
-
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
         """Send to every connected follower what it lacks, or a heartbeat.
 
@@ -262,7 +252,7 @@ class Replication(Elections):
     def _advance_commit(self) -> None:
         """Commit what may be committed.
 
-        Stock counts the leader's copy unconditionally; it only ever sees followers' match indexes
-        cut at our durable index (:meth:`_publish_matches`), so its own count agrees or lags.
+        Stock counts the leader's copy unconditionally (H9); as it is not told how far followers
+        are, its own count never comes to a majority.
         """
         self._SyncObj__raftCommitIndex = self._committable()

@@ -64,7 +64,7 @@ class BodyIntake:
             message = await receive()
             body: bytes = message.get("body", b"")
             held = self._hold(body, 0, limit)
-            if held == length and message["type"] == "http.request":
+            if held == length:
                 return body
             chunks = [body]
             while message["type"] == "http.request" and message.get("more_body", False):

@@ -254,10 +254,28 @@ def test_a_queue_over_its_bound_closes_the_link_instead_of_dropping_a_message() 
                 sent += 1
             assert sent == 9  # ten and their headers are one too many
             assert not one.links.connected
+            assert not one.links.is_connected("n2")
             assert one.recorder.downs("n2") == 0  # not from inside send()
             await until(lambda: one.recorder.downs("n2") == 1)
             await until(lambda: one.connected_to("n2") and two.recorder.downs("n1") == 1)
             assert len(two.recorder.messages) < sent
+
+    run(main())
+
+
+def test_what_a_peer_does_not_take_counts_from_turn_to_turn() -> None:
+    """The bound is on all that waits in this process, also behind a socket that is full."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(send_bytes_max=1_000_000)) as (one, two):
+            (deaf,) = two.links._connections
+            assert deaf._transport is not None
+            deaf._transport.pause_reading()
+            for _ in range(1_000):  # the kernel takes some megabytes
+                if not one.links.send("n2", 0, bytes(100_000)):
+                    break
+                await asyncio.sleep(0)
+            assert not one.links.is_connected("n2")
 
     run(main())
 

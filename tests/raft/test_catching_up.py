@@ -228,3 +228,14 @@ def refusals(world: GroupWorld, source: str, target: str) -> int:
         and not message.success
         for event in world.network.trace
     )
+
+
+def test_a_follower_commits_no_further_than_it_has_entries() -> None:
+    """A leader says how far everything is committed, also to one that is still behind."""
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes["b"].group
+    last = (group.last_index, group.journal.last_term)
+    group.receive("a", wire.AppendEntries(group.term, *last, commit_index=group.last_index + 5))
+    assert group.commit_index == group.last_index
+    world.write("a", "after")
+    assert world.run(1.0, until=lambda: "after" in world.values("b"))

@@ -6,6 +6,7 @@ import pytest
 import scenarios
 from group_world import TIMING, GroupWorld, make_group_world
 
+from raftkv.raft import messages as wire
 from raftkv.raft.proposals import Rejection
 
 
@@ -104,6 +105,16 @@ def test_a_target_that_is_gone_costs_a_pause_only() -> None:
     assert world.acknowledged >= {"waiting"}
     assert world.leads("a")
     assert world.term("a") == term
+
+
+def test_a_target_does_not_wait_for_the_leader_it_replaces() -> None:
+    """What that still sends does not put the election off."""
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes["b"].group
+    group.receive("a", wire.TimeoutNow(group.term))
+    due = group.next_deadline()
+    group.receive("a", wire.AppendEntries(group.term, group.last_index, group.journal.last_term, 0))
+    assert group.next_deadline() == due
 
 
 def test_only_one_transfer_at_a_time() -> None:

@@ -9,6 +9,7 @@ import pytest
 from raftkv.web.config import BodyLimit
 from raftkv.web.intake import BodyIntake, Receive
 from raftkv.web.problems import HttpError
+from raftkv.web.routes import declared_length
 
 Message = MutableMapping[str, Any]
 
@@ -68,6 +69,13 @@ def test_body_shorter_than_its_length_is_refused() -> None:
         assert (caught.value.status, intake.bytes_held) == (400, 0)
 
     asyncio.run(run())
+
+
+def test_length_means_nothing_beside_a_transfer_coding() -> None:
+    """The body then ends where its last chunk does (RFC 9112, section 6.3)."""
+    headers = {b"content-length": b"2"}
+    assert declared_length(headers, _FOUR) == 2
+    assert declared_length({**headers, b"transfer-encoding": b"chunked"}, _FOUR) is None
 
 
 def test_body_over_the_limit_is_not_read_on() -> None:
