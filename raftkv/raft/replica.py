@@ -109,7 +109,8 @@ class Replica(Replication):
         outcome: list[int] = []
         node, matches = self.peers[peer], self._SyncObj__raftMatchIndex
         previous, TURN.clock = TURN.clock, self._clock
-        matches[node] = self.match_index(peer)  # told for this call alone, see _advance_commit
+        # Told for this call alone, see _advance_commit, and no more than our own disk has.
+        matches[node] = min(self.match_index(peer), self.journal.durable_index)
         try:
             self.transferLeadership(node, lambda _, error: outcome.append(error))
         finally:
