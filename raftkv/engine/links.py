@@ -144,7 +144,7 @@ class PeerLinks:
     @property
     def connected(self) -> frozenset[str]:
         """Peers that can be sent to."""
-        return frozenset(peer for peer, link in self._links.items() if not link.closing)
+        return frozenset(filter(self.is_connected, self._links))
 
     def is_connected(self, peer: str) -> bool:
         """Whether ``peer`` can be sent to."""

@@ -22,8 +22,8 @@ from raftkv.web.requests import (
 
 KEY_PREFIX = b"/v1/kv/"
 
-_LENGTH_DIGITS_MAX = 30
-"""A Content-Length may have leading zeros, but not so many that it takes long to read."""
+_LEADING_ZEROS_MAX = 20
+"""A Content-Length may have some, but not so many that it takes long to read."""
 
 Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
 
@@ -104,7 +104,8 @@ def declared_length(headers: Mapping[bytes, bytes], limit: BodyLimit) -> int | N
         return None
     if not declared.isdigit():
         raise HttpError("invalid", "bad Content-Length")
-    if len(declared) > _LENGTH_DIGITS_MAX or (length := int(declared)) > limit.bytes_max:
+    digits_max = len(str(limit.bytes_max)) + _LEADING_ZEROS_MAX
+    if len(declared) > digits_max or (length := int(declared)) > limit.bytes_max:
         raise too_large(limit)
     # Where both are given, the length means nothing (RFC 9112, section 6.3).
     return None if b"transfer-encoding" in headers else length

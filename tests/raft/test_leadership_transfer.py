@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import scenarios
-from group_world import TIMING, GroupWorld, make_group_world
+from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft.proposals import Rejection
@@ -115,6 +115,34 @@ def test_a_target_does_not_wait_for_the_leader_it_replaces() -> None:
     due = group.next_deadline()
     group.receive("a", wire.AppendEntries(group.term, group.last_index, group.journal.last_term, 0))
     assert group.next_deadline() == due
+
+
+def test_a_leader_hands_over_only_what_its_own_disk_has() -> None:
+    """Until it has synced, as it may be the target that fails next."""
+    world = scenarios.led_by_a(make_group_world)
+    node = world.nodes["a"]
+    sync = node.sync
+    node.sync = lambda: None  # type: ignore[method-assign] # a slow disk
+    world.propose("a", "x")
+    world.turn("a")
+    world.deliver()
+    for name in "bc":
+        world.turn(name)
+    world.deliver()
+    assert node.group.match_index("b") == node.group.last_index
+    transfer(world, "a", "b")
+    world.network.trace.clear()
+    world.turn("a")
+    assert not asked_to_stand(world)
+    sync()
+    world.turn("a")
+    assert asked_to_stand(world)
+
+
+def asked_to_stand(world: GroupWorld) -> bool:
+    """Whether ``a`` has told ``b`` to."""
+    said = [message_of(event) for event in world.network.trace if event.link == ("a", "b")]
+    return any(isinstance(message, wire.TimeoutNow) for message in said)
 
 
 def test_only_one_transfer_at_a_time() -> None:

@@ -115,6 +115,43 @@ def test_messagepack(api: Carrier) -> None:
     assert (get["entry"]["key"], get["entry"]["value"]) == (b"\xff", b"\xfe")
 
 
+def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
+    api: Carrier, engine: FakeEngine
+) -> None:
+    """Conditions and idempotency keys arrive; one without any is only the quicker to read."""
+    put = {"op": "put", "key": b"a", "value": b"v"}
+    operations = [
+        put,
+        {**put, "if_absent": True},
+        {**put, "if_revision": 5},
+        {**put, "idempotency_key": "x"},
+        {**put, "session": {"id": "s", "sequence": 3, "low": 2}},
+    ]
+    body = msgspec.msgpack.encode({"operations": operations})
+    api("POST", b"/v1/batch", {"Content-Type": _MSGPACK}, body)
+    commands = (
+        Command(Put(b"a", b"v")),
+        Command(Put(b"a", b"v", if_absent=True)),
+        Command(Put(b"a", b"v", 5)),
+        Command(Put(b"a", b"v"), FreeKey("x")),
+        Command(Put(b"a", b"v"), SessionKey("s", 3, 2)),
+    )
+    assert engine.asked == [BatchRequest(commands)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code"),
+    [(b"", b"v", "invalid"), (b"k" * 1025, b"v", "too_large"), (b"k", b"v" * 4097, "too_large")],
+)
+def test_limits_of_a_put_in_messagepack(
+    api: Carrier, engine: FakeEngine, key: bytes, value: bytes, code: str
+) -> None:
+    """They are those of a put in JSON."""
+    body = msgspec.msgpack.encode({"operations": [{"op": "put", "key": key, "value": value}]})
+    answer = api("POST", b"/v1/batch", {"Content-Type": _MSGPACK}, body)
+    assert (answer.code, answer.definite, engine.asked) == (code, True, [])
+
+
 @pytest.mark.parametrize(
     ("accept", "content_type"),
     [(_MSGPACK, _MSGPACK), (_NDJSON, _NDJSON), ("*/*", _JSON), ("application/x-msgpack", _MSGPACK)],
