@@ -285,8 +285,9 @@ class Run:
             self._go_on(0.25)
 
     def _settle(self, but: frozenset[str]) -> None:
+        goal = self.operator.goal()
         self._go_on_until(
-            lambda: self.operator.is_settled(but),
+            lambda: self.operator.has_reached(goal, but),
             60.0,
             "a majority without faults did not come to rest within 60 s",
         )
