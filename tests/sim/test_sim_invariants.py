@@ -476,7 +476,9 @@ def test_damaged_disks_are_believed_only_for_what_they_held(names: str) -> None:
         replica.look()
     shard.a.lead(2)
     shard.a.append(2)
-    with pytest.raises(Violation, match="committed entry 3 of term 2 .* which only a of 3 members"):
+    with pytest.raises(
+        Violation, match=r"committed entry 3 of term 2 .* which only a of 3 members"
+    ):
         shard.a.commit(3)
 
 
@@ -492,7 +494,7 @@ def test_what_a_damaged_disk_held_may_still_be_counted() -> None:
     shard.b.look()
     shard.a.commit(3)
     shard.a.append(1)
-    with pytest.raises(Violation, match="entry 4 of term 1 .* which only a of 3 members"):
+    with pytest.raises(Violation, match=r"entry 4 of term 1 .* which only a of 3 members"):
         shard.a.commit(4)
 
 
@@ -523,7 +525,7 @@ def test_a_damaged_disk_is_believed_until_it_has_healed() -> None:
     shard.b.journal.deleteEntriesFrom(2)  # position of index 3, which nobody committed
     shard.b.look()
     shard.a.lead(1)
-    with pytest.raises(Violation, match="entry 3 of term 1 .* which only a of 3 members"):
+    with pytest.raises(Violation, match=r"entry 3 of term 1 .* which only a of 3 members"):
         shard.a.commit(3)
 
 

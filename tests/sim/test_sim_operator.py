@@ -61,7 +61,7 @@ class Shards:
         self.invariants = Invariants(log_entries_max=1000)
         self.newest = dict.fromkeys((GroupId(shard, 1) for shard in range(shards)), 10)
         self.invariants.all_committed = lambda: dict(self.newest)  # type: ignore[method-assign]
-        self.invariants.committed = self.newest.__getitem__  # type: ignore[method-assign]
+        self.invariants.committed = self.newest.__getitem__  # type: ignore[method-assign, assignment]
         self.machines = list(self.cluster.world.machines.values())
         self.groups = {
             machine.name: {
@@ -92,7 +92,7 @@ class Shards:
 
 
 def test_a_cluster_under_load_has_come_to_rest_when_it_has_what_was_committed() -> None:
-    """However much is committed meanwhile: some shard has a follower that is about to hear of it."""
+    """However much is committed meanwhile: some follower is always about to hear of it."""
     shards = Shards(24)
     goal = shards.operator.goal()
     for shard in range(24):
