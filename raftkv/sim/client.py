@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from raftkv.core.operations import Command, Refused, SessionKey, Write
 from raftkv.rpc.messages import (
@@ -44,10 +44,23 @@ class Lost(Exception):  # noqa: N818 - what happened to the answer
         self.sent = sent
 
 
+class Witness(Protocol):
+    """Sees what reaches nodes, and what they answer, whoever waits for it still."""
+
+    def asked(self, call: Call) -> None:
+        """A request reaches a node that serves."""
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """The node answers it."""
+
+
 class Doors:
     """The way from clients to the nodes' front ends: HTTP, as far as it matters here."""
 
-    def __init__(self, scheduler: Scheduler, loop: SimLoop, random: Random) -> None:
+    def __init__(
+        self, scheduler: Scheduler, loop: SimLoop, random: Random, witness: Witness | None = None
+    ) -> None:
+        self._witness = witness
         self._scheduler = scheduler
         self._loop = loop
         self._random = random
@@ -88,9 +101,13 @@ class Doors:
 
     def _serve(self, machine: Machine, call: Call, answered: "asyncio.Future[Response]") -> None:
         if machine.serving is not None:
-            machine.serving.handle(call, lambda reply: self._reply(answered, reply))
+            if self._witness is not None:
+                self._witness.asked(call)
+            machine.serving.handle(call, lambda reply: self._reply(call, answered, reply))
 
-    def _reply(self, answered: "asyncio.Future[Response]", reply: Reply) -> None:
+    def _reply(self, call: Call, answered: "asyncio.Future[Response]", reply: Reply) -> None:
+        if self._witness is not None:
+            self._witness.answered(call, reply)
         self._answer(answered, reply.response)
 
     def _answer(self, answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.raft.group import Group
+from raftkv.raft.journal import FIRST_INDEX
+from raftkv.sim.ledger import Ledger
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
 
@@ -32,6 +34,10 @@ class _GroupFacts:
     """term → the highest index that a replica in that term has called committed."""
     states: dict[int, tuple[int, int]] = field(default_factory=dict)
     """applied index → (digest, last revision)."""
+    commands: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """index → term → command, of entries that the ledger has not got yet."""
+    recorded: int = FIRST_INDEX
+    """Up to here the ledger has the committed entries."""
 
 
 @dataclass(slots=True)
@@ -62,9 +68,11 @@ class Invariants:
 
     Args:
         log_entries_max: a log that is longer was not cut in time.
+        ledger: is told of every committed entry, once and in order.
     """
 
-    def __init__(self, *, log_entries_max: int) -> None:
+    def __init__(self, *, log_entries_max: int, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger
         self.elections = 0
         self.snapshots_installed = 0
         self._looked: dict[str, tuple[int, int]] = {}  # machine -> (life, turns of its host)
@@ -223,6 +231,8 @@ class Invariants:
                     f"{name} holds another entry {at} of term {entry_term} of group {group.id} "
                     "than others"
                 )
+            if self._ledger is not None and at > known.recorded:
+                known.commands.setdefault(at, {})[entry_term] = command
             before = entry_term
         view.checked = (journal.last_index, journal.last_term)
 
@@ -244,8 +254,24 @@ class Invariants:
         if (group.is_leader or view.led) and commit > max(view.commit, journal.first_index):
             self._check_majority(name, group, known)
         view.commit, view.led = commit, group.is_leader
+        if self._ledger is not None:
+            self._record(self._ledger, name, group, known)
         known.last_committed = max(known.last_committed, commit)
         known.committed_by[group.term] = max(known.committed_by.get(group.term, 0), commit)
+
+    def _record(self, ledger: Ledger, name: str, group: Group, known: _GroupFacts) -> None:
+        """Tell the ledger what is committed now; replicas must have the state that it has."""
+        index = known.recorded + 1
+        while (term := known.committed.get(index)) is not None:
+            command = known.commands.get(index, {}).get(term)
+            if command is None:
+                raise Violation(f"{name} committed entry {index} of group {group.id} unseen")
+            del known.commands[index]
+            state = ledger.committed(group, command)
+            if known.states.setdefault(index, state) != state:
+                raise Violation(f"the state of group {group.id} differs at entry {index}")
+            known.recorded = index
+            index += 1
 
     def _check_majority(self, name: str, group: Group, known: _GroupFacts) -> None:
         """What a leader commits, by an entry of its term, a majority holds durably (5.3, 5.4.2).
