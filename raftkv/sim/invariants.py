@@ -1,9 +1,11 @@
 """What must hold at every moment, looked at after every turn of every node.
 
-From the Raft paper, figure 3: election safety, log matching, leader completeness, state machine
-safety. Beyond it: what a leader commits is durable at a majority in that moment; what a replica has
-called durable, votes among it, survives its crash; digests and revisions are equal at equal index;
-memory and logs stay bounded.
+From the Raft paper, figure 3: election safety, leader append-only, log matching, leader
+completeness, state machine safety. Beyond it: what is committed is durable at a majority in that
+moment, and a leader commits by an entry of its own term; what a replica has called durable, term
+and votes among it, survives its crash; digests and revisions are equal at equal index, and those of
+a state machine that applies every committed entry itself (:mod:`raftkv.sim.ledger`); memory and
+logs stay bounded.
 """
 
 import zlib
@@ -46,11 +48,14 @@ class _View:
 
     life: int
     facts: tuple[object, ...] = ()
-    led: bool = False
+    led: int = 0
+    """The term that it led, 0 if it did not."""
     commit: int = 0
     applied: int = 0
     checked: EntryId = (0, 0)
     durable: EntryId = (0, 0)
+    term: int = 0
+    """Highest term that was durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,11 @@ class Invariants:
                     f"{machine.name} called entry {index} of term {term} of group {group.id} "
                     f"durable, and has lost it in a crash (its log ends at {journal.last_index})"
                 )
+            if journal.getCurrentTerm() < before.term:
+                raise Violation(
+                    f"{machine.name} had reached term {before.term} of group {group.id}, and is "
+                    f"in term {journal.getCurrentTerm()} after a crash"
+                )
         view = _View(machine.life)
         self._views[machine.name, group.id] = view
         return view
@@ -165,7 +175,7 @@ class Invariants:
         if self._believed:
             self._believe_what_is_missing(name, group.id, known, view)
         self._check_leader(name, group, known)
-        self._check_vote(name, group)
+        self._check_vote(name, group, view)
         self._check_log(name, group, known, view)
         self._check_commit(name, group, known, view)
         self._check_state(name, group, known, view)
@@ -204,24 +214,34 @@ class Invariants:
         elif leader != name:
             raise Violation(f"{leader} and {name} both led group {group.id} in term {group.term}")
 
-    def _check_vote(self, name: str, group: Group) -> None:
-        """A vote that is durable may have been sent, and stays what it was."""
+    def _check_vote(self, name: str, group: Group, view: _View) -> None:
+        """Terms never go back; a durable vote may have been sent, and stays what it was."""
         journal = group.journal
-        vote = journal.getVotedForNodeId()
-        if vote is None or not journal.synced:
+        term, vote = journal.getCurrentTerm(), journal.getVotedForNodeId()
+        if term < view.term:
+            raise Violation(f"{name}: term of group {group.id} went from {view.term} to {term}")
+        if not journal.synced:
             return
-        sworn = self._votes.setdefault((name, group.id, journal.getCurrentTerm()), vote)
+        view.term = term
+        sworn = None if vote is None else self._votes.setdefault((name, group.id, term), vote)
         if sworn != vote:
             raise Violation(
-                f"{name} voted for {sworn} and for {vote} in term {journal.getCurrentTerm()} "
-                f"of group {group.id}"
+                f"{name} voted for {sworn} and for {vote} in term {term} of group {group.id}"
             )
 
     def _check_log(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
-        """Log matching, by induction: (index, term) decides an entry and the term before it."""
+        """Log matching, by induction: (index, term) decides an entry and the term before it.
+
+        And leader append-only: a leader deletes and replaces nothing in its own log.
+        """
         journal = group.journal
         index, term = view.checked
         if index < journal.first_index or journal.term_at(index) != term:
+            if index > journal.first_index and _leads_on(group, view):
+                raise Violation(
+                    f"{name} leads group {group.id} in term {group.term}, and its own entry "
+                    f"{index} of term {term} is gone"
+                )
             index = max(journal.first_index, min(view.commit, journal.last_index))
         before = journal.term_at(index)
         for command, at, entry_term in journal[index - journal.first_index + 1 :]:
@@ -251,9 +271,15 @@ class Invariants:
                     f"{name} committed entry {index} of group {group.id} with term {term}, "
                     f"others with term {known.committed[index]}"
                 )
-        if (group.is_leader or view.led) and commit > max(view.commit, journal.first_index):
-            self._check_majority(name, group, known)
-        view.commit, view.led = commit, group.is_leader
+        if commit > max(view.commit, journal.first_index):
+            if group.is_leader or view.led or (self._ledger and commit > known.last_committed):
+                self._check_majority(name, group, known)
+            if _leads_on(group, view) and journal.term_at(commit) != group.term:
+                raise Violation(
+                    f"{name}, leader of group {group.id} in term {group.term}, committed entry "
+                    f"{commit} of term {journal.term_at(commit)} by itself"
+                )
+        view.commit, view.led = commit, group.term if group.is_leader else 0
         if self._ledger is not None:
             self._record(self._ledger, name, group, known)
         known.last_committed = max(known.last_committed, commit)
@@ -276,7 +302,9 @@ class Invariants:
     def _check_majority(self, name: str, group: Group, known: _GroupFacts) -> None:
         """What a leader commits, by an entry of its term, a majority holds durably (5.3, 5.4.2).
 
-        Also if it stopped leading in the same turn.
+        Also if it stopped leading in the same turn. And where there is a ledger, before anything
+        gets into it: the first to call an entry committed may be a follower, whose leader died in
+        the turn in which it told so.
         """
         members, commit = group.config.members, group.commit_index
         term = group.journal.term_at(commit) or 0
@@ -308,6 +336,11 @@ class Invariants:
         if group.digests.mismatch is not None:
             raise Violation(f"{name}: digest alarm of group {group.id}: {group.digests.mismatch}")
         view.applied = applied
+
+
+def _leads_on(group: Group, view: _View) -> bool:
+    """Whether a replica has led since it was looked at last."""
+    return group.is_leader and group.term == view.led
 
 
 def _reaches(durable: EntryId, entry: EntryId, known: _GroupFacts) -> bool:

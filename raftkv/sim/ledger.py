@@ -97,6 +97,8 @@ class Ledger:
             raise Violation(f"{call.request} was answered twice or by another's answer: {reply}")
         for command, result in _answers(call.request, reply.response):
             account = self._accounts[command]
+            if isinstance(result, Failure) and result.code == "internal":
+                raise Violation(f"{_shown(command)} was answered with a bug: {result.detail}")
             if not isinstance(result, Failure):
                 account.told[result] += 1
                 self._unbacked.add((command, result))

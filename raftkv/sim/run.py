@@ -36,6 +36,7 @@ from raftkv.sim.staleness import Staleness
 from raftkv.sim.violation import Violation
 from raftkv.sim.workloads import WORKLOADS, Scene, read_all
 from raftkv.sim.world import World
+from raftkv.storage.disk import DiskError
 
 ERA_S = 40.0
 """Clients go on to new keys this often."""
@@ -84,9 +85,9 @@ def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
         write: gets the trace, line by line.
     """
     began = time.process_time()
-    with _quiet():
-        drama = Run(options, write)
-        report = drama.report
+    drama = Run(options, write)
+    report = drama.report
+    with _quiet(drama.fail):
         try:
             drama.play()
         except Violation as violation:
@@ -118,7 +119,7 @@ class Run:
         scheduler = self.world.scheduler
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
-        self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self._fail)
+        self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self.fail)
         self._doors = Doors(scheduler, self._loop, Random(random.random()), witness=self)
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
@@ -325,7 +326,7 @@ class Run:
         try:
             self._ledger.answered(call, reply)
         except Violation as violation:
-            self._fail(violation)
+            self.fail(violation)
 
     # --- what goes wrong ----------------------------------------------------------------------
 
@@ -337,21 +338,22 @@ class Run:
     def _finished(self, task: "asyncio.Task[Any]") -> None:
         error = task.exception()
         if error is not None:
-            self._fail(error)
+            self.fail(error)
 
     def _look(self, machine: Machine) -> None:
         try:
             self._invariants.look(machine)
         except Violation as violation:
-            self._fail(violation)
+            self.fail(violation)
 
     def _ended(self, machine: Machine) -> None:
         self._doors.ended(machine)
 
     def _broke(self, machine: Machine, error: BaseException) -> None:
-        self._fail(Violation(f"{machine.name} failed: {type(error).__name__}: {error}"))
+        self.fail(Violation(f"{machine.name} failed: {type(error).__name__}: {error}"))
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the run with a violation; whatever else goes wrong is a bug of the harness."""
         if isinstance(error, Violation):
             self._problem = self._problem or error
             self.world.scheduler.stop()
@@ -379,15 +381,33 @@ class Run:
         report.digest = self.world.trace.digest
 
 
+class _LogWatch(logging.Handler):
+    """Sees bugs that nodes survive, by a line in a log that nobody would read here."""
+
+    def __init__(self, broke: Callable[[Violation], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._broke = broke
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """End the run if an exception was logged that no fault of a disk or a network explains."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, DiskError | OSError):
+            told = f"{record.getMessage()}: {type(error).__name__}: {error}"
+            self._broke(Violation(f"{record.name} has logged an exception: {told}"))
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep nodes from logging, and the collector from walking what has no cycles."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _quiet(broke: Callable[[Violation], None]) -> Iterator[None]:
+    """Let nodes log exceptions only, and keep the collector from walking what has no cycles."""
+    root = logging.root
+    before, handlers = root.manager.disable, root.handlers
+    logging.disable(logging.WARNING)
+    root.handlers = [_LogWatch(broke)]
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
         gc.collect()
+        root.handlers = handlers
         logging.disable(before)

@@ -10,13 +10,18 @@ from typing import cast
 import pytest
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.state_machine import StateMachine
 from raftkv.raft.group import Group
 from raftkv.raft.journal import GroupJournal
 from raftkv.sim.invariants import Invariants
+from raftkv.sim.ledger import Ledger
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
 
 GROUP = GroupId(0, 1)
+
+EMPTY = StateMachine(1, lambda _: True).digest
+"""Of a state without a key."""
 
 
 class Log:
@@ -67,7 +72,7 @@ class Replica:
         self.group = SimpleNamespace(
             id=GROUP, journal=self.journal, term=0, is_leader=False, commit_index=1,
             applied_index=1, last_index=1, digests=SimpleNamespace(mismatch=None),
-            config=SimpleNamespace(members=tuple("abc")),
+            config=SimpleNamespace(members=tuple("abc"), owns=lambda _: True),
             state=SimpleNamespace(digest=0, last_revision=0),
         )  # fmt: skip
         host = SimpleNamespace(turns=0, groups={GROUP: cast("Group", self.group)})
@@ -116,8 +121,8 @@ class Replica:
 class Shard:
     """Three replicas under one set of invariants."""
 
-    def __init__(self, log_entries_max: int = 100) -> None:
-        self.invariants = Invariants(log_entries_max=log_entries_max)
+    def __init__(self, log_entries_max: int = 100, ledger: Ledger | None = None) -> None:
+        self.invariants = Invariants(log_entries_max=log_entries_max, ledger=ledger)
         self.a, self.b, self.c = (Replica(self.invariants, name) for name in "abc")
         self.all = (self.a, self.b, self.c)
 
@@ -298,6 +303,85 @@ def test_a_log_that_was_cut_off_is_looked_at_again() -> None:
     shard.b.journal.deleteEntriesFrom(2)
     with pytest.raises(Violation, match="b holds another entry 3 of term 2"):
         shard.b.append(2, 2, command=b"other")
+
+
+def test_a_leader_that_takes_back_an_entry_of_its_own() -> None:
+    """Leader append-only: it deletes nothing in its log, and replaces nothing."""
+    shard = Shard()
+    shard.a.lead(2)
+    shard.a.append(2, 2)
+    shard.a.journal.deleteEntriesFrom(2)
+    with pytest.raises(
+        Violation, match=r"a leads group 0\.1 in term 2, and its own entry 3 .*gone"
+    ):
+        shard.a.look()
+
+
+def test_a_leader_of_a_newer_term_may_have_been_cut_before() -> None:
+    """As a follower it deletes what conflicts; and a snapshot takes the place of entries."""
+    shard = Shard()
+    shard.a.lead(2)
+    shard.a.append(2, 2)
+    shard.a.journal.deleteEntriesFrom(2)
+    shard.a.lead(4)
+    shard.a.append(4)
+    shard.a.journal.compact(3)
+    shard.a.look()
+    assert shard.invariants.elections == 2
+
+
+def test_a_leader_that_counts_copies_of_an_older_entry() -> None:
+    """Figure 8: only an entry of its own term commits what is before it."""
+    shard = Shard()
+    for replica in shard.all:
+        replica.append(1, 1)
+    shard.a.lead(2)
+    with pytest.raises(Violation, match=r"leader of .* in term 2, committed entry 3 of term 1"):
+        shard.a.commit(3)
+
+
+def test_a_follower_that_commits_what_no_majority_has() -> None:
+    """Nobody led it there; the ledger takes only what a majority has on disk."""
+    shard = Shard(ledger=Ledger())
+    for replica in shard.all:
+        replica.look()
+    shard.b.append(1, 1)
+    with pytest.raises(Violation, match=r"b committed entry 3 of term 1 .* which only b of 3"):
+        shard.b.commit(3)
+
+
+def test_a_follower_may_be_the_first_to_call_an_entry_committed() -> None:
+    """Its leader told so and died in the same turn."""
+    shard = Shard(ledger=Ledger())
+    for replica in (shard.a, shard.b):
+        replica.append(1, 1)
+    shard.a.machine.serving = None
+    shard.b.commit(3, digest=EMPTY)
+    assert shard.invariants.committed(GROUP) == 3
+
+
+def test_a_state_that_differs_from_that_of_the_ledger() -> None:
+    """All replicas may have applied the same thing wrongly."""
+    shard = Shard(ledger=Ledger())
+    for replica in shard.all:
+        replica.append(1, 1)
+    with pytest.raises(Violation, match=r"the state of group 0\.1 differs at entry 3"):
+        shard.a.commit(3, digest=EMPTY + 1)
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_term_that_goes_back(crash: bool) -> None:  # noqa: FBT001 - a case
+    """A replica that forgot its term would vote in it again."""
+    shard = Shard()
+    shard.a.journal.setCurrentTerm(5, None)
+    shard.a.append(1)
+    if crash:
+        shard.a.start(Recovered(4, entries=shard.a.on_disk().entries))
+    else:
+        shard.a.journal.setCurrentTerm(4, None)
+    shard.a.group.term = 4
+    with pytest.raises(Violation, match=r"a had reached term 5 of|term of group 0\.1 went from 5"):
+        shard.a.look()
 
 
 def test_a_commit_index_that_goes_back() -> None:
