@@ -303,3 +303,28 @@ def test_revisions_of_a_bank_need_not_be_told() -> None:
     assert bank_of(("transfer", ONE, 5), ("transfer", ONE, None), seen, seen).verdict is (
         Verdict.VALID
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "f", "value", "seen"),
+    [
+        ("register", "write", "x", ("read", None, "x")),
+        ("register", "cas", {"expected_revision": None, "value": "x"}, ("read", None, "x")),
+        ("set", "add", 1, ("read", None, [1])),
+        ("append", "append", 1, ("read", None, [1])),
+        ("bank", "transfer", ONE, ("read", None, {"a": 8, "b": 1})),
+        ("cas-register", "write", 1, ("read", None, 1)),
+        ("kv", "put", "x", ("get", None, "x")),
+    ],
+)
+def test_what_certainly_did_not_happen_is_not_seen(
+    model: str, f: str, value: Any, seen: tuple[str, Any, Any]
+) -> None:
+    """A write that was called certainly not applied, and is read, is a violation in every model."""
+    for status, verdict in (("fail", Verdict.VIOLATION), ("info", Verdict.VALID)):
+        client = Client()
+        if model == "bank":
+            client.do("init", {"a": 9, "b": 0})
+        client.end(client.begin(f, value), status)
+        client.do(*seen)
+        assert check(client.operations(), MODELS[model]).verdict is verdict
