@@ -126,7 +126,8 @@ class Ledger:
 
 
 def _check_account(command: Command, account: _Account) -> None:
-    applied = account.applied.total()
+    effects = {r: n for r, n in account.applied.items() if not isinstance(r, Refused)}
+    applied = sum(effects.values())
     if isinstance(command.operation, Txn) and is_read_only(command.operation):
         return  # it does no harm, however often
     if command.idempotency is None:
@@ -138,9 +139,8 @@ def _check_account(command: Command, account: _Account) -> None:
         return
     if applied and account.denied == account.asked:
         raise Violation(f"{_shown(command)} was applied, and was called certainly not applied")
-    effects = [result for result in account.applied if not isinstance(result, Refused)]
     if len(effects) > 1:
-        raise Violation(f"{_shown(command)} took effect more than once: {_shown(effects)}")
+        raise Violation(f"{_shown(command)} took effect more than once: {_shown([*effects])}")
 
 
 def _commands(request: Request) -> list[Command]:

@@ -180,6 +180,17 @@ def test_what_was_refused_under_a_key_each_time_is_not_applied() -> None:
         shard.commit(KEYED)
 
 
+def test_an_entry_that_a_shard_refuses_is_not_applied() -> None:
+    """It may be tried elsewhere, and called certainly not applied."""
+    shard = Shard()
+    mine = Command(Put(b"k", b"mine", if_revision=7))
+    call = shard.ask(mine)
+    shard.commit(mine)
+    shard.commit(mine)
+    shard.answer(call, DENIED)
+    shard.ledger.settle()
+
+
 def test_a_write_takes_effect_once_under_its_key() -> None:
     """Also when the shard has forgotten the key before the copy arrives."""
     shard = Shard()
@@ -258,7 +269,7 @@ def test_a_run_ends_with_the_lie_that_a_client_was_told(
         honest(self, call, tell)
 
     monkeypatch.setattr(Engine, "handle", handle)
-    report = run(Options.of(1, 0.2, workloads=("append",), faults=(), operations_per_s=40.0))
+    report = run(Options.of(1, 0.05, workloads=("append",), faults=(), operations_per_s=40.0))
     seen = {"done": "of 0 entries", "not done": "certainly not applied"}
     assert report.violation is not None
     assert seen[lie] in report.violation
