@@ -17,7 +17,6 @@ BROKEN = re.compile(r"failed: (TypeError|AttributeError|NameError|ImportError)\b
 
 HINTS = {
     "snapshot_of_a_moving_state": 2,
-    "unchecked_log": 1,
     "h19_emptied_disk_is_let_in": 13,
     "h1_snapshot_piece_commits": 1,
     "h2_mended_at_acknowledgement": 1,
@@ -29,8 +28,6 @@ HINTS = {
     "h10_any_term_counts": 1,
     "reads_before_own_no_op": 4,
     "age_of_a_heartbeat": 2,
-    "answer_before_commit": 1,
-    "unknown_is_called_definite": 4,
 }
 """Seeds that caught a bug when last hunted, tried first. A change of the code changes what a seed
 does; then the others are tried, which takes longer and holds as well."""
