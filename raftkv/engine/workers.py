@@ -106,6 +106,7 @@ def web_config(
         "host": config.http_listen.host,
         "port": config.http_listen.port,
         "listen_fd": listen_fd,
+        "hosts": config.http_hosts,
         "tls_cert": http.tls_cert,
         "tls_key": http.tls_key,
         "certificates": {
