@@ -10,7 +10,7 @@ import time
 
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import WebConfig
@@ -42,12 +42,19 @@ class KeyConverter(BaseConverter):
     part_isolating = False
 
 
+class ShardConverter(IntegerConverter):
+    """Matches numbers that a shard might have: no message between processes takes much larger."""
+
+    regex = r"\d{1,10}"
+
+
 def create_app(
     engine: SyncEngine, config: WebConfig, metrics: WorkerMetrics | None = None
 ) -> flask.Flask:
     """Return the complete application, asking ``engine``."""
     app = flask.Flask("raftkv.web", template_folder="templates", static_folder="static")
     app.url_map.converters["key"] = KeyConverter
+    app.url_map.converters["shard"] = ShardConverter
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}

@@ -97,7 +97,7 @@ def test_document_is_served(api: Carrier) -> None:
     }
     routes = {
         (
-            rule.rule.replace("<key:key>", "<key>").replace("<int:shard>", "<shard>"),
+            rule.rule.replace("<key:key>", "<key>").replace("<shard:shard>", "<shard>"),
             method,
         )
         for rule in _app().url_map.iter_rules()
