@@ -12,6 +12,7 @@ from raftkv.bench.processes import workers_of
 from raftkv.bench.run_load import LoadError
 from raftkv.client import Client
 from raftkv.testing import LocalCluster
+from raftkv.testing.processes import RAFTKV_COMMAND
 
 NODES = 3
 _CONNECT_S = 5.0
@@ -26,6 +27,7 @@ def throwaway_cluster(
     shards: int,
     options: Options | None = None,
     ready_timeout_s: float = 60.0,
+    command: Sequence[str] = RAFTKV_COMMAND,
 ) -> Iterator[LocalCluster]:
     """A running cluster in a new directory in ``parent``, both gone in the end, come what may."""
     with (
@@ -37,6 +39,7 @@ def throwaway_cluster(
             replicas=NODES,
             options=options,
             ready_timeout_s=ready_timeout_s,
+            command=command,
         ) as cluster,
     ):
         yield cluster

@@ -16,6 +16,7 @@ import msgspec
 import uvloop
 
 from raftkv.bench.generator import raise_file_limit
+from raftkv.interpreter import PYTHON_M
 
 BYTE_EVERY_S = 1.0
 SLOW_BODY_BYTES = 10_000
@@ -182,7 +183,7 @@ class CrowdProcess:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
-            (sys.executable, "-m", "raftkv.bench.crowd", msgspec.json.encode(self._crowd).decode()),
+            (*PYTHON_M, "raftkv.bench.crowd", msgspec.json.encode(self._crowd).decode()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

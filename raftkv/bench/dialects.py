@@ -10,7 +10,7 @@ from raftkv.client.codec import MSGPACK
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
-_POST = b"POST %b HTTP/1.1\r\nhost: bench\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
+_POST = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
 _JSON = b"application/json"
 
 
@@ -45,7 +45,7 @@ class RaftkvDialect:
 
     def put(self, key: bytes, value: bytes) -> bytes:
         """``PUT /v1/kv/{key}``."""
-        return b"PUT /v1/kv/%b HTTP/1.1\r\nhost: bench\r\ncontent-length: %d\r\n\r\n%b" % (
+        return b"PUT /v1/kv/%b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (
             key,
             len(value),
             value,
@@ -53,11 +53,11 @@ class RaftkvDialect:
 
     def get(self, key: bytes) -> bytes:
         """``GET /v1/kv/{key}``."""
-        return b"GET /v1/kv/%b HTTP/1.1\r\nhost: bench\r\n\r\n" % key
+        return b"GET /v1/kv/%b HTTP/1.1\r\nhost: localhost\r\n\r\n" % key
 
     def get_stale(self, key: bytes) -> bytes:
         """``GET /v1/kv/{key}?consistency=stale``."""
-        return b"GET /v1/kv/%b?consistency=stale HTTP/1.1\r\nhost: bench\r\n\r\n" % key
+        return b"GET /v1/kv/%b?consistency=stale HTTP/1.1\r\nhost: localhost\r\n\r\n" % key
 
     def batch(self, pairs: Pairs) -> bytes:
         """``POST /v1/batch``."""
@@ -67,7 +67,7 @@ class RaftkvDialect:
 
     def scan(self, start: bytes, limit: int) -> bytes:
         """``GET /v1/kv?start=``."""
-        return b"GET /v1/kv?start=%b&limit=%d HTTP/1.1\r\nhost: bench\r\n\r\n" % (start, limit)
+        return b"GET /v1/kv?start=%b&limit=%d HTTP/1.1\r\nhost: localhost\r\n\r\n" % (start, limit)
 
 
 class EtcdDialect:
@@ -121,7 +121,7 @@ class ExampleDialect:
 
     def get(self, key: bytes) -> bytes:
         """``GET /{key}``: whatever this node has."""
-        return b"GET /%b HTTP/1.1\r\nhost: bench\r\n\r\n" % key
+        return b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n" % key
 
     get_stale = get
 

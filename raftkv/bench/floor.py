@@ -7,7 +7,6 @@ takes beyond it is its own code. Both are loaded in turns.
 
 import contextlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from raftkv.bench.skeleton import Node
 from raftkv.bench.summary import spread
 from raftkv.bench.turns import in_turns
 from raftkv.bench.workload import Workload
+from raftkv.interpreter import PYTHON_M
 from raftkv.testing.ports import PortReservation
 
 CONNECTIONS = (1, 16, 64, 256)
@@ -131,7 +131,7 @@ def running_skeleton(parent: Path | None) -> Iterator[tuple[Addresses, dict[str,
 
 @contextmanager
 def _process(part: str, node: Node) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "raftkv.bench.skeleton", part]
+    command = [*PYTHON_M, "raftkv.bench.skeleton", part]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 -- our own command
         try:
             if process.stdin is not None:

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from statistics import median
 from raftkv.bench.generator import Load
 from raftkv.bench.processes import descendants_of
 from raftkv.bench.run_load import LoadError, LoadResult, run_load
+from raftkv.interpreter import PYTHON_M
 
 SYNCS = 500
 ROUND_TRIPS = 2000
@@ -82,7 +82,7 @@ def bare_wsgi(seconds: float, connections: int) -> LoadResult:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "granian", "--interface", "wsgi", "--workers", "1"),
+        *(*PYTHON_M, "granian", "--interface", "wsgi", "--workers", "1"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
         "raftkv.bench.limits:bare_answer",
     ]

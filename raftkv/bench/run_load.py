@@ -23,6 +23,7 @@ from raftkv.bench.generator import MODULES, Load, Progress, Ready, frame, read_f
 from raftkv.bench.processes import cpu_seconds
 from raftkv.bench.summary import percentile
 from raftkv.bench.tally import Tally, Window, floats, is_accepted, merged
+from raftkv.interpreter import PYTHON_M
 
 Servers = Mapping[str, Sequence[int]]
 """Process ids of the servers by what they are: ``{"engine": [71, 72, 73], "worker": [...]}``."""
@@ -241,7 +242,7 @@ class _Generator:
         self._tell = tell
         self._tally: Tally | None = None
         self._process = subprocess.Popen(  # noqa: S603 -- our own modules
-            (sys.executable, "-m", MODULES[load.carrier]),
+            (*PYTHON_M, MODULES[load.carrier]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

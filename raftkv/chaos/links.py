@@ -3,7 +3,6 @@
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.proxy import Rule, Stats
+from raftkv.interpreter import PYTHON_M
 
 Pair = tuple[str, str]
 """A direction: from this node to that one."""
@@ -34,7 +34,7 @@ class Links:
     def __init__(self, links: Sequence[Link], seed: int) -> None:
         self._lock = threading.Lock()
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
-            [sys.executable, "-m", "raftkv.chaos.proxy", str(seed)],
+            [*PYTHON_M, "raftkv.chaos.proxy", str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,

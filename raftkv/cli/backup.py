@@ -4,9 +4,12 @@ Both are clients like any other: they read by a scan and write by batches, while
 serving. docs/operations.md says what such a backup promises, and what it does not.
 """
 
-import itertools
+import contextlib
+import fcntl
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,14 +23,15 @@ from raftkv.cli.backup_file import (
     verify_backup,
     write_backup,
 )
-from raftkv.cli.connect import EXIT_NO, connected, json_option, print_json, shown
+from raftkv.cli.connect import EXIT_NO, connected, json_option, print_json, shown, writes
 from raftkv.cli.serve import refuse
 from raftkv.client import Client, Entry, Get, PreconditionFailedError, Put, RaftkvError
 from raftkv.client.batches import BatchResult
 from raftkv.client.types import to_bytes
 
 PIECE_KEYS = 500
-"""Keys read and written at a time."""
+PIECE_BYTES = 4 * 2**20
+"""Keys, and bytes of their values, that are read and written at a time."""
 SHOWN_KEYS = 10
 
 
@@ -42,37 +46,41 @@ def backup_command(client: Client, file: Path, *, as_json: bool) -> None:
     """
     cluster = str(client.status("local").get("cluster"))
     entries = client.scan()
-    try:
-        if str(file) == "-":
-            summary = write_backup(sys.stdout.buffer, cluster, entries)
-            sys.stdout.buffer.flush()
-        else:
+    if str(file) == "-":
+        summary = write_backup(sys.stdout.buffer, cluster, entries)
+        sys.stdout.buffer.flush()
+    else:
+        try:
             summary = _write_file(file, cluster, entries)
-    except OSError as error:
-        refuse(f"{file}: {error.strerror}")
+        except OSError as error:
+            refuse(f"{file}: {error.strerror}")
     _report(summary, "in the backup", as_json=as_json, to_stderr=str(file) == "-")
 
 
 @click.command("restore")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
 @click.option("--overwrite", is_flag=True, help="Replace what existing keys hold.")
 @click.option("--check", "only_check", is_flag=True, help="Only see whether FILE is whole.")
 @json_option
 @connected
+@writes
 def restore_command(
     client: Client, file: Path, *, overwrite: bool, only_check: bool, as_json: bool
 ) -> None:
-    """Write what FILE holds into the cluster, usually a new and empty one.
+    """Write what FILE holds into the cluster, usually a new and empty one; - is standard input.
+
+    The whole file is read before the first key is written.
 
     Keys that exist with another value are left alone and listed, and the code is 1. The command can
     be repeated: what is there already is not written again.
     """
     try:
-        summary = verify_backup(file)
-        if only_check:
-            _report(summary, "in the file, which is whole", as_json=as_json)
-            return
-        different = _restore(client, read_puts(file, summary), overwrite=overwrite)
+        with _opened(file) as lines:
+            summary = verify_backup(file, lines)
+            if only_check:
+                _report(summary, "in the file, which is whole", as_json=as_json)
+                return
+            different = _restore(client, read_puts(file, lines, summary), overwrite=overwrite)
     except BackupFileError as error:
         refuse(error)
     _report(summary, "restored", as_json=as_json, different=different)
@@ -80,25 +88,56 @@ def restore_command(
         sys.exit(EXIT_NO)
 
 
-def _write_file(file: Path, cluster: str, entries: Iterator[Entry]) -> Summary:
-    """Write beside ``file`` and put it in its place when it is whole."""
-    partial = file.with_name(f".{file.name}.partial.{os.getpid()}")
-    # Keys and values are for those who may read the cluster.
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """The file, at its beginning; standard input is kept on disk meanwhile, as it is read twice."""
     try:
-        with os.fdopen(descriptor, "wb") as out:
+        if str(file) != "-":
+            with file.open("rb") as lines:
+                yield lines
+            return
+        with tempfile.TemporaryFile() as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.seek(0)
+            yield spool
+    except OSError as error:
+        raise BackupFileError(f"{file}: {error.strerror}") from error
+
+
+def _write_file(file: Path, cluster: str, entries: Iterator[Entry]) -> Summary:
+    """Write beside ``file`` and put it in its place when it is whole.
+
+    What a killed backup has left is written over: it is told from one that runs by its lock.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    # Keys and values are for those who may read the cluster.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(partial, flags, 0o600), "wb") as out:
+        if not _is_ours_alone(out, partial):
+            refuse(f"{file}: another backup is writing it")
+        try:
+            out.truncate()
             summary = write_backup(out, cluster, entries)
             _to_disk(out)
-        partial.replace(file)
-        directory = os.open(file.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            partial.replace(file)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    directory = os.open(file.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
     return summary
+
+
+def _is_ours_alone(out: BinaryIO, partial: Path) -> bool:
+    """Lock a file; whether nobody else has it, and nobody put it in its place before we had."""
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(out.fileno()), partial.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _to_disk(out: BinaryIO) -> None:
@@ -115,7 +154,15 @@ def _restore(client: Client, puts: Iterator[Put], *, overwrite: bool) -> list[by
 
 
 def _pieces(puts: Iterator[Put]) -> Iterator[list[Put]]:
-    while piece := list(itertools.islice(puts, PIECE_KEYS)):
+    piece: list[Put] = []
+    size = 0
+    for put in puts:
+        if piece and (len(piece) == PIECE_KEYS or size + len(put.value) > PIECE_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(put)
+        size += len(put.value)
+    if piece:
         yield piece
 
 
@@ -169,7 +216,8 @@ def _report(
     written = summary.entries - len(left_alone)
     click.echo(
         f"{written} keys {what}; backup of cluster {summary.cluster}, "
-        f"{summary.began} to {summary.ended}, sha256 {summary.sha256}",
+        f"{summary.began} to {summary.ended}, "
+        f"sha256 of all lines but the last {summary.sha256}",
         err=to_stderr,
     )
     if left_alone:

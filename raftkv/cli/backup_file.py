@@ -7,12 +7,10 @@
     {"key_base64": "/w==", "value": "", ...}
     {"entries": 2, "sha256": "...", "ended": "2026-01-31T12:00:09Z"}
 
-Keys are in byte order. The last line has the SHA-256 of all bytes before it: a file without it was
-not finished, and one that has another was changed.
+Keys are in byte order. The last line has the SHA-256 of all bytes before it (``head -n -1 FILE |
+sha256sum``): a file without it was not finished, and one that has another was changed.
 """
 
-import base64
-import binascii
 import datetime as dt
 import hashlib
 import json
@@ -21,13 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from raftkv.cli.data import entry_members
 from raftkv.client import Entry, Put
+from raftkv.client.types import KEY_BYTES_MAX
+from raftkv.core.errors import DECODE_FAILURES
 
 FORMAT = "raftkv-backup"
 VERSION = 1
 LINE_BYTES_MAX = 64 * 2**20
 """More than the largest key and value in base64 take."""
+
+_SHOWN_BYTES = 40
 
 
 class BackupFileError(Exception):
@@ -63,83 +67,143 @@ def write_backup(out: BinaryIO, cluster: str, entries: Iterable[Entry]) -> Summa
     return summary
 
 
-def verify_backup(file: Path) -> Summary:
-    """Read the whole file once, and say what it holds.
+def verify_backup(file: Path, lines: BinaryIO) -> Summary:
+    """Read the whole file once, entry by entry, and say what it holds.
+
+    Args:
+        file: What it is called in errors.
+        lines: The file, open at its beginning; left there.
 
     Raises:
-        BackupFileError: It is no backup, not finished, or was changed.
+        BackupFileError: It is no backup, not finished, was changed, or has an entry that cannot
+            be written into a cluster.
     """
-    digest, count = hashlib.sha256(), 0
-    with _opened(file) as lines:
-        first = lines.readline(LINE_BYTES_MAX)
-        header = _header(file, first)
-        digest.update(first)
-        last = lines.readline(LINE_BYTES_MAX)
-        while following := lines.readline(LINE_BYTES_MAX):
-            digest.update(last)
-            count += 1
-            last = following
-    trailer = _decoded(file, last or first)
-    if "sha256" not in trailer:
-        raise BackupFileError(f"{file}: ends before its end: the backup was not finished")
-    if trailer["sha256"] != digest.hexdigest() or trailer.get("entries") != count:
+    try:
+        return _verified(file, lines)
+    finally:
+        lines.seek(0)
+
+
+def _verified(file: Path, lines: BinaryIO) -> Summary:
+    digest, count, before = hashlib.sha256(), 0, b""
+    wrong: BackupFileError | None = None  # said only of a file that is whole
+    first = _line(file, lines)
+    header = _header(file, first)
+    digest.update(first)
+    last = _line(file, lines)
+    while following := _line(file, lines):
+        digest.update(last)
+        count += 1
+        if wrong is None:
+            try:
+                before = _key_behind(before, file, last)
+            except BackupFileError as error:
+                wrong = error
+        last = following
+    trailer = _trailer(file, last)
+    if trailer.sha256 != digest.hexdigest() or trailer.entries != count:
         raise BackupFileError(f"{file}: is damaged: its content does not have its checksum")
-    return Summary(
-        str(header.get("cluster")),
-        str(header.get("began")),
-        str(trailer.get("ended")),
-        count,
-        digest.hexdigest(),
-    )
+    if wrong is not None:
+        raise wrong
+    return Summary(header.cluster, header.began, trailer.ended, count, digest.hexdigest())
 
 
-def read_puts(file: Path, summary: Summary) -> Iterator[Put]:
+def _key_behind(before: bytes, file: Path, line: bytes) -> bytes:
+    key = _entry(file, line).key_bytes
+    if key <= before:
+        raise BackupFileError(f"{file}: key {key[:_SHOWN_BYTES]!r} is not behind the one before it")
+    return key
+
+
+def read_puts(file: Path, lines: BinaryIO, summary: Summary) -> Iterator[Put]:
     """Yield what a file that was verified holds, as unconditional writes."""
-    with _opened(file) as lines:
-        lines.readline(LINE_BYTES_MAX)
-        for _ in range(summary.entries):
-            members = _decoded(file, lines.readline(LINE_BYTES_MAX))
-            yield Put(_bytes(file, members, "key"), _bytes(file, members, "value"))
+    _line(file, lines)
+    for _ in range(summary.entries):
+        entry = _entry(file, _line(file, lines))
+        yield Put(entry.key_bytes, entry.value_bytes)
 
 
-def _opened(file: Path) -> BinaryIO:
+def _line(file: Path, lines: BinaryIO) -> bytes:
+    line = lines.readline(LINE_BYTES_MAX + 1)
+    if len(line) > LINE_BYTES_MAX:
+        raise BackupFileError(f"{file}: a line has more than {LINE_BYTES_MAX} bytes")
+    return line
+
+
+def _header(file: Path, line: bytes) -> "_Header":
     try:
-        return file.open("rb")
-    except OSError as error:
-        raise BackupFileError(f"{file}: {error.strerror}") from error
-
-
-def _header(file: Path, line: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        header = msgspec.json.decode(line, type=_Header)
+    except DECODE_FAILURES as error:
+        raise BackupFileError(f"{file}: is not a file of raftkv backup") from error
+    if header.format != FORMAT:
         raise BackupFileError(f"{file}: is not a file of raftkv backup")
-    if header.get("version") != VERSION:
+    if header.version != VERSION:
         raise BackupFileError(
-            f"{file}: has version {header.get('version')}, and this raftkv reads {VERSION}"
+            f"{file}: has version {header.version}, and this raftkv reads {VERSION}"
         )
     return header
 
 
-def _decoded(file: Path, line: bytes) -> dict[str, Any]:
+def _trailer(file: Path, line: bytes) -> "_Trailer":
     try:
-        members = json.loads(line)
-    except ValueError as error:
-        raise BackupFileError(f"{file}: ends before its end: no JSON: {line[:40]!r}") from error
-    if not isinstance(members, dict):
-        raise BackupFileError(f"{file}: a line is no object: {line[:40]!r}")
-    return members
+        return msgspec.json.decode(line, type=_Trailer)
+    except DECODE_FAILURES as error:
+        raise BackupFileError(
+            f"{file}: ends before its end: the backup was not finished"
+        ) from error
 
 
-def _bytes(file: Path, members: dict[str, Any], name: str) -> bytes:
+def _entry(file: Path, line: bytes) -> "_Entry":
     try:
-        if name in members:
-            return str(members[name]).encode()
-        return base64.b64decode(members[f"{name}_base64"], validate=True)
-    except (KeyError, TypeError, UnicodeEncodeError, binascii.Error) as error:
-        raise BackupFileError(f"{file}: an entry has no {name} that can be read") from error
+        return msgspec.json.decode(line, type=_Entry)
+    except DECODE_FAILURES as error:
+        shown = line[:_SHOWN_BYTES]
+        raise BackupFileError(f"{file}: no entry that can be read: {shown!r}: {error}") from error
+
+
+class _Header(msgspec.Struct):
+    format: str
+    version: int
+    cluster: str
+    began: str
+
+
+class _Trailer(msgspec.Struct):
+    entries: int
+    sha256: str
+    ended: str
+
+
+class _Entry(msgspec.Struct):
+    """Types are taken as they are and never bent: ``null`` is no key, and 5 is no text."""
+
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    key_base64: bytes | msgspec.UnsetType = msgspec.UNSET
+    value: str | msgspec.UnsetType = msgspec.UNSET
+    value_base64: bytes | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.key_bytes) <= KEY_BYTES_MAX:
+            raise ValueError(f"a key has 1 to {KEY_BYTES_MAX} bytes")
+        _ = self.value_bytes
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The key."""
+        return _one_of("key", self.key, self.key_base64)
+
+    @property
+    def value_bytes(self) -> bytes:
+        """The value."""
+        return _one_of("value", self.value, self.value_base64)
+
+
+def _one_of(name: str, text: str | msgspec.UnsetType, data: bytes | msgspec.UnsetType) -> bytes:
+    if isinstance(text, str) and data is msgspec.UNSET:
+        return text.encode()
+    if isinstance(data, bytes) and text is msgspec.UNSET:
+        return data
+    raise ValueError(f"it has either {name} or {name}_base64")
 
 
 def _encoded(members: dict[str, Any]) -> bytes:

@@ -24,6 +24,8 @@ EXIT_NO = 1
 EXIT_DEFINITE = 3
 EXIT_UNKNOWN = 4
 
+WRITES = "_writes"
+
 DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
 
 
@@ -109,8 +111,19 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         except RaftkvError as error:
             click.echo(f"raftkv: {described(error)}", err=True)
             sys.exit(exit_code_of(error))
+        except KeyboardInterrupt:
+            if not getattr(command, WRITES, False):
+                raise
+            click.echo("raftkv: interrupted: it may be done, or be done yet", err=True)
+            sys.exit(EXIT_UNKNOWN)
 
     return run
+
+
+def writes(command: Callable[..., None]) -> Callable[..., None]:
+    """Mark a command that changes something: when it is interrupted its outcome is unknown."""
+    setattr(command, WRITES, True)
+    return command
 
 
 # What a line from below means for whoever typed the command.

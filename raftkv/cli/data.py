@@ -6,7 +6,15 @@ from typing import Any, BinaryIO
 
 import click
 
-from raftkv.cli.connect import EXIT_NO, connected, json_option, key_argument, print_json, shown
+from raftkv.cli.connect import (
+    EXIT_NO,
+    connected,
+    json_option,
+    key_argument,
+    print_json,
+    shown,
+    writes,
+)
 from raftkv.client import Client, Entry
 from raftkv.client.types import REVISION_MAX
 
@@ -82,6 +90,7 @@ def get_command(client: Client, key: str, *, stale: bool, as_json: bool) -> None
 @click.option("--if-absent", is_flag=True, help="Only if KEY does not exist.")
 @json_option
 @connected
+@writes
 def put_command(
     client: Client,
     key: str,
@@ -111,6 +120,7 @@ def put_command(
 @if_revision_option
 @json_option
 @connected
+@writes
 def del_command(client: Client, key: str, *, if_revision: int | None, as_json: bool) -> None:
     """Remove KEY. One that does not exist ends with code 1, though nothing went wrong."""
     result = client.delete(key_argument(key), if_revision=if_revision)

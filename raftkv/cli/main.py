@@ -4,11 +4,23 @@ A subcommand's module is imported when it is run: ``raftkv get`` must not wait f
 ``raftkv serve``.
 """
 
+import contextlib
+import errno
 import importlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
 from raftkv.version import __version__
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, by a shell's convention (128 and the number of the signal)."""
+EXIT_OUTPUT = 74
+"""The output could not be written (EX_IOERR of sysexits.h); what was asked for may be done."""
 
 # name: (module, the click command in it, one line for the overview)
 COMMANDS = {
@@ -40,6 +52,38 @@ COMMANDS = {
 }
 
 
+_OUTPUT_ERRORS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+class _OutputError(Exception):
+    """Standard output takes no more."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def _output_watched() -> Iterator[None]:
+    """Tell output that could not be written from other errors: click would end with 1.
+
+    A command's own exit code counts only once all that it said has been written.
+    """
+    try:
+        try:
+            yield
+        except (SystemExit, click.exceptions.Exit) as ended:
+            if isinstance(ended.__context__, BrokenPipeError):
+                raise ended.__context__ from None  # rich, too, would end with 1
+            sys.stdout.flush()
+            raise
+    except OSError as error:
+        # A file that a command names has its own error; standard output has no name.
+        if error.errno in _OUTPUT_ERRORS and error.filename is None:
+            raise _OutputError(error) from error
+        raise
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used; the overview imports none."""
 
@@ -58,6 +102,16 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101 -- the table above is ours
         return command
 
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        """Parse; ``--help`` and ``--version`` write here."""
+        with _output_watched():
+            return super().make_context(*arguments, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with _output_watched():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the overview from the table."""
         del ctx
@@ -75,8 +129,40 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command of this process's arguments."""
-    cli(prog_name="raftkv")
+    """Run the command of this process's arguments, and end with its code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; click's own would be 1, which means "no".
+
+    Args:
+        arguments: Those of this process by default.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A sign that the terminal cannot show is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _output_watched():
+            code = cli.main(arguments, prog_name="raftkv", standalone_mode=False)
+            sys.stdout.flush()
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except _OutputError as error:
+        return _output_failed(error.reason)
+    return code if isinstance(code, int) else 0
+
+
+def _output_failed(error: OSError) -> int:
+    # Nothing may be tried again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:  # whoever closed a pipe wants no more, and no message
+        click.echo(f"raftkv: the output could not be written: {error.strerror}", err=True)
+    return EXIT_OUTPUT
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftkv.cli.connect import connected, json_option, key_argument, print_json
+from raftkv.cli.connect import connected, json_option, key_argument, print_json, writes
 from raftkv.client import Client
 from raftkv.web import quantities as q
 from raftkv.web import views
@@ -80,6 +80,7 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 @click.option("--to", "target", help="Name of the node; by default the preferred one.")
 @json_option
 @connected
+@writes
 def transfer_command(client: Client, shard: int, *, target: str | None, as_json: bool) -> None:
     """Hand the leadership of SHARD to another node."""
     facts = client.transfer_leader(shard, target)

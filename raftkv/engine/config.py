@@ -19,6 +19,9 @@ REPLICAS_MAX = 7
 PORT_MAX = 65_535
 
 NodeName = Annotated[str, msgspec.Meta(pattern=NODE_NAME)]
+HostName = Annotated[
+    str, msgspec.Meta(pattern=r"^\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=253)
+]
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=600_000)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Role = Literal["read", "write", "admin"]
@@ -109,6 +112,7 @@ class HttpOptions(Options, frozen=True):
     tls_key: str | None = None
     max_value_bytes: Annotated[int, msgspec.Meta(ge=1, le=16 * 2**20)] = 2**20
     max_connections: Count = 10_000
+    allowed_hosts: tuple[HostName, ...] = ()
     stop_delay_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
 
@@ -205,6 +209,12 @@ class NodeConfig(Options, frozen=True):
         if self.peer.listen is None:
             return self.addresses[self.node.name]
         return parse_address("peer.listen", self.peer.listen)
+
+    @property
+    def http_hosts(self) -> tuple[str, ...]:
+        """Names that clients may know this node by, beside its IP addresses and ``localhost``."""
+        own = self.addresses[self.node.name].host
+        return (self.node.name, own, self.http_listen.host, *self.http.allowed_hosts)
 
     @property
     def http_listen(self) -> Address:

@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import msgspec
 
 from raftkv.engine.config import Address, NodeConfig
+from raftkv.interpreter import PYTHON_M
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -30,7 +30,7 @@ STEADY_S = 10.0
 
 LISTEN_BACKLOG = 4096
 PATIENCE_S = 1.0
-WORKER_COMMAND = (sys.executable, "-m", "raftkv.web.worker")
+WORKER_COMMAND = (*PYTHON_M, "raftkv.web.worker")
 
 _logger = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ def web_config(
         "host": config.http_listen.host,
         "port": config.http_listen.port,
         "listen_fd": listen_fd,
+        "hosts": config.http_hosts,
         "tls_cert": http.tls_cert,
         "tls_key": http.tls_key,
         "certificates": {

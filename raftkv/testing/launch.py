@@ -13,11 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from raftkv.interpreter import PYTHON_M
+
 CLOCK_OPTION = "--clock"
 CLOCK_FILE = "clock"
 _PR_SET_PDEATHSIG = 1
 
-COMMAND = (sys.executable, "-m", "raftkv.testing.launch")
+COMMAND = (*PYTHON_M, "raftkv.testing.launch")
 
 
 def launcher(command: Sequence[str], faketime: Path | None) -> tuple[str, ...]:

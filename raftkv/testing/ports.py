@@ -10,6 +10,7 @@ import fcntl
 import os
 import random
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class PortReservation:
     """Free ports, kept from other users of this class until :meth:`release`."""
 
     def __init__(self, count: int) -> None:
+        self._directory = _own_directory()
         self._locks: list[int] = []
         self.ports: tuple[int, ...] = ()
         taken: list[int] = []
@@ -48,9 +50,8 @@ class PortReservation:
             raise OSError(f"only {len(taken)} of {count} ports are free")
 
     def _lock(self, port: int) -> bool:
-        directory = Path(tempfile.gettempdir(), f"raftkv-ports-{os.getuid()}")
-        directory.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(directory / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._directory / str(port), flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,6 +68,25 @@ class PortReservation:
         for descriptor in self._locks:
             os.close(descriptor)
         self._locks.clear()
+
+
+def _own_directory() -> Path:
+    """Return the directory of the lock files, which is this user's and nobody else's to write.
+
+    Its name is known to everybody who may write to the system's temporary directory, so it may be
+    a stranger's, or a symbolic link to where a stranger may not write but this user may.
+
+    Raises:
+        OSError: It is; the message says which and what to do.
+    """
+    directory = Path(tempfile.gettempdir(), f"raftkv-ports-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{directory} is not a directory that only this user writes: remove it")
+    return directory
 
 
 def _candidates() -> Iterator[int]:

@@ -4,11 +4,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-RAFTKV_COMMAND = (sys.executable, "-m", "raftkv")
+from raftkv.interpreter import PYTHON_M
+
+RAFTKV_COMMAND = (*PYTHON_M, "raftkv")
 LOG_TAIL_BYTES = 16_384
 
 

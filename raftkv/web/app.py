@@ -10,11 +10,12 @@ import time
 
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import WebConfig
 from raftkv.web.engine import SyncEngine
+from raftkv.web.guard import RequestGuard, always_headers
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.operators import operator_routes
 from raftkv.web.pages import page_routes
@@ -26,7 +27,6 @@ from raftkv.web.wsgi import Carrier, path_bytes, request_headers, to_flask
 _LOG = logging.getLogger("raftkv.web")
 
 _SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": (
@@ -42,12 +42,19 @@ class KeyConverter(BaseConverter):
     part_isolating = False
 
 
+class ShardConverter(IntegerConverter):
+    """Matches numbers that a shard might have: no message between processes takes much larger."""
+
+    regex = r"\d{1,10}"
+
+
 def create_app(
     engine: SyncEngine, config: WebConfig, metrics: WorkerMetrics | None = None
 ) -> flask.Flask:
     """Return the complete application, asking ``engine``."""
     app = flask.Flask("raftkv.web", template_folder="templates", static_folder="static")
     app.url_map.converters["key"] = KeyConverter
+    app.url_map.converters["shard"] = ShardConverter
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
@@ -57,7 +64,7 @@ def create_app(
     app.register_blueprint(operator_routes(carrier, metrics))
     app.register_blueprint(page_routes(carrier, config))
     _add_error_handlers(app, carrier)
-    _add_hooks(app, carrier, metrics)
+    _add_hooks(app, carrier, metrics, config)
     return app
 
 
@@ -104,12 +111,18 @@ def _translate(error: HTTPException) -> HttpError:
     return HttpError("invalid", error.description or error.name)
 
 
-def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> None:
+def _add_hooks(
+    app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics, config: WebConfig
+) -> None:
+    guard = RequestGuard(config)
+    always = {name.decode(): value.decode() for name, value in always_headers(config)}
+
     @app.before_request
     def begin() -> None:
         flask.g.started = time.perf_counter()
         flask.g.request_id = carrier.ids.of(request_headers())
         flask.g.label = "unmatched"
+        guard.check(flask.request.method, request_headers())
         if path_bytes().startswith(b"//"):
             # Werkzeug would drop the first slash, and the key would lose its first byte.
             raise HttpError("not_found", "no such route")
@@ -117,7 +130,7 @@ def _add_hooks(app: flask.Flask, carrier: Carrier, metrics: WorkerMetrics) -> No
     @app.after_request
     def finish(response: flask.Response) -> flask.Response:
         # Pages say themselves what they may do; everything else may do nothing.
-        headers = {**_SECURITY_HEADERS, **flask.g.get("security_headers", {})}
+        headers = {**always, **_SECURITY_HEADERS, **flask.g.get("security_headers", {})}
         for name, value in headers.items():
             response.headers.setdefault(name, value)
         if "Raftkv-Node" not in response.headers:

@@ -96,6 +96,8 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    hosts: tuple[str, ...] = ()
+    """Names of this node; one that begins with a dot stands for all names that end so."""
     certificates: dict[str, str] = {}
     """Files of certificates whose end is shown, by what they are for."""
     tokens: tuple[TokenHash, ...] = ()

@@ -88,7 +88,8 @@ def encode_cursor(start: bytes, end: bytes | None, after: bytes) -> str:
     """Return a cursor: the rest of the range ``start`` to ``end`` behind the key ``after``.
 
     The check ties it to its range, so that a cursor of another scan is refused and not
-    answered with another scan's keys.
+    answered with another scan's keys. It is no proof: a cursor that somebody makes himself may
+    begin anywhere in its range, where ``start`` could have begun as well.
     """
     head = bytes([_CURSOR_VERSION]) + _cursor_check(start, end, after).to_bytes(4, "big")
     return base64.urlsafe_b64encode(head + after).decode().rstrip("=")
@@ -108,6 +109,8 @@ def decode_cursor(cursor: bytes, start: bytes, end: bytes | None) -> bytes:
     check = _cursor_check(start, end, after).to_bytes(4, "big")
     if not after or head != bytes([_CURSOR_VERSION]) + check:
         raise bad
+    if after < start or (end is not None and after >= end):
+        raise bad  # made by hand: anybody can compute the check
     return after
 
 

@@ -22,6 +22,7 @@ from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
+from raftkv.web.guard import RequestGuard, always_headers
 from raftkv.web.intake import BodyIntake, Message, Receive
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.problems import HttpError
@@ -74,12 +75,14 @@ class Lane:
         self._engine = engine
         self._limits = limits
         self._metrics = metrics
+        self._guard = RequestGuard(config)
         self._auth = Authenticator(config.tokens)
         self._routes = DataRoutes(limits)
         self._intake = BodyIntake(
             timeout_s=limits.body_timeout_s, bytes_max=limits.bodies_bytes_max
         )
         self._me = served_headers(Served(node=config.node_name))
+        self._always = always_headers(config)
         self._admission = Admission(
             wait_s=limits.engine_wait_s,
             floor=limits.in_flight_min,
@@ -131,6 +134,7 @@ class Lane:
         headers = join_headers(scope["headers"])
         request_id = self._ids.of(headers)
         try:
+            self._guard.check(scope["method"], headers)
             action = route.action(scope["method"])
             label = action.label
             response = await self._answer(
@@ -148,7 +152,7 @@ class Lane:
         if response is None:
             self._done(label, 200, time.perf_counter() - started, request_id)
             return
-        await _send(response, scope["method"], send, request_id)
+        await self._send(response, scope["method"], send, request_id)
         self._done(label, response.status, time.perf_counter() - started, request_id)
 
     def _done(self, label: str, status: int, took_s: float, request_id: str) -> None:
@@ -220,7 +224,7 @@ class Lane:
         headers = scan.headers(reply.served)
         if method == "HEAD":
             return HttpResponse(200, headers)
-        named = [*headers, (HEADER, request_id.encode())]
+        named = [*headers, (HEADER, request_id.encode()), *self._always]
         await send({"type": "http.response.start", "status": 200, "headers": named})
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
         while scan.request is not None:
@@ -235,6 +239,16 @@ class Lane:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
 
+    async def _send(self, response: HttpResponse, method: str, send: Send, request_id: str) -> None:
+        headers: list[Header] = [
+            *response.headers,
+            (HEADER, request_id.encode()),
+            *self._always,
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        body = b"" if method == "HEAD" else response.body
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
     # --- everything else -----------------------------------------------------------------------
 
     async def _mounted(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,7 +256,7 @@ class Lane:
             body = await self._operator_body(scope, receive)
         except HttpError as error:
             request_id = self._ids.of(join_headers(scope["headers"]))
-            await _send(error.response(self._me), scope["method"], send, request_id)
+            await self._send(error.response(self._me), scope["method"], send, request_id)
             return
         query: bytes = scope["query_string"]
         if not query.isascii():
@@ -263,6 +277,7 @@ class Lane:
     async def _operator_body(self, scope: Scope, receive: Receive) -> bytes:
         limit = BodyLimit(self._limits.operator_body_bytes_max)
         headers = join_headers(scope["headers"])
+        self._guard.check(scope["method"], headers)
         length = declared_length(headers, limit)
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
@@ -287,10 +302,3 @@ def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:
     if declared is None:
         return b"transfer-encoding" not in headers
     return len(declared) <= _SMALL_BODY_DIGITS
-
-
-async def _send(response: HttpResponse, method: str, send: Send, request_id: str) -> None:
-    headers: list[Header] = [*response.headers, (HEADER, request_id.encode())]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    body = b"" if method == "HEAD" else response.body
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -132,7 +132,7 @@ def _response(
 
 def _problems(*statuses: int) -> dict[str, Any]:
     """Describe error responses; every route can be refused for these reasons, too."""
-    everywhere = {400, 401, 403, 405, 413, 415, 429, 500, 503, 504}
+    everywhere = {400, 401, 403, 405, 413, 415, 421, 429, 431, 500, 503, 504}
     described = {}
     for status in sorted(everywhere | set(statuses)):
         codes = sorted(code for code, kind in KINDS.items() if kind.status == status)

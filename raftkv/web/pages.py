@@ -314,9 +314,9 @@ def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
     pages = Pages(carrier, config)
     listed: Listed = [
         ("/", pages.index, "GET"),
-        ("/shards/<int:shard>", pages.shard_page, "GET"),
-        ("/shards/<int:shard>/transfer", pages.ask_transfer, "GET"),
-        ("/shards/<int:shard>/transfer", pages.transfer, "POST"),
+        ("/shards/<shard:shard>", pages.shard_page, "GET"),
+        ("/shards/<shard:shard>/transfer", pages.ask_transfer, "GET"),
+        ("/shards/<shard:shard>/transfer", pages.transfer, "POST"),
         ("/nodes/<name>", pages.node_page, "GET"),
         ("/ring", pages.ring_page, "GET"),
         ("/explain", pages.explain_form, "GET"),

@@ -33,6 +33,8 @@ KINDS: dict[str, _Kind] = {
     "method_not_allowed": _Kind(405, "The method is not allowed here"),
     "not_acceptable": _Kind(406, "None of the acceptable answers can be given"),
     "request_timeout": _Kind(408, "The request body came too slowly"),
+    "misdirected": _Kind(421, "The request is meant for another host"),
+    "head_too_large": _Kind(431, "The header fields are too large"),
     "unsupported_media_type": _Kind(415, "The content type or coding is not understood"),
     "overloaded": _Kind(503, "This HTTP worker is full", 1000),
     # refused by the state machine

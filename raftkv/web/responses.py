@@ -26,8 +26,6 @@ MSGPACK = b"application/msgpack"
 
 _OCTETS: Header = (b"content-type", b"application/octet-stream")
 _JSON: Header = (b"content-type", JSON)
-# A stored value is anybody's bytes: no browser may guess that it is a page and run it.
-_NO_SNIFF: Header = (b"x-content-type-options", b"nosniff")
 # A cache may keep a value but has to ask with If-None-Match before it uses it.
 _NO_CACHE: Header = (b"cache-control", b"no-cache")
 _NO_STORE: Header = (b"cache-control", b"no-store")
@@ -81,7 +79,7 @@ def render_get(if_none_match: bytes | None, reply: Reply) -> HttpResponse:
     ]
     if if_none_match is not None and _any_matches(if_none_match, etag):
         return HttpResponse(304, headers)
-    headers += (_OCTETS, _NO_SNIFF, (b"content-length", b"%d" % len(entry.value)))
+    headers += (_OCTETS, (b"content-length", b"%d" % len(entry.value)))
     return HttpResponse(200, headers, entry.value)
 
 

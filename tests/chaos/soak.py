@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raftkv.interpreter import PYTHON_M
+
 WORKLOADS = ("mixed", "register", "append", "set", "bank", "lock")
 NODES = (3, 5)
 
@@ -81,7 +83,7 @@ def main() -> int:
 def run(seed: int, workload: str, nodes: int, asked: argparse.Namespace, out: Path) -> int:
     """One run."""
     command = [
-        *(sys.executable, "-m", "raftkv", "chaos"),
+        *(*PYTHON_M, "raftkv", "chaos"),
         *("--seed", str(seed), "--workload", workload, "--nodes", str(nodes)),
         *("--duration", f"{asked.duration:g}", "--rate", f"{asked.rate:g}", "--out", str(out)),
     ]

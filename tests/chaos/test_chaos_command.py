@@ -18,9 +18,10 @@ from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.waiting import wait_until
 from raftkv.check.verdict import Verdict
+from raftkv.interpreter import PYTHON_M
 from raftkv.testing import LocalCluster
 
-CHAOS = (sys.executable, "-m", "raftkv", "chaos")
+CHAOS = (*PYTHON_M, "raftkv", "chaos")
 WAIT_S = 240.0
 PAUSE_FIRST_SEED = 5
 ALL_FAULTS_SEED = 6

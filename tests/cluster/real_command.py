@@ -8,11 +8,12 @@ import contextlib
 import hashlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-RAFTKV = (sys.executable, "-m", "raftkv.cli.main")
+from raftkv.interpreter import PYTHON_M
+
+RAFTKV = (*PYTHON_M, "raftkv.cli.main")
 TIMEOUT_S = 60
 
 # What a node may touch without changing anything: who holds the directory, and where it answers.

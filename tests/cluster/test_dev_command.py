@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,12 @@ import pytest
 
 from raftkv import Client
 from raftkv.engine.pidfile import holder
+from raftkv.interpreter import PYTHON_M
 from raftkv.testing.ports import PortReservation, is_free
 
 pytestmark = pytest.mark.cluster
 
-RAFTKV = [sys.executable, "-m", "raftkv"]
+RAFTKV = [*PYTHON_M, "raftkv"]
 NODES = ("n1", "n2", "n3")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from deployment import DEPLOY, run_tool
 
+from raftkv.interpreter import PYTHON_M
 from raftkv.testing import LocalCluster
 
 pytestmark = pytest.mark.cluster
@@ -70,7 +71,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     denying = [sys.executable, "-c", DENYING] if denies_executable_memory() else []
     strace = shutil.which("strace")
     assert strace is not None, "strace is missing: run tests/install-tools"
-    command = (strace, "-D", "-f", "-qq", "-o", str(file), *denying, sys.executable, "-m", "raftkv")
+    command = (strace, "-D", "-f", "-qq", "-o", str(file), *denying, *PYTHON_M, "raftkv")
     options = {"limits": {"snapshot_after_entries": 5}}
     with LocalCluster(
         directory / "cluster", nodes=1, shards=1, options=options, command=command

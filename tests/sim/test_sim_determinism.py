@@ -4,11 +4,11 @@ import gc
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from raftkv.interpreter import PYTHON_M
 from raftkv.sim.options import Options
 from raftkv.sim.run import Report, run
 
@@ -22,7 +22,7 @@ def start(seed: int, hash_seed: str, directory: Path) -> "subprocess.Popen[bytes
     """A fresh process that traces a run, with many faults in little time."""
     directory.mkdir()
     changes = [word for name, value in BUSY.items() for word in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "raftkv.cli.main", "sim", "--seed", str(seed), "--trace"]
+    command = [*PYTHON_M, "raftkv.cli.main", "sim", "--seed", str(seed), "--trace"]
     return subprocess.Popen(  # noqa: S603 - our own command
         [*command, "--minutes-per-seed", "0.3", *changes],
         cwd=directory,

@@ -18,6 +18,15 @@ from raftkv.web.lane import Lane
 from raftkv.web.metrics import WorkerMetrics
 
 Headers = Mapping[str, str]
+HOST = "localhost:8000"
+
+
+def _with_host(headers: Headers | None) -> dict[str, str]:
+    """What every client sends; a test that says ``Host`` itself decides, ``""`` for none."""
+    said = dict(headers or {})
+    if not any(name.lower() == "host" for name in said):
+        said["Host"] = HOST
+    return {name: value for name, value in said.items() if name.lower() != "host" or value}
 
 
 @dataclass
@@ -97,7 +106,7 @@ class WsgiCarrier:
         }
         if body:
             environ["CONTENT_LENGTH"] = str(len(body))
-        for name, value in (headers or {}).items():
+        for name, value in _with_host(headers).items():
             variable = name.upper().replace("-", "_")
             if variable not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
                 variable = "HTTP_" + variable
@@ -124,7 +133,7 @@ class AsgiCarrier:
         self, method: str, target: bytes, headers: Headers | None = None, body: bytes = b""
     ) -> Answer:
         path, _, query = target.partition(b"?")
-        pairs = [(n.lower().encode(), v.encode("latin-1")) for n, v in (headers or {}).items()]
+        pairs = [(n.lower().encode(), v.encode("latin-1")) for n, v in _with_host(headers).items()]
         if body and b"content-length" not in dict(pairs):
             pairs.append((b"content-length", b"%d" % len(body)))
         scope = {

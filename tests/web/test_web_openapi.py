@@ -42,7 +42,8 @@ schema = schemathesis.openapi.from_wsgi("/openapi.json", _app(), config=_config)
 # What a JSON schema cannot say: parameters that exclude or need each other, lengths in bytes.
 _INEXPRESSIBLE = re.compile(
     "exclude|goes with|below its low|must be after|must not be before|has at most|"
-    "at most [0-9]+ operations are|larger than|bad cursor|got `float`"
+    "at most [0-9]+ operations are|larger than|bad cursor|got `float`|"
+    "whole number from"  # a pattern counts digits, not values
 )
 
 
@@ -96,7 +97,7 @@ def test_document_is_served(api: Carrier) -> None:
     }
     routes = {
         (
-            rule.rule.replace("<key:key>", "<key>").replace("<int:shard>", "<shard>"),
+            rule.rule.replace("<key:key>", "<key>").replace("<shard:shard>", "<shard>"),
             method,
         )
         for rule in _app().url_map.iter_rules()

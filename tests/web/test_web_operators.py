@@ -101,6 +101,16 @@ def test_refused_transfers(api: Carrier, engine: FakeEngine) -> None:
     assert (answer.status, answer.json()["detail"]) == (409, "n2 is behind")
 
 
+@pytest.mark.parametrize("digits", [10, 11, 20, 400, 5000])
+def test_numbers_that_no_shard_has(api: Carrier, digits: int) -> None:
+    """They are not found, however long, on every route that takes a shard."""
+    number = b"9" * digits
+    assert api("GET", b"/v1/shards/" + number).code == "not_found"
+    assert api("GET", b"/shards/" + number, {"Accept": "application/json"}).status == 404
+    transfer = b"/v1/shards/" + number + b"/transfer-leader"
+    assert api("POST", transfer, _JSON, b"{}").code == "not_found"
+
+
 def test_health_and_readiness(api: Carrier, engine: FakeEngine) -> None:
     """Alive is alive; ready is what the engine says, with its reasons."""
     assert (api("GET", b"/healthz").status, api("GET", b"/healthz").body) == (200, b"ok\n")

@@ -19,8 +19,8 @@ EVIL = "<script>alert(1)</script>\"'&"
 FORM = {
     "Content-Type": "application/x-www-form-urlencoded",
     "Sec-Fetch-Site": "same-origin",
-    "Host": "n1.example",
-    "Origin": "http://n1.example",
+    "Host": "127.0.0.1:8000",
+    "Origin": "http://127.0.0.1:8000",
 }
 
 

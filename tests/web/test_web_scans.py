@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put, Range
 from raftkv.rpc.messages import Failure, ScanRequest
+from raftkv.web.encoding import encode_cursor, prefix_end
 
 _NDJSON = {"Accept": "application/x-ndjson"}
 
@@ -163,6 +164,19 @@ def test_stream_has_every_key_and_says_that_it_is_done(api: Carrier, engine: Fak
     assert end == {"done": True, "count": 60, "cursor": None}
     assert len(engine.asked) > 2
     assert answer.headers["raftkv-node"] == "n1"
+
+
+@pytest.mark.parametrize("after", [b"a/secret", b"a", b"c", b"c/later", b"b"])
+def test_a_made_cursor_does_not_leave_its_range(
+    api: Carrier, engine: FakeEngine, after: bytes
+) -> None:
+    """Anybody can compute its check; where it goes on has to be in the range all the same."""
+    _fill(engine, [b"a/secret", b"b/1", b"b/2", b"c/later"])
+    cursor = encode_cursor(b"b/", prefix_end(b"b/"), after).encode()
+    for accept in ({}, _NDJSON):
+        answer = api("GET", b"/v1/kv?prefix=b/&cursor=" + cursor, accept)
+        assert answer.code == "invalid"
+        assert b"secret" not in answer.body
 
 
 def test_stream_with_a_limit_gives_a_cursor(api: Carrier, engine: FakeEngine) -> None:

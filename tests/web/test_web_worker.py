@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from raftkv.interpreter import PYTHON_M
 from raftkv.web.worker import YIELDED_NICENESS
 
 _SCRIPT = Path(__file__).with_name("fake_worker.py")
@@ -64,7 +65,7 @@ class Worker:
 
     def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Make one ordinary request."""
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         return self.exchange(head.encode() + body)
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ def test_refusal_before_the_body_keeps_the_connection() -> None:
     """A full worker leaves a small body unread, and the next request is understood all the same."""
     with _own(in_flight_max=0) as full, full.connect() as connection:
         for _ in range(3):
-            request = b"PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+            request = b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc"
             connection.sendall(request)
             status, body = read_answer(connection)
             assert (status, json.loads(body)["code"]) == (503, "overloaded")
@@ -153,9 +154,9 @@ def test_largest_value(worker: Worker) -> None:
 
 def test_declared_oversize_is_refused_unread(worker: Worker) -> None:
     """A body that says itself that it is too large is 413 before a byte of it came."""
-    head = b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
+    head = b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
     assert worker.exchange(head)[0] == 413
-    with_expect = head.replace(b"Host: x", b"Host: x\r\nExpect: 100-continue")
+    with_expect = head.replace(b"Host: localhost", b"Host: localhost\r\nExpect: 100-continue")
     assert worker.exchange(with_expect)[0] == 413
 
 
@@ -164,7 +165,7 @@ def test_chunked_oversize_is_cut_off(worker: Worker) -> None:
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     with worker.connect() as connection:
         connection.sendall(
-            b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         sent = 0
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -179,10 +180,10 @@ def test_chunked_oversize_is_cut_off(worker: Worker) -> None:
     "request_bytes",
     [
         b"GARBAGE\r\n\r\n",
-        b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
-        b"GET /v1/kv/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/kv/%zz HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nContent-Length: abc\r\n\r\n",
+        b"GET /v1/kv/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/kv/%zz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
 def test_broken_requests(worker: Worker, request_bytes: bytes) -> None:
@@ -195,7 +196,7 @@ def test_broken_requests(worker: Worker, request_bytes: bytes) -> None:
 def test_half_sent_body_is_given_up(worker: Worker) -> None:
     """A body that stops is 408 after its time, also on the Flask side."""
     for target in (b"PUT /v1/kv/half", b"POST /v1/shards/0/transfer-leader"):
-        head = target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc"
+        head = target + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"
         assert worker.exchange(head)[0] == 408
     assert worker.request("GET", "/v1/kv/half")[0] == 404
 
@@ -203,7 +204,9 @@ def test_half_sent_body_is_given_up(worker: Worker) -> None:
 def test_client_that_leaves_in_its_body(worker: Worker) -> None:
     """Half a value is never written."""
     with worker.connect() as connection:
-        connection.sendall(b"PUT /v1/kv/left HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        connection.sendall(
+            b"PUT /v1/kv/left HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"
+        )
     assert worker.request("GET", "/v1/kv/left")[0] == 404
 
 
@@ -213,7 +216,7 @@ def test_slow_bodies_hold_up_nobody(worker: Worker) -> None:
     stop = threading.Event()
     for i, connection in enumerate(slow):
         target = b"PUT /v1/kv/s" if i % 2 else b"POST /v1/shards/0/transfer-leader"
-        connection.sendall(target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n")
+        connection.sendall(target + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n")
 
     def drip() -> None:
         while not stop.wait(0.2):
@@ -248,7 +251,7 @@ def test_many_idle_connections(worker: Worker) -> None:
     idle: list[socket.socket] = []
     try:
         idle.extend(worker.connect() for _ in range(wanted))
-        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(idle[-1])[0] == 200
         assert worker.request("PUT", "/v1/kv/many", b"v")[0] in {200, 201}
     finally:
@@ -266,7 +269,7 @@ def test_stream_waits_for_its_reader(worker: Worker) -> None:
     with worker.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         connection.sendall(
-            b"GET /v1/kv?prefix=stream/ HTTP/1.1\r\nHost: x\r\n"
+            b"GET /v1/kv?prefix=stream/ HTTP/1.1\r\nHost: localhost\r\n"
             b"Accept: application/x-ndjson\r\nConnection: close\r\n\r\n"
         )
         first = connection.recv(1024)
@@ -290,11 +293,11 @@ def _resident_bytes(pid: int) -> int:
 def test_stop_finishes_what_is_in_flight() -> None:
     """SIGTERM lets a request be answered, waits for no idle or half-sent one, and exits 0."""
     with _own(delay_s=0.5) as worker, worker.connect() as idle, worker.connect() as half:
-        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(idle)[0] == 200
         half.sendall(b"GET /v1/kv/k HT")
         with worker.connect() as waiting:
-            waiting.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+            waiting.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n")
             selector = selectors.DefaultSelector()
             selector.register(waiting, selectors.EVENT_READ)
             assert not selector.select(0.2)
@@ -307,7 +310,7 @@ def test_stop_finishes_what_is_in_flight() -> None:
 def test_worker_ends_with_its_engine() -> None:
     """Once the engine's socket closes the worker is gone at once, and its port with it."""
     with _own(delay_s=60.0) as worker, worker.connect() as waiting:
-        waiting.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: x\r\n\r\n")
+        waiting.sendall(b"GET /v1/kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n")
         os.write(worker.engine, b"x")
         assert worker.process.wait(_PATIENCE_S) == 3
         with pytest.raises(ConnectionRefusedError):
@@ -324,8 +327,8 @@ def test_ctrl_c_is_left_to_the_engine() -> None:
 def test_worker_without_an_engine() -> None:
     """A worker whose engine cannot be reached says so in one line and exits."""
     config = {"node_name": "n1", "port": 0, "engine_socket": "/nonexistent/engine.sock"}
-    done = subprocess.run(
-        [sys.executable, "-m", "raftkv.web.worker"],
+    done = subprocess.run(  # noqa: S603 -- our own module
+        [*PYTHON_M, "raftkv.web.worker"],
         input=json.dumps(config).encode(),
         capture_output=True,
         check=False,
@@ -339,8 +342,8 @@ def test_worker_without_an_engine() -> None:
 
 def test_bad_settings() -> None:
     """Settings that do not fit are refused with the name of the member."""
-    done = subprocess.run(
-        [sys.executable, "-m", "raftkv.web.worker"],
+    done = subprocess.run(  # noqa: S603 -- our own module
+        [*PYTHON_M, "raftkv.web.worker"],
         input=b'{"node_name": "n1", "colour": 5}',
         capture_output=True,
         check=False,

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from raftkv.bench.first_write import first_write
 from raftkv.bench.generator import Carrier
 from raftkv.bench.run_load import Servers
 from raftkv.bench.workload import Workload
+from raftkv.interpreter import PYTHON_M
 from raftkv.testing import ClusterError
 from raftkv.testing.etcd_cluster import EtcdCluster
 from raftkv.testing.ports import PortReservation
@@ -108,8 +108,7 @@ def _pysyncobj(directory: Path) -> Iterator[Store]:
         for number, port in enumerate(ports):
             partners = [member for member in members if member != members[number]]
             command = (
-                sys.executable,
-                "-m",
+                *PYTHON_M,
                 "raftkv.bench.compare.pysyncobj_http",
                 str(port),
                 members[number],
