@@ -349,12 +349,12 @@ def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
     honest = snapshot_exchange.SnapshotExchange._received
     count = {"received": 0}
 
-    def received(self: Any, peer: str, error: Any) -> None:
+    def received(self: Any, snapshot: Any, peer: str, *outcome: Any) -> None:
         count["received"] += 1
-        if error is None and count["received"] % 2:
-            honest(self, peer, error)
+        if outcome[-1] is None and count["received"] % 2:
+            honest(self, snapshot, peer, *outcome)
             return
-        snapshot, self._receiver = self._receiver.snapshot, None
+        self._receiver = None
         self.acknowledge(peer, snapshot.index)
 
     patch(snapshot_exchange.SnapshotExchange, "_received", received)
@@ -369,7 +369,10 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
         for record in building.records:
             building.restorer.feed(record)
         self._restoring = None
-        building.reader.close()
+        try:
+            building.file.publish()
+        except snapshots.SnapshotStale:
+            return
         member = self._replica
         member.journal.deleteEntriesFrom(1)
         member._SyncObj__raftCommitIndex = building.snapshot.index
