@@ -296,6 +296,12 @@ class SnapshotStore:
         path = self.path(header.group)
         return SnapshotWriter(self, self._disk, path.with_name(path.name + _WRITING), header)
 
+    def discard(self, group: GroupId) -> None:
+        """Remove what a writer that is no more has left of a snapshot."""
+        path = self.path(group)
+        with suppress(DiskError):  # there may be none; what stays goes at the next start
+            self._disk.unlink(path.with_name(path.name + _WRITING))
+
     def receive(self, group: GroupId) -> SnapshotReceiver:
         """Start to receive a snapshot; an unfinished one of the same group is thrown away."""
         path = self.path(group)
