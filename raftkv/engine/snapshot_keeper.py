@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.jobs import JobRunner
+from raftkv.engine.patience import Patience
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.storage.snapshots import (
@@ -121,25 +122,6 @@ class Progress:
             _COUNT.pack_into(self._shared, 0, number)
 
 
-class Patience:
-    """Tells when something has not gone on for too long.
-
-    Time counts only as it is looked at, a little at each look: while this process was stopped,
-    what it looks at may have been as well.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        self._looks_max = round(patience_s / _LOOK_S)
-        self._looks = 0
-        self._count = 0
-
-    def is_over(self, count: int) -> bool:
-        """Look; ``count`` is how far it has come."""
-        self._looks = 0 if count != self._count else self._looks + 1
-        self._count = count
-        return self._looks > self._looks_max
-
-
 class WriterStalledError(Exception):
     """A snapshot's writer wrote nothing for too long, and was killed."""
 
@@ -189,7 +171,7 @@ class ForkingWriter:
 
     def _wait(self, group: GroupId, pid: int, progress: Progress) -> int:
         """Return the child's exit code; WriterStalledError if it had to be killed."""
-        patience = Patience(self._patience_s)
+        patience = Patience(round(self._patience_s / _LOOK_S))
         while (status := _status_of(pid)) is None:
             if patience.is_over(progress.count):
                 self._kill(group, pid)

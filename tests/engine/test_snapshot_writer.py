@@ -13,10 +13,10 @@ from test_snapshot_turns import BusyGroup
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobDone
+from raftkv.engine.patience import Patience
 from raftkv.engine.snapshot_keeper import (
     ForkingWriter,
     InTurnWriter,
-    Patience,
     Progress,
     SnapshotKeeper,
     WriterStalledError,
@@ -107,7 +107,7 @@ def test_a_child_that_cannot_end_holds_no_place_either(
 
 def test_a_child_that_goes_on_is_waited_for() -> None:
     """However slowly: only looks between which nothing was written count."""
-    patience = Patience(1.0)
+    patience = Patience(50)
     for count in range(10):
         assert not any(patience.is_over(count) for _ in range(40))
     assert any(patience.is_over(9) for _ in range(40))
