@@ -100,6 +100,7 @@ def test_a_child_that_cannot_end_holds_no_place_either(
     assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it lives"
     os.kill(pid, 9)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    writer._patience_s = 60.0
     assert outcome_of(writer, [b"one"]) is None
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
