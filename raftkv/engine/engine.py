@@ -329,14 +329,20 @@ class Engine:
     # --- LinkHandler --------------------------------------------------------------------------
 
     def on_connected(self, peer: str) -> None:
-        """A link counts from now on."""
+        """A link counts from now on. A failure to take it stops the node, see below."""
+        self.host.guard(lambda: self._connected(peer))
+
+    def on_disconnected(self, peer: str) -> None:
+        """A link is lost. Who is not told of it would wait for ever: a failure stops the node."""
+        self.host.guard(lambda: self._disconnected(peer))
+
+    def _connected(self, peer: str) -> None:
         self.host.recent.add("link_up", f"to {peer}")
         self.links.send(peer, CHANNEL_NODE_STATE, msgspec.msgpack.encode(self._own_state()))
         self.host.on_connected(peer)
         self.router.leader_changed()
 
-    def on_disconnected(self, peer: str) -> None:
-        """A link is lost."""
+    def _disconnected(self, peer: str) -> None:
         self.host.recent.add("link_down", f"to {peer}")
         self._balancer.peers.pop(peer, None)
         self.host.on_disconnected(peer)

@@ -140,7 +140,7 @@ class GroupHost:
         """Run a blocking job of a group."""
 
         def finished(result: Any, error: BaseException | None) -> None:
-            self._guard(lambda: done(result, error))
+            self.guard(lambda: done(result, error))
 
         self._other_jobs.run(job, finished)
 
@@ -199,7 +199,7 @@ class GroupHost:
     def on_bundle(self, peer: str, payload: bytes) -> None:
         """Take a bundle of envelopes; msgspec.MsgspecError if it is not one."""
         envelopes = self._decode(payload)
-        self._guard(lambda: self._take(peer, envelopes))
+        self.guard(lambda: self._take(peer, envelopes))
         if self.wal.buffered_bytes:  # a turn syncs it, also where no group has more to do
             self._schedule_turn()
 
@@ -249,16 +249,16 @@ class GroupHost:
         self.turns += 1
         dirty, self._dirty = self._dirty, {}
         for group in map(self.groups.__getitem__, dirty):
-            self._guard(group.tick)
+            self.guard(group.tick)
             self._note(group)
         for peer in list(self._bundles):
             self._send_bundle(peer)
         self._sync()
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Run a step of a group, or of several; one that fails stops the node.
+    def guard(self, step: Callable[[], None]) -> None:
+        """Run a step of a group, or of several; one that fails stops the node, whatever it raised.
 
-        Whatever it was, a group that was left half-way must not say anything more.
+        A group that was left half-way must not say anything more.
         """
         try:
             step()

@@ -46,6 +46,7 @@ class HttpTraffic:
         self._seconds: dict[int, _Second] = {}
         self._workers: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
+        self._reports: dict[int, int] = {}
 
     def take(self, report: WorkerReport) -> None:
         """Add what one worker has answered since its last report."""
@@ -66,6 +67,11 @@ class HttpTraffic:
             if second is not None and is_data(took.route):
                 second.counts = [a + b for a, b in zip(second.counts, took.counts, strict=True)]
         self._note_worker(report, requests, errors)
+        self._reports[report.worker] = self.reports(report.worker) + 1
+
+    def reports(self, worker: int) -> int:
+        """How many reports have come under the number of this worker."""
+        return self._reports.get(worker, 0)
 
     def _note_worker(self, report: WorkerReport, requests: int, errors: int) -> None:
         before = self._workers.get(report.worker, {"requests": 0, "errors": 0})

@@ -161,6 +161,9 @@ class TcpListener:
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._say(f"peer connection refused in its TLS handshake: {error}")
             connection.close()
+        except Exception:  # of this connection only
+            _logger.exception("a peer connection could not be taken")
+            connection.close()
         except asyncio.CancelledError:
             connection.close()
             raise

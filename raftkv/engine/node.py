@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -143,6 +143,7 @@ class Node:
             engine_socket=str(path),
             engine_token=token,
             ended=lambda detail: engine.host.recent.add("worker_ended", detail),
+            reports=engine.http.reports,
         )
         try:
             await engine.start()
@@ -205,12 +206,20 @@ def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk) -> Seams:
     )
 
 
-def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """A bug in a callback leaves the node in a state that nobody thought of: stop."""
-    error = context.get("exception")
-    if isinstance(error, Exception) and not isinstance(error, OSError):
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Decide what an exception means that escaped from a callback or a task.
+
+    In the handling of one connection: the loop names its transport, and it is closed, by which
+    everybody who waits for something on it hears of it. Anywhere else the node is in a state that
+    nobody thought of, with somebody left unanswered: it stops, whatever the exception is. What may
+    go wrong without a bug, as a lack of descriptors, is caught where it happens.
+    """
+    error, transport = context.get("exception"), context.get("transport")
+    if transport is None and isinstance(error, Exception):
         die(error)
     loop.default_exception_handler(context)
+    if transport is not None:
+        transport.abort()
 
 
 def die(error: BaseException) -> NoReturn:

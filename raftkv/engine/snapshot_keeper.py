@@ -7,17 +7,21 @@ writes it with the other core, and the engine goes on at once. A simulation writ
 import ctypes
 import gc
 import logging
+import mmap
 import os
 import platform
 import resource
 import signal
+import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.jobs import JobRunner
+from raftkv.engine.patience import Patience
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.storage.snapshots import (
@@ -34,6 +38,20 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
 """Number of the system call, which the C library has no name for."""
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
+
+_COUNT = struct.Struct("<Q")
+
+PATIENCE_S = 60.0
+"""A writer that has not written a record for this long is killed. One under load, with the lowest
+of priorities, still writes some; a record is at most 64 KiB or one value."""
+
+_LOOK_S = 0.02
+"""How often somebody looks whether the writer has ended."""
+
+_LAST_LOOKS = 50
+"""How often after it was killed."""
+
+_CHECKS_SKIPPED_MAX = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -86,39 +104,92 @@ class InTurnWriter:
         """Nothing: small states need no care."""
 
 
+class Progress:
+    """A count that a parent and its forked child share: written there, read here."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, _COUNT.size)
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return int(_COUNT.unpack_from(self._shared)[0])
+
+    def counting(self, records: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the records and count them."""
+        for number, record in enumerate(records, 1):
+            yield record
+            _COUNT.pack_into(self._shared, 0, number)
+
+
+class WriterStalledError(Exception):
+    """A snapshot's writer wrote nothing for too long, and was killed."""
+
+
 class ForkingWriter:
     """Writes in a forked child.
 
     The child closes every descriptor that it inherits: otherwise the node's sockets would live on
     in it when the node is killed, and peers would wait for a dead node. It asks to be killed with
     its parent for the same reason.
+
+    A child may starve, hang on a disk, or on a lock that another thread held at the fork. It is
+    killed when it writes nothing for ``patience_s``, and then lets go of its place also where it
+    cannot end, as one that waits for a disk which does not answer.
     """
 
-    def __init__(self, store: SnapshotStore, jobs: JobRunner) -> None:
+    def __init__(
+        self, store: SnapshotStore, jobs: JobRunner, *, patience_s: float = PATIENCE_S
+    ) -> None:
         self._store = store
         self._jobs = jobs
+        self._patience_s = patience_s
+        self._unending: list[int] = []  # children that were killed and have not ended yet
 
     def write(
         self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
     ) -> None:
         """Fork; wait for the child on a thread."""
+        self._unending = [pid for pid in self._unending if _status_of(pid) is None]
         parent = os.getpid()
         try:
+            progress = Progress()
             pid = os.fork()
         except OSError as error:  # no memory, too many processes: later, perhaps
             done(error)
             return
         if pid == 0:
-            _be_the_child(
-                parent, lambda: write_records(self._store, header, group.state.snapshot_records())
-            )
+            records = progress.counting(group.state.snapshot_records())
+            _be_the_child(parent, lambda: write_records(self._store, header, records))
 
         def waited(status: Any, error: BaseException | None) -> None:
             if error is None and status != 0:
                 error = OSError(f"the snapshot writer ended with {_describe(status)}")
             done(error)
 
-        self._jobs.run(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), waited)
+        self._jobs.run(lambda: self._wait(header.group, pid, progress), waited)
+
+    def _wait(self, group: GroupId, pid: int, progress: Progress) -> int:
+        """Return the child's exit code; WriterStalledError if it had to be killed."""
+        patience = Patience(round(self._patience_s / _LOOK_S))
+        while (status := _status_of(pid)) is None:
+            if patience.is_over(progress.count):
+                self._kill(group, pid)
+                raise WriterStalledError(
+                    f"the snapshot writer wrote nothing for {self._patience_s:g} s: killed"
+                )
+            time.sleep(_LOOK_S)
+        return status
+
+    def _kill(self, group: GroupId, pid: int) -> None:
+        """End the child, and remove what it wrote once it can write no more."""
+        os.kill(pid, signal.SIGKILL)  # it is ours, and not waited for yet: nobody else's number
+        for _ in range(_LAST_LOOKS):
+            if _status_of(pid) is not None:
+                self._store.discard(group)
+                return
+            time.sleep(_LOOK_S)
+        self._unending.append(pid)
 
     def settle(self) -> None:
         """Leave the new state out of the garbage collections to come.
@@ -127,6 +198,12 @@ class ForkingWriter:
         is too rare an event for what else is frozen with it to matter.
         """
         gc.freeze()
+
+
+def _status_of(pid: int) -> int | None:
+    """Return the exit code of a child that has ended, None if it has not; do not wait."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _be_the_child(parent: int, work: Callable[[], None]) -> None:
@@ -163,11 +240,15 @@ def _describe(status: int) -> str:
 
 
 def write_records(store: SnapshotStore, header: SnapshotHeader, records: Iterable[bytes]) -> None:
-    """Write and seal a snapshot file; blocking."""
+    """Write and seal a snapshot file; blocking. One that fails leaves nothing on the disk."""
     writer = store.begin(header)
-    for record in records:
-        writer.write(record)
-    writer.seal()
+    try:
+        for record in records:
+            writer.write(record)
+        writer.seal()
+    except Exception:
+        writer.abort()
+        raise
 
 
 class ReplacedStates:
@@ -216,8 +297,18 @@ def _nothing() -> None:
     """A job that only takes a turn."""
 
 
+class _Failing(NamedTuple):
+    """A group whose snapshot could not be written, and the check at which it is tried again."""
+
+    times: int
+    again_at: int
+
+
 class SnapshotKeeper:
     """Decides which group is written next: one at a time per node.
+
+    One that fails is tried again at the next check, then after ever more of them: each try writes
+    the whole state, perhaps onto a disk that has no room for it.
 
     Args:
         pinning: groups whose old entries keep log segments alive; they are written though idle.
@@ -243,24 +334,35 @@ class SnapshotKeeper:
         self._busy = False
         self._turn = 0
         self._turns: dict[GroupId, int] = {}  # when each group was written last
+        self._checks = 0
+        self._failing: dict[GroupId, _Failing] = {}
         self._replaced = ReplacedStates(groups, jobs)
 
     def check(self) -> None:
-        """Start a snapshot if one is due and none is being written; look after memory."""
+        """Start a snapshot if one is due and none is being written; look after memory.
+
+        Call it every second.
+        """
+        self._checks += 1
         if self._replaced.check():
             self._writer.settle()
         if self._busy:
             return
-        groups = self._groups.values()
+        groups = [group for group in self._groups.values() if self._may_try(group.id)]
         due = [group for group in groups if group.compaction.is_due(group.state.bytes_total)]
         # Under load the same groups are due every time: whose turn was longest ago goes first.
         group = min(due, key=lambda group: self._turns.get(group.id, 0), default=None)
         if group is None:
             pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
             idle = (group for group in pinned if not group.compaction.release_log())
-            group = next((group for group in idle if group.compaction.may_snapshot), None)
+            may = (group for group in idle if group.compaction.may_snapshot)
+            group = next((group for group in may if self._may_try(group.id)), None)
         if group is not None:
             self._start(group)
+
+    def _may_try(self, group: GroupId) -> bool:
+        failing = self._failing.get(group)
+        return failing is None or self._checks >= failing.again_at
 
     def _start(self, group: Group) -> None:
         self._busy = True
@@ -282,10 +384,14 @@ class SnapshotKeeper:
 
     def _finished(self, group: Group, index: int, error: BaseException | None) -> None:
         self._busy = False
+        before = self._failing.pop(group.id, None)
         if isinstance(error, SnapshotStale):
             return  # one from the leader has come meanwhile, and is newer
         if error is not None:
             self.failed += 1
+            times = 1 if before is None else before.times + 1
+            skipped = min(2 ** (times - 1), _CHECKS_SKIPPED_MAX)
+            self._failing[group.id] = _Failing(times, self._checks + skipped)
             _logger.error("snapshot of group %s failed: %s", group.id, error)
             self.finished(group, error)
             return

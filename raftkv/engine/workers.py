@@ -22,11 +22,16 @@ import msgspec
 
 from raftkv.engine.config import Address, NodeConfig
 from raftkv.interpreter import PYTHON_M
+from raftkv.engine.patience import Patience
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 STEADY_S = 10.0
 """A worker that lived this long was well; its end begins the back-off anew."""
+
+LOOK_S = 1.0
+SILENT_LOOKS_MAX = 120
+"""Each worker reports every second; one that has not in so many looks hangs, and is killed."""
 
 LISTEN_BACKLOG = 4096
 PATIENCE_S = 1.0
@@ -129,10 +134,18 @@ def web_config(
     }
 
 
+def _see_what_it_raised(watcher: "asyncio.Task[None]") -> None:
+    """Tell the loop: while the task is kept, nobody else would."""
+    if not watcher.cancelled() and (error := watcher.exception()) is not None:
+        context = {"message": "a worker's watcher failed", "exception": error, "task": watcher}
+        watcher.get_loop().call_exception_handler(context)
+
+
 class HttpWorkers:
     """All HTTP workers of a node. Use from the engine's event loop.
 
-    ``ended`` is told of each worker that ends by itself.
+    ``ended`` is told of each worker that ends by itself; ``reports`` says how many reports have
+    come from a worker, by which one that hangs is told from one that goes on.
     """
 
     def __init__(
@@ -144,6 +157,7 @@ class HttpWorkers:
         engine_token: str,
         command: Sequence[str] = WORKER_COMMAND,
         ended: Callable[[str], None] = lambda _: None,
+        reports: Callable[[int], int] | None = None,
     ) -> None:
         self._config = config
         self._listener = listener
@@ -151,6 +165,7 @@ class HttpWorkers:
         self._engine_token = engine_token
         self._command = tuple(command)
         self._ended = ended
+        self._reports = reports
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -160,6 +175,7 @@ class HttpWorkers:
         for worker in range(self._config.http.workers):
             process = await self._spawn(worker)
             watcher = asyncio.create_task(self._watch(worker, process), name=f"worker-{worker}")
+            watcher.add_done_callback(_see_what_it_raised)
             self._watchers.append(watcher)
 
     @property
@@ -179,7 +195,7 @@ class HttpWorkers:
             _logger.warning("HTTP worker %d did not end within %.0f s: killed", worker, grace_s)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        await asyncio.gather(*self._watchers)
+        await asyncio.gather(*self._watchers, return_exceptions=True)  # the loop was told of them
         self._listener.close()
 
     async def _spawn(self, worker: int) -> asyncio.subprocess.Process:
@@ -197,8 +213,9 @@ class HttpWorkers:
             engine_token=self._engine_token,
         )
         assert process.stdin is not None  # noqa: S101 -- asked for above
-        # A worker that died at once has closed its end: the watcher sees that, not we.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # A worker that died at once has closed its end: the watcher sees that, not we. uvloop says
+        # RuntimeError of a pipe that it has closed itself meanwhile.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
             process.stdin.write(msgspec.json.encode(document))
             await process.stdin.drain()
             process.stdin.close()
@@ -210,7 +227,7 @@ class HttpWorkers:
         backoff_s = BACKOFF_FIRST_S
         while True:
             started = time.monotonic()
-            code = await process.wait()
+            code = await self._end_of(worker, process)
             del self._processes[worker]
             if self._stopping.is_set():
                 return
@@ -220,14 +237,38 @@ class HttpWorkers:
                 "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
             )
             self._ended(f"worker {worker}, with code {code}")
-            if await self._stopped_within(backoff_s):
-                return
-            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
-            process = await self._spawn(worker)
+            replacement = None
+            while replacement is None:
+                if await self._stopped_within(backoff_s):
+                    return
+                backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+                replacement = await self._try_to_spawn(worker)
+            process = replacement
             if self._stopping.is_set():
                 # stop() may have looked for processes just before this one was there.
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
+
+    async def _try_to_spawn(self, worker: int) -> asyncio.subprocess.Process | None:
+        """Spawn; None if the machine has no memory, process or descriptor for it just now."""
+        try:
+            return await self._spawn(worker)
+        except OSError as error:
+            _logger.warning("HTTP worker %d cannot be started: %s", worker, error)
+            return None
+
+    async def _end_of(self, worker: int, process: asyncio.subprocess.Process) -> int:
+        """Return the exit code, after one that reports nothing any more was killed."""
+        patience = Patience(SILENT_LOOKS_MAX)
+        while self._reports is not None:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), LOOK_S)
+            if patience.is_over(self._reports(worker)) and not self._stopping.is_set():
+                _logger.error("HTTP worker %d hangs: killed", worker)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                break
+        return await process.wait()
 
     async def _stopped_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):

@@ -369,8 +369,14 @@ class Group:
         self._snapshots.send_to(peer)
 
     def _install(self, snapshot: SnapshotId, state: StateMachine, peer: str) -> None:
-        """Take over a state that is newer than ours, and say so."""
+        """Take over a state that is newer than ours, and say so.
+
+        What was made of the old state goes with it: the digests, and the clock by which a leader
+        forgets. A replica may have become leader since the snapshot began to come.
+        """
         self.state = state
+        if self._expiry is not None:
+            self._expiry = ExpiryClock(state.memory)
         self.compaction.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
         jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")

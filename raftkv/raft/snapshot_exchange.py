@@ -1,6 +1,14 @@
 """A group's snapshots to and from other replicas, and the state that is built from one.
 
 See :mod:`raftkv.raft.snapshot_transfer` for how the bytes travel.
+
+A received snapshot goes through four steps, and the one in place is good until the third is done:
+it is **sealed** (all bytes are here, checked and synced, under a temporary name), **built** (the
+state is made of it beside the present one, and its digest compared), **published** (it takes the
+old one's place, durably) and **installed** (the state takes the old one's place). Whatever fails
+before the third is thrown away, and nothing was touched: the replica goes on as it was, and waits
+ever longer before it takes the same snapshot again. A crash before the third leaves the old one and
+after it the new one, of which a state was built already.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +26,11 @@ from raftkv.raft.snapshot_transfer import (
     Sender,
     SnapshotFiles,
     SnapshotId,
-    SnapshotReader,
+    SnapshotName,
+    SnapshotReceiver,
 )
 from raftkv.storage.disk import DiskError
+from raftkv.storage.snapshots import SnapshotDamaged, SnapshotStale
 
 RESTORE_RECORDS_PER_TICK = 4
 """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
@@ -28,15 +38,30 @@ RESTORE_RECORDS_PER_TICK = 4
 STALLED_S = 5.0
 """A transfer without progress for this long is given up; it is started again if still needed."""
 
+REFUSE_FIRST_S = STALLED_S / 2
+"""How long a snapshot that failed is not taken again; twice as long each time that it fails again.
+Shorter than a sender waits, so that the first new try is not in vain."""
+
+REFUSE_MAX_S = 60.0
+
 
 class _Restoring(NamedTuple):
-    """A state that is being built from a snapshot of ``peer``."""
+    """A state that is being built from a sealed snapshot of ``peer``."""
 
     snapshot: SnapshotId
-    reader: SnapshotReader
+    file: SnapshotReceiver
     records: Iterator[bytes]
     restorer: Restorer
     peer: str
+
+
+class _Refused(NamedTuple):
+    """What failed last, and until when it is not taken again, in monotonic seconds."""
+
+    snapshot: SnapshotId
+    peer: str
+    wait_s: float
+    until: float
 
 
 Install = Callable[[SnapshotId, StateMachine, str], None]
@@ -65,12 +90,15 @@ class SnapshotExchange:
         self._senders: dict[str, Sender] = {}
         self._receiver: Receiver | None = None
         self._restoring: _Restoring | None = None
+        self._publishing = False
+        self._refused: _Refused | None = None
+        self._open_again: dict[str, float] = {}  # peer -> when ours is opened for it again
         self._reported_at = float("-inf")
 
     @property
     def is_receiving(self) -> bool:
         """Whether a snapshot is on its way in."""
-        return self._receiver is not None or self._restoring is not None
+        return self._receiver is not None or self._restoring is not None or self._publishing
 
     def tick(self) -> bool:
         """Build a little more of the new state; let go of what nobody sends any more.
@@ -103,7 +131,15 @@ class SnapshotExchange:
             if now - sender.progress_at < STALLED_S:
                 return
             sender.close()
-        opened = self._files.open()
+        if now < self._open_again.get(peer, now):
+            return
+        try:
+            opened = self._files.open()
+        except (DiskError, SnapshotDamaged) as error:
+            # Out of descriptors, perhaps, or rotten: the others of the group go on with us.
+            self._open_again[peer] = now + STALLED_S
+            self._failed(f"to {peer}: {error}")
+            return
         if opened is None:
             raise ReplicaError(f"group {self._config.id}: the log is compacted without a snapshot")
         snapshot, reader = opened
@@ -119,8 +155,10 @@ class SnapshotExchange:
         sender.go_on(self._replica.term)
 
     def _sending_failed(self, peer: str, error: BaseException) -> None:
-        """Give up this transfer; the follower still needs one, so another is started later."""
-        self._senders.pop(peer, None)
+        """Give up this transfer; the follower still needs one, so another is started later.
+
+        Not at once: the sender, closed, stays in its place until it counts as stalled.
+        """
         self._failed(f"to {peer}: {error}")
 
     def on_progress(self, peer: str, message: wire.SnapshotProgress) -> None:
@@ -142,6 +180,9 @@ class SnapshotExchange:
         self.stop_sending()
         if self._receiver is not None:
             self._receiver.close()
+        if self._restoring is not None:
+            self._restoring.file.abort()
+            self._restoring = None
 
     # --- in -----------------------------------------------------------------------------------
 
@@ -156,9 +197,11 @@ class SnapshotExchange:
             if message.index <= max(journal.durable_index, journal.first_index):
                 self.acknowledge(peer, message.index)
             return
-        if self._restoring is not None:
+        if self._restoring is not None or self._publishing:
             return  # the one before is being loaded; the leader starts again if need be
         snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
+        if self._is_refused(snapshot, peer):
+            return  # its window stays full, so that the leader sends no more until it starts again
         receiver = self._receiver
         if receiver is not None and (receiver.snapshot, receiver.peer) != (snapshot, peer):
             self._give_up(receiver)
@@ -167,20 +210,21 @@ class SnapshotExchange:
             try:
                 receiver = self._receiver = self._new_receiver(snapshot, peer)
             except DiskError as error:
-                self._failed(f"from {peer}: {error}")
+                self._refuse(snapshot, peer, error)
                 return
         if receiver is not None:  # else the file of the one before is still being written
             receiver.take(message.offset, message.data, self._clock.monotonic())
 
     def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
+        file = self._files.receive(snapshot)
         return Receiver(
             snapshot,
             peer,
-            file=self._files.receive(snapshot),
+            file=file,
             run_job=self._host.run_job,
             report=partial(self._progress, snapshot, peer),
             ask_again=partial(self._progress, snapshot, peer, in_order=False),
-            on_complete=lambda error: self._received(peer, error),
+            on_sealed=partial(self._received, snapshot, peer, file),
         )
 
     def _progress(
@@ -190,36 +234,94 @@ class SnapshotExchange:
         message = wire.SnapshotProgress(term, snapshot.index, offset, in_order)
         self._host.send(self._config.id, peer, message)
 
-    def _received(self, peer: str, error: BaseException | None) -> None:
+    def _received(
+        self,
+        snapshot: SnapshotId,
+        peer: str,
+        file: SnapshotReceiver,
+        name: SnapshotName | None,
+        error: BaseException | None,
+    ) -> None:
         """Begin to build the state; a bad file is not acknowledged, so it is sent again (H6)."""
         self._receiver = None
-        if error is not None:
-            self._failed(f"from {peer}: {error}")
-            return
-        opened = self._files.open()
-        if opened is None:
-            raise ReplicaError(f"group {self._config.id}: the snapshot of {peer} has vanished")
-        snapshot, reader = opened
-        restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
-        self._restoring = _Restoring(snapshot, reader, reader.records(), restorer, peer)
-        self._host.wake(self._config.id)
+        if name is None:
+            self._refuse(snapshot, peer, error)
+        elif (name.index, name.term) != (snapshot.index, snapshot.term):
+            file.abort()
+            why = f"it ends with entry {name.index} of term {name.term}, not as announced"
+            self._refuse(snapshot, peer, ValueError(why))
+        else:
+            restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
+            self._restoring = _Restoring(snapshot, file, file.records(), restorer, peer)
+            self._host.wake(self._config.id)
+
+    def _is_refused(self, snapshot: SnapshotId, peer: str) -> bool:
+        """Whether this very snapshot has failed a short while ago."""
+        refused = self._refused
+        return (
+            refused is not None
+            and (refused.snapshot, refused.peer) == (snapshot, peer)
+            and self._clock.monotonic() < refused.until
+        )
+
+    def _refuse(self, snapshot: SnapshotId, peer: str, error: BaseException | None) -> None:
+        """Say what failed; take the same again only after a while, ever longer."""
+        before, wait_s = self._refused, REFUSE_FIRST_S
+        if before is not None and (before.snapshot, before.peer) == (snapshot, peer):
+            wait_s = min(2 * before.wait_s, REFUSE_MAX_S)
+        until = self._clock.monotonic() + wait_s
+        self._refused = _Refused(snapshot, peer, wait_s, until)
+        self._failed(f"from {peer}: {error}")
 
     def _failed(self, detail: str) -> None:
         event = Event("snapshot_failed", self._config.id, self._replica.term, detail)
         self._host.event(event)
 
     def _restore_some(self, building: _Restoring) -> None:
-        """Build the new state in slices beside the old one, then let it be taken over."""
+        """Build the new state in slices beside the old one; all of it, and it is published."""
         self._report_restoring(building)
+        try:
+            state = self._next_slice(building)
+        except Exception as error:  # noqa: BLE001 - a bug as well: nothing of ours was touched
+            self._restoring = None
+            building.file.abort()
+            self._refuse(building.snapshot, building.peer, error)
+            return
+        if state is None:
+            return
+        self._restoring = None
+        if building.snapshot.index <= self._replica.applied_index:  # overtaken
+            building.file.abort()
+            return
+        self._publishing = True
+        self._host.run_job(building.file.publish, partial(self._published, building, state))
+
+    def _next_slice(self, building: _Restoring) -> StateMachine | None:
+        """Load some records; return the state once all are loaded and its digest is right."""
         for _ in range(RESTORE_RECORDS_PER_TICK):
             record = next(building.records, None)
             if record is None:
-                self._restoring = None
-                building.reader.close()
-                if building.snapshot.index > self._replica.applied_index:  # else overtaken
-                    self._install(building.snapshot, building.restorer.finish(), building.peer)
-                return
+                return building.restorer.finish()
             building.restorer.feed(record)
+        return None
+
+    def _published(
+        self, building: _Restoring, state: StateMachine, _: object, error: BaseException | None
+    ) -> None:
+        """Let the state be taken over: the snapshot that it was built from is durable."""
+        self._publishing = False
+        snapshot, peer = building.snapshot, building.peer
+        if snapshot.index <= self._replica.applied_index:
+            return  # overtaken meanwhile
+        if isinstance(error, SnapshotStale):
+            # Only one whose directory could not be synced is in place and was not installed. What
+            # the disk has is unknown, and a sync that failed may not be tried again; a start can.
+            raise ReplicaError(f"group {self._config.id}: {error}") from error
+        if error is not None:
+            self._refuse(snapshot, peer, error)
+            return
+        self._refused = None
+        self._install(snapshot, state, peer)
 
     def _report_restoring(self, building: _Restoring) -> None:
         """Tell the sender now and then that nothing is missing, so that it does not start again."""

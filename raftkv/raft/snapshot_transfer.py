@@ -2,14 +2,14 @@
 
 Stock PySyncObj cuts a pickled dump into appends that skip log matching (H1), acknowledges a failed
 install (H6) and installs older states (H7). Here chunks are messages of their own, windowed and of
-lower priority than anything else; the file is checked and synced before it counts; the state is
-built in slices; and exactly the snapshot's index is acknowledged.
+lower priority than anything else; the file is checked and synced; the state is built from it in
+slices; only then does it take the old one's place; and exactly its index is acknowledged.
 
 File reads and writes run as jobs off the loop, one at a time per transfer.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -40,14 +40,32 @@ class SnapshotReader(Protocol):
         """Let go of the file."""
 
 
+class SnapshotName(Protocol):
+    """What a snapshot file says of itself: it ends with the entry (``index``, ``term``)."""
+
+    @property
+    def index(self) -> int:
+        """Index of the last entry."""
+
+    @property
+    def term(self) -> int:
+        """Term of the last entry."""
+
+
 class SnapshotReceiver(Protocol):
-    """A snapshot file that is being written from a leader's chunks."""
+    """A snapshot file that is being written from a leader's chunks, beside the one in place."""
 
     def write(self, offset: int, data: bytes) -> None:
         """Write raw bytes at ``offset``."""
 
-    def finish(self) -> object:
-        """Check, sync and rename into place; raises if the file is not a good snapshot."""
+    def seal(self) -> SnapshotName:
+        """Check and sync the whole file; raises if it is not a good one, which is then gone."""
+
+    def records(self) -> Iterator[bytes]:
+        """Return the records of a sealed file; what was built counts once they have ended."""
+
+    def publish(self) -> None:
+        """Put a sealed file in the place of the one that is there, durably."""
 
     def abort(self) -> None:
         """Remove what was written."""
@@ -149,10 +167,11 @@ class Sender:
 
 
 class Receiver:
-    """One snapshot on its way in. ``on_complete`` runs once the file is in place, checked.
+    """One snapshot on its way in. ``on_sealed`` runs once the file is whole, checked and synced.
 
-    A group has one place for an unfinished file, so a receiver that is given up must be released,
-    its last job done, before another may begin.
+    It is called with what the file says of itself, or with the error that ended the transfer; a
+    sealed file is its to publish or to abort. A group has one place for an unfinished file, so a
+    receiver that is given up must be released, its last job done, before another may begin.
     """
 
     def __init__(
@@ -164,19 +183,19 @@ class Receiver:
         run_job: RunJob,
         report: Callable[[int], None],
         ask_again: Callable[[int], None],
-        on_complete: Callable[[BaseException | None], None],
+        on_sealed: Callable[[SnapshotName | None, BaseException | None], None],
     ) -> None:
         self.snapshot = snapshot
         self.peer = peer
         self.finishing = False
-        """Whether all bytes are here and the file is being put in place."""
+        """Whether all bytes are here and the file is being checked and synced."""
         self.progress_at = 0.0
         """When a chunk came last, in monotonic seconds."""
         self._file = file
         self._run_job = run_job
         self._report = report
         self._ask_again = ask_again
-        self._on_complete = on_complete
+        self._on_sealed = on_sealed
         self._expected = 0
         self._busy = False
         self._closed = False
@@ -208,7 +227,7 @@ class Receiver:
             self._run_job(lambda: self._file.write(offset, data), self._written)
         elif self._expected >= self.snapshot.size_bytes:
             self._busy = self.finishing = True
-            self._run_job(self._file.finish, self._finished)
+            self._run_job(self._file.seal, self._sealed)
 
     def _written(self, _: object, error: BaseException | None) -> None:
         self._busy = False
@@ -216,18 +235,18 @@ class Receiver:
             self._file.abort()
         elif error is not None:
             self.close()
-            self._on_complete(error)
+            self._on_sealed(None, error)
         else:
             self._report(self._expected)
             self._go_on()
 
-    def _finished(self, _: object, error: BaseException | None) -> None:
+    def _sealed(self, name: object, error: BaseException | None) -> None:
         self._busy = False
         self._closed = True
-        self._on_complete(error)
+        self._on_sealed(cast("SnapshotName | None", name), error)
 
     def close(self) -> None:
-        """Give up and remove what was written; a file that is being put in place is let be."""
+        """Give up and remove what was written; a file that is being checked is let be."""
         if not self._closed and not self.finishing:
             self._closed = True
             if not self._busy:

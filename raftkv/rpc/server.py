@@ -166,6 +166,11 @@ def _remove_stale(path: Path) -> None:
     path.unlink()
 
 
+def _a_bug() -> Failure:
+    """Say so; not definite, as nobody knows how far the call came."""
+    return Failure("internal", "a bug in the engine; its log has the trace")
+
+
 class _Connection(asyncio.BufferedProtocol):
     """One front end process."""
 
@@ -228,7 +233,11 @@ class _Connection(asyncio.BufferedProtocol):
         except KeyError:
             _logger.exception("call %d was answered twice", reply.id)
             return
-        payload = self._encode(reply)
+        try:
+            payload = self._encode(reply)
+        except Exception:  # nobody else would ever answer this call
+            _logger.exception("the answer to call %d cannot be encoded", reply.id)
+            payload = self._encode(Reply(reply.id, _a_bug(), Served(node=self._server.node)))
         if len(payload) > self._server.payload_bytes_max:
             payload = self._encode(self._too_large(reply))
         self._writer.send(CHANNEL_CALL, payload)
@@ -289,9 +298,7 @@ class _Connection(asyncio.BufferedProtocol):
         except Exception:
             _logger.exception("a %s failed", type(call.request).__name__)
             if call.id in self.in_flight:
-                # Not definite: nobody knows how far the handler came.
-                failure = Failure("internal", "a bug in the engine; its log has the trace")
-                self.respond(Reply(call.id, failure, Served(node=self._server.node)))
+                self.respond(Reply(call.id, _a_bug(), Served(node=self._server.node)))
 
     def _too_large(self, reply: Reply) -> Reply:
         """Say so, and not that nothing was done: the reply may be a write's."""

@@ -3,7 +3,8 @@
 A snapshot is written under a temporary name, synced, renamed and its directory synced; so under
 its final name there is always one complete snapshot or none. Its checksum is checked before
 anything of it is used (H5, H6): a reader iterates records, a sender reads the same file in chunks,
-a receiver writes such chunks and ends with the same checks as a reader.
+a receiver writes such chunks and ends with the same checks as a reader. A received one takes the
+old one's place only after a state was built from it (see :class:`SnapshotReceiver`).
 
 Every call blocks and belongs into a worker thread (or, for :class:`SnapshotWriter` up to
 ``seal``, into a forked child). One writer and one receiver per group may be at work at a time;
@@ -199,7 +200,10 @@ class SnapshotReader:
 class SnapshotReceiver:
     """Takes the bytes of another node's snapshot file, in order.
 
-    Its bytes count for nothing before :meth:`finish` has returned: only then is it durable (H6).
+    :meth:`seal` checks that the bytes are what the other node wrote, not that a state can be made
+    of them. So the file keeps its temporary name, and the group its old snapshot, until
+    :meth:`publish`: whoever receives builds the state from :meth:`records` before that. Once
+    sealed, it is ended by ``publish`` or ``abort``.
     """
 
     def __init__(self, store: "SnapshotStore", disk: Disk, path: Path, group: GroupId) -> None:
@@ -222,10 +226,10 @@ class SnapshotReceiver:
             self._file.fdatasync()
             self._synced = self.received
 
-    def finish(self) -> SnapshotHeader:
-        """Check, sync and make it the group's snapshot.
+    def seal(self) -> SnapshotHeader:
+        """Check and sync the file, without giving it its name.
 
-        Raises SnapshotDamaged, SnapshotStale or DiskError; then the one that was here still is.
+        Raises SnapshotDamaged or DiskError, and it is gone.
         """
         try:
             header = self._checked_header()
@@ -233,9 +237,24 @@ class SnapshotReceiver:
         except (SnapshotDamaged, DiskError):
             self.abort()
             raise
-        self._file.close()
-        self._store.publish(self._group, received=True)
         return header
+
+    def records(self) -> Iterator[bytes]:
+        """Return the records; see :meth:`SnapshotReader.records`."""
+        return SnapshotReader(self._file, self._path).records()
+
+    def publish(self) -> None:
+        """Make it the group's snapshot, durably (H6).
+
+        Raises SnapshotStale or DiskError; then the one that was here still is, unless only the
+        last step failed, the sync of the directory: then this one may be.
+        """
+        self._file.close()
+        try:
+            self._store.publish(self._group, received=True)
+        except DiskError:
+            self._unlink()
+            raise
 
     def _checked_header(self) -> SnapshotHeader:
         reader = SnapshotReader(self._file, self._path)
@@ -248,6 +267,9 @@ class SnapshotReceiver:
     def abort(self) -> None:
         """Throw away what was received."""
         self._file.close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         with suppress(DiskError):  # a leftover is removed at the next start
             self._disk.unlink(self._path)
 
@@ -273,6 +295,12 @@ class SnapshotStore:
         """Start to write a snapshot; an unfinished one of the same group is thrown away."""
         path = self.path(header.group)
         return SnapshotWriter(self, self._disk, path.with_name(path.name + _WRITING), header)
+
+    def discard(self, group: GroupId) -> None:
+        """Remove what a writer that is no more has left of a snapshot."""
+        path = self.path(group)
+        with suppress(DiskError):  # there may be none; what stays goes at the next start
+            self._disk.unlink(path.with_name(path.name + _WRITING))
 
     def receive(self, group: GroupId) -> SnapshotReceiver:
         """Start to receive a snapshot; an unfinished one of the same group is thrown away."""

@@ -176,14 +176,17 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     reporting = asyncio.ensure_future(_report_each_second(engine, metrics))
     stopped = asyncio.ensure_future(stop.wait())
     gone = asyncio.ensure_future(engine_gone.wait())
-    await asyncio.wait({serving, stopped, gone}, return_when=asyncio.FIRST_COMPLETED)
+    # The report never ends by itself: one that failed would leave the engine to think we hang.
+    first = {serving, stopped, gone, reporting}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     warming.cancel()
     if gone.done():
         _LOG.error("the engine is gone: HTTP worker %d ends", config.worker)
         return EXIT_ENGINE_GONE
-    if serving.done():
-        serving.result()
-        return EXIT_UNUSABLE
+    for task in (serving, reporting):
+        if task.done():
+            task.result()
+            return EXIT_UNUSABLE
     cast("Any", server).stop()
     reporting.cancel()
     quiet = asyncio.ensure_future(_quiet(lane))

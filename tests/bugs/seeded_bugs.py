@@ -347,14 +347,12 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
 def h6_failed_snapshot_is_acknowledged(patch: Patch) -> None:
     """H6: a snapshot that cannot be installed (here every other one) is acknowledged anyway."""
     honest = snapshot_exchange.SnapshotExchange._received
-    count = {"received": 0}
 
-    def received(self: Any, peer: str, error: Any) -> None:
-        count["received"] += 1
-        if error is None and count["received"] % 2:
-            honest(self, peer, error)
+    def received(self: Any, snapshot: Any, peer: str, *outcome: Any) -> None:
+        if outcome[-1] is None and snapshot.index % 2:
+            honest(self, snapshot, peer, *outcome)
             return
-        snapshot, self._receiver = self._receiver.snapshot, None
+        self._receiver = None
         self.acknowledge(peer, snapshot.index)
 
     patch(snapshot_exchange.SnapshotExchange, "_received", received)
@@ -369,7 +367,10 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
         for record in building.records:
             building.restorer.feed(record)
         self._restoring = None
-        building.reader.close()
+        try:
+            building.file.publish()
+        except snapshots.SnapshotStale:
+            return
         member = self._replica
         member.journal.deleteEntriesFrom(1)
         member._SyncObj__raftCommitIndex = building.snapshot.index

@@ -1,6 +1,8 @@
 """HTTP workers: spawned with their configuration, replaced when they die, stopped in the end."""
 
 import asyncio
+import errno
+import gc
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from raftkv.engine import workers as workers_module
 from raftkv.engine.config import (
@@ -65,6 +68,7 @@ def workers_in(
     mode: str = "steady",
     workers: int = 2,
     ended: Callable[[str], None] = lambda _: None,
+    reports: Callable[[int], int] | None = None,
 ) -> HttpWorkers:
     """Workers that run the little program above."""
     return HttpWorkers(
@@ -74,6 +78,7 @@ def workers_in(
         engine_token="token",
         command=(sys.executable, "-c", WORKER, str(directory), mode),
         ended=ended,
+        reports=reports,
     )
 
 
@@ -157,6 +162,102 @@ def test_a_worker_that_keeps_dying_is_replaced_ever_more_slowly(
 
     asyncio.run(scenario())
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that has no descriptor, process or memory for it now has one in a while."""
+    spawn = asyncio.create_subprocess_exec
+    refused: list[object] = []
+
+    async def refuse(*command: object, **_: object) -> asyncio.subprocess.Process:
+        refused.append(command)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+        os.kill(group.pids[0], signal.SIGKILL)
+        await until(lambda: len(refused) == 2)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+        await until(lambda: len(reports(tmp_path)) == 2)
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_watcher_that_fails_is_seen(tmp_path: Path) -> None:
+    """Its worker would never be replaced, and nobody would know."""
+    seen: list[BaseException] = []
+
+    def broken(_: str) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: seen.append(context["exception"])
+        )
+        group = workers_in(tmp_path, workers=1, ended=broken)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        os.kill(group.pids[0], signal.SIGKILL)
+        await until(lambda: bool(seen))
+        await group.stop()
+
+    asyncio.run(scenario())
+    assert [type(error) for error in seen] == [ZeroDivisionError]
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reports goes on; one that reports nothing for long does not."""
+    monkeypatch.setattr(workers_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(workers_module, "SILENT_LOOKS_MAX", 20)
+    heard = {0: 0, 1: 0}
+    ended: list[str] = []
+
+    def reported(worker: int) -> int:
+        heard[worker] += worker  # the first hangs, the second does not
+        return heard[worker]
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, ended=ended.append, reports=reported)
+        await group.start()
+        await until(lambda: len(ended) == 2)
+        await group.stop()
+
+    asyncio.run(scenario())
+    assert ended[:2] == ["worker 0, with code -9"] * 2
+
+
+def test_workers_that_die_at_once_leave_no_exception_behind(tmp_path: Path) -> None:
+    """What nobody has seen of a pipe or a process would stop the node."""
+    seen: list[dict[str, object]] = []
+    ended: list[str] = []
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: seen.append(context))
+        group = HttpWorkers(
+            config_for(tmp_path, 1),
+            free_listener(),
+            engine_socket="/" + "s" * 200_000,  # more than a pipe takes
+            engine_token="token",
+            command=("/bin/false",),
+            ended=ended.append,
+        )
+        await group.start()
+        await until(lambda: len(ended) == 3)
+        await group.stop()
+        gc.collect()
+        await asyncio.sleep(0)
+
+    uvloop.run(scenario())
+    assert seen == []
 
 
 def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path) -> None:

@@ -331,6 +331,24 @@ def test_a_handler_that_raises_is_an_internal_failure_with_a_trace(
     assert "RuntimeError: a bug" in caplog.text
 
 
+def test_an_answer_that_cannot_be_encoded_is_an_internal_failure(tmp_path: Path) -> None:
+    """Also one that is given later, from a callback that hears of no exception."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (server, client):
+            waiting = asyncio.ensure_future(client.call(WRITE, 5))
+            await until(lambda: bool(held.calls))
+            ((call, respond),) = held.calls
+            respond(Reply(call.id, Facts({"too large for MessagePack": 2**70}), SERVED))
+            reply = await waiting
+            assert isinstance(reply.response, Failure)
+            assert (reply.response.code, reply.response.definite) == ("internal", False)
+            assert server.in_flight == 0
+
+    run(main())
+
+
 def test_a_second_answer_to_a_call_is_logged_and_not_sent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

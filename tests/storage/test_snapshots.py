@@ -86,7 +86,8 @@ def test_many_records_on_a_real_disk(tmp_path: Path) -> None:
     receiver = target.receive(GROUP)
     while chunk := reader.read_chunk(receiver.received, 100_000):
         receiver.write(receiver.received, chunk)
-    assert receiver.finish() == header(9)
+    assert receiver.seal() == header(9)
+    receiver.publish()
     assert list(opened(target).records()) == expected
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["group-3-1.snap"]
 
@@ -100,8 +101,9 @@ def test_an_older_snapshot_never_replaces_a_newer() -> None:
     write(store, 8)
     receiver = store.receive(GROUP)
     receiver.write(0, old)
+    receiver.seal()
     with pytest.raises(SnapshotStale, match="index 4 dropped, one at 8"):
-        receiver.finish()
+        receiver.publish()
     for index in (4, 8):
         with pytest.raises(SnapshotStale):
             write(store, index)
@@ -176,14 +178,17 @@ def test_a_received_snapshot_is_checked() -> None:
         receiver = store.receive(GROUP)
         receiver.write(0, bad)
         with pytest.raises(SnapshotDamaged):
-            receiver.finish()
+            receiver.seal()
         assert list(opened(store).records()) == records(5)
     receiver = store.receive(GROUP)
     receiver.write(0, newer[:100])
     with pytest.raises(ValueError, match="chunk at 50, expected 100"):
         receiver.write(50, newer[50:])
     receiver.write(100, newer[100:])
-    assert receiver.finish() == header(9)
+    assert receiver.seal() == header(9)
+    assert list(receiver.records()) == records(9)
+    assert list(opened(store).records()) == records(5), "a sealed one is not in place yet"
+    receiver.publish()
     assert list(opened(store).records()) == records(9)
 
 
@@ -222,7 +227,8 @@ def run_receiver(disk: SimDisk) -> bool:
         receiver = SnapshotStore(disk, DIRECTORY).receive(GROUP)
         for start in range(0, len(data), 700):
             receiver.write(start, data[start : start + 700])
-        receiver.finish()
+        receiver.seal()
+        receiver.publish()
     except SimulatedCrash:
         return False
     return True
@@ -301,7 +307,7 @@ def test_a_failed_sync_is_not_a_snapshot() -> None:
     receiver = store.receive(GROUP)
     receiver.write(0, data)
     with pytest.raises(DiskError, match="cannot sync"):
-        receiver.finish()
+        receiver.seal()
     assert disk.listdir(DIRECTORY) == []
 
 
