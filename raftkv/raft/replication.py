@@ -176,7 +176,7 @@ class Replication(Elections):
             self._in_flight.pop(peer, None)
             if message.next_index <= self._match[peer]:
                 # Answers come in order, so this is no old one: the follower's log was cut, since a
-                # rotten last unit looks like one that was never finished. Insisting would mean to
+                # disk lost the end of it as if it had never been written. Insisting would mean to
                 # be refused for ever; what counted until now stays committed.
                 self._owner.entries_lost(peer, message.next_index, self._match[peer])
                 self._match[peer] = 0

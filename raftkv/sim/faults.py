@@ -13,11 +13,13 @@ from random import Random
 
 from raftkv.rpc.messages import TransferRequest
 from raftkv.sim.client import Client
+from raftkv.sim.disk import SECTOR_BYTES, SimulatedCrash
 from raftkv.sim.loop import Handle
 from raftkv.sim.machine import DiskSpeed, Machine
 from raftkv.sim.scheduler import SECOND_US
 from raftkv.sim.world import World
 from raftkv.storage.disk import DiskError
+from raftkv.storage.wal_format import segment_number
 
 Undo = Callable[[], None]
 
@@ -111,6 +113,42 @@ def crash_in_disk(stage: Stage, random: Random) -> Undo:
 
     def undo() -> None:
         machine.disk.crash_at = None
+
+    return undo
+
+
+def rot_in_crash(stage: Stage, random: Random) -> Undo:
+    """Lose power while the log is written, and with it a bit or half a sector of what it had.
+
+    What was synced is damaged and what is behind it torn. The node must refuse to start until it
+    gets its sector back, or it must have all that was synced.
+    """
+    machine = stage.machine(random)
+    disk = machine.disk
+    harmed: list[tuple[Path, int, bytes]] = []
+
+    def crash(operation: str, path: Path) -> None:
+        if operation != "fdatasync" or segment_number(path.name) is None:
+            return
+        torn = [sector for torn_path, sector in disk.unsynced() if torn_path == path]
+        synced = [s for s in disk.written_sectors(path) if torn and 0 < s < torn[0]]
+        if synced:
+            disk.before = None
+            sector = random.choice(synced[-4:])
+            harmed.append((path, sector, disk.sector(path, sector)))
+            if random.random() < 0.5:  # noqa: PLR2004 - either way
+                disk.flip_bit(path, (sector * SECTOR_BYTES + random.randrange(64)) * 8)
+            else:
+                disk.shear(path, sector, random.randrange(64, SECTOR_BYTES))
+            raise SimulatedCrash
+
+    disk.before = crash
+
+    def undo() -> None:
+        disk.before = None
+        for path, sector, data in harmed:
+            if path in machine.disk.files() and machine.name not in stage.lost:
+                machine.disk.set_sector(path, sector, data)
 
     return undo
 
@@ -308,7 +346,7 @@ def transfer(stage: Stage, random: Random) -> Undo:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        kill, power, crash_in_disk, restart_all, freeze, stop,
+        kill, power, crash_in_disk, rot_in_crash, restart_all, freeze, stop,
         partition, one_way, bridge, reset, slow_link, lossy_link, flaky_link,
         slow_disk, stall_disk, full_disk, failing_sync, lose_disk,
         wall_clock, drift, transfer,

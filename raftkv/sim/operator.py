@@ -1,7 +1,7 @@
 """The operator of a simulated cluster: carries out the plan of faults, and starts what is down.
 
-A bit that rots on a disk needs the cluster to itself: where it hits the very last unit of a log,
-that looks like a write that was not finished, and is cut. The others must hold what was in it.
+A bit that rots anywhere on a disk needs the cluster to itself: a node that does not notice lacks
+what it held, and the others must hold that.
 """
 
 import asyncio
