@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from raftkv.engine.config import Address, NodeConfig
-from raftkv.interpreter import PYTHON_M
 from raftkv.engine.patience import Patience
+from raftkv.interpreter import PYTHON_M
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0

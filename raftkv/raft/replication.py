@@ -9,7 +9,7 @@ from collections import deque
 
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
-from raftkv.raft.journal import FIRST_INDEX, REGULAR
+from raftkv.raft.journal import FIRST_INDEX, REGULAR, LogEntry
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.seams import PeerNode
 
@@ -138,7 +138,13 @@ class Replication(Elections):
     # --- leader -------------------------------------------------------------------------------
 
     def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802
-        """Start a leadership with nothing known of the followers."""
+        """Start a leadership with nothing known of the followers.
+
+        In a group of one stock comes here with a term that the disk does not have yet, and would
+        take it a second time after a crash: it stays a candidate until the disk has it (H8).
+        """
+        if not self.peers and not self.journal.synced:
+            return
         self._starting = False
         self._match = dict.fromkeys(self.peers, 0)
         self._in_flight.clear()
@@ -170,7 +176,7 @@ class Replication(Elections):
             self._in_flight.pop(peer, None)
             if message.next_index <= self._match[peer]:
                 # Answers come in order, so this is no old one: the follower's log was cut, since a
-                # rotten last unit looks like one that was never finished. Insisting would mean to
+                # disk lost the end of it as if it had never been written. Insisting would mean to
                 # be refused for ever; what counted until now stays committed.
                 self._owner.entries_lost(peer, message.next_index, self._match[peer])
                 self._match[peer] = 0
@@ -256,3 +262,19 @@ class Replication(Elections):
         are, its own count never comes to a majority.
         """
         self._SyncObj__raftCommitIndex = self._committable()
+
+    def _SyncObj__getEntries(  # noqa: N802
+        self,
+        fromIDx: int | None,  # noqa: N803 - stock signature
+        count: int | None = None,
+        maxSizeBytes: int | None = None,  # noqa: N803
+    ) -> list[LogEntry]:
+        """Show stock code, in a group of one, only what the disk has (H9).
+
+        Alone, its count of one copy is a majority, and it counts in the same tick in which it
+        has elected itself; an entry that it does not see it does not commit.
+        """
+        if not self.peers and (fromIDx or 0) > self.journal.durable_index:
+            return []
+        entries: list[LogEntry] = super()._SyncObj__getEntries(fromIDx, count, maxSizeBytes)
+        return entries

@@ -165,9 +165,10 @@ class Client:
         self.given_up: list[tuple[float, str]] = []
         """(when it began, why) of every operation without an answer from a shard."""
 
-    async def write(self, operation: Write) -> Outcome:
-        """Put, delete or do a transaction."""
-        return await self._run(WriteRequest(self._command(operation)), repeatable=self._idempotent)
+    async def write(self, operation: Write, *, refusal: str | None = None) -> Outcome:
+        """Put, delete or do a transaction; a failure with the code ``refusal`` is an answer."""
+        request = WriteRequest(self._command(operation))
+        return await self._run(request, repeatable=self._idempotent, refusal=refusal)
 
     async def read(self, request: GetRequest | ScanRequest) -> Outcome:
         """Read; of unknown outcome is a read never."""
@@ -198,7 +199,9 @@ class Client:
     def _pick(self) -> Machine:
         return self.random.choice(self._reachable())
 
-    async def _run(self, request: Request, *, repeatable: bool) -> Outcome:
+    async def _run(
+        self, request: Request, *, repeatable: bool, refusal: str | None = None
+    ) -> Outcome:
         """Try until there is an answer, the time is up, or trying again could do it twice."""
         began_s = self._now_s()
         deadline = began_s + OPERATION_S
@@ -215,6 +218,8 @@ class Client:
                     return Outcome(_status(answer), answer)
                 detail = f"{answer.code}: {answer.detail}"
                 exposed = exposed or not answer.definite
+                if answer.code == refusal:
+                    return Outcome("info" if exposed else "fail", answer, detail)
             if exposed and not repeatable:
                 break
             await asyncio.sleep(_PAUSE_S * (1 + self.random.random()))

@@ -379,6 +379,20 @@ class SimDisk:
             rotten[rest // 8] ^= 1 << rest % 8
             states[sector] = bytes(rotten)
 
+    def shear(self, path: Path, sector: int, kept: int) -> None:
+        """Let a sector be written by half: ``kept`` bytes, and zeros as before it was written."""
+        whole = self.sector(path, sector)
+        self.set_sector(path, sector, whole[:kept] + bytes(SECTOR_BYTES - kept))
+
+    def sector(self, path: Path, sector: int) -> bytes:
+        """What a sector of a file holds now, without an operation."""
+        return self._inode_at(path, "look at").current.get(sector, _BLANK)
+
+    def set_sector(self, path: Path, sector: int, data: bytes) -> None:
+        """Let a sector hold something else, in the page cache and on the disk."""
+        inode = self._inode_at(path, "change")
+        inode.current[sector] = inode.durable[sector] = data
+
     # --- for the files ------------------------------------------------------------------------
 
     def enter(self, operation: str, path: Path, *, halt: bool = True) -> None:

@@ -13,11 +13,13 @@ from random import Random
 
 from raftkv.rpc.messages import TransferRequest
 from raftkv.sim.client import Client
+from raftkv.sim.disk import SECTOR_BYTES, SimulatedCrash
 from raftkv.sim.loop import Handle
 from raftkv.sim.machine import DiskSpeed, Machine
 from raftkv.sim.scheduler import SECOND_US
 from raftkv.sim.world import World
 from raftkv.storage.disk import DiskError
+from raftkv.storage.wal_format import segment_number
 
 Undo = Callable[[], None]
 
@@ -115,6 +117,42 @@ def crash_in_disk(stage: Stage, random: Random) -> Undo:
     return undo
 
 
+def rot_in_crash(stage: Stage, random: Random) -> Undo:
+    """Lose power while the log is written, and with it a bit or half a sector of what it had.
+
+    What was synced is damaged and what is behind it torn. The node must refuse to start until it
+    gets its sector back, or it must have all that was synced.
+    """
+    machine = stage.machine(random)
+    disk = machine.disk
+    harmed: list[tuple[Path, int, bytes]] = []
+
+    def crash(operation: str, path: Path) -> None:
+        if operation != "fdatasync" or segment_number(path.name) is None:
+            return
+        torn = [sector for torn_path, sector in disk.unsynced() if torn_path == path]
+        synced = [s for s in disk.written_sectors(path) if torn and 0 < s < torn[0]]
+        if synced:
+            disk.before = None
+            sector = random.choice(synced[-4:])
+            harmed.append((path, sector, disk.sector(path, sector)))
+            if random.random() < 0.5:  # noqa: PLR2004 - either way
+                disk.flip_bit(path, (sector * SECTOR_BYTES + random.randrange(64)) * 8)
+            else:
+                disk.shear(path, sector, random.randrange(64, SECTOR_BYTES))
+            raise SimulatedCrash
+
+    disk.before = crash
+
+    def undo() -> None:
+        disk.before = None
+        for path, sector, data in harmed:
+            if path in machine.disk.files() and machine.name not in stage.lost:
+                machine.disk.set_sector(path, sector, data)
+
+    return undo
+
+
 def restart_all(stage: Stage, random: Random) -> Undo:
     """Every machine goes down at once: a kill of all, a power cut of all, or some of each."""
     undos = []
@@ -165,6 +203,8 @@ def bridge(stage: Stage, random: Random) -> Undo:
 
 def reset(stage: Stage, random: Random) -> Undo:
     """Break connections a few times."""
+    if len(stage.world.names) == 1:
+        return _nothing
     for _ in range(random.randint(1, 5)):
         one, other = random.sample(stage.world.names, 2)
         breaks = partial(stage.world.fabric.reset, one, other)
@@ -184,6 +224,8 @@ def lossy_link(stage: Stage, random: Random) -> Undo:
 
 def flaky_link(stage: Stage, random: Random) -> Undo:
     """One direction falls silent and speaks again, many times."""
+    if len(stage.world.names) == 1:
+        return _nothing
     source, target = random.sample(stage.world.names, 2)
     fabric = stage.world.fabric
     at_s = 0.0
@@ -263,9 +305,9 @@ def failing_sync(stage: Stage, random: Random) -> Undo:
 def lose_disk(stage: Stage, random: Random) -> Undo:
     """Put an empty disk in, and make a data directory on it, as a careless operator does.
 
-    Once in a run: more than one is more than three replicas survive.
+    Once in a run: more than one is more than three replicas survive, and less do not survive one.
     """
-    if stage.lost:
+    if stage.lost or stage.world.options.replicas < 3:  # noqa: PLR2004
         return _nothing
     machine = stage.machine(random)
     stage.lost.add(machine.name)
@@ -304,7 +346,7 @@ def transfer(stage: Stage, random: Random) -> Undo:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        kill, power, crash_in_disk, restart_all, freeze, stop,
+        kill, power, crash_in_disk, rot_in_crash, restart_all, freeze, stop,
         partition, one_way, bridge, reset, slow_link, lossy_link, flaky_link,
         slow_disk, stall_disk, full_disk, failing_sync, lose_disk,
         wall_clock, drift, transfer,
@@ -318,14 +360,14 @@ def _sides(stage: Stage, random: Random) -> tuple[list[str], list[str]]:
     first = stage.machine(random).name
     others = [name for name in stage.world.names if name != first]
     random.shuffle(others)
-    cut = random.randint(0, len(others) - 1)
+    cut = random.randint(0, max(0, len(others) - 1))
     return [first, *others[:cut]], others[cut:]
 
 
 def _worsen(stage: Stage, random: Random, *, delay_us: int = 0, loss: float = 0.0) -> Undo:
     """Add delay and loss to some paths."""
     pairs = stage.pairs(stage.world.names, stage.world.names)
-    for pair in random.sample(pairs, random.randint(1, len(pairs))):
+    for pair in random.sample(pairs, random.randint(min(1, len(pairs)), len(pairs))):
         path = stage.world.fabric.path(*pair)
         path.delay_us += delay_us
         path.jitter_us += delay_us

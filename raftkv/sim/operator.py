@@ -1,8 +1,8 @@
 """The operator of a simulated cluster: carries out the plan of faults, and starts what is down.
 
-A bit that rots on a disk needs the cluster to itself: where it hits the very last unit of a log,
-that looks like a write that was not finished, and is cut. So it comes in a moment in which every
-replica has on disk all that is committed.
+A bit that rots anywhere on a disk needs the cluster to itself: a node that does not notice lacks
+what it held, and the others must hold that. So it comes in a moment in which every replica has on
+disk all that is committed.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ class Operator:
 
     async def _flip_alone(self, random: Random) -> None:
         """Heal everything, wait for rest, do the one thing, and wait for rest again."""
-        if self._stage.lost:
+        if self._stage.lost or self._stage.world.options.replicas == 1:
             return  # the others could not hold it together
         self.heal()
         await self._rest()

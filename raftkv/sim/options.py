@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Self
 
 FAULTS = (
-    "kill", "power", "crash_in_disk", "restart_all", "freeze", "stop",
+    "kill", "power", "crash_in_disk", "rot_in_crash", "restart_all", "freeze", "stop",
     "partition", "one_way", "bridge", "reset", "slow_link", "lossy_link", "flaky_link",
     "slow_disk", "stall_disk", "full_disk", "failing_sync", "bit_flip", "lose_disk",
     "wall_clock", "drift", "transfer",

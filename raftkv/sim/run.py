@@ -129,6 +129,7 @@ class Run:
             Staleness(lambda: scheduler.now_us),
             era=lambda: int(scheduler.now_s / ERA_S),
             banks=set(),
+            shards=options.shards,
         )
         stage = Stage(
             self.world,

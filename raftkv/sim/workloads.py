@@ -28,6 +28,7 @@ from raftkv.rpc.messages import BatchResult, Failure, GetRequest, ScanRequest
 from raftkv.sim.client import Client, Outcome
 from raftkv.sim.recorder import Open, Recorder
 from raftkv.sim.staleness import Staleness
+from raftkv.sim.violation import Violation
 
 ACCOUNTS = ("a", "b", "c")
 BALANCE = 100
@@ -44,6 +45,7 @@ class Scene:
     staleness: Staleness
     era: Callable[[], int]
     banks: set[str]
+    shards: int = 1
 
 
 Workload = Callable[[Client, Scene], Awaitable[None]]
@@ -208,45 +210,93 @@ def _list_in(answer: GetResult) -> list[str]:
 
 
 async def add_to_set(client: Client, scene: Scene) -> None:
-    """Add an element (a key of its own under the set's tag), or read all by a scan or range."""
-    tag = f"{{s{scene.era()}}}"
-    if client.random.random() < 0.7:  # noqa: PLR2004 - share of adds
+    """Add an element, a key of its own under the set's name, or read all by a scan or range.
+
+    The name is a tag, or it is not and then the elements lie in every shard.
+    """
+    name = f"{{s{scene.era()}}}" if client.random.random() < 0.6 else f"s{scene.era()}/"  # noqa: PLR2004
+    if client.random.random() >= 0.7:  # noqa: PLR2004 - share of adds
+        await _read_set(client, scene, name)
+    elif _is_tag(name) and client.random.random() < 0.3:  # noqa: PLR2004 - share of both at once
+        await _add_and_read_set(client, scene, name)
+    else:
         element = _value(client)
-        opened = scene.recorder.begin("set", "add", tag, element)
-        outcome = await client.write(Put(f"{tag}{element}".encode(), b""))
+        opened = scene.recorder.begin("set", "add", name, element)
+        outcome = await client.write(Put(f"{name}{element}".encode(), b""))
         if isinstance(outcome.answer, PutResult):
             opened.ok(element)
         else:
             opened.not_ok(outcome)
+
+
+async def _add_and_read_set(client: Client, scene: Scene, name: str) -> None:
+    """A range beside a write in one transaction, which sees that write."""
+    element = _value(client)
+    added = scene.recorder.begin("set", "add", name, element)
+    read = scene.recorder.begin("set", "read", name)
+    put = Put(f"{name}{element}".encode(), b"")
+    outcome = await client.write(Txn((), (put, _all_of_set(name)), ()))
+    found = _range_in(outcome)
+    if found is None:
+        added.not_ok(outcome)
+        read.fail(error=outcome.detail)
         return
-    await _read_set(client, scene, tag)
+    elements = _elements(name, found)
+    if element not in elements:
+        raise Violation(f"a transaction added {element} to {name} and did not find it there")
+    added.ok(element)
+    read.ok(elements)
 
 
-async def _read_set(client: Client, scene: Scene, tag: str) -> None:
-    opened = scene.recorder.begin("set", "read", tag)
-    start, end = tag.encode(), tag.encode() + b"\xff"
-    found = await (_range if client.random.random() < 0.5 else _scan)(client, start, end)  # noqa: PLR2004
-    if isinstance(found, RangeResult):
-        opened.ok([entry.key[len(start) :].decode() for entry in found.entries])
+async def _read_set(client: Client, scene: Scene, name: str) -> None:
+    """Read what is one moment's: a tag by scan or range, else a range, where that is allowed."""
+    by_range = not _is_tag(name) or client.random.random() < 0.5  # noqa: PLR2004
+    await (_read_set_by_range if by_range else _read_set_by_scan)(client, scene, name)
+
+
+async def _read_set_by_range(client: Client, scene: Scene, name: str) -> None:
+    """A transaction that only reads; one over several shards may be refused for that."""
+    opened = scene.recorder.begin("set", "read", name)
+    refusal = None if _is_tag(name) or scene.shards == 1 else "cross_shard"
+    outcome = await client.write(Txn((), (_all_of_set(name),), ()), refusal=refusal)
+    found = _range_in(outcome)
+    if found is not None:
+        opened.ok(_elements(name, found))
     else:
-        opened.fail(error=found.detail)
+        opened.fail(error=outcome.detail)
 
 
-async def _scan(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
-    """Ask every shard; only one holds the tag, so the answer is linearizable."""
-    outcome = await client.read(ScanRequest(start, end, 10_000, keys_only=True))
-    return outcome.answer if isinstance(outcome.answer, RangeResult) else outcome
+async def _read_set_by_scan(client: Client, scene: Scene, name: str) -> None:
+    """Ask every shard: linearizable if the elements lie in one, or if nobody writes."""
+    opened = scene.recorder.begin("set", "read", name)
+    whole = _all_of_set(name)
+    request = ScanRequest(whole.start, whole.end, whole.limit, keys_only=True)
+    outcome = await client.read(request)
+    if isinstance(outcome.answer, RangeResult):
+        opened.ok(_elements(name, outcome.answer))
+    else:
+        opened.fail(error=outcome.detail)
 
 
-async def _range(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
-    """A transaction that only reads."""
-    txn = Txn((), (Range(start, end, 10_000, keys_only=True),), ())
-    outcome = await client.write(txn)
-    if isinstance(outcome.answer, TxnResult):
-        (result,) = outcome.answer.results
-        if isinstance(result, RangeResult):
-            return result
-    return outcome
+def _is_tag(name: str) -> bool:
+    return name.startswith("{")
+
+
+def _all_of_set(name: str) -> Range:
+    end = name[:-1] + chr(ord(name[-1]) + 1)
+    return Range(name.encode(), end.encode(), 10_000, keys_only=True)
+
+
+def _elements(name: str, found: RangeResult) -> list[str]:
+    return [entry.key[len(name) :].decode() for entry in found.entries]
+
+
+def _range_in(outcome: Outcome) -> RangeResult | None:
+    """The last result of a transaction, which is a range; None if it was not answered."""
+    if not isinstance(outcome.answer, TxnResult):
+        return None
+    result = outcome.answer.results[-1]
+    return result if isinstance(result, RangeResult) else None
 
 
 # --- bank ------------------------------------------------------------------------------------
@@ -373,7 +423,7 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-_READS = {"register": _read, "append": _read_list, "set": _read_set, "bank": _read_bank}
+_READS = {"register": _read, "append": _read_list, "set": _read_set_by_scan, "bank": _read_bank}
 
 
 async def read_all(client: Client, scene: Scene) -> None:

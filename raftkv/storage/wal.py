@@ -119,7 +119,7 @@ class SyncJob:
         self.lsn = lsn
         self.segment = segment
         self.sequence = sequence
-        self.end = segment.end + size
+        self.end = segment.end_with(size)
         self.effects = effects
         self.unit_crc: int | None = None  # set when the unit is durable
         self.full: DiskFull | None = None
@@ -140,8 +140,11 @@ class SyncJob:
         except DiskFull as error:
             self.full = error
             return
-        unit, crc = encode_unit(self.segment.marker, self.sequence, self._before, self._parts)
-        file.pwrite(unit, self.segment.end)
+        segment = self.segment
+        unit, crc = encode_unit(
+            segment.marker, self.sequence, self._before, self._parts, segment.alignment
+        )
+        file.pwrite(unit, segment.end)
         file.fdatasync()
         self._parts = []
         self.unit_crc = crc
@@ -434,7 +437,7 @@ class Wal:
     def _segment_for(self, size: int) -> Segment | None:
         """Where a unit of ``size`` bytes goes; None if that segment is being made just now."""
         active = self._active
-        if active.empty or active.end + size <= active.size:
+        if active.empty or active.end_with(size) <= active.size:
             return active
         if self._spares:
             return self._spares[0]

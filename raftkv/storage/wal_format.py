@@ -10,15 +10,22 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Units begin at sectors and say how many of theirs are blank. In format 1, which is read and gone
+on with where a segment has it, they followed each other closely, and said nothing."""
+
+SECTOR_BYTES: Final = 512
+"""What a disk writes whole or not at all, at the least."""
+
 MAGIC: Final = b"raftkvWL"
 
 SEGMENT_HEADER: Final = struct.Struct("<8sIQ16s8sI")
 """Magic, format, segment number, node hash, marker, CRC of all that."""
 
 UNIT_HEADER: Final = struct.Struct("<8sQIIII")
-"""Marker, sequence, body length, header CRC of the unit before, body CRC, CRC of all that.
+"""Marker, sequence and blanks, body length, header CRC of the unit before, body CRC, CRC of all.
 
+The blanks are the upper 16 bits of the second field: how many sectors of the unit are zeros only.
 The last field covers the body's CRC and the unit before, so it stands for the whole chain.
 """
 
@@ -29,6 +36,10 @@ CARRY: Final = struct.Struct("<QQQB")
 """Body of a CARRY record: compacted index and term, last index, whether a vote follows."""
 
 _CRC: Final = struct.Struct("<I")
+
+_SEQUENCE_BITS: Final = 48
+_BLANKS_MAX: Final = 2**16 - 1
+_BLANK_SECTOR: Final = bytes(SECTOR_BYTES)
 
 UNIT_HEADER_SPACE: Final = bytes(UNIT_HEADER.size)
 
@@ -86,17 +97,21 @@ def segment_marker(identity: str, number: int) -> bytes:
     return digest.digest()
 
 
-def encode_segment_header(number: int, identity: str) -> bytes:
+def encode_segment_header(number: int, identity: str, *, form: int = FORMAT) -> bytes:
     """Header of a new segment."""
     return _with_crc(
         SEGMENT_HEADER.pack(
-            MAGIC, FORMAT, number, node_hash(identity), segment_marker(identity, number), 0
+            MAGIC, form, number, node_hash(identity), segment_marker(identity, number), 0
         )
     )
 
 
-def check_segment_header(data: bytes, file: Path, number: int, identity: str) -> bytes:
-    """Check a segment's header and return its marker; raise WalDamaged with the reason."""
+def check_segment_header(data: bytes, file: Path, number: int, identity: str) -> tuple[bytes, int]:
+    """Return a segment's marker and the alignment of its units, in bytes.
+
+    Raises:
+        WalDamaged: the header is not that of this segment of this node.
+    """
 
     def damaged(reason: str) -> WalDamaged:
         return WalDamaged(file, 0, reason)
@@ -108,13 +123,18 @@ def check_segment_header(data: bytes, file: Path, number: int, identity: str) ->
         raise damaged("this is not a segment of a raftkv log")
     if zlib.crc32(data[: SEGMENT_HEADER.size - _CRC.size]) != crc:
         raise damaged("segment header checksum mismatch")
-    if form != FORMAT:
-        raise damaged(f"format {form} is unknown to this version (it knows {FORMAT})")
+    if form not in (1, FORMAT):
+        raise damaged(f"format {form} is unknown to this version (it knows 1 and {FORMAT})")
     if found != number:
         raise damaged(f"the header says segment {found}, the file name {number}")
     if owner != node_hash(identity):
         raise damaged("segment was written by another node")
-    return bytes(marker)
+    return bytes(marker), 1 if form == 1 else SECTOR_BYTES
+
+
+def aligned(position: int, alignment: int) -> int:
+    """Return the first place at or after ``position`` where a unit may begin."""
+    return -(-position // alignment) * alignment
 
 
 class Unit(NamedTuple):
@@ -127,19 +147,32 @@ class Unit(NamedTuple):
     start: int
     body: int
     end: int
+    blanks: int
 
 
 def encode_unit(
-    marker: bytes, sequence: int, before: int, parts: list[bytes]
+    marker: bytes, sequence: int, before: int, parts: list[bytes], alignment: int = SECTOR_BYTES
 ) -> tuple[bytearray, int]:
     """Join ``parts`` (the first is UNIT_HEADER_SPACE) into a unit; return it and its CRC."""
     unit = bytearray().join(parts)
     body = memoryview(unit)[UNIT_HEADER.size :]
-    fields = UNIT_HEADER.pack(marker, sequence, len(body), before, zlib.crc32(body), 0)
+    blanks = 0 if alignment == 1 else min(_blank_sectors(unit), _BLANKS_MAX)
+    numbers = sequence | blanks << _SEQUENCE_BITS
+    fields = UNIT_HEADER.pack(marker, numbers, len(body), before, zlib.crc32(body), 0)
     header = _with_crc(fields)
     del body  # a bytearray with an exported view refuses some operations
     unit[: UNIT_HEADER.size] = header
     return unit, _CRC.unpack_from(header, UNIT_HEADER.size - _CRC.size)[0]
+
+
+def _blank_sectors(unit: bytes | bytearray) -> int:
+    """Of how many sectors a unit that begins with one has zeros only; the header's is none."""
+    rest = max(SECTOR_BYTES, len(unit) // SECTOR_BYTES * SECTOR_BYTES)
+    blanks = int(rest < len(unit) and not any(unit[rest:]))
+    if _BLANK_SECTOR in unit:
+        sectors = range(SECTOR_BYTES, rest, SECTOR_BYTES)
+        blanks += sum([unit[at : at + SECTOR_BYTES] == _BLANK_SECTOR for at in sectors])
+    return blanks
 
 
 def read_unit_header(data: bytes, offset: int, marker: bytes) -> Unit | None:
@@ -147,10 +180,25 @@ def read_unit_header(data: bytes, offset: int, marker: bytes) -> Unit | None:
     body = offset + UNIT_HEADER.size
     if body > len(data):
         return None
-    found, sequence, length, before, body_crc, crc = UNIT_HEADER.unpack_from(data, offset)
+    found, numbers, length, before, body_crc, crc = UNIT_HEADER.unpack_from(data, offset)
     if found != marker or zlib.crc32(data[offset : body - _CRC.size]) != crc:
         return None
-    return Unit(sequence, before, body_crc, crc, offset, body, body + length)
+    sequence, blanks = numbers & (1 << _SEQUENCE_BITS) - 1, numbers >> _SEQUENCE_BITS
+    return Unit(sequence, before, body_crc, crc, offset, body, body + length, blanks)
+
+
+def lacks_sectors(data: bytes, start: int, end: int, blanks: int) -> bool:
+    """Whether bytes ``start`` to ``end`` are what a write may leave that did not finish.
+
+    A sector that was not written is zeros still; ``blanks`` sectors are so when all are written.
+    What lies beyond the end of ``data`` was never written.
+    """
+    found, at = 0, start
+    while at < end:
+        after = min(end, at // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES)
+        found += not any(data[at:after])
+        at = after
+    return end > len(data) or found > blanks
 
 
 def body_holds(data: bytes, unit: Unit) -> bool:

@@ -14,13 +14,17 @@ from raftkv.storage.disk import Disk, DiskFile
 from raftkv.storage.wal_format import (
     CARRY,
     RECORD,
+    SECTOR_BYTES,
     SEGMENT_HEADER,
+    UNIT_HEADER,
     Kind,
     Unit,
     WalDamaged,
+    aligned,
     body_holds,
     check_segment_header,
     find_unit_header,
+    lacks_sectors,
     read_unit_header,
     segment_name,
     segment_number,
@@ -49,22 +53,37 @@ class RecoveredGroup:
 class Segment:
     """One file of the log.
 
-    ``end`` is where the next unit goes. ``tails`` maps each group with entries in this file to
-    the last index that matters here: once the group is compacted to it, it needs the file no more.
+    ``end`` is where the next unit goes, a multiple of ``alignment``. ``tails`` maps each group with
+    entries in this file to the last index that matters here: once the group is compacted to it, it
+    needs the file no more.
     """
 
     number: int
     path: Path
     size: int
     marker: bytes
+    alignment: int = SECTOR_BYTES
     file: DiskFile | None = None
-    end: int = SEGMENT_HEADER.size
+    end: int = 0
     tails: dict[GroupId, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.end:
+            self.end = self._first
+
+    @property
+    def _first(self) -> int:
+        """Where the first unit goes: in a sector of its own, whatever tears there."""
+        return aligned(SEGMENT_HEADER.size, self.alignment)
 
     @property
     def empty(self) -> bool:
         """Whether no unit was written here yet."""
-        return self.end == SEGMENT_HEADER.size
+        return self.end == self._first
+
+    def end_with(self, size: int) -> int:
+        """Where the next unit goes after one more of ``size`` bytes."""
+        return aligned(self.end + size, self.alignment)
 
 
 def forget_from(segments: list[Segment], group: GroupId, index: int) -> None:
@@ -283,9 +302,15 @@ class _Bad:
 class Scanner:
     """Reads all segments in order, one at a time in memory.
 
-    What makes a bad unit a torn last one, and not damage: unit N+1 is written only after unit N
-    was synced. So anything at all that was written after the bad unit proves that it was once
-    good, and that entries which may have been acknowledged are lost.
+    A bad unit is cut only if it is what a power cut may leave of a write that was not synced:
+
+    * Nothing was written after it. Unit N+1 is written only after unit N was synced, so anything
+      at all behind a unit, in whatever shape, proves that it was once good.
+    * At least one of its sectors is blank, as all were before, that would not be if it had been
+      written. A sector is written whole or not at all, so a unit that is all there and does not
+      hold was damaged later.
+
+    Units share no sector, so what tears while one is written is its own.
     """
 
     def __init__(self, disk: Disk, directory: Path, identity: str) -> None:
@@ -326,8 +351,8 @@ class Scanner:
             data = file.pread(size, 0)
         finally:
             file.close()
-        marker = check_segment_header(data, path, number, self._identity)
-        segment = Segment(number, path, size, marker)
+        marker, alignment = check_segment_header(data, path, number, self._identity)
+        segment = Segment(number, path, size, marker, alignment)
         if self._bad is None:
             self._read_units(segment, data)
         else:
@@ -344,16 +369,15 @@ class Scanner:
             if unit is None:
                 end = written_end(data, offset)
                 if end > offset:
-                    self._judge(segment, data, offset, end, "unit header is broken")
+                    self._judge_headless(segment, data, offset, end)
                 return
             if not self._follows(unit):
                 self._refuse_order(segment, unit)
             if not body_holds(data, unit):
-                end = written_end(data, offset)
-                self._judge(segment, data, offset, end, f"unit {unit.sequence} is broken")
+                self._judge_body(segment, data, unit)
                 return
             self._replay.unit(data, unit, segment)
-            segment.end = unit.end
+            segment.end = segment.end_with(unit.end - unit.start)
             self._sequence, self._crc = unit.sequence, unit.crc
             self._last_unit = Span(segment, unit.start, unit.end)
 
@@ -370,12 +394,14 @@ class Scanner:
             f"unit {unit.sequence} does not follow unit {self._sequence}: what lay between is lost",
         )
 
-    def _judge(self, segment: Segment, data: bytes, offset: int, end: int, reason: str) -> None:
-        """Refuse a bad unit that has a successor; remember one that may be the last."""
-        if self._sequence is None:
-            # Older segments are deleted only once this one begins with a synced unit.
-            _refuse(segment, offset, f"{reason}, and it carried all groups' states")
-        expected = self._sequence + 1
+    def _judge_headless(self, segment: Segment, data: bytes, offset: int, end: int) -> None:
+        """Refuse what no unfinished write leaves where a unit's header should be.
+
+        What is behind it is the rest of an unfinished unit, whose length nobody knows, or a whole
+        unit. It can be no part of another one: the header of one that was synced is not blank.
+        """
+        reason = "unit header is broken"
+        expected = self._expected(segment, offset, reason)
         later = find_unit_header(
             data, offset + 1, segment.marker, lambda unit: unit.sequence > expected
         )
@@ -385,7 +411,28 @@ class Scanner:
                 offset,
                 f"{reason}, but unit {later.sequence} after it at byte {later.start} is not",
             )
+        sectors = aligned(offset + UNIT_HEADER.size, SECTOR_BYTES)
+        if not lacks_sectors(data, offset, min(sectors, len(data)), 0):
+            _refuse(segment, offset, f"{reason}, though its sector was written")
         self._bad = _Bad(segment, offset, end, reason)
+
+    def _judge_body(self, segment: Segment, data: bytes, unit: Unit) -> None:
+        """Refuse a broken unit that was synced: by what lies behind it, or as it is all there."""
+        reason = f"unit {unit.sequence} is broken"
+        self._expected(segment, unit.start, reason)
+        end = written_end(data, unit.start)
+        if end > aligned(unit.end, segment.alignment):
+            _refuse(segment, unit.start, f"{reason}, but byte {end - 1} behind it was written")
+        if not lacks_sectors(data, unit.start, unit.end, unit.blanks):
+            _refuse(segment, unit.start, f"{reason}, though all of its sectors were written")
+        self._bad = _Bad(segment, unit.start, end, reason)
+
+    def _expected(self, segment: Segment, offset: int, reason: str) -> int:
+        """The number of the unit that should be here; refuses where one must be."""
+        if self._sequence is None:
+            # Older segments are deleted only once this one begins with a synced unit.
+            _refuse(segment, offset, f"{reason}, and it carried all groups' states")
+        return self._sequence + 1
 
     def _expect_nothing(self, segment: Segment, data: bytes) -> None:
         """Refuse if anything was written in a segment after the one with the bad unit."""

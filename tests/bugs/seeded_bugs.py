@@ -18,7 +18,7 @@ from raftkv.core import state_machine
 from raftkv.core.batches import decode_batch
 from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
 from raftkv.core.operations import Command, Put, PutResult
-from raftkv.engine import connection, links, requests, router, snapshot_keeper
+from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
 from raftkv.raft import (
     compaction,
     group,
@@ -36,8 +36,8 @@ from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.messages import Failure, WriteRequest
 from raftkv.sim import faults, operator
 from raftkv.sim.options import Options
-from raftkv.storage import snapshots, wal
-from raftkv.storage.wal_format import encode_unit
+from raftkv.storage import snapshots, wal, wal_recovery
+from raftkv.storage.wal_format import encode_unit, find_unit_header, written_end
 
 
 class Patch(Protocol):
@@ -215,6 +215,31 @@ def unchecked_log(patch: Patch) -> None:
     from raftkv.storage import wal_recovery  # noqa: PLC0415 - patched where it is used
 
     patch(wal_recovery, "body_holds", lambda _data, _unit: True)
+
+
+@bug
+@shaped(faults=("rot_in_crash", "kill"), fault_every_s=4.0, snapshot_after_entries=200)
+def cut_without_a_header_behind(patch: Patch) -> None:
+    """A bad unit of the log is cut unless a whole header is behind it, whatever else is there."""
+
+    def judge(self: Any, segment: Any, data: bytes, at: int) -> None:
+        expected = self._expected(segment, at, "unit is broken")
+        later = find_unit_header(
+            data, at + 1, segment.marker, lambda unit: unit.sequence > expected
+        )
+        if later is not None:
+            raise wal.WalDamaged(segment.path, at, "unit is broken, but not one after it")
+        end = written_end(data, at)
+        self._bad = wal_recovery._Bad(segment, at, end, "unit is broken")
+
+    def headless(self: Any, segment: Any, data: bytes, offset: int, _end: int) -> None:
+        judge(self, segment, data, offset)
+
+    def body(self: Any, segment: Any, data: bytes, unit: Any) -> None:
+        judge(self, segment, data, unit.start)
+
+    patch(wal_recovery.Scanner, "_judge_headless", headless)
+    patch(wal_recovery.Scanner, "_judge_body", body)
 
 
 @bug
@@ -631,6 +656,13 @@ class _OtherMap:
         if sum(key) % 2:
             return int(shards[(shards.index(shard) + 1) % len(shards)])
         return shard
+
+
+@bug
+@shaped(shards=3, workloads=("set",))
+def range_of_one_shard(patch: Patch) -> None:
+    """A range in a transaction answers with what the shard of its first key has of it."""
+    patch(partitioning, "share_tag", lambda _start, _end: True)
 
 
 # --- links -----------------------------------------------------------------------------------

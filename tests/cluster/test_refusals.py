@@ -20,7 +20,7 @@ from small_disks import fill, small_disk
 from raftkv import Client
 from raftkv.cli.main import COMMANDS
 from raftkv.client import UnavailableError, UnknownOutcomeError
-from raftkv.storage.wal_format import SEGMENT_HEADER, read_unit_header
+from raftkv.storage.wal_format import SECTOR_BYTES, SEGMENT_HEADER, aligned, read_unit_header
 from raftkv.testing import LocalCluster
 from raftkv.testing.ports import PortReservation
 
@@ -79,12 +79,12 @@ def flipped(data: bytes, offset: int) -> bytes:
 def first_units(segment: bytes, count: int) -> list[tuple[int, int]]:
     """Where the first units of a segment begin, and where their bodies do."""
     marker = SEGMENT_HEADER.unpack_from(segment)[4]
-    offset, found = SEGMENT_HEADER.size, []
+    offset, found = aligned(SEGMENT_HEADER.size, SECTOR_BYTES), []
     for _ in range(count):
         unit = read_unit_header(segment, offset, marker)
         assert unit is not None
         found.append((unit.start, unit.body))
-        offset = unit.end
+        offset = aligned(unit.end, SECTOR_BYTES)
     return found
 
 

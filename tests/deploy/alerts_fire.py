@@ -39,6 +39,7 @@ from real_command import run  # noqa: E402
 from secure_nodes import Place, SecureNodes  # noqa: E402
 
 from raftkv.client import RaftkvError  # noqa: E402
+from raftkv.storage.wal_format import SECTOR_BYTES  # noqa: E402
 from raftkv.testing.ports import PortReservation  # noqa: E402
 from raftkv.testing.processes import NodeProcess  # noqa: E402
 
@@ -209,7 +210,7 @@ def spoiled_replica(nodes: Nodes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rotten_log(nodes: Nodes) -> Iterator[None]:
-    """A bit that flips in the last unit of a follower's log, which recovery has to cut."""
+    """A follower's disk that loses the last sector of its log, as if it had never been written."""
     follower, others = nodes.processes["n3"], [nodes.processes[name] for name in ("n1", "n2")]
     for other in others:
         other.signal_group(signal.SIGSTOP)
@@ -221,8 +222,8 @@ def rotten_log(nodes: Nodes) -> Iterator[None]:
     content = segment.read_bytes()
     last = len(content.rstrip(b"\0")) - 1
     with segment.open("r+b") as log:
-        log.seek(last)
-        log.write(bytes([content[last] ^ 1]))
+        log.seek(last // SECTOR_BYTES * SECTOR_BYTES)
+        log.write(bytes(SECTOR_BYTES))
     nodes.start("n3")
     yield
 
@@ -237,7 +238,7 @@ FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvReplicaLags", "SIGSTOP of a node under load", node_frozen),
     ("RaftkvFrequentElections", "a transfer of leadership every half second", leaders_moving),
     ("RaftkvSlowFdatasync", "every fdatasync of a node takes 0.2 s longer", slow_disk),
-    ("RaftkvEntriesLost", "a bit flips in the last unit of a follower's log", rotten_log),
+    ("RaftkvEntriesLost", "a follower's disk loses the last sector of its log", rotten_log),
     ("RaftkvDiskLow", "another file fills the disk up to 5 %", full_disk),
     ("RaftkvCertificateEnds", "a certificate for one day, node restarted", short_certificate),
     ("RaftkvDigestMismatch", "a replica that applies another value", spoiled_replica),

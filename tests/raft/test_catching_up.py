@@ -10,7 +10,7 @@ from group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 from raftkv.core.state_machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft import snapshot_transfer
-from raftkv.sim.disk import SimDisk
+from raftkv.sim.disk import SECTOR_BYTES, SimDisk
 from raftkv.storage.wal_format import SEGMENT_HEADER
 
 CHUNKS_MIN = 3 * snapshot_transfer.WINDOW_CHUNKS
@@ -188,8 +188,8 @@ def snapshot_chunk_of(world: GroupWorld, name: str, length: int = 2**30) -> wire
     return wire.SnapshotChunk(term, header.index, header.term, size, 0, content)
 
 
-def test_a_follower_whose_last_unit_rotted_is_given_it_again() -> None:
-    """A rotten last unit is cut like one that was never finished, with what was acknowledged in it.
+def test_a_follower_whose_disk_lost_the_last_unit_is_given_it_again() -> None:
+    """A disk that lost a synced sector of the last unit looks as if it had never got it.
 
     The leader, still in its term, believes that the follower has it. It is told once that the disk
     forgets, and sends the entries again instead of being refused for ever.
@@ -201,7 +201,7 @@ def test_a_follower_whose_last_unit_rotted_is_given_it_again() -> None:
     disk = world.disks["c"]
     (log,) = [WAL / name for name in disk.listdir(WAL) if is_written(disk, WAL / name)]
     content = disk.open(log).pread(disk.size_of(log), 0).rstrip(b"\0")
-    disk.flip_bit(log, (len(content) - 1) * 8)
+    disk.shear(log, (len(content) - 1) // SECTOR_BYTES, 0)
     world.start("c")
     world.network.trace.clear()
     world.network.connect_all()

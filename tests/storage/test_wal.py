@@ -23,9 +23,10 @@ from wal_harness import (
 )
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.sim.disk import SimDisk
+from raftkv.sim.disk import SECTOR_BYTES, SimDisk
 from raftkv.storage.disk import DiskError, DiskFull
 from raftkv.storage.wal import Wal, WalDamaged
+from raftkv.storage.wal_format import read_unit_header
 
 A, B, C = GROUPS
 
@@ -345,7 +346,11 @@ def spans_of_a_log(disk: SimDisk, term: int = 1) -> list[tuple[Path, int, int]]:
         start = job.segment.end
         job.run()
         wal.finish_sync(job)
-        spans.append((job.segment.path, start, job.end))
+        unit = read_unit_header(
+            disk.open(job.segment.path).pread(SEGMENT_BYTES, 0), start, job.segment.marker
+        )
+        assert unit is not None
+        spans.append((job.segment.path, start, unit.end))
         housekeep(wal)
     wal.close()
     return spans
@@ -382,20 +387,30 @@ def test_a_flipped_bit_in_a_middle_unit_is_damage() -> None:
     open_wal(disk)
 
 
-def test_a_flipped_bit_in_the_last_unit_cuts_it_with_a_warning(
+def test_a_flipped_bit_in_the_last_unit_is_damage() -> None:
+    """All of its sectors are there, so it is no write that was not finished."""
+    disk = new_disk()
+    path, start, end = spans_of_a_log(disk)[-1]
+    for bit in (*range(start * 8, (start + 32) * 8, 3), *range(start * 8, end * 8, 211)):
+        disk.flip_bit(path, bit)
+        with pytest.raises(WalDamaged, match="written") as caught:
+            open_wal(disk)
+        assert (caught.value.file, caught.value.offset) == (path, start)
+        disk.flip_bit(path, bit)
+
+
+def test_a_last_unit_that_looks_unfinished_is_cut_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The last unit alone cannot be told from one that was never finished: cut, and said."""
-    for bit_of_unit in (3, 70, 500, 4000):
-        disk = new_disk()
-        path, start, _ = spans_of_a_log(disk)[-1]
-        disk.flip_bit(path, start * 8 + bit_of_unit)
-        caplog.clear()
-        _, recovered = open_wal(disk)
-        assert [entry[1] for entry in recovered[A].entries] == list(range(1, 13))
-        assert recovered[B].term == 12
-        assert [r.levelname for r in caplog.records] == ["WARNING"]
-        assert f"{path}: unit 13 at byte {start}" in caplog.text
+    """A sector that is as it was before the write was never written, for all that one can know."""
+    disk = new_disk()
+    path, start, _ = spans_of_a_log(disk)[-1]
+    disk.open(path, write=True).pwrite(bytes(SECTOR_BYTES), start + SECTOR_BYTES)
+    _, recovered = open_wal(disk)
+    assert [entry[1] for entry in recovered[A].entries] == list(range(1, 13))
+    assert recovered[B].term == 12
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert f"{path}: unit 13 at byte {start}" in caplog.text
 
 
 def test_a_flipped_bit_in_a_segment_header_is_damage() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.sim.disk import Choose, SimDisk, SimulatedCrash
+from raftkv.sim.disk import SECTOR_BYTES, Choose, SimDisk, SimulatedCrash
 from raftkv.storage.disk import DiskError
 from raftkv.storage.wal import RecoveredGroup, Wal
 
 DIRECTORY = Path("/wal")
 IDENTITY = "0123456789abcdef"
-SEGMENT_BYTES = 4096
+SEGMENT_BYTES = 11 * SECTOR_BYTES
 GROUPS = (GroupId(0, 0), GroupId(1, 0), GroupId(1, 1))
 
 Step = tuple[str, int, int]

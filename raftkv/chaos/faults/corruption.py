@@ -1,8 +1,8 @@
 """A bit that flips in a file of a stopped node: it must refuse to start, or still be right.
 
-A flipped bit in the last unit of a log looks like a write that a power cut has torn, which a node
-may cut off. It then lacks what it has promised to have, and the others must make up for it: so
-they all stay up, and nothing else happens, until it has caught up.
+It has to be told from a write that a power cut has torn, which a node may cut off. If it were not,
+the node would lack what it has promised to have, and the others must make up for it: so they all
+stay up, and nothing else happens, until it has caught up.
 """
 
 import signal
