@@ -61,6 +61,8 @@ DECIDES_NOTHING = {
 FACT_CHARACTERS_MAX = 160
 """Longer values are compared, and shown, by a digest."""
 
+NODES_FACT = "cluster.nodes"
+
 PROBES = 256
 """So many keys are asked after, to compare what no parameter says: the hash and the code."""
 
@@ -68,7 +70,8 @@ PROBES = 256
 def agreed_facts(cluster_map: ClusterMap, limits: MemoryLimits) -> dict[str, str]:
     """Return all facts by name, those first that an operator can have caused.
 
-    A few kilobytes at most, whatever the map.
+    Two kilobytes at most, whatever the map. Maps of two epochs differ as well: nothing spreads a
+    newer map yet.
     """
     named = {**dict(_map_facts(cluster_map)), **dict(_limit_facts(limits)), **dict(constants())}
     return {name: _shown(value) for name, value in named.items()}
@@ -111,7 +114,7 @@ def digest_of(facts: Mapping[str, str]) -> str:
 
 def _map_facts(cluster_map: ClusterMap) -> Iterator[tuple[str, str]]:
     ring_parameters = cluster_map.ring
-    yield "cluster.nodes", ",".join(cluster_map.nodes)
+    yield NODES_FACT, ",".join(cluster_map.nodes)
     yield "cluster.shards", str(len(ring_parameters.shards))
     yield "cluster.replicas", str(max(len(group.replicas) for group in cluster_map.groups))
     yield "partitioner", f"{ring_parameters.kind} of {ring_parameters.vnodes} virtual nodes"
