@@ -10,13 +10,20 @@ def withhold(world: GroupWorld, name: str, *, withheld: bool = True) -> None:
     world.turn(name)
 
 
-@pytest.mark.parametrize("names", ["a", "abc"])
-def test_nobody_leads_who_must_not(names: str) -> None:
-    """Neither alone, where no vote is needed, nor with peers that would vote for it."""
+def started_withheld(names: str) -> GroupWorld:
+    """Return a world whose replicas are all told, before their first turn, not to lead."""
     world = GroupWorld(names)
     for name in names:
         world.start(name)
         world.nodes[name].group.withhold(withheld=True)
+    world.network.connect_all()
+    return world
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_nobody_leads_who_must_not(names: str) -> None:
+    """Neither alone, where no vote is needed, nor with peers that would vote for it."""
+    world = started_withheld(names)
     assert not world.run(10, until=lambda: any(map(world.leads, names)))
     assert [world.term(name) for name in names] == [0] * len(names)
 
@@ -24,10 +31,7 @@ def test_nobody_leads_who_must_not(names: str) -> None:
 @pytest.mark.parametrize("names", ["a", "abc"])
 def test_a_replica_that_may_lead_again_does(names: str) -> None:
     """At once where it is alone, else after an election as at a start."""
-    world = GroupWorld(names)
-    for name in names:
-        world.start(name)
-        world.nodes[name].group.withhold(withheld=True)
+    world = started_withheld(names)
     world.run(3)
     withhold(world, "a", withheld=False)
     assert world.run(0.5, until=lambda: world.leads("a"))
