@@ -12,7 +12,6 @@ after another, and no replica applies anything differently for them.
 """
 
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 
 import msgspec
 from mmh3 import mmh3_x64_128_digest
@@ -31,7 +30,7 @@ from raftkv.core import (
 from raftkv.core.cluster_map import ClusterMap
 from raftkv.core.idempotency import MemoryLimits
 
-DECIDING_MODULES: tuple[ModuleType, ...] = (
+DECIDING_MODULES = (
     batches,
     cluster_map,
     expiry,
