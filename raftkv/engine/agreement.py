@@ -25,6 +25,9 @@ from raftkv.storage.disk import Disk
 
 NAME = "agreed"
 
+FORMAT = 1
+"""Of the file; one of another format is no agreement, and is asked for again."""
+
 DIFFERING_MAX = 64
 """So many differing nodes are remembered by name; there are no more in any map."""
 
@@ -50,18 +53,22 @@ class AgreedFile:
         self._disk = disk
         self._path = directory / NAME
         try:
-            self._digest = read_checked(disk, self._path)
+            self._body = read_checked(disk, self._path)
         except ChecksumError as error:
             raise DataDirError(str(error)) from error
 
     def holds(self, digest: str) -> bool:
         """Compare with what the file holds."""
-        return self._digest == digest.encode()
+        return self._body == _body(digest)
 
     def write(self, digest: str) -> None:
         """Replace the file."""
-        write_checked(self._disk, self._path, digest.encode())
-        self._digest = digest.encode()
+        write_checked(self._disk, self._path, _body(digest))
+        self._body = _body(digest)
+
+
+def _body(digest: str) -> bytes:
+    return f"{FORMAT} {digest}".encode()
 
 
 class Agreement:
