@@ -152,6 +152,10 @@ def _lacks(lacking: Sequence[ShardHealth], total: int, what: str) -> str:
 def _reasons(facts: Facts) -> Iterable[str]:
     for node in rows(facts, "nodes"):
         name = node.get("name")
+        if isinstance(disagrees := node.get("disagrees"), str):
+            yield f"{name} serves nothing: {disagrees}."
+        if isinstance(refused := node.get("refused"), str):
+            yield f"The link to {name} is refused: {refused}."
         if node.get("has_space") is False:
             yield f"The disk of {name} is full: it leads no writes."
         if node.get("stopping") is True:

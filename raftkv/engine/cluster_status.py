@@ -19,7 +19,7 @@ ASK_TIMEOUT_S = 0.7
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
-    *("stopping", "cpu_share", "disk"),
+    *("stopping", "disagrees", "cpu_share", "disk"),
 )
 _MEMBER_FACTS = (
     *("role", "term", "applied_index", "commit_index", "digest", "keys", "last_index"),
@@ -123,6 +123,7 @@ def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str,
     row = {
         "name": link["name"],
         "reachable": facts is not None,
+        "refused": link["refused"],
         "round_trip_ms": link["round_trip_ms"],
         "link_since_us": link["since_us"],
     }

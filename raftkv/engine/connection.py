@@ -14,7 +14,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from raftkv.engine.handshake import Acceptor, Dialer, HandshakeError, LinkHello, encode_refusal
+from raftkv.engine.handshake import (
+    Acceptor,
+    Dialer,
+    HandshakeError,
+    LinkHello,
+    encode_refusal,
+)
 from raftkv.engine.security import certificate_names
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
@@ -80,16 +86,19 @@ class Owner(Protocol):
     def acceptor(self, certified: frozenset[str] | None) -> Acceptor:
         """Make the accepting side of a handshake."""
 
-    def admit(self, hello: LinkHello) -> None:
-        """Check a proven peer's identity and store it durably; raises HandshakeError."""
+    def check_identity(self, hello: LinkHello) -> None:
+        """Check that a proven peer has the identity that it is known by; raises HandshakeError."""
 
-    def established(self, connection: "Connection", peer: str) -> None:
-        """Both sides are proven and have let each other in."""
+    def admit(self, hello: LinkHello) -> None:
+        """Check it and store it durably; raises HandshakeError."""
+
+    def established(self, connection: "Connection", hello: LinkHello) -> None:
+        """Both sides are proven, agree, and have let each other in."""
 
     def deliver(self, peer: str, channel: int, payload: bytes) -> None:
         """Hand on a message; may raise anything."""
 
-    def refused(self, connection: "Connection", reason: str) -> None:
+    def refused(self, connection: "Connection", error: HandshakeError) -> None:
         """The handshake failed."""
 
     def lost(self, connection: "Connection", reason: str) -> None:
@@ -373,27 +382,33 @@ class Connection(asyncio.BufferedProtocol):
         if not dialer.challenged:
             self._writer.send(CHANNEL_CONTROL, dialer.receive_challenge(payload))
             return
-        hello = dialer.receive_welcome(payload)
-        self._owner.admit(hello)
-        self._writer.send(CHANNEL_CONTROL, dialer.ready())
-        self._establish(hello.node_name)
+        if self._hello is None:
+            hello = dialer.receive_welcome(payload)
+            self._owner.admit(hello)
+            self._hello = hello
+            self._writer.send(CHANNEL_CONTROL, dialer.ready())
+            return
+        dialer.receive_accepted(payload)
+        self._establish(self._hello)
 
     def _step_as_acceptor(self, acceptor: Acceptor, payload: bytes) -> None:
         if self._hello is None:
             hello = acceptor.receive_hello(payload)
-            self._owner.admit(hello)
+            self._owner.check_identity(hello)
             self._hello = hello
             self._writer.send(CHANNEL_CONTROL, acceptor.welcome())
             return
-        acceptor.receive_ready(payload)
-        self._establish(self._hello.node_name)
+        hello = acceptor.receive_ready(payload)
+        self._owner.admit(hello)
+        self._writer.send(CHANNEL_CONTROL, acceptor.accepted())
+        self._establish(hello)
 
-    def _establish(self, peer: str) -> None:
+    def _establish(self, hello: LinkHello) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self.peer = peer
+        self.peer = hello.node_name
         self._decoder.payload_bytes_max = self._limits.frame_bytes_max
-        self._owner.established(self, peer)
+        self._owner.established(self, hello)
 
     def _refuse(self, error: HandshakeError) -> None:
         """End a handshake; the peer is told why only if it has proven itself."""
@@ -402,9 +417,12 @@ class Connection(asyncio.BufferedProtocol):
         self.was_refused = True
         if self._acceptor is not None and self._acceptor.proven is not None:
             self.remote = self._acceptor.proven
-        self._owner.refused(self, str(error))
-        if error.proven:
-            self._writer.send(CHANNEL_CONTROL, encode_refusal(str(error)))
+        self._owner.refused(self, error)
+        answer = error.answer
+        if answer is None and error.proven:
+            answer = encode_refusal(str(error))
+        if answer is not None:
+            self._writer.send(CHANNEL_CONTROL, answer)
             self.close(str(error))
         else:
             self.fail(str(error))

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
+from raftkv.core.idempotency import MemoryLimits
+from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, NodeState
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.config import NodeConfig
@@ -36,14 +39,18 @@ from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import (
+    BatchRequest,
     Call,
     ExplainRequest,
     Facts,
+    Failure,
     GetRequest,
     Reply,
     Response,
+    ScanRequest,
     Served,
     StatusRequest,
+    TransferRequest,
     WorkerReport,
     WriteRequest,
 )
@@ -66,6 +73,8 @@ HANDOVER_PAUSE_S = 0.02
 
 DRAIN_S = 5.0
 """How long it then waits for what is in flight."""
+
+_DATA_REQUESTS = WriteRequest | GetRequest | ScanRequest | BatchRequest | TransferRequest
 
 _logger = logging.getLogger(__name__)
 
@@ -144,12 +153,21 @@ class Engine:
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
         )
-        self.links = self._make_links()
+        facts = agreed_facts(self.map, MemoryLimits())
+        self.agreement = Agreement(
+            nodes=self.map.nodes,
+            facts=facts,
+            record=AgreedFile(seams.disk, data.path),
+            could_not_write=_note_unwritten,
+        )
+        self.agreement.changed = self._agreement_changed
+        self.links = self._make_links(facts)
         self._make_router()
         store = SnapshotStore(seams.disk, data.snapshot_directory)
         placements = self.map.groups_of(self._name)
         # All are made before any is driven: one that cannot be made must leave no other ticking.
         groups = [self._make_group(at, recovered.get(at.id), store) for at in placements]
+        self.host.withhold(not self.agreement.may_lead)
         for group in groups:
             self.host.add(group)
         writer = seams.snapshot_writer(store)
@@ -157,10 +175,10 @@ class Engine:
         self.keeper.finished = self._snapshot_finished
         self._make_status(store)
 
-    def _make_links(self) -> PeerLinks:
+    def _make_links(self, facts: dict[str, str]) -> PeerLinks:
         config, data, seams = self._config, self._data, self._seams
         return PeerLinks(
-            hello=LinkHello(config.cluster.id, self._name, data.identity.identity),
+            hello=LinkHello(config.cluster.id, self._name, data.identity.identity, facts),
             peers=config.peers,
             listen=config.peer_listen,
             security=self._security,
@@ -170,7 +188,18 @@ class Engine:
             network=seams.network,
             limits=seams.link_limits,
             random_bytes=seams.random_bytes,
+            agreement=self.agreement,
         )
+
+    def _agreement_changed(self) -> None:
+        """Lead only while enough nodes go by the same facts, and say when that changes."""
+        may_lead, refusal = self.agreement.may_lead, self.agreement.refusal
+        if refusal is not None:
+            _logger.error("this node serves nothing: %s", refusal)
+            self.host.recent.add("disagreed", refusal)
+        elif may_lead:
+            self.host.recent.add("agreed", "a majority of the nodes goes by the same map")
+        self.host.withhold(not may_lead)
 
     def _make_router(self) -> None:
         host, links = self.host, self.links
@@ -203,6 +232,7 @@ class Engine:
             http=self.http,
             durations=self._durations,
             links=self.links,
+            agreement=self.agreement,
             clock=self._clock,
             data_path=self._data.path,
             snapshot_path=store.path,
@@ -368,6 +398,13 @@ class Engine:
     def handle(self, call: Call, respond: Callable[[Reply], None]) -> None:
         """Answer a call of the front end, once."""
         request = call.request
+        refusal = self.agreement.refusal
+        if refusal is not None and isinstance(request, _DATA_REQUESTS):
+            failure = Failure(
+                "unavailable", f"{self._name} serves nothing: {refusal}", definite=True
+            )
+            respond(Reply(call.id, failure, Served(self._name), self.map.epoch))
+            return
         if isinstance(request, WriteRequest | GetRequest):  # at once: they are nearly all
             self.router.handle(call, respond)
             return
@@ -408,6 +445,10 @@ class Engine:
         self._status.each_second()
         if not self._stopping:
             self._balancer.check()
+
+
+def _note_unwritten(error: Exception) -> None:
+    _logger.warning("that the nodes agree could not be written down: %s", error)
 
 
 def _resolver(done: "asyncio.Future[None]") -> Callable[[object], None]:

@@ -111,6 +111,7 @@ class GroupHost:
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
         self._stopped = False
+        self._withheld = False
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(tuple[wire.Envelope, ...]).decode
 
@@ -172,7 +173,15 @@ class GroupHost:
         """Drive ``group`` from now on."""
         self.groups[group.id] = group
         self.leaderships[group.id] = Leaderships()
+        if self._withheld:
+            group.withhold(withheld=True)
         self.wake(group.id)
+
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+        """Let no group of this node lead from now on, or let them again."""
+        self._withheld = withheld
+        for group in self.groups.values():
+            group.withhold(withheld)
 
     def stop(self) -> None:
         """Answer everybody who waits and tick no more."""

@@ -7,54 +7,81 @@
        | ------------------------------------> |
        |  Hello(names, identity, nonce, proof) |
        | <------------------------------------ |
-       |  Welcome(names, identity, proof)      |      (or Refusal, to a dialer that was proven)
+       |  Welcome(names, identity, facts,      |      (or Refusal, to a dialer that was proven)
+       |          proof)                       |
        | ------------------------------------> |
-       |  Ready                                |
+       |  Ready(facts, proof)                  |
        | <------------------------------------ |
+       |  Accepted                             |      (or Refusal)
+       | ------------------------------------> |
 
 A proof is an HMAC-SHA256 under the cluster's secret over the role, both nonces, both names and
 both identities, so that it fits one connection, one direction and one pair of nodes; the secret
 itself is never sent. With mutual TLS a node is proven by a certificate that carries its name, and
 the proofs may be empty. The dialer proves itself first: a stranger learns one random number.
 
+The facts are what all nodes must agree on (:mod:`raftkv.core.agreed`). Each side sends its own
+only to a peer that is proven, and under its proof: a stranger can neither read them nor make two
+nodes believe that theirs differ. Each compares for itself, so that both can say what differs. A
+peer's identity is remembered only if they agree: a node set up wrongly can be set up anew.
+
 Identities (see the data directory's) catch a node that returns under its old name with an emptied
 disk: it has forgotten its votes and acknowledgements, so nobody may count it (H19).
 """
 
 import hmac
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 import msgspec
 
+from raftkv.core.agreed import FACT_CHARACTERS_MAX, NODES_FACT, first_difference
 from raftkv.rpc.framing import DECODE_ERRORS
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 NONCE_BYTES = 32
 SECRET_BYTES_MIN = 16
 
 Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Proof = Annotated[bytes, msgspec.Meta(max_length=32)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Facts = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=64)],
+        Annotated[str, msgspec.Meta(max_length=FACT_CHARACTERS_MAX)],
+    ],
+    msgspec.Meta(max_length=128),
+]
 
 
 class HandshakeError(Exception):
     """The other side is not let in, for the reason in the message.
 
-    ``proven``: it has proven to be of this cluster, so it may be told the reason.
+    ``proven``: it has proven to be of this cluster, so it may be told the reason. ``answer``: what
+    it is told besides, or instead.
     """
 
-    def __init__(self, reason: str, *, proven: bool = False) -> None:
+    def __init__(self, reason: str, *, proven: bool = False, answer: bytes | None = None) -> None:
         super().__init__(reason)
         self.proven = proven
+        self.answer = answer
+
+
+class FactsDiffer(HandshakeError):  # noqa: N818 - what it says
+    """Both sides are proven and of one cluster, but what all nodes must agree on differs."""
 
 
 class LinkHello(msgspec.Struct, frozen=True):
-    """Who a node says it is."""
+    """Who a node says it is.
+
+    ``facts`` are what it must agree on with all others; a tool that only speaks the protocol has
+    none, and is compared with nobody.
+    """
 
     cluster_id: str
     node_name: str
     identity: str
+    facts: Mapping[str, str] = {}
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
@@ -85,11 +112,15 @@ class Welcome(Step, tag=3, frozen=True):
     cluster_id: Name
     node: Name
     identity: Name
+    facts: Facts
     proof: Proof
 
 
 class Ready(Step, tag=4, frozen=True):
-    """The dialer lets the acceptor in; both count the link from here on."""
+    """The dialer says what it goes by; if that agrees, it lets the acceptor in."""
+
+    facts: Facts
+    proof: Proof
 
 
 class Refusal(Step, tag=5, frozen=True):
@@ -98,9 +129,20 @@ class Refusal(Step, tag=5, frozen=True):
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
+class OtherProtocol(Step, tag=6, frozen=True):
+    """The dialer does not speak the acceptor's protocol, but this one."""
+
+    protocol: int
+
+
+class Accepted(Step, tag=7, frozen=True):
+    """The acceptor lets the dialer in; both count the link from here on."""
+
+
+AnyStep = Challenge | Hello | Welcome | Ready | Refusal | OtherProtocol | Accepted
+
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Challenge | Hello | Welcome | Ready | Refusal]
-_decoder = msgspec.msgpack.Decoder(Challenge | Hello | Welcome | Ready | Refusal)
+_decoder: msgspec.msgpack.Decoder[AnyStep] = msgspec.msgpack.Decoder(AnyStep)
 
 
 def encode_refusal(reason: str) -> bytes:
@@ -132,10 +174,10 @@ class _Side:
         self._secret = secret
         self._certified = certified
 
-    def _prove(self, role: str, *facts: str | bytes) -> bytes:
+    def _prove(self, role: str, *said: str | bytes | Mapping[str, str]) -> bytes:
         if self._secret is None:
             return b""
-        message = _encode((f"raftkv link {PROTOCOL_VERSION} {role}", *facts))
+        message = _encode((f"raftkv link {PROTOCOL_VERSION} {role}", *said))
         return hmac.digest(self._secret, message, "sha256")
 
     def _check_proof(self, proof: bytes, expected: bytes) -> None:
@@ -151,6 +193,15 @@ class _Side:
         if cluster_id != self._me.cluster_id:
             raise HandshakeError(
                 f"belongs to cluster {cluster_id!r}, this is {self._me.cluster_id!r}", proven=True
+            )
+
+    def _check_facts(self, theirs: Mapping[str, str], *, answer: bytes | None = None) -> None:
+        difference = first_difference(self._me.facts, theirs)
+        if difference is not None:
+            raise FactsDiffer(
+                f"differs in what all nodes must agree on: {difference}",
+                proven=True,
+                answer=answer,
             )
 
 
@@ -177,8 +228,17 @@ class Acceptor(_Side):
         return _encode(Challenge(PROTOCOL_VERSION, self._nonce))
 
     def receive_hello(self, payload: bytes) -> LinkHello:
-        """Check a hello and return who it is from; raises HandshakeError."""
+        """Check a hello and return who it is from.
+
+        Raises:
+            FactsDiffer: it is from a node that is not in this node's list.
+            HandshakeError: anything else is wrong.
+        """
         hello = decode(payload)
+        if isinstance(hello, OtherProtocol):
+            raise HandshakeError(
+                f"speaks link protocol {hello.protocol}, this node speaks {PROTOCOL_VERSION}"
+            )
         if not isinstance(hello, Hello):
             raise HandshakeError("sent no hello")
         self._check_proof(hello.proof, self._proof("dialer", hello))
@@ -189,30 +249,56 @@ class Acceptor(_Side):
         if hello.peer != me:
             raise HandshakeError(f"looks for node {hello.peer!r}, this is {me!r}", proven=True)
         if hello.node not in self._dialers:
-            raise HandshakeError(f"{hello.node!r} is not a node that dials {me!r}", proven=True)
+            self._refuse_to_be_dialed(hello.node)
         self._hello = hello
         return LinkHello(hello.cluster_id, hello.node, hello.identity)
+
+    def _refuse_to_be_dialed(self, node: str) -> None:
+        """Refuse a node that is not to dial this one, or is not in its list of nodes at all."""
+        me, facts = self._me.node_name, self._me.facts
+        reason = f"{node!r} is not a node that dials {me!r}"
+        if node < me and facts:
+            raise FactsDiffer(f"{reason}, whose {NODES_FACT} is {facts[NODES_FACT]}", proven=True)
+        raise HandshakeError(reason, proven=True)
 
     def welcome(self) -> bytes:
         """Return the answer to the hello that was accepted."""
         if self._hello is None:
             raise RuntimeError("no hello was accepted")
         me, proof = self._me, self._proof("acceptor", self._hello)
-        return _encode(Welcome(me.cluster_id, me.node_name, me.identity, proof))
+        return _encode(Welcome(me.cluster_id, me.node_name, me.identity, dict(me.facts), proof))
 
-    def receive_ready(self, payload: bytes) -> None:
-        """Check that the dialer lets this side in as well; raises HandshakeError."""
+    def receive_ready(self, payload: bytes) -> LinkHello:
+        """Check that both agree, and return who the dialer is and its facts.
+
+        Raises:
+            FactsDiffer: what all nodes must agree on differs.
+            HandshakeError: anything else is wrong.
+        """
+        hello = self._hello
+        if hello is None:
+            raise RuntimeError("no hello was accepted")
         step = decode(payload)
         if isinstance(step, Refusal):
             raise HandshakeError(f"refuses this node: {step.reason}")
         if not isinstance(step, Ready):
             raise HandshakeError("did not say that it is ready")
+        self._check_proof(step.proof, self._proof("ready", hello, step.facts))
+        self._check_facts(step.facts)
+        return LinkHello(hello.cluster_id, hello.node, hello.identity, step.facts)
 
-    def _proof(self, role: str, hello: Hello) -> bytes:
+    def accepted(self) -> bytes:
+        """Return the last message."""
+        return _encode(Accepted())
+
+    def _proof(self, role: str, hello: Hello, facts: Mapping[str, str] | None = None) -> bytes:
+        me = self._me
         dialer = (hello.cluster_id, hello.node, hello.identity, hello.peer)
-        mine = (self._me.cluster_id, self._me.node_name, self._me.identity)
-        facts = dialer if role == "dialer" else (*dialer, *mine)
-        return self._prove(role, self._nonce, hello.nonce, *facts)
+        said = (self._nonce, hello.nonce, *dialer)
+        if role == "dialer":
+            return self._prove(role, *said)
+        mine = (me.cluster_id, me.node_name, me.identity)
+        return self._prove(role, *said, *mine, me.facts if facts is None else facts)
 
 
 class Dialer(_Side):
@@ -230,6 +316,7 @@ class Dialer(_Side):
         super().__init__(me, nonce, secret=secret, certified=certified)
         self._peer = peer
         self._challenge: Challenge | None = None
+        self._acceptor: tuple[str, str, str] | None = None
 
     @property
     def challenged(self) -> bool:
@@ -243,7 +330,8 @@ class Dialer(_Side):
             raise HandshakeError("sent no challenge")
         if challenge.protocol != PROTOCOL_VERSION:
             raise HandshakeError(
-                f"speaks link protocol {challenge.protocol}, this node speaks {PROTOCOL_VERSION}"
+                f"speaks link protocol {challenge.protocol}, this node speaks {PROTOCOL_VERSION}",
+                answer=_encode(OtherProtocol(PROTOCOL_VERSION)),
             )
         self._check_certificate(self._peer)
         self._challenge = challenge
@@ -255,30 +343,50 @@ class Dialer(_Side):
                 identity=me.identity,
                 peer=self._peer,
                 nonce=self._nonce,
-                proof=self._prove("dialer", *self._facts()),
+                proof=self._prove("dialer", *self._said()),
             )
         )
 
     def receive_welcome(self, payload: bytes) -> LinkHello:
-        """Check the answer and return who it is from; raises HandshakeError."""
+        """Check the answer and return who it is from and its facts.
+
+        Raises:
+            FactsDiffer: what all nodes must agree on differs.
+            HandshakeError: anything else is wrong.
+        """
         welcome = decode(payload)
         if isinstance(welcome, Refusal):
             raise HandshakeError(f"refuses this node: {welcome.reason}")
         if not isinstance(welcome, Welcome):
             raise HandshakeError("sent no welcome")
         his = (welcome.cluster_id, welcome.node, welcome.identity)
-        self._check_proof(welcome.proof, self._prove("acceptor", *self._facts(), *his))
+        expected = self._prove("acceptor", *self._said(), *his, welcome.facts)
+        self._check_proof(welcome.proof, expected)
         self._check_certificate(welcome.node)
         self._check_cluster(welcome.cluster_id)
         if welcome.node != self._peer:
             raise HandshakeError(f"is node {welcome.node!r}, not {self._peer!r}", proven=True)
-        return LinkHello(*his)
+        self._acceptor = his
+        # The acceptor is to see for itself what differs: it believes no refusal without a proof.
+        self._check_facts(welcome.facts, answer=self.ready())
+        return LinkHello(*his, welcome.facts)
 
     def ready(self) -> bytes:
-        """Return the last message."""
-        return _encode(Ready())
+        """Return the answer to the welcome that was accepted."""
+        if self._acceptor is None:
+            raise RuntimeError("no welcome was accepted")
+        facts = dict(self._me.facts)
+        return _encode(Ready(facts, self._prove("ready", *self._said(), *self._acceptor, facts)))
 
-    def _facts(self) -> tuple[str | bytes, ...]:
+    def receive_accepted(self, payload: bytes) -> None:
+        """Check that the acceptor lets this side in as well; raises HandshakeError."""
+        step = decode(payload)
+        if isinstance(step, Refusal):
+            raise HandshakeError(f"refuses this node: {step.reason}")
+        if not isinstance(step, Accepted):
+            raise HandshakeError("did not say that it accepts this node")
+
+    def _said(self) -> tuple[str | bytes, ...]:
         if self._challenge is None:
             raise HandshakeError("sent a welcome before a challenge")
         me = self._me
@@ -286,7 +394,7 @@ class Dialer(_Side):
         return (self._challenge.nonce, self._nonce, *mine)
 
 
-def decode(payload: bytes) -> Challenge | Hello | Welcome | Ready | Refusal:
+def decode(payload: bytes) -> AnyStep:
     """Decode one step; raises HandshakeError."""
     try:
         return _decoder.decode(payload)

@@ -13,7 +13,14 @@ from typing import Protocol
 
 from raftkv.engine.config import Address
 from raftkv.engine.connection import CHANNEL_MAX, Connection, LinkLimits
-from raftkv.engine.handshake import NONCE_BYTES, Acceptor, Dialer, HandshakeError, LinkHello
+from raftkv.engine.handshake import (
+    NONCE_BYTES,
+    Acceptor,
+    Dialer,
+    FactsDiffer,
+    HandshakeError,
+    LinkHello,
+)
 from raftkv.engine.network import Listener, Network, TcpNetwork
 from raftkv.engine.security import LinkSecurity, check_addresses
 from raftkv.raft.clock import Clock, SystemClock
@@ -50,6 +57,16 @@ class IdentityBook(Protocol):
         """Store it; on disk when this returns. Raises if that failed."""
 
 
+class Agreement(Protocol):
+    """Hears of every proven peer whether it goes by what all nodes must agree on."""
+
+    def agrees(self, peer: str) -> None:
+        """It goes by the same facts, and its link is about to count."""
+
+    def differs(self, peer: str, reason: str) -> None:
+        """It goes by others, and is refused."""
+
+
 class PeerLinks:
     """All links of one node. ``listen`` and ``peers`` are (host, port)."""
 
@@ -66,6 +83,7 @@ class PeerLinks:
         network: Network | None = None,
         limits: LinkLimits | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        agreement: Agreement | None = None,
     ) -> None:
         self._hello = hello
         self._peers = {name: Address(*address) for name, address in peers.items()}
@@ -85,6 +103,8 @@ class PeerLinks:
         self._ticked_at = 0.0
         self._logged_at: dict[tuple[str, str], float] = {}
         self._changed_us: dict[str, int] = {}
+        self._refusals: dict[str, str] = {}
+        self._agreement = agreement
         self.clock: Clock = SystemClock() if clock is None else clock
         self.limits = LinkLimits() if limits is None else limits
 
@@ -182,6 +202,10 @@ class PeerLinks:
         """When the link came up or was lost, in microseconds of wall clock; None if neither."""
         return self._changed_us.get(peer)
 
+    def refusal(self, peer: str) -> str | None:
+        """Why the last handshake with ``peer`` failed; None if it did not."""
+        return self._refusals.get(peer)
+
     # --- for connections (see connection.Owner) -----------------------------------------------
 
     def opened(self, connection: Connection) -> None:
@@ -217,23 +241,29 @@ class PeerLinks:
 
     def admit(self, hello: LinkHello) -> None:
         """Let a peer in under the identity that it was first met with, and under no other."""
+        self.check_identity(hello)
         name = hello.node_name
-        known = self._identities.known(name)
-        if known is None:
+        if self._identities.known(name) is None:
             try:
                 self._identities.remember(name, hello.identity)
             except Exception as error:
                 _logger.exception("the identity of %s could not be stored", name)
                 raise HandshakeError("its identity could not be stored", proven=True) from error
-        elif known != hello.identity:
+
+    def check_identity(self, hello: LinkHello) -> None:
+        """Refuse a peer that comes back under another identity."""
+        name = hello.node_name
+        known = self._identities.known(name)
+        if known is not None and known != hello.identity:
             raise HandshakeError(
                 f"node {name} came back with another identity ({hello.identity}, was {known}): "
                 "its data directory was emptied or replaced, and it must not vote or count",
                 proven=True,
             )
 
-    def established(self, connection: Connection, peer: str) -> None:
+    def established(self, connection: Connection, hello: LinkHello) -> None:
         """Count the link; a newer one replaces an older one, which may be dead unnoticed."""
+        peer = hello.node_name
         self._unproven.pop(connection, None)
         old = self._links.get(peer)
         if old is not None:
@@ -242,7 +272,10 @@ class PeerLinks:
         self._links[peer] = connection
         self._changed_us[peer] = self.clock.time_us()
         self._logged_at = {key: at for key, at in self._logged_at.items() if key[1] != peer}
+        self._refusals.pop(peer, None)
         _logger.info("link to %s is up", peer)
+        if self._agreement is not None and hello.facts:
+            self._agreement.agrees(peer)
         try:
             self._handler.on_connected(peer)
         except Exception:
@@ -253,9 +286,14 @@ class PeerLinks:
         """Hand a message on."""
         self._handler.on_message(peer, channel, payload)
 
-    def refused(self, connection: Connection, reason: str) -> None:
+    def refused(self, connection: Connection, error: HandshakeError) -> None:
         """Say why, but not ten times a second."""
-        self._say("refused", connection.remote, reason)
+        peer, reason = connection.remote, str(error)
+        self._say("refused", peer, reason)
+        if peer in self._peers:
+            self._refusals[peer] = reason
+        if self._agreement is not None and isinstance(error, FactsDiffer):
+            self._agreement.differs(peer, reason)
 
     def lost(self, connection: Connection, reason: str) -> None:
         """Forget a connection; if it was a link that counted, tell."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.ring import hash_tag, position_of
+from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.recent import CommitTrail
@@ -36,6 +37,9 @@ class Links(Protocol):
     def round_trip_s(self, peer: str) -> float | None:
         """Smoothed round trip time."""
 
+    def refusal(self, peer: str) -> str | None:
+        """Why the last handshake with the peer failed; None if it did not."""
+
     def changed_us(self, peer: str) -> int | None:
         """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
@@ -58,6 +62,7 @@ class LocalStatus:
         http: HttpTraffic,
         durations: StageDurations,
         links: Links,
+        agreement: Agreement,
         clock: Clock,
         data_path: Path,
         snapshot_path: Callable[[GroupId], Path],
@@ -69,6 +74,7 @@ class LocalStatus:
         self._http = http
         self._durations = durations
         self._links = links
+        self._agreement = agreement
         self._clock = clock
         self._data_path = data_path
         self._snapshot_path = snapshot_path
@@ -118,6 +124,7 @@ class LocalStatus:
             "as_of_us": now_us,
             "uptime_s": round((now_us - self._started_us) / 1e6, 1),
             "stopping": self.stopping,
+            "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
             "rss_bytes": _resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
@@ -145,11 +152,16 @@ class LocalStatus:
 
     def _peer_facts(self, name: str, connected: frozenset[str]) -> dict[str, Any]:
         if name == self._node:
-            return {"name": name, "connected": True, "round_trip_ms": 0.0, "since_us": None}
+            own = {"name": name, "connected": True, "state": "up", "refused": None}
+            return own | {"round_trip_ms": 0.0, "since_us": None}
         round_trip_s = self._links.round_trip_s(name)
+        refused = self._links.refusal(name)
+        state = "down" if refused is None else "refused"
         return {
             "name": name,
             "connected": name in connected,
+            "state": "up" if name in connected else state,
+            "refused": refused,
             "round_trip_ms": None if round_trip_s is None else round(round_trip_s * 1000, 3),
             "since_us": self._links.changed_us(name),
         }
@@ -254,6 +266,7 @@ class LocalStatus:
             # A follower goes on believing in a leader that died with the quorum.
             well = group.is_ready and self._has_leader(group)
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
+        checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None
         checks["disk"] = None if self._host.has_space() else "it is full"
         return {

@@ -41,6 +41,10 @@ class Elections(Member):
         now = self._clock.monotonic()
         if self._SyncObj__raftElectionDeadline >= now:
             return
+        if self._withheld:
+            self._drop_question()
+            self._SyncObj__raftElectionDeadline = now + self._timing.election_max_s
+            return
         self._campaign_is_transfer = self._SyncObj__transferInProgress
         if self._campaign_is_transfer or self._pre_vote_won or not self.peers:
             self._drop_question()
@@ -73,6 +77,26 @@ class Elections(Member):
         self._unanswered = {node.name for node in self._SyncObj__connectedNodes}
         for peer in self.peers:
             self._owner.send(peer, question)
+
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+        """Neither lead nor stand for election from now on, or do so again.
+
+        Votes are given as ever: whoever asks for one may lead.
+        """
+        if withheld == self._withheld:
+            return
+        self._withheld = withheld
+        now = self._clock.monotonic()
+        if withheld:
+            self._drop_question()
+            if self.state != FOLLOWER:
+                self._SyncObj__setState(FOLLOWER)
+                self._SyncObj__raftLeader = None
+            self._SyncObj__raftElectionDeadline = now + self._timing.election_max_s
+        elif self.state == FOLLOWER:
+            # As when it was made: nobody's silence is waited for but a leader's that it hears.
+            wait_s = self._first_wait_s() if self._starting else self._election_timeout_s()
+            self._SyncObj__raftElectionDeadline = now + wait_s
 
     def _drop_question(self) -> None:
         """Take back what was asked or won: no answer to it counts any more."""
@@ -170,6 +194,11 @@ class Elections(Member):
                 "last_log_term": message.last_log_term,
             },
         )
+
+    def _on_timeout_now(self, node: PeerNode, message: wire.TimeoutNow) -> None:
+        """Stand at once; one that must not lead lets the leader's transfer run out of time."""
+        if not self._withheld:
+            self._SyncObj__onMessageReceived(node, {"type": "timeout_now", "term": message.term})
 
     def _on_vote(self, node: PeerNode, message: wire.VoteResponse) -> None:
         """Count each voter once per term; stock counts messages (H11)."""

@@ -269,6 +269,12 @@ class Group:
                 self.stages.durable(self.journal.durable_index)
             self._wake_for_work()
 
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+        """Neither lead nor stand for election from now on, or do so again."""
+        self._replica.withhold(withheld)
+        self._host.wake(self.id)
+        self._answer()
+
     def stop(self) -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""
         stopping = Rejection("stopping", "the node is shutting down")

@@ -158,6 +158,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._settled_term = -1
         self._starting = True  # no leader and no candidate was seen since
         self._campaign_is_transfer = False
+        self._withheld = False  # must not lead
         self._voters: set[str] = set()
         self._voters_term = -1
         self._match: dict[str, int] = {}
@@ -178,11 +179,16 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
             self._SyncObj__raftCommitIndex = max(applied_index, journal.first_index)
             # Stock sets the deadline before it loads the journal, which may take long. Nobody is
             # known to lead yet, so pre-votes may go out before an election time-out is over.
-            wait_s = 0.0 if preferred or not self.peers else timing.election_min_s * random.random()
-            self._SyncObj__raftElectionDeadline = clock.monotonic() + wait_s
+            self._SyncObj__raftElectionDeadline = clock.monotonic() + self._first_wait_s()
         finally:
             TURN.clock = previous
         sink.member = self
+
+    def _first_wait_s(self) -> float:
+        """How long a replica that starts waits before it asks for pre-votes."""
+        if self._preferred or not self.peers:
+            return 0.0
+        return self._timing.election_min_s * self._random.random()
 
     def _stock_conf(self) -> SyncObjConf:
         """Switch off in stock code all that raftkv does itself."""

@@ -42,9 +42,7 @@ class Replica(Replication):
                 case wire.PreVoteResponse():
                     self._on_pre_vote_response(node, message)
                 case wire.TimeoutNow():
-                    self._SyncObj__onMessageReceived(
-                        node, {"type": "timeout_now", "term": message.term}
-                    )
+                    self._on_timeout_now(node, message)
                 case wire.HigherTerm():
                     self.learn_term(message.term)
                 case _:

@@ -4,6 +4,7 @@
 
     DIR/identity    cluster id, node name and the identity minted by ``raftkv init``
     DIR/map         the cluster map (written by the engine)
+    DIR/agreed      which facts a majority of the nodes has agreed to (written by the engine)
     DIR/peers       identities of the other nodes, as first seen
     DIR/lock        locked while a process uses the directory; holds its process id
     DIR/wal/        the write-ahead log

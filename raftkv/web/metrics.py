@@ -66,6 +66,7 @@ _WORKERS = (
 
 _PEERS = (
     _Figure("connected", "connected", "1 while the link to the peer is up"),
+    _Figure("refused", "refused", "1 while handshakes with the peer are refused, by either side"),
     _Figure("round_trip_seconds", "round_trip_ms", "Smoothed round trip time", 1e-3),
 )
 
@@ -218,7 +219,7 @@ def _peers(facts: Facts) -> list[Facts]:
     """Return the links to the others, as numbers."""
     node = facts.get("node")
     return [
-        {**row, "connected": bool(row["connected"])}
+        {**row, "connected": bool(row["connected"]), "refused": row.get("refused") is not None}
         for row in rows(facts, "nodes")
         if row.get("name") != node and "connected" in row
     ]

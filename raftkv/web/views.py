@@ -75,6 +75,8 @@ _EVENTS = {
     "started": ("notice", "▶", "started"),
     "link_up": ("good", "✓", "link up"),
     "link_down": ("bad", "✕", "link down"),
+    "agreed": ("good", "✓", "agrees with the other nodes"),
+    "disagreed": ("bad", "✕", "serves nothing: its map differs"),
     "slow_disk": ("warn", "▲", "slow disk"),
     "refused": ("warn", "▲", "refused requests"),
     "worker_ended": ("warn", "▲", "an HTTP worker ended"),

@@ -180,12 +180,7 @@ def h3_wipe_log_at_start(patch: Patch) -> None:
 @shaped(faults=("lose_disk", "partition", "kill"), fault_every_s=3.0, operations_per_s=6.0)
 def h19_emptied_disk_is_let_in(patch: Patch) -> None:
     """H19: a node whose disk was emptied votes and counts as if it had promised nothing."""
-
-    def admit(self: Any, hello: Any) -> None:
-        if self._identities.known(hello.node_name) is None:
-            self._identities.remember(hello.node_name, hello.identity)
-
-    patch(links.PeerLinks, "admit", admit)
+    patch(links.PeerLinks, "check_identity", lambda _links, _hello: None)
 
 
 @bug

@@ -228,6 +228,27 @@ def rotten_log(nodes: Nodes) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def odd_map(nodes: Nodes) -> Iterator[None]:
+    """A node that was set up with another number of replicas."""
+    node, data = nodes.processes["n3"], nodes.data("n3")
+    node.terminate()
+    assert node.wait(30)
+    right = node.config.read_text()
+    node.config.write_text(right.replace("replicas = 3", "replicas = 2"))
+    kept = data.rename(data.with_name("kept"))
+    done = run("init", "--config", node.config)
+    assert done.returncode == 0, done.stderr
+    node.start()
+    yield
+    node.terminate()
+    assert node.wait(30)
+    node.config.write_text(right)
+    shutil.rmtree(data)
+    kept.rename(data)
+    nodes.start("n3")
+
+
 Fault = Callable[[Nodes], AbstractContextManager[None]]
 FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvNodeDown", "kill -9 of one node of three", node_killed),
@@ -237,6 +258,7 @@ FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvEngineDown", "SIGSTOP of an engine, its HTTP workers go on", engine_frozen),
     ("RaftkvReplicaLags", "SIGSTOP of a node under load", node_frozen),
     ("RaftkvFrequentElections", "a transfer of leadership every half second", leaders_moving),
+    ("RaftkvPeerRefused", "a node that was set up with other `replicas`", odd_map),
     ("RaftkvSlowFdatasync", "every fdatasync of a node takes 0.2 s longer", slow_disk),
     ("RaftkvEntriesLost", "a follower's disk loses the last sector of its log", rotten_log),
     ("RaftkvDiskLow", "another file fills the disk up to 5 %", full_disk),

@@ -15,7 +15,7 @@ import uvloop
 
 from raftkv.cli.certs import make_certificates
 from raftkv.engine.connection import CHANNEL_CONTROL
-from raftkv.engine.handshake import Dialer, LinkHello
+from raftkv.engine.handshake import Acceptor, Dialer, LinkHello
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
@@ -123,18 +123,30 @@ class Node:
         identity: str | None = None,
         cluster_id: str = "c",
         limits: LinkLimits = FAST,
+        facts: dict[str, str] | None = None,
     ) -> None:
+        self.refused: list[tuple[str, str]] = []
+        self.agreed: list[str] = []
         self.recorder = Recorder()
         self.book = Book()
         self.links = PeerLinks(
-            hello=LinkHello(cluster_id, name, identity or f"identity of {name}"),
+            hello=LinkHello(cluster_id, name, identity or f"identity of {name}", facts or {}),
             peers={peer: address for peer, address in addresses.items() if peer != name},
             listen=addresses[name],
             security=LinkSecurity(secret=secret, tls=tls),
             identities=self.book,
             handler=self.recorder,
             limits=limits,
+            agreement=self,
         )
+
+    def agrees(self, peer: str) -> None:
+        """Write down who goes by the same facts."""
+        self.agreed.append(peer)
+
+    def differs(self, peer: str, reason: str) -> None:
+        """Write down who does not."""
+        self.refused.append((peer, reason))
 
     def connected_to(self, *peers: str) -> bool:
         """Whether exactly these peers can be sent to."""
@@ -594,6 +606,74 @@ def test_no_link_counts_without_a_durable_identity(caplog: pytest.LogCaptureFixt
             assert not two.recorder.events
             two.book.broken = False
             await until(lambda: two.connected_to("n1"))
+
+    run(main())
+
+
+# --- what all must agree on ---------------------------------------------------------------------
+
+
+def test_nodes_whose_facts_differ_never_link_and_both_say_what_differs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line by each, though they try again and again; neither identity is remembered."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where, facts={"cluster.shards": "4"})
+        two = Node("n2", where, facts={"cluster.shards": "5"})
+        async with running(one, two):
+            await until(lambda: len(one.refused) > 2 and len(two.refused) > 2)
+            assert one.links.refusal("n2") == f"{DIFFERS}: cluster.shards is 5 there and 4 here"
+            assert two.links.refusal("n1") == f"{DIFFERS}: cluster.shards is 4 there and 5 here"
+            for node in (one, two):
+                assert not node.recorder.events
+                assert not node.book.names
+                assert not node.agreed
+        said = [r.getMessage() for r in caplog.records if DIFFERS in r.getMessage()]
+        assert len(said) == len(set(said)) == 2, said
+
+    run(main())
+
+
+DIFFERS = "differs in what all nodes must agree on"
+
+
+def test_a_node_that_is_set_up_anew_with_the_right_facts_links() -> None:
+    """It comes under a new identity, and the old one was never remembered."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one = Node("n1", where, facts={"cluster.shards": "4"})
+        wrong = Node("n2", where, facts={"cluster.shards": "5"})
+        async with running(one):
+            async with running(wrong):
+                await until(lambda: bool(one.refused))
+            mended = Node("n2", where, identity="a new one", facts={"cluster.shards": "4"})
+            async with running(mended):
+                await until(lambda: one.connected_to("n2") and mended.connected_to("n1"))
+                assert one.links.refusal("n2") is None
+                assert (one.agreed, mended.agreed) == (["n2"], ["n1"])
+
+    run(main())
+
+
+def test_a_dialer_of_another_protocol_is_named_by_both(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upgrade that is half done says so in words, on both sides."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            await two.links.close()
+            challenge = Acceptor.challenge
+            newer = bytearray(challenge(two.links.acceptor(None)))
+            newer[2] = 99
+            monkeypatch.setattr(Acceptor, "challenge", lambda _: bytes(newer))
+            await two.links.start()
+            await until(lambda: "peer n2: speaks link protocol 99" in caplog.text)
+            await until(lambda: "speaks link protocol 2, this node" in caplog.text)
+            assert one.links.refusal("n2") == "speaks link protocol 99, this node speaks 2"
 
     run(main())
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raftkv.cli.certs import make_certificates
 from raftkv.engine.config import Address, SecurityOptions
-from raftkv.engine.handshake import Acceptor, Dialer, HandshakeError, LinkHello
+from raftkv.engine.handshake import Acceptor, Dialer, FactsDiffer, HandshakeError, LinkHello
 from raftkv.engine.security import (
     LinkSecurity,
     SecurityError,
@@ -22,6 +22,7 @@ from raftkv.engine.security import (
 SECRET = b"the secret of this test"
 N1 = LinkHello("c", "n1", "identity of n1")
 N2 = LinkHello("c", "n2", "identity of n2")
+FACTS = {"cluster.nodes": "n1,n2", "cluster.replicas": "2"}
 HERE = Address("127.0.0.1", 7000)
 
 
@@ -46,7 +47,101 @@ def test_both_sides_learn_who_the_other_is(secret: bytes | None, certified: bool
     dialer, acceptor = sides(secret, certified)
     assert acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge())) == N1
     assert dialer.receive_welcome(acceptor.welcome()) == N2
-    acceptor.receive_ready(dialer.ready())
+    assert acceptor.receive_ready(dialer.ready()) == N1
+    dialer.receive_accepted(acceptor.accepted())
+
+
+def sides_with(theirs: dict[str, str], secret: bytes | None = SECRET) -> tuple[Dialer, Acceptor]:
+    """Return both sides of a handshake: n1 goes by ``theirs``, n2 by the facts of this test."""
+    by_tls = secret is None
+    one, two = LinkHello("c", "n1", "i1", theirs), LinkHello("c", "n2", "i2", FACTS)
+    first, second = os.urandom(32), os.urandom(32)
+    dialer = Dialer(one, first, peer="n2", secret=secret, certified=["n2"] if by_tls else None)
+    acceptor = Acceptor(
+        two, second, dialers=["n1"], secret=secret, certified=["n1"] if by_tls else None
+    )
+    return dialer, acceptor
+
+
+@pytest.mark.parametrize("secret", [SECRET, None])
+def test_facts_that_differ_are_named_on_both_sides(secret: bytes | None) -> None:
+    """Each compares what the other has proven to go by, and is told nothing it must believe."""
+    dialer, acceptor = sides_with({**FACTS, "cluster.replicas": "1"}, secret)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    with pytest.raises(FactsDiffer, match=r"cluster\.replicas is 2 there and 1 here") as caught:
+        dialer.receive_welcome(acceptor.welcome())
+    assert caught.value.answer is not None
+    with pytest.raises(FactsDiffer, match=r"cluster\.replicas is 1 there and 2 here"):
+        acceptor.receive_ready(caught.value.answer)
+
+
+def test_facts_that_agree_are_told() -> None:
+    """So that it can be counted who agrees."""
+    dialer, acceptor = sides_with(FACTS)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    assert dialer.receive_welcome(acceptor.welcome()).facts == FACTS
+    assert acceptor.receive_ready(dialer.ready()).facts == FACTS
+
+
+def test_a_stranger_reads_no_facts() -> None:
+    """Whoever is dialed, or dials, gets them only after it has proven itself."""
+    dialer, acceptor = sides_with(FACTS)
+    told = acceptor.challenge() + dialer.receive_challenge(acceptor.challenge())
+    assert not any(text.encode() in told for text in (*FACTS, FACTS["cluster.nodes"]))
+    _, stranger = sides_with(FACTS, b"not the secret at all")
+    with pytest.raises(HandshakeError, match="does not know"):
+        dialer.receive_welcome(_welcomed(stranger))
+    with pytest.raises(RuntimeError):
+        dialer.ready()
+
+
+def _welcomed(stranger: Acceptor) -> bytes:
+    """The welcome of an acceptor with another secret, which some dialer of its own got."""
+    own = Dialer(N1, os.urandom(32), peer="n2", secret=b"not the secret at all")
+    stranger.receive_hello(own.receive_challenge(stranger.challenge()))
+    return stranger.welcome()
+
+
+@given(flip=st.integers(min_value=0))
+def test_no_bit_of_the_facts_can_be_changed(flip: int) -> None:
+    """Nobody in between makes two nodes believe that they differ."""
+    dialer, acceptor = sides_with(FACTS)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    welcome = acceptor.welcome()
+    dialer.receive_welcome(welcome)
+    for payload, receive in (
+        (dialer.ready(), acceptor.receive_ready),
+        (welcome, dialer.receive_welcome),
+    ):
+        changed = bytearray(payload)
+        at = flip % (len(changed) * 8)
+        changed[at // 8] ^= 1 << at % 8
+        with pytest.raises(HandshakeError) as caught:
+            receive(bytes(changed))
+        assert not isinstance(caught.value, FactsDiffer)
+
+
+def test_a_node_that_is_in_no_list_here_differs() -> None:
+    """By its own list of nodes it dials this one: whose list is right is what has to be settled."""
+    alone = LinkHello("c", "n2", "i2", {"cluster.nodes": "n2"})
+    acceptor = Acceptor(alone, os.urandom(32), dialers=[], secret=SECRET)
+    dialer, _ = sides_with(FACTS)
+    with pytest.raises(FactsDiffer, match=r"'n1' is not a node.* whose cluster\.nodes is n2$"):
+        acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+
+
+def test_a_dialer_of_another_protocol_says_so() -> None:
+    """The acceptor could not tell it from a port scanner else; its own log names both versions."""
+    dialer, acceptor = sides()
+    newer = bytearray(acceptor.challenge())
+    newer[2] = 99
+    with pytest.raises(HandshakeError) as caught:
+        dialer.receive_challenge(bytes(newer))
+    assert caught.value.answer is not None
+    said = bytearray(caught.value.answer)
+    said[2] = 3
+    with pytest.raises(HandshakeError, match="speaks link protocol 3, this node speaks 2"):
+        acceptor.receive_hello(bytes(said))
 
 
 def test_the_secret_is_never_sent() -> None:
@@ -58,6 +153,8 @@ def test_the_secret_is_never_sent() -> None:
     sent.append(acceptor.welcome())
     dialer.receive_welcome(sent[2])
     sent.append(dialer.ready())
+    acceptor.receive_ready(sent[3])
+    sent.append(acceptor.accepted())
     assert not any(SECRET in payload for payload in sent)
 
 
@@ -107,6 +204,10 @@ def test_arbitrary_bytes_are_a_handshake_error_at_every_step(data: bytes) -> Non
     acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
     with pytest.raises(HandshakeError):
         dialer.receive_welcome(data)
+    with pytest.raises(HandshakeError):
+        acceptor.receive_ready(data)
+    with pytest.raises(HandshakeError):
+        dialer.receive_accepted(data)
 
 
 def test_another_link_protocol_is_named() -> None:
@@ -114,7 +215,7 @@ def test_another_link_protocol_is_named() -> None:
     dialer, acceptor = sides()
     challenge = bytearray(acceptor.challenge())
     challenge[2] = 99  # [tag, protocol, nonce]
-    with pytest.raises(HandshakeError, match="speaks link protocol 99, this node speaks 1"):
+    with pytest.raises(HandshakeError, match="speaks link protocol 99, this node speaks 2"):
         dialer.receive_challenge(bytes(challenge))
 
 

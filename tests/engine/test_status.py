@@ -6,14 +6,18 @@ from typing import Any
 import msgspec
 from host_world import GROUP, NAMES, HostWorld, Machine
 
+from raftkv.core.agreed import digest_of
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.core.health import health_of
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
+from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.cluster_status import ASK_TIMEOUT_S, CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.stages import StageDurations
+from raftkv.sim.disk import SimDisk
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
 
@@ -26,6 +30,7 @@ class StatusLinks:
         self._name = name
         self.others: dict[str, ClusterStatus] = {}
         self.deaf: set[str] = set()
+        self.refusals: dict[str, str] = {}
 
     @property
     def connected(self) -> frozenset[str]:
@@ -47,10 +52,23 @@ class StatusLinks:
         """A millisecond to everybody."""
         return 0.001 if peer in self.connected else None
 
+    def refusal(self, peer: str) -> str | None:
+        """What the test says."""
+        return self.refusals.get(peer)
+
     def changed_us(self, peer: str) -> int | None:
         """The same for all."""
         assert peer != self._name
         return 17
+
+
+def agreement() -> Agreement:
+    """Of a node that was agreed with in an earlier life."""
+    disk = SimDisk()
+    disk.make_directory(Path("/d"))
+    record = AgreedFile(disk, Path("/d"))
+    record.write(digest_of({}))
+    return Agreement(nodes=NAMES, facts={}, record=record, could_not_write=lambda _: None)
 
 
 class StatusWorld:
@@ -59,6 +77,7 @@ class StatusWorld:
     def __init__(self) -> None:
         self.hosts = HostWorld()
         self.links = {name: StatusLinks(self.hosts, name) for name in NAMES}
+        self.agreements = {name: agreement() for name in NAMES}
         self.local = {name: self._local(self.hosts.machines[name]) for name in NAMES}
         self.status = {name: self._cluster(name) for name in NAMES}
         for links in self.links.values():
@@ -85,6 +104,7 @@ class StatusWorld:
             http=HttpTraffic(loop),
             durations=StageDurations(),
             links=links,
+            agreement=self.agreements[machine.name],
             clock=loop,
             data_path=Path("/nowhere"),
             snapshot_path=lambda _: Path("/nowhere/snapshot"),
@@ -189,6 +209,28 @@ def test_states_that_differ_are_seen() -> None:
     assert world.ask(world.leader.name)["shards"][0]["digests"] == "differ"
 
 
+def test_a_refused_node_is_told_with_the_reason() -> None:
+    """By those that refuse it, and by itself: it serves nothing, and is not ready."""
+    world = StatusWorld()
+    odd, other = world.followers
+    for name in (world.leader.name, other):
+        world.links[odd].refusals[name] = "differs in shards"
+        world.links[name].refusals[odd] = "differs in shards"
+        world.agreements[odd].differs(name, "differs in shards")
+    world.hosts.machines[odd].kill()
+    told = world.ask(world.leader.name)
+    row = next(node for node in told["nodes"] if node["name"] == odd)
+    assert (row["reachable"], row["refused"]) == (False, "differs in shards")
+    assert f"The link to {odd} is refused: differs in shards." in health_of(told).reasons
+    (link,) = [link for link in world.local[other].facts()["nodes"] if link["name"] == odd]
+    assert (link["state"], link["refused"]) == ("refused", "differs in shards")
+    own = world.ask(odd)
+    assert any(reason.startswith(f"{odd} serves nothing") for reason in health_of(own).reasons)
+    ready = world.local[odd].ready()
+    assert [line for line in ready["failing"] if line.startswith("cluster map: ")]
+    assert world.local[other].ready()["ready"]
+
+
 def test_explain() -> None:
     """A key comes with the state of its shard as all nodes see it."""
     world = StatusWorld()
@@ -219,7 +261,12 @@ def test_readiness_names_every_check() -> None:
     local = world.local[world.leader.name]
     ready = local.ready()
     assert (ready["ready"], ready["failing"]) == (True, [])
-    assert [check["name"] for check in ready["checks"]] == ["shard 0", "node", "disk"]
+    assert [check["name"] for check in ready["checks"]] == [
+        "shard 0",
+        "cluster map",
+        "node",
+        "disk",
+    ]
     local.stopping = True
     for name in world.followers:
         world.hosts.machines[name].kill()
