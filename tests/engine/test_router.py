@@ -168,6 +168,63 @@ def test_call_of_a_peer_is_answered_to_it(world: RouterWorld) -> None:
     assert isinstance(reply.response, PutResult)
 
 
+def test_a_call_is_answered_over_its_own_link_or_not_at_all(world: RouterWorld) -> None:
+    """A peer that came back on a new link is not told what was asked on the one before."""
+    world.lead(0)
+    world.group(0).hold = True
+    world.router.on_call("n2", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    world.router.on_call("n3", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    world.router.on_disconnected("n2")
+    world.router.on_call("n2", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    for release in world.group(0).held:
+        release()
+    assert [to for to, _, _ in world.links.sent] == ["n3", "n2"]
+    [_, payload] = [payload for _, _, payload in world.links.sent]
+    answer = msgspec.msgpack.decode(payload, type=Reply).response
+    assert isinstance(answer, PutResult)
+    assert answer.version == 3, "the answer is that of the call of this very link"
+
+
+def test_lives_do_not_share_numbers() -> None:
+    """A node that starts anew numbers its calls where no earlier life of it did."""
+    numbers: set[int] = set()
+    for _ in range(4):
+        world = RouterWorld()
+        world.follow("n2", 0)
+        for _ in range(8):
+            world.ask(put(world.key(0)))
+        numbers |= {call.id for _, call in world.links.calls()}
+    assert len(numbers) == 4 * 8
+
+
+def test_an_answer_to_an_earlier_life_answers_nothing() -> None:
+    """Whatever the leader says to a call of the node's last life, this life's call goes on."""
+    before, now = RouterWorld(), RouterWorld()
+    for world in (before, now):
+        world.follow("n2", 0)
+        world.ask(put(world.key(0)))
+    [(_, old)], [(_, new)] = before.links.calls(), now.links.calls()
+    now.answer(old, PutResult(7, 1), "n2", 0)
+    now.answer(Call(1, 0, old.request), PutResult(7, 1), "n2", 0)
+    assert not now.replies
+    now.answer(new, Refused("precondition", 5), "n2", 0)
+    assert now.response == Refused("precondition", 5)
+
+
+def test_an_answer_to_a_call_of_a_lost_link_is_not_taken(world: RouterWorld) -> None:
+    """A repeated read waits for the answer to its new call; the old call's comes too late."""
+    world.follow("n2", 0)
+    world.ask(GetRequest(world.key(0)))
+    [(_, old)] = world.links.calls()
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(_, again)] = world.links.calls()
+    world.answer(old, GetResult(None), "n2", 0)
+    assert not world.replies
+    world.answer(again, GetResult(None), "n2", 0)
+    assert world.response == GetResult(None)
+
+
 # --- what is said when things go wrong ---------------------------------------------------------
 
 
