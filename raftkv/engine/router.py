@@ -53,6 +53,16 @@ HOPS_MAX = 3
 ELSEWHERE = frozenset({"no_leader", "unavailable"})
 """Another node's definite refusals after which it makes sense to look for the leader again."""
 
+CALL_LAG_S_MAX = 5.0
+"""A call that may have been on its way for longer is refused.
+
+Its time begins anew where it arrives, as no two nodes share a clock. So this bounds how late a copy
+of a write can be: it is handed to a shard at most ``HOPS_MAX`` times this after its time was up,
+that is 75 s after the client asked, with the longest time that a client may allow. Within 120 s its
+idempotency key is not forgotten. It cannot wait anywhere else: forwarded calls do not wait for a
+leader, and what a leader has queued is refused when it stops leading.
+"""
+
 REPLY_BYTES_MAX = 60 * 1024 * 1024
 """Largest answer to a forwarded call; a frame on a link takes no more."""
 
@@ -67,6 +77,9 @@ class Links(Protocol):
 
     def is_connected(self, peer: str) -> bool:
         """Whether ``peer`` can be sent to."""
+
+    def lag_s(self, peer: str) -> float:
+        """At most so many seconds ago was sent what comes from ``peer`` now."""
 
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Queue a message; in order, or lost with the link."""
@@ -151,6 +164,11 @@ class Router:
                 payload = self._encode(Reply(call_id, large, served, self.map.epoch))
             self._links.send(peer, CHANNEL_REPLY, payload)
 
+        lag_s = self._links.lag_s(peer)
+        if lag_s > CALL_LAG_S_MAX:
+            late = f"the call may have been on its way for {lag_s:.1f} s"
+            answer(Failure("unavailable", late, definite=True), self._me(None))
+            return
         voucher = None if call.term is None else Voucher(peer, call.term)
         self.route(call.request, call, answer, voucher)
 
@@ -326,8 +344,10 @@ class Router:
 
     def _retry(self) -> None:
         waiting, self._homeless = list(self._homeless), {}
+        now = self._clock.monotonic()
         for pending in waiting:
-            self._try(pending)
+            if pending.deadline > now:  # else it is answered soon; this node was frozen, perhaps
+                self._try(pending)
 
     def _expired(self, pending: Pending) -> None:
         self._homeless.pop(pending, None)

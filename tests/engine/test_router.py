@@ -6,6 +6,7 @@ from engine_world import RouterWorld
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     Compare,
@@ -20,7 +21,7 @@ from raftkv.core.operations import (
     Txn,
 )
 from raftkv.engine.gather import ScanGather
-from raftkv.engine.router import HOPS_MAX
+from raftkv.engine.router import CALL_LAG_S_MAX, HOPS_MAX
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
@@ -36,6 +37,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
+from raftkv.web.config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
 
@@ -152,9 +154,11 @@ def test_node_without_a_replica_asks_one_that_has(world: RouterWorld) -> None:
     world.ask(put(world.key(shard)))
     [(to, call)] = world.links.calls()
     assert to in world.map.placement(shard).replicas
-    world.answer(call, PutResult(1, 1), "n4", shard)
+    leader = next(name for name in world.map.placement(shard).replicas if name != to)
+    reply = Reply(call.id, PutResult(1, 1), Served(leader, shard), 1)
+    world.router.on_reply(to, msgspec.msgpack.encode(reply))
     world.ask(put(world.key(shard)))
-    assert world.links.calls()[0][0] == "n4" or "n4" not in world.map.placement(shard).replicas
+    assert world.links.calls()[0][0] == leader, "who served it last is asked first"
 
 
 def test_call_of_a_peer_is_answered_to_it(world: RouterWorld) -> None:
@@ -223,6 +227,40 @@ def test_an_answer_to_a_call_of_a_lost_link_is_not_taken(world: RouterWorld) -> 
     assert not world.replies
     world.answer(again, GetResult(None), "n2", 0)
     assert world.response == GetResult(None)
+
+
+def test_a_call_that_may_have_waited_long_on_its_way_is_refused(world: RouterWorld) -> None:
+    """Its time begins anew here: it may have been retried elsewhere, and forgotten, long since."""
+    world.lead(0)
+    call = msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0), "once"), hops=1))
+    world.links.lags["n2"] = 1.1 * CALL_LAG_S_MAX
+    world.router.on_call("n2", call)
+    world.links.lags["n2"] = 0.9 * CALL_LAG_S_MAX
+    world.router.on_call("n2", call)
+    refused, served = (
+        msgspec.msgpack.decode(payload, type=Reply).response for _, _, payload in world.links.sent
+    )
+    assert isinstance(refused, Failure)
+    assert (refused.code, refused.definite) == ("unavailable", True)
+    assert isinstance(served, PutResult)
+    assert served.version == 1, "the refused one was not applied"
+
+
+def test_a_late_copy_of_a_write_finds_its_key_remembered() -> None:
+    """After the longest call's time, and the lag of every hop, the key has not been forgotten."""
+    assert RequestLimits().timeout_ms_max / 1000 + HOPS_MAX * CALL_LAG_S_MAX < LIFETIME_S
+
+
+def test_a_request_whose_time_is_up_is_not_tried_again(world: RouterWorld) -> None:
+    """A node that was frozen while a request waited for a leader does not serve it on waking."""
+    world.ask(put(world.key(0)), remaining_ms=1000)
+    world.loop.now += 300
+    world.lead(0)
+    world.router.leader_changed()
+    world.loop.run(1)
+    assert world.failure.definite
+    world.ask(GetRequest(world.key(0)))
+    assert world.replies[1].response == GetResult(None)
 
 
 # --- what is said when things go wrong ---------------------------------------------------------
