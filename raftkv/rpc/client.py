@@ -2,7 +2,8 @@
 
 Every call gets exactly one truthful answer, also when the engine hangs or dies: a write that may
 have left this process has an unknown outcome then, a read or a write that certainly has not left
-is definite. The connection is never made again behind the caller's back: when it is lost
+is definite. Calls and their numbers belong to one connection, on both sides: what is answered after
+its end goes nowhere. The connection is never made again behind the caller's back: when it is lost
 ``closed`` is set, and an HTTP worker ends with its engine.
 """
 
