@@ -96,14 +96,17 @@ class Recorder:
         self.events: list[tuple[str, str]] = []
         self.messages: list[tuple[str, int, bytes]] = []
         self.on: Callable[[str, int, bytes], None] | None = None
+        self.on_down: Callable[[str], None] | None = None
 
     def on_connected(self, peer: str) -> None:
         """Write down."""
         self.events.append(("up", peer))
 
     def on_disconnected(self, peer: str) -> None:
-        """Write down."""
+        """Write down and do what the test wants."""
         self.events.append(("down", peer))
+        if self.on_down is not None:
+            self.on_down(peer)
 
     def on_message(self, peer: str, channel: int, payload: bytes) -> None:
         """Write down and do what the test wants."""
@@ -232,6 +235,24 @@ def test_sending_without_a_link_says_so() -> None:
             assert not any(one.links.send(peer, 0, b"") for peer in ("n1", "n2", "n9"))
             assert one.links.backlog_bytes("n2") == 0
             assert one.links.round_trip_s("n2") is None
+
+    run(main())
+
+
+def test_what_is_said_of_a_lost_link_does_not_go_over_the_next() -> None:
+    """A link that failed takes nothing, and who hears of it finds no newer link to the peer yet."""
+    taken: list[bool] = []
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            one.recorder.on_down = lambda peer: taken.append(one.links.send(peer, 1, b"late"))
+            (link,) = one.links._connections
+            link.fail("lost")
+            taken.append(one.links.send("n2", 1, b"late"))
+            await until(lambda: one.recorder.downs("n2") == 1)
+            await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+            assert taken == [False, False]
+            one.recorder.on_down = None
 
     run(main())
 
@@ -539,17 +560,23 @@ def test_a_node_that_starts_later_is_found() -> None:
 
 
 def test_a_newer_connection_replaces_the_older() -> None:
-    """A peer that came back before its death was noticed is down first, then up."""
+    """A peer that came back before its death was noticed is down first, then up.
+
+    Whoever hears that it is down cannot send to it: what is said of the older link stays there.
+    """
+    taken: list[bool] = []
 
     async def main() -> None:
         where = addresses("n1", "n2")
         two = Node("n2", where, limits=msgspec_limits(dead_after_s=60.0))
+        two.recorder.on_down = lambda peer: taken.append(two.links.send(peer, 1, b"late"))
         first, second = Node("n1", where), Node("n1", {**where, "n1": ("127.0.0.1", free_port())})
         async with running(two, first):
             await until(lambda: two.connected_to("n1"))
             async with running(second):
                 await until(lambda: two.recorder.downs("n1") >= 1)
                 assert two.recorder.events[:3] == [("up", "n1"), ("down", "n1"), ("up", "n1")]
+                assert not taken[0]
 
     run(main())
 

@@ -131,6 +131,31 @@ def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -
     run(main())
 
 
+def test_an_answer_goes_over_the_connection_of_its_call_or_nowhere(tmp_path: Path) -> None:
+    """A front end that came back uses the same numbers; what it asked before answers nothing."""
+    held = Held()
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", held) as server:
+            before = await EngineClient.connect(tmp_path / "s", TOKEN)
+            lost = asyncio.ensure_future(before.call(WRITE, 5))
+            await until(lambda: len(held.calls) == 1)
+            await before.close()
+            await until(lambda: not server.connections)
+            now = await EngineClient.connect(tmp_path / "s", TOKEN)
+            asked = asyncio.ensure_future(now.call(READ, 5))
+            await until(lambda: len(held.calls) == 2)
+            (old, answer_old), (new, answer_new) = held.calls
+            assert old.id == new.id
+            answer_old(Reply(old.id, Facts({"life": 1}), SERVED))
+            answer_new(Reply(new.id, Facts({"life": 2}), SERVED))
+            assert (await asked).response == Facts({"life": 2})
+            assert isinstance((await lost).response, Failure)
+            await now.close()
+
+    run(main())
+
+
 def test_a_call_that_waited_in_the_socket_has_less_time_left(tmp_path: Path) -> None:
     """An engine that was frozen does not begin what its front end has given up long since."""
     held = Held()
