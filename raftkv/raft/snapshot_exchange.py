@@ -9,6 +9,13 @@ old one's place, durably) and **installed** (the state takes the old one's place
 before the third is thrown away, and nothing was touched: the replica goes on as it was, and waits
 ever longer before it takes the same snapshot again. A crash before the third leaves the old one and
 after it the new one, of which a state was built already.
+
+Senders end with the link to their follower, receivers do not. A job of a receiver may end after
+the link was lost, and what it says goes to the same peer over the next one. That is harmless: it
+names the snapshot's index and counts only at a leader of the same term, whose transfer of that
+index is of the same bytes, as states at one entry are equal; the checksum of the file has the last
+word. An acknowledgement after an installation speaks of committed entries on this disk, true
+whoever hears it.
 """
 
 from collections.abc import Callable, Iterator

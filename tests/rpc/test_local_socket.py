@@ -131,6 +131,57 @@ def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -
     run(main())
 
 
+def test_an_answer_goes_over_the_connection_of_its_call_or_nowhere(tmp_path: Path) -> None:
+    """A front end that came back uses the same numbers; what it asked before answers nothing."""
+    held = Held()
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", held) as server:
+            before = await EngineClient.connect(tmp_path / "s", TOKEN)
+            lost = asyncio.ensure_future(before.call(WRITE, 5))
+            await until(lambda: len(held.calls) == 1)
+            await before.close()
+            await until(lambda: not server.connections)
+            now = await EngineClient.connect(tmp_path / "s", TOKEN)
+            asked = asyncio.ensure_future(now.call(READ, 5))
+            await until(lambda: len(held.calls) == 2)
+            (old, answer_old), (new, answer_new) = held.calls
+            assert old.id == new.id
+            answer_old(Reply(old.id, Facts({"life": 1}), SERVED))
+            answer_new(Reply(new.id, Facts({"life": 2}), SERVED))
+            assert (await asked).response == Facts({"life": 2})
+            assert isinstance((await lost).response, Failure)
+            await now.close()
+
+    run(main())
+
+
+def test_a_call_that_waited_in_the_socket_has_less_time_left(tmp_path: Path) -> None:
+    """An engine that was frozen does not begin what its front end has given up long since."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (server, client):
+            (frozen,) = server.connections
+            frozen._transport.pause_reading()
+            given_up = await client.call(WRITE, 0.3)
+            assert isinstance(given_up.response, Failure)
+            assert (given_up.response.code, given_up.response.definite) == ("timeout", False)
+            patient = asyncio.ensure_future(client.call(READ, 300))
+            await asyncio.sleep(0)
+            sent_at = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() - sent_at > 0.5)
+            frozen._transport.resume_reading()
+            await until(lambda: len(held.calls) == 1)
+            [(call, _)] = held.calls
+            assert call.request == READ
+            assert 290_000 < call.remaining_ms <= 299_500
+            held.release()
+            assert (await patient).response == GetResult(None)
+
+    run(main())
+
+
 def test_the_engine_is_told_the_remaining_time_and_the_client_its_node(tmp_path: Path) -> None:
     """Deadlines travel as milliseconds that are left; the welcome names the node."""
 
