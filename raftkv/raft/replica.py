@@ -140,7 +140,7 @@ class Replica(Replication):
                 self.step_down()
             else:
                 self._advance_commit()
-        elif self.peers:
+        elif self.peers or self._withheld:
             self._gate_campaign()
         elif not self.journal.synced:
             # Nobody else remembers the term that it leads in: the disk first (H8).
