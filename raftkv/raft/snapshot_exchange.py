@@ -22,9 +22,6 @@ from raftkv.raft.snapshot_transfer import (
 )
 from raftkv.storage.disk import DiskError
 
-RESTORE_RECORDS_PER_TICK = 4
-"""Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
-
 STALLED_S = 5.0
 """A transfer without progress for this long is given up; it is started again if still needed."""
 
@@ -109,6 +106,7 @@ class SnapshotExchange:
         snapshot, reader = opened
         sender = Sender(
             snapshot,
+            bounds=self._config.bounds.chunks,
             reader=reader,
             run_job=self._host.run_job,
             send=lambda chunk: self._host.send(self._config.id, peer, chunk),
@@ -176,6 +174,7 @@ class SnapshotExchange:
         return Receiver(
             snapshot,
             peer,
+            bounds=self._config.bounds.chunks,
             file=self._files.receive(snapshot),
             run_job=self._host.run_job,
             report=partial(self._progress, snapshot, peer),
@@ -200,7 +199,8 @@ class SnapshotExchange:
         if opened is None:
             raise ReplicaError(f"group {self._config.id}: the snapshot of {peer} has vanished")
         snapshot, reader = opened
-        restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
+        config = self._config
+        restorer = StateMachine.restore(config.id.generation, config.owns, config.bounds.memory)
         self._restoring = _Restoring(snapshot, reader, reader.records(), restorer, peer)
         self._host.wake(self._config.id)
 
@@ -211,7 +211,7 @@ class SnapshotExchange:
     def _restore_some(self, building: _Restoring) -> None:
         """Build the new state in slices beside the old one, then let it be taken over."""
         self._report_restoring(building)
-        for _ in range(RESTORE_RECORDS_PER_TICK):
+        for _ in range(self._config.bounds.restore_records_per_tick):
             record = next(building.records, None)
             if record is None:
                 self._restoring = None

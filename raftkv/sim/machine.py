@@ -5,7 +5,7 @@ The node is the real :class:`raftkv.engine.engine.Engine`; what surrounds it is 
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,10 +18,13 @@ from raftkv.engine.jobs import JobRunner
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import write_records
 from raftkv.raft.group import Group
+from raftkv.raft.host import GroupBounds
 from raftkv.raft.member import ReplicaError
+from raftkv.raft.proposals import Limits
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.sim.fabric import Fabric, StreamNetwork
+from raftkv.sim.front_end import FrontEnd, FrontLimits
 from raftkv.sim.jobs import SimJobs
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
@@ -54,6 +57,16 @@ class ProcessExit(BaseException):
     def __init__(self, reason: BaseException) -> None:
         super().__init__(str(reason))
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Every bound of a node that its configuration does not set."""
+
+    links: LinkLimits = field(default_factory=LinkLimits)
+    queues: Limits = field(default_factory=Limits)
+    groups: GroupBounds = field(default_factory=GroupBounds)
+    front: FrontLimits = field(default_factory=FrontLimits)
 
 
 @dataclass(slots=True)
@@ -110,7 +123,7 @@ class Machine:
         scheduler: Scheduler,
         fabric: Fabric,
         seed: str,
-        link_limits: LinkLimits,
+        bounds: Bounds,
         note: Callable[..., None],
         after_turn: Callable[["Machine"], None],
         ended: Callable[["Machine"], None],
@@ -133,13 +146,14 @@ class Machine:
         self.wall_offset_us = self.random.randrange(-5 * SECOND_US, 5 * SECOND_US)
         self._scheduler = scheduler
         self._fabric = fabric
-        self._link_limits = link_limits
+        self._bounds = bounds
         self._note = note
         self._after_turn = after_turn
         self._on_end = ended
         self._broke = broke
         self._loop: SimLoop | None = None
         self.clock = self._new_clock()
+        self.front = FrontEnd(self, scheduler, f"{seed} {self.name} front", bounds.front, note)
         fabric.add(self)
         self._format_disk()
 
@@ -224,7 +238,11 @@ class Machine:
             self.refused = f"{type(error).__name__}: {error}"
             self._end("refused to start")
             return
-        self._run(self.engine.start())
+        self._run(self._serve(self.engine))
+
+    async def _serve(self, engine: Engine) -> None:
+        await engine.start()
+        self.front.open(engine)
 
     def _seams(self) -> Seams:
         loop, random = self.loop, Random(self.random.getrandbits(64))
@@ -240,7 +258,9 @@ class Machine:
             other_jobs=other_jobs,
             snapshot_writer=lambda store: JobWriter(store, other_jobs),
             fatal=_exit,
-            link_limits=self._link_limits,
+            link_limits=self._bounds.links,
+            group_limits=self._bounds.queues,
+            group_bounds=self._bounds.groups,
         )
 
     def _jobs(self, threads: int) -> SimJobs:
@@ -270,12 +290,15 @@ class Machine:
         self.powered = False
         self.disk = self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk)
         self._fabric.cut_power(self)
+        self.front.lost_power()
         self._on_end(self)
 
     def halt(self) -> None:
         """Let nothing more happen: the world ends."""
         if self._loop is not None:
             self._loop.end()
+        if self.front.worker is not None:
+            self.front.worker.end(silently=True)
 
     def replace_disk(self) -> None:
         """Put a new disk into a machine that is down, and make a data directory on it."""
@@ -309,9 +332,12 @@ class Machine:
             self._failed(error)
 
     async def _stop(self, engine: Engine, loop: SimLoop) -> None:
+        """As :meth:`raftkv.engine.node.Node.stop`."""
         await engine.hand_over()
-        await engine.drain(and_until=lambda: True)
+        await self.front.stop_workers()
+        await engine.drain(and_until=lambda: not self.front.in_flight)
         engine.silence()
+        await self.front.close()
         await engine.close()
         if self._loop is loop:
             self._end("stopped")
@@ -322,7 +348,12 @@ class Machine:
         self._loop, self.engine, self.ended = None, None, why
         self.disk = self.disk.kill()
         self._fabric.kill(self)
+        self.front.engine_ended()
         self._on_end(self)
+
+    def worker_failed(self, error: BaseException) -> None:
+        """What comes out of a callback of its front end is a bug."""
+        self._broke(self, error)
 
     def _failed(self, error: BaseException) -> None:
         """Whatever comes out of a callback or a job ends the process; a fault explains some."""

@@ -109,14 +109,14 @@ class Run:
         self._options = options
         self._problem: Violation | None = None
         self._invariants = Invariants(log_entries_max=log_entries_max(options))
-        self.world = World(
-            options, after_turn=self._look, ended=self._ended, broke=self._broke, write=write
-        )
+        self.world = World(options, after_turn=self._look, broke=self._broke, write=write)
         scheduler = self.world.scheduler
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
         self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self._fail)
-        self._doors = Doors(scheduler, self._loop, Random(random.random()))
+        self._doors = Doors(
+            scheduler, self._loop, Random(random.random()), cut_share=options.cut_share
+        )
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
         self._recorder = Recorder(lambda: scheduler.now_us, self.world.trace.note)
@@ -125,6 +125,8 @@ class Run:
             Staleness(lambda: scheduler.now_us),
             era=lambda: int(scheduler.now_s / ERA_S),
             banks=set(),
+            value_bytes=options.value_bytes,
+            one_shard=options.shards == 1,
         )
         stage = Stage(
             self.world,
@@ -146,6 +148,8 @@ class Run:
             lambda: self._reachable,
             Random(random.random()),
             idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
+            free_keys=number % 3 == 1,
+            call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
         )
 
@@ -172,6 +176,9 @@ class Run:
     def _live_on(self) -> None:
         """Heal a majority, and see every operation that begins then succeed."""
         random = Random(f"minority {self._options.seed}")
+        self._doors.cut_share = 0.0
+        for machine in self.world.machines.values():
+            machine.front.calm = True
         minority = self._minority(random)
         self.operator.heal(keep=[machine.name for machine in minority])
         for machine in minority:
@@ -325,9 +332,6 @@ class Run:
             self._invariants.look(machine)
         except Violation as violation:
             self._fail(violation)
-
-    def _ended(self, machine: Machine) -> None:
-        self._doors.ended(machine)
 
     def _broke(self, machine: Machine, error: BaseException) -> None:
         self._fail(Violation(f"{machine.name} failed: {type(error).__name__}: {error}"))

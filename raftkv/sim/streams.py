@@ -97,6 +97,9 @@ class SimTransport(asyncio.Transport):
         self._high = self._low = 64 * 1024
         self._writing_paused = False
         self._closing = False
+        self._arrived: deque[memoryview] = deque()  # here, and not read yet
+        self._reading_paused = False
+        self._end_unread = False
         self.gone = False
         """The kernel has forgotten this end: what arrives is answered with a reset."""
 
@@ -133,6 +136,15 @@ class SimTransport(asyncio.Transport):
     def writelines(self, list_of_data: Any) -> None:
         """Send all."""
         self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the kernel."""
+        self._reading_paused = True
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._reading_paused = False
+        self._loop.call_soon(self._read)
 
     def is_closing(self) -> bool:
         """Whether nothing more is sent."""
@@ -254,15 +266,27 @@ class SimTransport(asyncio.Transport):
         return data
 
     def _receive(self, data: bytes) -> None:
-        """Let the protocol read, as much as it takes at a time."""
-        rest = memoryview(data)
-        while rest and not self.gone and self._protocol is not None:
-            buffer = memoryview(self._protocol.get_buffer(-1))
-            count = min(len(buffer), len(rest))
-            buffer[:count] = rest[:count]
-            rest = rest[count:]
-            self._protocol.buffer_updated(count)
-        self.other.was_read(len(data))
+        self._arrived.append(memoryview(data))
+        self._read()
+
+    def _read(self) -> None:
+        """Let the protocol read, as much as it takes at a time, until it pauses."""
+        while self._arrived and not self._reading_paused:
+            data = rest = self._arrived.popleft()
+            while rest and not self._reading_paused:
+                if self.gone or self._protocol is None:
+                    rest = rest[:0]
+                    break
+                buffer = memoryview(self._protocol.get_buffer(-1))
+                count = min(len(buffer), len(rest))
+                buffer[:count] = rest[:count]
+                rest = rest[count:]
+                self._protocol.buffer_updated(count)
+            if rest:
+                self._arrived.appendleft(rest)
+            self.other.was_read(len(data) - len(rest))
+        if self._end_unread and not self._reading_paused:
+            self.lost(None)
 
     def was_read(self, count: int) -> None:
         """The other side has read so many bytes, which makes room in the kernels."""
@@ -287,4 +311,5 @@ class SimTransport(asyncio.Transport):
         if self._loop.ended:
             self.lost(None)
         else:
-            self._loop.call_soon(self.lost, None)
+            self._end_unread = True
+            self._loop.call_soon(self._read)
