@@ -52,7 +52,7 @@ under the same name."""
 
 _GRACE_S = 0.5
 _PAUSE_S = 0.05
-_CUT_AFTER_S = 0.01
+_CUT_AFTER_S = 0.003
 
 
 class Doors:

@@ -31,7 +31,8 @@ START_US = 100_000
 """What a worker takes to start, and the pause before another takes its place."""
 
 LAST_WORDS_S = 0.01
-"""What a worker without an engine has answered may still leave it, or not."""
+SPEECHLESS = 0.3
+"""A worker without an engine ends within this time; this share of them before it can answer."""
 
 STOP_S = 5.0
 """How long a stopping node waits for its workers."""
@@ -142,7 +143,6 @@ class Worker:
     Args:
         connect: gives its protocol the connection to the engine.
         ended: called when the process has ended by itself, its engine being gone.
-        failed: called with an exception that nothing explains.
     """
 
     def __init__(
@@ -200,7 +200,8 @@ class Worker:
         try:
             self._client = await EngineClient.connect_by(connect, TOKEN, where="engine.sock")
             await self._client.closed.wait()
-            await asyncio.sleep(self._random.random() * LAST_WORDS_S)
+            if self._random.random() >= SPEECHLESS:
+                await asyncio.sleep(self._random.random() * LAST_WORDS_S)
         except EngineUnavailableError:
             pass  # as the real one does, it ends with its engine
         self._ended(self)

@@ -526,7 +526,7 @@ async def txn(client: Client, scene: Scene) -> None:
     random.shuffle(then)
     random.shuffle(otherwise)
     asked = Txn(_unchanged(random, guarded.encode(), entry), tuple(then), tuple(otherwise))
-    outcome = await client.write(asked)
+    outcome = await client.write(asked, expected=("too_large",))  # two values and a put
     answer = outcome.answer
     if not isinstance(answer, TxnResult):
         _end_write(cas, outcome, scene)

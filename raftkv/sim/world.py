@@ -133,6 +133,7 @@ def bounds(options: Options) -> Bounds:
             proposal_bytes_max=proposal_bytes_max(options),
             reads_waiting_max=options.reads_waiting,
             batch_operations_max=options.batch_operations,
+            batch_bytes_max=proposal_bytes_max(options),
         ),
         groups=GroupBounds(
             appends=AppendBounds(

@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import click
 import coverage
 
 import raftkv
@@ -33,7 +34,7 @@ def main(first: int, end: int, minutes: float) -> None:
     for seed in range(first, end):
         report = run(Options.of(seed, minutes))
         if report.violation is not None:
-            print(f"seed {seed}: {report.violation}", file=sys.stderr)
+            click.echo(f"seed {seed}: {report.violation}", err=True)
     measured.stop()
     _show(measured)
 
@@ -65,16 +66,18 @@ def _show(measured: coverage.Coverage) -> None:
         if lines or branches:
             files.append((path.relative_to(ROOT), lines, branches))
     for package, (ran, statements, taken, branches_of_it) in totals.items():
-        print(
+        click.echo(
             f"{package:8} {ran} of {statements} lines ({_share(ran, statements)}), "
             f"{taken} of {branches_of_it} branches ({_share(taken, branches_of_it)})"
         )
     for path, lines, branches in files:
-        print(f"\n{path}")
+        click.echo(f"\n{path}")
         if lines:
-            print("  lines", ", ".join(_ranges(lines)))
+            click.echo("  lines", ", ".join(_ranges(lines)))
         if branches:
-            print("  branches", ", ".join(f"{a}->{'exit' if b < 0 else b}" for a, b in branches))
+            click.echo(
+                "  branches", ", ".join(f"{a}->{'exit' if b < 0 else b}" for a, b in branches)
+            )
 
 
 def _share(part: int, whole: int) -> str:
