@@ -68,6 +68,25 @@ def hash_tag(key: bytes) -> bytes:
     return key[start + 1 : end]
 
 
+def share_tag(start: bytes, end: bytes | None) -> bool:
+    r"""Whether all keys ``start <= key < end`` have one hash tag, hence one shard on any ring.
+
+    That is so if ``start`` goes on behind a tag's closing brace and ``end`` does not leave the
+    keys that begin as ``start`` does up to there, or if there is room for one key only. Otherwise
+    there is not: without a whole tag in it, ``start`` has another one than ``start + b"\0"``.
+    ``end`` None means to the end of the key space.
+    """
+    if end is None:
+        return False
+    if end <= (start or b"\0") + b"\0":  # no key at all, or one
+        return True
+    opening = start.find(b"{")
+    closing = start.find(b"}", opening + 1)
+    if opening < 0 or closing <= opening + 1:
+        return False
+    return end <= start[:closing] + b"~"  # what comes after a closing brace
+
+
 def position_of(key: bytes) -> int:
     """Return where ``key`` stands on the circle: 64 bits of its hash tag's mmh3."""
     # The test for a brace is cheaper than the call, and most keys have none.

@@ -254,9 +254,8 @@ class StateMachine:
         if not isinstance(operation, Txn):
             return operation.key in self._entries or self._owns(operation.key)
         return all(
-            self._owns(part.key)
+            self._owns(part.start if isinstance(part, Range) else part.key)
             for part in (*operation.compare, *operation.then, *operation.otherwise)
-            if not isinstance(part, Range)
         )
 
     def _execute(self, operation: Put | Delete | Txn) -> Outcome:

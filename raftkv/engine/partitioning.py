@@ -1,8 +1,14 @@
 """Which shard an operation belongs to; one over several shards is refused."""
 
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.operations import Command, Delete, Put, Range, Txn
+from raftkv.core.operations import Command, Delete, Get, Put, Range, Txn
+from raftkv.core.ring import share_tag
 from raftkv.rpc.messages import Failure, GetRequest
+
+_SCATTERED_RANGE = (
+    "the keys of a range in a transaction must share a {tag}: let its prefix, or its start and its "
+    "end, begin with one, as {order}/; or use a scan, which reads all shards"
+)
 
 
 def shard_of(cluster_map: ClusterMap, item: Command | GetRequest) -> int | Failure:
@@ -22,13 +28,18 @@ def shard_of(cluster_map: ClusterMap, item: Command | GetRequest) -> int | Failu
 def _shard_of_txn(cluster_map: ClusterMap, txn: Txn) -> int | Failure:
     """A transaction is one entry of one log, so all of its keys must be there."""
     keys = [compare.key for compare in txn.compare]
-    keys += [
-        part.start if isinstance(part, Range) else part.key for part in (*txn.then, *txn.otherwise)
-    ]
+    parts = (*txn.then, *txn.otherwise)
+    keys += [part.start if isinstance(part, Range) else part.key for part in parts]
     shards = {cluster_map.shard_of(key) for key in keys}
     if len(shards) == 1:
+        if len(cluster_map.ring.shards) > 1 and not all(map(_in_one_shard, parts)):
+            return Failure("cross_shard", _SCATTERED_RANGE, definite=True)
         return shards.pop()
     if not keys:
         return Failure("invalid", "a transaction needs at least one key", definite=True)
     detail = "the keys of a transaction must share a shard: give them the same {tag}"
     return Failure("cross_shard", detail, definite=True)
+
+
+def _in_one_shard(part: Put | Delete | Get | Range) -> bool:
+    return not isinstance(part, Range) or share_tag(part.start, part.end)

@@ -94,7 +94,7 @@ class Replica(Replication):
         Nearly every entry brings a leader an acknowledgement and a sync that change nothing any
         more, and a follower a sync after which it only has to answer.
         """
-        if self.commit_index > self.applied_index or self.state == CANDIDATE or not self.peers:
+        if self.commit_index > self.applied_index or self.state == CANDIDATE:
             return True
         return self.is_leader and self._committable() > self.commit_index
 
@@ -153,30 +153,27 @@ class Replica(Replication):
                 self.step_down()
             else:
                 self._advance_commit()
-        else:
+        elif self.peers:
             self._gate_campaign()
+        elif not self.journal.synced:
+            # Nobody else remembers the term that it leads in: the disk first (H8).
+            self._SyncObj__raftElectionDeadline = self._clock.monotonic() + self._timing.heartbeat_s
+            return
+        elif self.state == CANDIDATE:
+            self._SyncObj__onBecomeLeader()
         if self._nothing_is_due():
             # Nearly every tick: all that stock would do beside this is to look at the time.
             self._SyncObj__applyLogEntries()
             self._checkCommandsToApply()
             return
-        if not self.peers and self.journal.durable_index < self.journal.last_index:
-            # Alone, stock counts its own copy before the disk has it (H9). wal_synced wakes us;
-            # a deadline left in the past would tick for nothing until then.
-            later = self._clock.monotonic() + self._timing.heartbeat_s
-            self._SyncObj__newAppendEntriesTime = later
-            self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, later)
-            return
         super()._onTick(0.0)
 
     def _nothing_is_due(self) -> bool:
-        """Whether time asks for nothing of a leader or follower with peers.
+        """Whether time asks for nothing of a leader or follower.
 
         That is no heartbeat, no election, and no end of a leadership whose followers have been
         silent for too long (H15).
         """
-        if not self.peers:
-            return False
         now = self._clock.monotonic()
         if self.state == LEADER:
             silent = now - self._timing.election_max_s

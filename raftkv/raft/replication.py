@@ -12,7 +12,7 @@ import msgspec
 
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
-from raftkv.raft.journal import FIRST_INDEX, REGULAR
+from raftkv.raft.journal import FIRST_INDEX, REGULAR, LogEntry
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.seams import PeerNode
 
@@ -157,7 +157,13 @@ class Replication(Elections):
     # --- leader -------------------------------------------------------------------------------
 
     def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802
-        """Start a leadership with nothing known of the followers."""
+        """Start a leadership with nothing known of the followers.
+
+        In a group of one stock comes here with a term that the disk does not have yet, and would
+        take it a second time after a crash: it stays a candidate until the disk has it (H8).
+        """
+        if not self.peers and not self.journal.synced:
+            return
         self._starting = False
         self._match = dict.fromkeys(self.peers, 0)
         self._in_flight.clear()
@@ -275,3 +281,19 @@ class Replication(Elections):
         are, its own count never comes to a majority.
         """
         self._SyncObj__raftCommitIndex = self._committable()
+
+    def _SyncObj__getEntries(  # noqa: N802
+        self,
+        fromIDx: int | None,  # noqa: N803 - stock signature
+        count: int | None = None,
+        maxSizeBytes: int | None = None,  # noqa: N803
+    ) -> list[LogEntry]:
+        """Show stock code, in a group of one, only what the disk has (H9).
+
+        Alone, its count of one copy is a majority, and it counts in the same tick in which it
+        has elected itself; an entry that it does not see it does not commit.
+        """
+        if not self.peers and (fromIDx or 0) > self.journal.durable_index:
+            return []
+        entries: list[LogEntry] = super()._SyncObj__getEntries(fromIDx, count, maxSizeBytes)
+        return entries

@@ -187,7 +187,7 @@ FailureCode = Literal[
     "unknown",  # 504: outcome unknown (link lost, leader lost after proposing)
     "disk_full",  # 507: refused before it reached the log
     "too_large",  # 413: larger than an entry may be
-    "cross_shard",  # 422: the keys of a transaction live on several shards
+    "cross_shard",  # 422: the keys of a transaction, or of a range in it, are on several shards
     "moved",  # 503: the map changed under the request; retry
     "too_stale",  # 503: no local data within max_age_ms
     "not_found",  # 404: no such shard or node

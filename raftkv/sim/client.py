@@ -5,7 +5,7 @@ applied once; one without gives up, and must not be told a lie.
 """
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -165,11 +165,11 @@ class Client:
         self.given_up: list[tuple[float, str]] = []
         """(when it began, why) of every operation without an answer from a shard."""
 
-    async def write(self, operation: Write, expected: Container[str] = ()) -> Outcome:
-        """Put, delete or do a transaction; failures with an ``expected`` code are its answer."""
+    async def write(self, operation: Write, *, refusal: str | None = None) -> Outcome:
+        """Put, delete or do a transaction; a failure with the code ``refusal`` is an answer."""
         command = Command(operation, self._name())
         repeatable = self._idempotent
-        outcome = await self._run(WriteRequest(command), repeatable=repeatable, expected=expected)
+        outcome = await self._run(WriteRequest(command), repeatable=repeatable, refusal=refusal)
         reads = isinstance(operation, Txn) and is_read_only(operation)
         if outcome.status == "ok" and command.idempotency is not None and not reads:
             share = self.random.random()
@@ -236,7 +236,7 @@ class Client:
         return self.random.choice(self._reachable())
 
     async def _run(
-        self, request: Request, *, repeatable: bool, expected: Container[str] = ()
+        self, request: Request, *, repeatable: bool, refusal: str | None = None
     ) -> Outcome:
         """Try until there is an answer, the time is up, or trying again could do it twice."""
         began_s = self._now_s()
@@ -254,7 +254,7 @@ class Client:
                     return Outcome(_status(answer, exposed=exposed), answer)
                 detail = f"{answer.code}: {answer.detail}"
                 exposed = exposed or not answer.definite
-                if answer.code in expected:
+                if answer.code == refusal:
                     return Outcome("info" if exposed else "fail", answer, detail)
             if exposed and not repeatable:
                 break

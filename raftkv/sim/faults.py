@@ -165,6 +165,8 @@ def bridge(stage: Stage, random: Random) -> Undo:
 
 def reset(stage: Stage, random: Random) -> Undo:
     """Break connections a few times."""
+    if len(stage.world.names) == 1:
+        return _nothing
     for _ in range(random.randint(1, 5)):
         one, other = random.sample(stage.world.names, 2)
         breaks = partial(stage.world.fabric.reset, one, other)
@@ -184,6 +186,8 @@ def lossy_link(stage: Stage, random: Random) -> Undo:
 
 def flaky_link(stage: Stage, random: Random) -> Undo:
     """One direction falls silent and speaks again, many times."""
+    if len(stage.world.names) == 1:
+        return _nothing
     source, target = random.sample(stage.world.names, 2)
     fabric = stage.world.fabric
     at_s = 0.0
@@ -263,9 +267,9 @@ def failing_sync(stage: Stage, random: Random) -> Undo:
 def lose_disk(stage: Stage, random: Random) -> Undo:
     """Put an empty disk in, and make a data directory on it, as a careless operator does.
 
-    Once in a run: more than one is more than three replicas survive.
+    Once in a run: more than one is more than three replicas survive, and less do not survive one.
     """
-    if stage.lost:
+    if stage.lost or stage.world.options.replicas < 3:  # noqa: PLR2004
         return _nothing
     machine = stage.machine(random)
     stage.lost.add(machine.name)
@@ -318,14 +322,14 @@ def _sides(stage: Stage, random: Random) -> tuple[list[str], list[str]]:
     first = stage.machine(random).name
     others = [name for name in stage.world.names if name != first]
     random.shuffle(others)
-    cut = random.randint(0, len(others) - 1)
+    cut = random.randint(0, max(0, len(others) - 1))
     return [first, *others[:cut]], others[cut:]
 
 
 def _worsen(stage: Stage, random: Random, *, delay_us: int = 0, loss: float = 0.0) -> Undo:
     """Add delay and loss to some paths."""
     pairs = stage.pairs(stage.world.names, stage.world.names)
-    for pair in random.sample(pairs, random.randint(1, len(pairs))):
+    for pair in random.sample(pairs, random.randint(min(1, len(pairs)), len(pairs))):
         path = stage.world.fabric.path(*pair)
         path.delay_us += delay_us
         path.jitter_us += delay_us

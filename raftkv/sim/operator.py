@@ -140,7 +140,7 @@ class Operator:
 
     async def _flip_alone(self, random: Random) -> None:
         """Heal everything, wait for rest, do the one thing, and wait for rest again."""
-        if self._stage.lost:
+        if self._stage.lost or self._stage.world.options.replicas == 1:
             return  # the others could not hold it together
         self.heal()
         await self._rest()

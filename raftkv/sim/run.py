@@ -126,7 +126,7 @@ class Run:
             era=lambda: int(scheduler.now_s / ERA_S),
             banks=set(),
             value_bytes=options.value_bytes,
-            one_shard=options.shards == 1,
+            shards=options.shards,
         )
         stage = Stage(
             self.world,

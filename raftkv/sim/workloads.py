@@ -48,8 +48,7 @@ class Scene:
     banks: set[str]
     value_bytes: int = 6000
     """What large values have."""
-    one_shard: bool = True
-    """Whether keys without a common tag are of one shard all the same."""
+    shards: int = 1
 
 
 Workload = Callable[[Client, Scene], Awaitable[None]]
@@ -128,7 +127,7 @@ async def _write_large(client: Client, scene: Scene, key: str) -> None:
     size = 2 * scene.value_bytes + 10_000 if too_large else scene.value_bytes
     opened = scene.recorder.begin("register", "write", key, value)
     put = Put(key.encode(), value.encode().ljust(size, b"."))
-    outcome = await client.write(put, expected=("too_large",))
+    outcome = await client.write(put, refusal="too_large")
     if too_large and outcome.status == "ok":
         raise Violation(f"a value of {size} bytes was taken")
     _end_write(opened, outcome, scene)
@@ -270,45 +269,93 @@ def _list_in(answer: GetResult) -> list[str]:
 
 
 async def add_to_set(client: Client, scene: Scene) -> None:
-    """Add an element (a key of its own under the set's tag), or read all by a scan or range."""
-    tag = f"{{s{scene.era()}}}"
-    if client.random.random() < 0.7:  # noqa: PLR2004 - share of adds
+    """Add an element, a key of its own under the set's name, or read all by a scan or range.
+
+    The name is a tag, or it is not and then the elements lie in every shard.
+    """
+    name = f"{{s{scene.era()}}}" if client.random.random() < 0.6 else f"s{scene.era()}/"  # noqa: PLR2004
+    if client.random.random() >= 0.7:  # noqa: PLR2004 - share of adds
+        await _read_set(client, scene, name)
+    elif _is_tag(name) and client.random.random() < 0.3:  # noqa: PLR2004 - share of both at once
+        await _add_and_read_set(client, scene, name)
+    else:
         element = _value(client)
-        opened = scene.recorder.begin("set", "add", tag, element)
-        outcome = await client.write(Put(f"{tag}{element}".encode(), b""))
+        opened = scene.recorder.begin("set", "add", name, element)
+        outcome = await client.write(Put(f"{name}{element}".encode(), b""))
         if isinstance(outcome.answer, PutResult):
             opened.ok(element)
         else:
             opened.not_ok(outcome)
+
+
+async def _add_and_read_set(client: Client, scene: Scene, name: str) -> None:
+    """A range beside a write in one transaction, which sees that write."""
+    element = _value(client)
+    added = scene.recorder.begin("set", "add", name, element)
+    read = scene.recorder.begin("set", "read", name)
+    put = Put(f"{name}{element}".encode(), b"")
+    outcome = await client.write(Txn((), (put, _all_of_set(name)), ()))
+    found = _range_in(outcome)
+    if found is None:
+        added.not_ok(outcome)
+        read.fail(error=outcome.detail)
         return
-    await _read_set(client, scene, tag)
+    elements = _elements(name, found)
+    if element not in elements:
+        raise Violation(f"a transaction added {element} to {name} and did not find it there")
+    added.ok(element)
+    read.ok(elements)
 
 
-async def _read_set(client: Client, scene: Scene, tag: str) -> None:
-    opened = scene.recorder.begin("set", "read", tag)
-    start, end = tag.encode(), tag.encode() + b"\xff"
-    found = await (_range if client.random.random() < 0.5 else _scan)(client, start, end)  # noqa: PLR2004
-    if isinstance(found, RangeResult):
-        opened.ok([entry.key[len(start) :].decode() for entry in found.entries])
+async def _read_set(client: Client, scene: Scene, name: str) -> None:
+    """Read what is one moment's: a tag by scan or range, else a range, where that is allowed."""
+    by_range = not _is_tag(name) or client.random.random() < 0.5  # noqa: PLR2004
+    await (_read_set_by_range if by_range else _read_set_by_scan)(client, scene, name)
+
+
+async def _read_set_by_range(client: Client, scene: Scene, name: str) -> None:
+    """A transaction that only reads; one over several shards may be refused for that."""
+    opened = scene.recorder.begin("set", "read", name)
+    refusal = None if _is_tag(name) or scene.shards == 1 else "cross_shard"
+    outcome = await client.write(Txn((), (_all_of_set(name),), ()), refusal=refusal)
+    found = _range_in(outcome)
+    if found is not None:
+        opened.ok(_elements(name, found))
     else:
-        opened.fail(error=found.detail)
+        opened.fail(error=outcome.detail)
 
 
-async def _scan(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
-    """Ask every shard; only one holds the tag, so the answer is linearizable."""
-    outcome = await client.read(ScanRequest(start, end, 10_000, keys_only=True))
-    return outcome.answer if isinstance(outcome.answer, RangeResult) else outcome
+async def _read_set_by_scan(client: Client, scene: Scene, name: str) -> None:
+    """Ask every shard: linearizable if the elements lie in one, or if nobody writes."""
+    opened = scene.recorder.begin("set", "read", name)
+    whole = _all_of_set(name)
+    request = ScanRequest(whole.start, whole.end, whole.limit, keys_only=True)
+    outcome = await client.read(request)
+    if isinstance(outcome.answer, RangeResult):
+        opened.ok(_elements(name, outcome.answer))
+    else:
+        opened.fail(error=outcome.detail)
 
 
-async def _range(client: Client, start: bytes, end: bytes) -> RangeResult | Outcome:
-    """A transaction that only reads."""
-    txn = Txn((), (Range(start, end, 10_000, keys_only=True),), ())
-    outcome = await client.write(txn)
-    if isinstance(outcome.answer, TxnResult):
-        (result,) = outcome.answer.results
-        if isinstance(result, RangeResult):
-            return result
-    return outcome
+def _is_tag(name: str) -> bool:
+    return name.startswith("{")
+
+
+def _all_of_set(name: str) -> Range:
+    end = name[:-1] + chr(ord(name[-1]) + 1)
+    return Range(name.encode(), end.encode(), 10_000, keys_only=True)
+
+
+def _elements(name: str, found: RangeResult) -> list[str]:
+    return [entry.key[len(name) :].decode() for entry in found.entries]
+
+
+def _range_in(outcome: Outcome) -> RangeResult | None:
+    """The last result of a transaction, which is a range; None if it was not answered."""
+    if not isinstance(outcome.answer, TxnResult):
+        return None
+    result = outcome.answer.results[-1]
+    return result if isinstance(result, RangeResult) else None
 
 
 # --- bank ------------------------------------------------------------------------------------
@@ -499,9 +546,10 @@ async def txn(client: Client, scene: Scene) -> None:
     keys change together is what the bank is for.
     """
     random = client.random
-    prefix = f"{{t{scene.era()}}}"
-    if scene.one_shard and random.random() < 0.5:  # noqa: PLR2004
-        prefix = f"t{scene.era()}-"
+    tagged = random.random() < 0.7  # noqa: PLR2004 - share of those
+    prefix = f"{{t{scene.era()}}}" if tagged else f"t{scene.era()}-"
+    # What is compared and what is put may be large; what is spread over shards is no transaction.
+    refusal = "too_large" if tagged or scene.shards == 1 else "cross_shard"
     keys = [f"{prefix}{number}" for number in range(TXN_KEYS)]
     guarded, removed, otherwise_put = random.sample(keys, 3)
     seen = await client.read(GetRequest(guarded.encode()))
@@ -526,7 +574,7 @@ async def txn(client: Client, scene: Scene) -> None:
     random.shuffle(then)
     random.shuffle(otherwise)
     asked = Txn(_unchanged(random, guarded.encode(), entry), tuple(then), tuple(otherwise))
-    outcome = await client.write(asked, expected=("too_large",))  # two values and a put
+    outcome = await client.write(asked, refusal=refusal)
     answer = outcome.answer
     if not isinstance(answer, TxnResult):
         _end_write(cas, outcome, scene)
@@ -576,7 +624,7 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-_READS = {"register": _read, "append": _read_list, "set": _read_set, "bank": _read_bank}
+_READS = {"register": _read, "append": _read_list, "set": _read_set_by_scan, "bank": _read_bank}
 
 
 async def read_all(client: Client, scene: Scene) -> None:

@@ -632,7 +632,8 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                 {"required": ["then"], "properties": {"then": {"minItems": 1}}},
                 {"required": ["else"], "properties": {"else": {"minItems": 1}}},
             ],
-            description="All keys must live in one shard: keys with the same {tag} do",
+            description="All keys, those of ranges too, must live in one shard: keys with the same "
+            "{tag} do",
         ),
         "Compare": {
             "oneOf": [

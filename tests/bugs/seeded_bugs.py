@@ -18,7 +18,7 @@ from raftkv.core import state_machine
 from raftkv.core.batches import decode_batch
 from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
 from raftkv.core.operations import Command, Put, PutResult
-from raftkv.engine import connection, links, requests, router, snapshot_keeper
+from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
 from raftkv.raft import (
     compaction,
     group,
@@ -630,6 +630,13 @@ class _OtherMap:
         if sum(key) % 2:
             return int(shards[(shards.index(shard) + 1) % len(shards)])
         return shard
+
+
+@bug
+@shaped(shards=3, workloads=("set",))
+def range_of_one_shard(patch: Patch) -> None:
+    """A range in a transaction answers with what the shard of its first key has of it."""
+    patch(partitioning, "share_tag", lambda _start, _end: True)
 
 
 # --- links -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Partitioning: even, stable when shards are added, the same in every process."""
 
 import itertools
+from bisect import bisect_left
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from raftkv.core.ring import (
     hash_tag,
     partitioner,
     position_of,
+    share_tag,
 )
 
 KEYS = st.binary(min_size=1, max_size=40)
@@ -167,3 +169,41 @@ def test_no_shards_or_twice_the_same_is_refused(shards: list[int]) -> None:
         Modulo(shards)
     with pytest.raises(ValueError, match="virtual node"):
         Ring([1], vnodes=0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "shared"),
+    [
+        (b"{t}", b"{t~", True),  # what a prefix becomes
+        (b"{t}a", b"{t}b", True),
+        (b"a{t}x", b"a{t}y", True),
+        (b"{t}a", b"{t~", True),
+        (b"{t}a", b"{t~\0", False),  # {t~ has no tag
+        (b"{t}a", None, False),
+        (b"{t", b"{u", False),
+        (b"{}{t}a", b"{}{t}b", False),  # an empty pair of braces: the whole key counts
+        (b"}{t}a", b"}{t}b", True),
+        (b"order/", b"order0", False),
+        (b"order", b"order\0", True),  # one key
+        (b"", b"\0\0", True),
+        (b"", b"\1", False),
+        (b"b", b"a", True),  # no key
+    ],
+)
+def test_which_ranges_share_a_tag(start: bytes, end: bytes | None, *, shared: bool) -> None:
+    """A range has one shard for certain if all of its keys have one hash tag."""
+    assert share_tag(start, end) is shared
+
+
+_FEW = b"\0ab{|}~"
+_SHORT_KEYS = sorted(
+    bytes(key) for length in range(1, 6) for key in itertools.product(_FEW, repeat=length)
+)
+_ENDS = st.lists(st.sampled_from(list(_FEW)), max_size=4).map(bytes)
+
+
+@given(start=_ENDS, end=_ENDS)
+def test_a_range_shares_a_tag_exactly_if_all_of_its_keys_do(start: bytes, end: bytes) -> None:
+    """Compared with looking at every key, of those that can be written with a few bytes."""
+    first, last = bisect_left(_SHORT_KEYS, start), bisect_left(_SHORT_KEYS, end)
+    assert share_tag(start, end) == (len(set(map(hash_tag, _SHORT_KEYS[first:last]))) <= 1)

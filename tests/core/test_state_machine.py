@@ -316,6 +316,7 @@ def test_a_reading_transaction_needs_no_log(filled: StateMachine) -> None:
         Txn((Compare(b"foreign", "version", "=", 0),), (Put(b"k", b""),), ()),
         Txn((), (Put(b"k", b""), Get(b"foreign")), ()),
         Txn((), (), (Delete(b"foreign"),)),
+        Txn((), (Put(b"k", b""), Range(b"foreign", b"foreign0", 9)), ()),
     ],
 )
 def test_a_key_of_another_shard_is_moved_and_leaves_no_trace(

@@ -15,6 +15,7 @@ from raftkv.core.operations import (
     GetResult,
     Put,
     PutResult,
+    Range,
     RangeResult,
     Refused,
     Txn,
@@ -346,6 +347,27 @@ def test_transaction_must_stay_in_a_shard(world: RouterWorld) -> None:
     world.ask(WriteRequest(Command(Txn((Compare(a, "version", "=", 0),), (Put(b, b"v"),), ()))))
     assert (world.failure.code, world.failure.definite) == ("cross_shard", True)
     assert "{tag}" in world.failure.detail
+
+
+@pytest.mark.parametrize("branch", ["then", "else"])
+def test_a_range_of_a_transaction_must_share_a_tag(world: RouterWorld, branch: str) -> None:
+    """A range over keys of several shards is refused: one shard's part is not what was asked."""
+    world.lead(0)
+    scattered = (Range(world.key(0), None, 10),)
+    then, otherwise = (scattered, ()) if branch == "then" else ((), scattered)
+    world.ask(WriteRequest(Command(Txn((), then, otherwise))))
+    assert (world.failure.code, world.failure.definite) == ("cross_shard", True)
+    assert "{tag}" in world.failure.detail
+    assert "scan" in world.failure.detail
+
+
+def test_a_range_within_a_tag_goes_to_the_tags_shard(world: RouterWorld) -> None:
+    """All of its keys are there."""
+    world.follow("n2", 0)
+    tag = b"{" + world.key(0) + b"}"
+    world.ask(WriteRequest(Command(Txn((), (Range(tag, tag[:-1] + b"~", 10),), ()))))
+    [(peer, _)] = world.links.calls()
+    assert peer == "n2"
 
 
 def test_empty_transaction_is_invalid(world: RouterWorld) -> None:

@@ -449,3 +449,35 @@ def test_a_group_of_one_needs_nobody() -> None:
     assert world.leads("a")
     world.write("a", "second")
     assert world.values("a") == ["first", "second"]
+
+
+def test_a_group_of_one_leads_and_commits_only_what_its_disk_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Alone it is a majority of one, and still its disk comes first (H8, H9)."""
+    world = make_group_world("a")
+    node = world.nodes["a"]
+    group, sync = node.group, node.sync
+    sync()
+    monkeypatch.setattr(node, "sync", lambda: None)
+    world.run(TIMING.election_min_s)
+    assert (group.term, group.is_leader) == (1, False), "it stands, in a term that may be lost"
+    sync()
+    world.run(TIMING.heartbeat_s)
+    assert group.is_leader
+    world.run(TIMING.election_min_s)
+    durable = group.journal.durable_index
+    assert group.last_index > durable, "its no-op waits for the disk"
+    assert (group.commit_index, group.applied_index) == (durable, durable)
+    sync()
+    world.run(TIMING.heartbeat_s)
+    assert group.commit_index == group.applied_index == group.last_index > durable
+
+
+def test_a_group_of_one_does_not_stand_again_and_again_for_a_slow_disk() -> None:
+    """What it waits for is its disk, so another term helps nobody."""
+    world = make_group_world("a")
+    world.nodes["a"].sync()
+    world.stall_disk("a")
+    world.run(10 * TIMING.election_max_s)
+    assert world.term("a") == 1

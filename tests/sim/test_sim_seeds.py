@@ -21,6 +21,15 @@ def test_nothing_is_wrong_in_five_minutes_with_faults(seed: int) -> None:
     assert report.outcomes["ok"] > report.operations / 2
 
 
+@pytest.mark.parametrize("seed", [1, 11, 20])
+@pytest.mark.parametrize("members", [1, 2])
+def test_nothing_is_wrong_in_small_groups(members: int, seed: int) -> None:
+    """Also where one is a majority, and where both are needed for one."""
+    report = run(Options.of(seed, 2.5, nodes=members, replicas=members))
+    assert report.violation is None, report.violation
+    assert report.outcomes["ok"] > report.operations / 2
+
+
 def test_a_log_that_is_never_cut_is_found_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is far below what clients write in the minutes of a run."""
     monkeypatch.setattr(SnapshotKeeper, "check", lambda _: None)
