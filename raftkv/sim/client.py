@@ -7,8 +7,11 @@ applied once; one without gives up, and must not be told a lie.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from raftkv.core.operations import (
     Command,
@@ -24,8 +27,10 @@ from raftkv.core.operations import (
 from raftkv.core.state_machine import is_read_only
 from raftkv.rpc.messages import (
     BatchRequest,
+    Call,
     Failure,
     GetRequest,
+    Reply,
     Request,
     Response,
     ScanRequest,
@@ -55,6 +60,16 @@ _PAUSE_S = 0.05
 _CUT_AFTER_S = 0.003
 
 
+class Witness(Protocol):
+    """Sees what reaches nodes, and what they answer, whoever waits for it still."""
+
+    def asked(self, call: Call) -> None:
+        """A request reaches a node that serves."""
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """The node answers it."""
+
+
 class Doors:
     """The way from clients to the nodes' front ends: HTTP, as far as it matters here.
 
@@ -63,8 +78,16 @@ class Doors:
     """
 
     def __init__(
-        self, scheduler: Scheduler, loop: SimLoop, random: Random, *, cut_share: float = 0.0
+        self,
+        scheduler: Scheduler,
+        loop: SimLoop,
+        random: Random,
+        *,
+        witness: Witness | None = None,
+        cut_share: float = 0.0,
     ) -> None:
+        self._witness = witness
+        self._number = 0
         self._scheduler = scheduler
         self._loop = loop
         self._random = random
@@ -79,7 +102,7 @@ class Doors:
         answered: asyncio.Future[Response] = self._loop.create_future()
         wait_ms = min(remaining_ms, ATTEMPT_MS)
         self._scheduler.after(
-            self._latency_us(), self._arrive, machine, request, remaining_ms / 1000, answered
+            self._latency_us(), self._arrive, machine, request, remaining_ms, answered
         )
         if self.cut_share and self._random.random() < self.cut_share:
             cut_us = int(self._random.expovariate(1 / _CUT_AFTER_S) * SECOND_US)
@@ -94,14 +117,28 @@ class Doors:
         self,
         machine: Machine,
         request: Request,
-        timeout_s: float,
+        remaining_ms: int,
         answered: "asyncio.Future[Response]",
     ) -> None:
         worker = machine.front.worker
-        if worker is not None and worker.serving:
-            worker.take(request, timeout_s, lambda answer: self._answer(answered, answer))
-        elif machine.powered:
-            self._answer(answered, Lost(sent=False))
+        if worker is None or not worker.serving:
+            if machine.powered:
+                self._answer(answered, Lost(sent=False))
+            return
+        self._number += 1
+        call = Call(self._number, remaining_ms, request)
+        if self._witness is not None:
+            self._witness.asked(call)
+        worker.take(request, remaining_ms / 1000, partial(self._told, call, answered))
+
+    def _told(self, call: Call, answered: "asyncio.Future[Response]", answer: Reply | Lost) -> None:
+        """A worker answers, or its connections end."""
+        if isinstance(answer, Lost):
+            self._answer(answered, answer)
+            return
+        if self._witness is not None:
+            self._witness.answered(call, msgspec.structs.replace(answer, id=call.id))
+        self._answer(answered, answer.response)
 
     def _answer(self, answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:
         self._scheduler.after(self._latency_us(), self._loop.call_soon, _settle, answered, answer)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raftkv.engine.engine import Engine
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.rpc.local import IN_FLIGHT_MAX
-from raftkv.rpc.messages import Request, Response
+from raftkv.rpc.messages import Reply, Request
 from raftkv.rpc.server import LocalServer
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
@@ -37,7 +37,7 @@ SPEECHLESS = 0.3
 STOP_S = 5.0
 """How long a stopping node waits for its workers."""
 
-Answer = Callable[["Response | Lost"], None]
+Answer = Callable[["Reply | Lost"], None]
 
 
 class Lost(Exception):  # noqa: N818 - what happened to the answer
@@ -191,7 +191,7 @@ class Worker:
     async def _ask(self, number: int, request: Request, timeout_s: float) -> None:
         assert self._client is not None  # noqa: S101 - it served when it took the request
         reply = await self._client.call(request, timeout_s)
-        self._unanswered.pop(number)(reply.response)
+        self._unanswered.pop(number)(reply)
 
     async def _serve(self) -> None:
         async def connect(protocol: asyncio.BufferedProtocol) -> None:

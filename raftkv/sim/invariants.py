@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.raft.group import Group
+from raftkv.raft.journal import FIRST_INDEX
+from raftkv.sim.ledger import Ledger
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
 
@@ -32,6 +34,10 @@ class _GroupFacts:
     """term → the highest index that a replica in that term has called committed."""
     states: dict[int, tuple[int, int]] = field(default_factory=dict)
     """applied index → (digest, last revision)."""
+    commands: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """index → term → command, of entries that the ledger has not got yet."""
+    recorded: int = FIRST_INDEX
+    """Up to here the ledger has the committed entries."""
 
 
 @dataclass(slots=True)
@@ -47,14 +53,26 @@ class _View:
     durable: EntryId = (0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """What a machine had promised when its disk was tampered with."""
+
+    life: int
+    """The last life before it."""
+    votes: dict[tuple[str, GroupId, int], str]
+    durable: dict[GroupId, EntryId]
+
+
 class Invariants:
     """Looks at the groups of one machine after another.
 
     Args:
         log_entries_max: a log that is longer was not cut in time.
+        ledger: is told of every committed entry, once and in order.
     """
 
-    def __init__(self, *, log_entries_max: int) -> None:
+    def __init__(self, *, log_entries_max: int, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger
         self.elections = 0
         self.snapshots_installed = 0
         self._looked: dict[str, tuple[int, int]] = {}  # machine -> (life, turns of its host)
@@ -62,12 +80,31 @@ class Invariants:
         self._groups: dict[GroupId, _GroupFacts] = {}
         self._views: dict[tuple[str, GroupId], _View] = {}
         self._votes: dict[tuple[str, GroupId, int], str] = {}
-        self._damaged: dict[str, int] = {}  # machine -> the last life before it
+        self._damages: dict[str, list[_Damage]] = {}  # by machine, in order
+        self._believed: dict[tuple[str, GroupId], list[EntryId]] = {}
 
     def damaged(self, machine: Machine) -> None:
-        """Its disk was tampered with: what it held for durable may be gone."""
-        self._damaged[machine.name] = machine.life
-        self._votes = {key: vote for key, vote in self._votes.items() if key[0] != machine.name}
+        """The disk of a machine that is down was tampered with: what it held may be gone.
+
+        It may have acknowledged what it held, and a leader may yet count that. So up to there, and
+        no further, it is believed to hold it, until it does again. Its votes in terms so far may
+        be forgotten; those that it casts from now on count.
+        """
+        name = machine.name
+        votes = {key: vote for key, vote in self._votes.items() if key[0] == name}
+        durable = {group: view.durable for (of, group), view in self._views.items() if of == name}
+        self._damages.setdefault(name, []).append(_Damage(machine.life, votes, durable))
+        for key in votes:
+            del self._votes[key]
+        for group, entry in durable.items():
+            self._believed.setdefault((name, group), []).append(entry)
+
+    def repaired(self, machine: Machine) -> None:
+        """The last damage was undone before a process served on that disk: it holds everything."""
+        damage = self._damages[machine.name].pop()
+        self._votes.update(damage.votes)
+        for group, entry in damage.durable.items():
+            self._believed[machine.name, group].remove(entry)
 
     def look(self, machine: Machine) -> None:
         """Check everything that has changed.
@@ -99,11 +136,16 @@ class Invariants:
         """The highest index that any replica has called committed."""
         return self._groups[group].last_committed if group in self._groups else 0
 
+    def all_committed(self) -> dict[GroupId, int]:
+        """The highest index of every group that any replica has called committed."""
+        return {group: known.last_committed for group, known in self._groups.items()}
+
     # --- inside -------------------------------------------------------------------------------
 
     def _first_look(self, machine: Machine, group: Group, before: _View | None) -> _View:
         """A process has started: what the one before called durable must be there."""
-        if before is not None and before.life > self._damaged.get(machine.name, 0):
+        damages = self._damages.get(machine.name)
+        if before is not None and (not damages or before.life > damages[-1].life):
             index, term = before.durable
             journal = group.journal
             if index > journal.first_index and journal.term_at(index) != term:
@@ -120,6 +162,8 @@ class Invariants:
         journal = group.journal
         durable = journal.durable_index
         view.durable = (durable, journal.term_at(durable) or 0)
+        if self._believed:
+            self._believe_what_is_missing(name, group.id, known, view)
         self._check_leader(name, group, known)
         self._check_vote(name, group)
         self._check_log(name, group, known, view)
@@ -127,6 +171,15 @@ class Invariants:
         self._check_state(name, group, known, view)
         if len(journal) > self._log_entries_max:
             raise Violation(f"{name}: the log of group {group.id} has {len(journal)} entries")
+
+    def _believe_what_is_missing(
+        self, name: str, group: GroupId, known: _GroupFacts, view: _View
+    ) -> None:
+        """A replica has healed when its disk holds again what it held before it was damaged."""
+        believed = self._believed.pop((name, group), [])
+        missing = [entry for entry in believed if not _reaches(view.durable, entry, known)]
+        if missing:
+            self._believed[name, group] = missing
 
     def _check_leader(self, name: str, group: Group, known: _GroupFacts) -> None:
         """Election safety; and leader completeness when a leadership begins.
@@ -178,6 +231,8 @@ class Invariants:
                     f"{name} holds another entry {at} of term {entry_term} of group {group.id} "
                     "than others"
                 )
+            if self._ledger is not None and at > known.recorded:
+                known.commands.setdefault(at, {})[entry_term] = command
             before = entry_term
         view.checked = (journal.last_index, journal.last_term)
 
@@ -199,28 +254,48 @@ class Invariants:
         if (group.is_leader or view.led) and commit > max(view.commit, journal.first_index):
             self._check_majority(name, group, known)
         view.commit, view.led = commit, group.is_leader
+        if self._ledger is not None:
+            self._record(self._ledger, name, group, known)
         known.last_committed = max(known.last_committed, commit)
         known.committed_by[group.term] = max(known.committed_by.get(group.term, 0), commit)
+
+    def _record(self, ledger: Ledger, name: str, group: Group, known: _GroupFacts) -> None:
+        """Tell the ledger what is committed now; replicas must have the state that it has."""
+        index = known.recorded + 1
+        while (term := known.committed.get(index)) is not None:
+            command = known.commands.get(index, {}).get(term)
+            if command is None:
+                raise Violation(f"{name} committed entry {index} of group {group.id} unseen")
+            del known.commands[index]
+            state = ledger.committed(group, command)
+            if known.states.setdefault(index, state) != state:
+                raise Violation(f"the state of group {group.id} differs at entry {index}")
+            known.recorded = index
+            index += 1
 
     def _check_majority(self, name: str, group: Group, known: _GroupFacts) -> None:
         """What a leader commits, by an entry of its term, a majority holds durably (5.3, 5.4.2).
 
-        Also if it stopped leading in the same turn. Those whose disks were tampered with are
-        believed.
+        Also if it stopped leading in the same turn.
         """
         members, commit = group.config.members, group.commit_index
         term = group.journal.term_at(commit) or 0
         holders = [
-            member
-            for member in members
-            if member in self._damaged
-            or _reaches(self._views.get((member, group.id)), (commit, term), known)
+            member for member in members if self._holds(member, group.id, (commit, term), known)
         ]
         if 2 * len(holders) <= len(members):
             raise Violation(
                 f"{name} committed entry {commit} of term {term} of group {group.id}, which only "
                 f"{', '.join(holders) or 'nobody'} of {len(members)} members has on disk"
             )
+
+    def _holds(self, member: str, group: GroupId, entry: EntryId, known: _GroupFacts) -> bool:
+        """Whether a member has an entry on disk, or had it when its disk was tampered with."""
+        view = self._views.get((member, group))
+        held = self._believed.get((member, group), ())
+        if view is not None:
+            held = (view.durable, *held)
+        return any(_reaches(durable, entry, known) for durable in held)
 
     def _check_state(self, name: str, group: Group, known: _GroupFacts, view: _View) -> None:
         """Equal states at equal index, by digest and revision; never applied backwards."""
@@ -235,16 +310,14 @@ class Invariants:
         view.applied = applied
 
 
-def _reaches(view: _View | None, entry: EntryId, known: _GroupFacts) -> bool:
-    """Whether the durable part of a log contains an entry.
+def _reaches(durable: EntryId, entry: EntryId, known: _GroupFacts) -> bool:
+    """Whether a log that ends with ``durable`` contains an entry.
 
     (index, term) decides all that is before it: looked up from the end, until the terms agree.
     What a snapshot stands for is believed.
     """
-    if view is None:
-        return False
     index, term = entry
-    at, at_term = view.durable
+    at, at_term = durable
     while at > index and at_term > term and (facts := known.entries.get((at, at_term))):
         at, at_term = at - 1, facts[0]
     return at >= index and (at_term == term or (at > index and at_term > term))

@@ -19,10 +19,12 @@ from raftkv.check.checker import check
 from raftkv.check.history import pair
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
+from raftkv.rpc.messages import Call, Reply
 from raftkv.sim.client import Client, Doors
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.faults import Stage
 from raftkv.sim.invariants import Invariants
+from raftkv.sim.ledger import Ledger
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
 from raftkv.sim.operator import Operator
@@ -108,14 +110,19 @@ class Run:
         self.report = Report(options)
         self._options = options
         self._problem: Violation | None = None
-        self._invariants = Invariants(log_entries_max=log_entries_max(options))
+        self._ledger = Ledger()
+        self._invariants = Invariants(log_entries_max=log_entries_max(options), ledger=self._ledger)
         self.world = World(options, after_turn=self._look, broke=self._broke, write=write)
         scheduler = self.world.scheduler
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
         self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self._fail)
         self._doors = Doors(
-            scheduler, self._loop, Random(random.random()), cut_share=options.cut_share
+            scheduler,
+            self._loop,
+            Random(random.random()),
+            witness=self,
+            cut_share=options.cut_share,
         )
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
@@ -244,6 +251,7 @@ class Run:
         self._go_on_until(reads.done, 60.0, "not everything could be read in the end")
         self._expect_answers(live_from_s)
         self._go_on_until(self._is_idle, 60.0, "a healed cluster without clients finds no rest")
+        self._ledger.settle()
         for machine in self._reachable:
             self._compare(machine)
 
@@ -292,11 +300,13 @@ class Run:
             self._go_on(0.25)
 
     def _settle(self, but: frozenset[str]) -> None:
+        goal = self.operator.goal()
         self._go_on_until(
-            lambda: self.operator.is_settled(but),
+            lambda: self.operator.has_reached(goal, but),
             60.0,
             "a majority without faults did not come to rest within 60 s",
         )
+        self._ledger.settle()
 
     # --- clients ------------------------------------------------------------------------------
 
@@ -314,6 +324,19 @@ class Run:
             self._busy += 1
             await workload(client, self._scene)
             self._busy -= 1
+
+    # --- what is said -------------------------------------------------------------------------
+
+    def asked(self, call: Call) -> None:
+        """Let the ledger hear of a request."""
+        self._ledger.asked(call)
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Let the ledger hear of an answer; a lie ends the run, not the node that told it."""
+        try:
+            self._ledger.answered(call, reply)
+        except Violation as violation:
+            self._fail(violation)
 
     # --- what goes wrong ----------------------------------------------------------------------
 

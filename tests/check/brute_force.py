@@ -118,18 +118,28 @@ def append_step(state: Any, operation: Operation) -> Any:
 
 
 def bank_step(state: Any, operation: Operation) -> Any:
-    """Apply to a dictionary of balances."""
-    if operation.f == "init":
-        return dict(operation.value)
+    """Apply to ``(balances, revision, known)``, where the revision is that of the last change.
+
+    One that nobody told may be any above the last that is known.
+    """
+    balances, low, known = state
+    told = operation.fields.get("revision") if operation.status == "ok" else None
     if operation.f == "read":
-        return state if operation.status == "info" or state == operation.result else REFUSED
-    order = operation.value
-    if state.get(order["from"], 0) < order["amount"]:
-        return REFUSED
-    after = dict(state)
-    after[order["from"]] -= order["amount"]
-    after[order["to"]] += order["amount"]
-    return after
+        if operation.status == "ok" and balances != operation.result:
+            return REFUSED
+        if told is None or (known and told == low):
+            return state
+        return REFUSED if known or told <= low else (balances, told, True)
+    if operation.f == "init":
+        after = dict(operation.value)
+    else:
+        order = operation.value
+        if balances.get(order["from"], 0) < order["amount"]:
+            return REFUSED
+        after = dict(balances)
+        after[order["from"]] -= order["amount"]
+        after[order["to"]] += order["amount"]
+    return _replace((None, low, known), after, "untold" if told is None else told)
 
 
 def lock_step(state: Any, operation: Operation) -> Any:

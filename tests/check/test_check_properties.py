@@ -20,7 +20,7 @@ STEPS: dict[str, tuple[Any, Step]] = {
     "register": ((None, -1, False), brute_force.register_step),
     "set": (frozenset(), brute_force.set_step),
     "append": ((), brute_force.append_step),
-    "bank": ({}, brute_force.bank_step),
+    "bank": (({}, -1, False), brute_force.bank_step),
     "lock": (None, brute_force.lock_step),
     "cas-register": (None, brute_force.cas_register_step),
     "kv": ("", brute_force.kv_step),

@@ -59,17 +59,14 @@ def append_operation(draw: Draw) -> Asked:
 
 
 def bank_operation(draw: Draw) -> Asked:
-    """Little money between two accounts."""
+    """Little money between two accounts, and revisions that some answers tell."""
+    told: dict[str, Any] = {"revision": draw(st.integers(1, 4))} if draw(st.booleans()) else {}
     if draw(st.booleans()):
         source, target = draw(st.permutations("ab"))
-        return (
-            "transfer",
-            {"from": source, "to": target, "amount": draw(st.integers(1, 2))},
-            None,
-            {},
-        )
+        order = {"from": source, "to": target, "amount": draw(st.integers(1, 2))}
+        return "transfer", order, None, told
     held = draw(st.integers(0, 3))
-    return "read", None, {"a": held, "b": 3 - held}, {}
+    return "read", None, {"a": held, "b": 3 - held}, told
 
 
 def lock_operation(draw: Draw) -> Asked:
@@ -112,7 +109,8 @@ def histories(draw: Draw, model: str, most: int = 5) -> list[Operation]:
     moments = draw(st.permutations(range(1, 2 * count + 1)))
     operations = []
     if model == "bank":
-        operations.append(_operation(0, "init", {"a": 2, "b": 1}, None, {}, 0, 0))
+        told: dict[str, Any] = {"revision": draw(st.integers(0, 2))} if draw(st.booleans()) else {}
+        operations.append(_operation(0, "init", {"a": 2, "b": 1}, None, told, 0, 0))
     for begin, end in sorted(sorted(moments[2 * i : 2 * i + 2]) for i in range(count)):
         f, value, result, fields = ASK[model](draw)
         process = draw(processes) if model == "lock" else len(operations)

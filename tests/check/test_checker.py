@@ -8,7 +8,7 @@ from raftkv.check import checker
 from raftkv.check.checker import check, check_mixed
 from raftkv.check.history import Event, HistoryError, Operation, pair
 from raftkv.check.models import MODELS
-from raftkv.check.verdict import Verdict
+from raftkv.check.verdict import Result, Verdict
 
 
 class Client:
@@ -267,3 +267,39 @@ def test_a_long_history_of_one_key_takes_time_in_proportion() -> None:
     (part,) = check(client.operations(), MODELS["register"], budget_s=30).parts
     assert part.verdict is Verdict.VALID
     assert part.linearization == tuple(range(10_000))
+
+
+def bank_of(*answers: tuple[str, Any, int | None]) -> Result:
+    """The verdict on a bank whose one client was told these answers, one after the other."""
+    client = Client()
+    client.do("init", {"a": 9, "b": 0})
+    for f, value, revision in answers:
+        asked, answer = (None, value) if f == "read" else (value, None)
+        client.do(f, asked, answer, revision=revision)
+    return check(client.operations(), MODELS["bank"])
+
+
+ONE = {"from": "a", "to": "b", "amount": 1}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [("transfer", ONE, 5), ("transfer", ONE, 5)],
+        [("transfer", ONE, 5), ("read", {"a": 8, "b": 1}, 6)],
+        [("transfer", ONE, 5), ("transfer", ONE, None), ("read", {"a": 7, "b": 2}, 5)],
+        [("read", {"a": 9, "b": 0}, 3), ("read", {"a": 9, "b": 0}, 4)],
+    ],
+    ids=["made twice", "made by nothing", "not increased", "changed by nothing"],
+)
+def test_revisions_of_a_bank_strictly_increase(answers: list[tuple[str, Any, int | None]]) -> None:
+    """Each transfer makes a newer one, and a read tells the newest that there is."""
+    assert bank_of(*answers).verdict is Verdict.VIOLATION
+
+
+def test_revisions_of_a_bank_need_not_be_told() -> None:
+    """What is left out is not checked, and may be any that fits."""
+    seen = ("read", {"a": 7, "b": 2}, 8)
+    assert bank_of(("transfer", ONE, 5), ("transfer", ONE, None), seen, seen).verdict is (
+        Verdict.VALID
+    )

@@ -456,6 +456,98 @@ def test_a_damaged_disk_may_have_lost_what_it_held() -> None:
         shard.a.look()
 
 
+def damage(shard: Shard, *replicas: Replica) -> None:
+    """A bit rots on the disk of each, while it is down."""
+    for replica in replicas:
+        replica.machine.serving = None
+        shard.invariants.damaged(cast("Machine", replica.machine))
+
+
+@pytest.mark.parametrize("names", ["b", "bc", "abc"])
+def test_damaged_disks_are_believed_only_for_what_they_held(names: str) -> None:
+    """What a leader commits later must be on the disks of a majority, damaged once or not."""
+    shard = Shard()
+    for replica in shard.all:
+        replica.append(1)
+    for name in names:
+        replica = getattr(shard, name)
+        damage(shard, replica)
+        replica.start(replica.on_disk())
+        replica.look()
+    shard.a.lead(2)
+    shard.a.append(2)
+    with pytest.raises(
+        Violation, match=r"committed entry 3 of term 2 .* which only a of 3 members"
+    ):
+        shard.a.commit(3)
+
+
+def test_what_a_damaged_disk_held_may_still_be_counted() -> None:
+    """The leader was told of it before; the machine may be down, empty, or not caught up yet."""
+    shard = Shard()
+    shard.a.lead(1)
+    for replica in (shard.a, shard.b):
+        replica.append(1, 1)
+    damage(shard, shard.b)
+    shard.a.commit(2)
+    shard.b.start()
+    shard.b.look()
+    shard.a.commit(3)
+    shard.a.append(1)
+    with pytest.raises(Violation, match=r"entry 4 of term 1 .* which only a of 3 members"):
+        shard.a.commit(4)
+
+
+def test_a_disk_that_was_damaged_twice_is_believed_for_what_it_held_first() -> None:
+    """It never got back what it had acknowledged before the first time."""
+    shard = Shard()
+    shard.a.lead(1)
+    for replica in (shard.a, shard.b):
+        replica.append(1, 1)
+    damage(shard, shard.b)
+    shard.b.start()
+    shard.b.append(1)
+    damage(shard, shard.b)
+    shard.b.start()
+    shard.b.look()
+    shard.a.commit(3)
+    assert shard.invariants.committed(GROUP) == 3
+
+
+def test_a_damaged_disk_is_believed_until_it_has_healed() -> None:
+    """Once it holds again what it held, what it holds now is what counts."""
+    shard = Shard()
+    for replica in (shard.a, shard.b):
+        replica.append(1, 1)
+    damage(shard, shard.b)
+    shard.b.start()
+    shard.b.append(1, 1)
+    shard.b.journal.deleteEntriesFrom(2)  # position of index 3, which nobody committed
+    shard.b.look()
+    shard.a.lead(1)
+    with pytest.raises(Violation, match=r"entry 3 of term 1 .* which only a of 3 members"):
+        shard.a.commit(3)
+
+
+def test_damage_that_was_undone_excuses_nothing() -> None:
+    """A bit that was given back to a node that refused to start: entries and votes are there."""
+    for lost in ("entry", "vote"):
+        shard = Shard()
+        shard.a.journal.setCurrentTerm(5, "b")
+        shard.a.append(5, 5)
+        before = shard.a.on_disk()
+        damage(shard, shard.a)
+        shard.invariants.repaired(cast("Machine", shard.a.machine))
+        if lost == "entry":
+            before.entries.pop()
+        shard.a.start(before)
+        if lost == "vote":
+            shard.a.journal.setCurrentTerm(5, "c")
+            shard.a.sync()
+        with pytest.raises(Violation, match=r"called entry 3|voted for b and for c in term 5"):
+            shard.a.look()
+
+
 def test_a_log_that_is_never_cut() -> None:
     """Memory is bounded by the policy for snapshots."""
     shard = Shard(log_entries_max=10)

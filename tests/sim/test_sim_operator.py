@@ -2,11 +2,14 @@
 
 from itertools import permutations
 from random import Random
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from sim_parts import Bench, Cluster, small_options
 
+from raftkv.core.cluster_map import GroupId
+from raftkv.engine.engine import Engine
 from raftkv.sim.client import Client
 from raftkv.sim.faults import FAULTS, Stage
 from raftkv.sim.invariants import Invariants
@@ -48,3 +51,79 @@ def test_a_power_cut_that_is_due_waits_for_the_machine_itself(kind: str) -> None
     for machine in cluster.world.machines.values():
         machine.disk.crash_at = machine.disk.operations + 1
     FAULTS[kind](stage_of(cluster, loop), Random(1))
+
+
+class Shards:
+    """Many shards under load: in each a follower that has not heard of the newest commit yet."""
+
+    def __init__(self, shards: int) -> None:
+        self.cluster = Cluster(small_options(nodes=3, replicas=3), boot=False)
+        self.invariants = Invariants(log_entries_max=1000)
+        self.newest = dict.fromkeys((GroupId(shard, 1) for shard in range(shards)), 10)
+        self.invariants.all_committed = lambda: dict(self.newest)  # type: ignore[method-assign]
+        self.invariants.committed = self.newest.__getitem__  # type: ignore[method-assign, assignment]
+        self.machines = list(self.cluster.world.machines.values())
+        self.groups = {
+            machine.name: {
+                group: SimpleNamespace(
+                    id=group, is_ready=True, applied_index=10,
+                    journal=SimpleNamespace(durable_index=10),
+                )
+                for group in self.newest
+            }
+            for machine in self.machines
+        }  # fmt: skip
+        for machine in self.machines:
+            host = SimpleNamespace(groups=self.groups[machine.name])
+            machine.engine = cast("Engine", SimpleNamespace(host=host))
+            machine._loop = cast("SimLoop", object())
+        loop = Bench(scheduler=self.cluster.world.scheduler).loop
+        self.stage = stage_of(self.cluster, loop)
+        self.operator = Operator(self.stage, [], self.invariants, loop)
+
+    def write(self, shard: int, *, heard_by: int) -> None:
+        """Commit one more entry, which all have on disk and some have applied."""
+        group = GroupId(shard, 1)
+        self.newest[group] += 1
+        for number, machine in enumerate(self.machines):
+            replica = self.groups[machine.name][group]
+            replica.journal.durable_index += 1
+            replica.applied_index += number < heard_by
+
+
+def test_a_cluster_under_load_has_come_to_rest_when_it_has_what_was_committed() -> None:
+    """However much is committed meanwhile: some follower is always about to hear of it."""
+    shards = Shards(24)
+    goal = shards.operator.goal()
+    for shard in range(24):
+        shards.write(shard, heard_by=1)
+        assert shards.operator.has_reached(goal)
+        assert not shards.operator.is_settled()
+
+
+@pytest.mark.parametrize("lacks", ["entry", "readiness", "process"])
+def test_a_replica_that_stays_behind_is_no_rest(lacks: str) -> None:
+    """One of the many is enough, unless it is on a machine that is left as it is."""
+    shards = Shards(24)
+    goal = shards.operator.goal()
+    machine = shards.machines[2]
+    replica = shards.groups[machine.name][GroupId(17, 1)]
+    if lacks == "entry":
+        replica.applied_index -= 1
+    elif lacks == "readiness":
+        replica.is_ready = False
+    else:
+        machine._loop = None
+    assert not shards.operator.has_reached(goal)
+    assert shards.operator.has_reached(goal, frozenset({machine.name}))
+    shards.stage.lost.add(machine.name)
+    assert shards.operator.has_reached(goal)
+
+
+def test_a_bit_flips_when_every_disk_holds_what_is_committed() -> None:
+    """Applied is what a replica has heard of; what the others must hold is the entries."""
+    shards = Shards(2)
+    shards.write(0, heard_by=1)
+    assert shards.operator._is_stored()
+    shards.groups["n3"][GroupId(1, 1)].journal.durable_index -= 1
+    assert not shards.operator._is_stored()
