@@ -31,7 +31,8 @@ _MANY = 10**6
 
 
 SHAPES = (
-    (3, 3), (3, 3), (3, 3), (3, 3), (4, 3), (5, 3), (5, 5), (2, 2), (3, 2), (5, 2),
+    (3, 3), (3, 3), (3, 3), (3, 3), (3, 3), (4, 3), (5, 3), (5, 5),
+    (1, 1), (3, 1), (2, 2), (3, 2), (5, 2),
 )  # fmt: skip
 """(nodes, replicas) of which a seed draws one."""
 
@@ -104,7 +105,7 @@ class Options:
             minutes=minutes,
             nodes=nodes,
             replicas=replicas,
-            shards=random.choice((1, 1, 1, 2, 3, 3, 8)),
+            shards=random.choice((1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 8, 8, 8, 24)),
             heartbeat_ms=heartbeat_ms,
             election_ms=max(1000, heartbeat_ms * random.choice((4, 4, 8))),
             ping_ms=random.choice((250, 1000, 1000)),

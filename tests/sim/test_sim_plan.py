@@ -41,7 +41,7 @@ def test_seeds_differ() -> None:
     many = [Options.of(seed) for seed in range(100)]
     assert {fault for options in many for fault in options.faults} == set(FAULTS)
     assert {kind for options in many for kind in options.workloads} == set(WORKLOADS)
-    assert {options.replicas for options in many} == {2, 3, 5}
+    assert {options.replicas for options in many} == {1, 2, 3, 5}
     assert len(set(many)) == 100
 
 
