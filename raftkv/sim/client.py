@@ -196,7 +196,8 @@ class Client:
         self._free_keys = free_keys
         self._call_ms = call_ms
         self._now_s = now_s
-        self._sequence = 0
+        self._sequence = self._sessions = self._first = 0
+        self._begin_session()
         self.written = 0
         """How many different values it has made."""
         self.given_up: list[tuple[float, str]] = []
@@ -207,6 +208,13 @@ class Client:
         command = Command(operation, self._name())
         repeatable = self._idempotent
         outcome = await self._run(WriteRequest(command), repeatable=repeatable, refusal=refusal)
+        if isinstance(outcome.answer, Refused) and outcome.answer.reason == "forgotten":
+            self._begin_session()
+            if outcome.status == "fail":  # no copy of it was applied: it may have another name
+                command = Command(operation, self._name())
+                outcome = await self._run(
+                    WriteRequest(command), repeatable=repeatable, refusal=refusal
+                )
         reads = isinstance(operation, Txn) and is_read_only(operation)
         if outcome.status == "ok" and command.idempotency is not None and not reads:
             share = self.random.random()
@@ -241,10 +249,15 @@ class Client:
         self._sequence += 1
         if self._free_keys:
             return FreeKey(f"client {self.number}, write {self._sequence}")
-        session = f"client {self.number}"
-        if era := self._sequence // SESSION_OPERATIONS:
-            session += f" again {era}"
-        return SessionKey(session, self._sequence, self._sequence)
+        if self._sequence >= self._first + SESSION_OPERATIONS:
+            self._begin_session()
+        return SessionKey(self._session, self._sequence, self._sequence, self._born)
+
+    def _begin_session(self) -> None:
+        """From now on writes have names of another session."""
+        self._sessions += 1
+        self._session = f"client {self.number}, session {self._sessions}"
+        self._first, self._born = self._sequence, 1 + int(self._now_s() * SECOND_US)
 
     async def _repeat(self, command: Command, first: Response) -> None:
         """Send a write once more that was acknowledged just now: it is answered from memory.
@@ -253,7 +266,7 @@ class Client:
             Violation: the answer is another one.
         """
         again = await self.ask_once(WriteRequest(command))
-        if not isinstance(again, Failure | None) and again != first:
+        if not isinstance(again, Failure | None) and again not in (first, *_forgotten(again)):
             raise Violation(
                 f"{command.idempotency} was answered with {first}, and sent again with {again}"
             )
@@ -266,7 +279,8 @@ class Client:
         """
         other = Put(key, b"", if_revision=1)
         answer = await self.ask_once(WriteRequest(Command(other, name)))
-        if not isinstance(answer, Failure | None) and answer != Refused("key_reused"):
+        expected = (Refused("key_reused"), *_forgotten(answer))
+        if not isinstance(answer, Failure | None) and answer not in expected:
             raise Violation(f"another request under {name} was answered with {answer}")
 
     def _pick(self) -> Machine:
@@ -299,6 +313,12 @@ class Client:
         self.given_up.append((began_s, f"{type(request).__name__}: {detail}"))
         reads = isinstance(request, GetRequest | ScanRequest)
         return Outcome("info" if exposed and not reads else "fail", detail=detail)
+
+
+def _forgotten(answer: Response | None) -> tuple[Refused, ...]:
+    """The answer, if it is that the session was forgotten meanwhile."""
+    told = isinstance(answer, Refused) and answer.reason == "forgotten"
+    return (answer,) if told and isinstance(answer, Refused) else ()
 
 
 def _key_of(operation: Write) -> bytes:

@@ -83,6 +83,8 @@ class Options:
     """Applied in one turn."""
     restore_records: int
     """Of a snapshot, loaded in one turn."""
+    free_keys: int
+    """Whether some clients use free-form keys (1) or all sessions (0)."""
     free_keys_max: int
     sessions_max: int
     name_lifetime_s: float
@@ -132,9 +134,12 @@ class Options:
             link_windows=random.choice((2, 1000)),
             apply_operations=random.choice((1, 4096, 4096)),
             restore_records=random.choice((1, 4)),
+            free_keys=(free_keys := random.choice((0, 1, 1))),
             free_keys_max=random.choice((20, _MANY, _MANY)),
             sessions_max=random.choice((5, _MANY, _MANY, _MANY)),
-            name_lifetime_s=max(lasting_s(call_ms), random.choice((0.0, 60.0, 120.0))),
+            name_lifetime_s=max(
+                lasting_s(call_ms) if free_keys else 0.0, random.choice((4.0, 60.0, 120.0))
+            ),
             in_flight_max=random.choice((2, 8192, 8192)),
             worker_life_s=random.choice((0.0, 10.0, 60.0)),
             cut_share=random.choice((0.0, 0.02, 0.1)),
@@ -180,6 +185,7 @@ class Options:
             ("link_windows", 1, 10**6),
             ("apply_operations", 1, 10**9),
             ("restore_records", 1, 10**9),
+            ("free_keys", 0, 1),
             ("free_keys_max", 0, 10**9),
             ("sessions_max", 0, 10**9),
             ("name_lifetime_s", 0.0, 10**9),

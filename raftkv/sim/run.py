@@ -155,7 +155,7 @@ class Run:
             lambda: self._reachable,
             Random(random.random()),
             idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
-            free_keys=number % 3 == 1,
+            free_keys=self._options.free_keys == 1 and number % 3 == 1,
             call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
         )
