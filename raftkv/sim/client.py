@@ -10,9 +10,22 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from raftkv.core.operations import Command, Refused, SessionKey, Write
+from raftkv.core.operations import (
+    Command,
+    DeleteResult,
+    GetResult,
+    Put,
+    PutResult,
+    RangeResult,
+    Refused,
+    SessionKey,
+    Txn,
+    TxnResult,
+    Write,
+)
 from raftkv.rpc.messages import (
     BatchRequest,
+    BatchResult,
     Call,
     Failure,
     GetRequest,
@@ -25,6 +38,7 @@ from raftkv.rpc.messages import (
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import Scheduler
+from raftkv.sim.violation import Violation
 
 OPERATION_S = 10.0
 """A client gives up an operation after this long."""
@@ -45,9 +59,21 @@ class Lost(Exception):  # noqa: N818 - what happened to the answer
 
 
 class Doors:
-    """The way from clients to the nodes' front ends: HTTP, as far as it matters here."""
+    """The way from clients to the nodes' front ends: HTTP, as far as it matters here.
 
-    def __init__(self, scheduler: Scheduler, loop: SimLoop, random: Random) -> None:
+    Attributes:
+        unheard: machines that no request reaches.
+        unanswered: machines whose answers reach nobody.
+        cut: how many requests or answers met with that.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, loop: SimLoop, random: Random, *, call_ms: int = 0
+    ) -> None:
+        self.unheard: set[str] = set()
+        self.unanswered: set[str] = set()
+        self.cut = 0
+        self._call_ms = call_ms
         self._scheduler = scheduler
         self._loop = loop
         self._random = random
@@ -57,11 +83,13 @@ class Doors:
     async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
         """Send a request to a node and wait for its answer.
 
+        The node is given ``call_ms`` if that is longer: who asks goes away, and the call lives on.
+
         Raises:
             Lost: there is none in time, or the node ended before it answered.
         """
         self._number += 1
-        call = Call(self._number, remaining_ms, request)
+        call = Call(self._number, max(remaining_ms, self._call_ms), request)
         answered: asyncio.Future[Response] = self._loop.create_future()
         waiting = self._waiting.setdefault(machine.name, {})
         waiting[call.id] = answered
@@ -80,6 +108,9 @@ class Doors:
             self._answer(answered, Lost(sent=True))
 
     def _arrive(self, machine: Machine, call: Call, answered: "asyncio.Future[Response]") -> None:
+        if machine.name in self.unheard:
+            self.cut += 1
+            return
         if machine.serving is None:
             if machine.powered:
                 self._answer(answered, Lost(sent=False))
@@ -88,9 +119,12 @@ class Doors:
 
     def _serve(self, machine: Machine, call: Call, answered: "asyncio.Future[Response]") -> None:
         if machine.serving is not None:
-            machine.serving.handle(call, lambda reply: self._reply(answered, reply))
+            machine.serving.handle(call, lambda reply: self._reply(machine, answered, reply))
 
-    def _reply(self, answered: "asyncio.Future[Response]", reply: Reply) -> None:
+    def _reply(self, machine: Machine, answered: "asyncio.Future[Response]", reply: Reply) -> None:
+        if machine.name in self.unanswered:
+            self.cut += 1
+            return
         self._answer(answered, reply.response)
 
     def _answer(self, answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:
@@ -138,7 +172,7 @@ class Client:
     ) -> None:
         self.number = number
         self.random = random
-        self._doors = doors
+        self.doors = doors
         self._reachable = reachable
         self._idempotent = idempotent
         self._now_s = now_s
@@ -166,8 +200,12 @@ class Client:
 
     async def ask_once(self, request: Request) -> Response | None:
         """One attempt, whatever comes of it."""
+        return await self.ask_machine(self._pick(), request)
+
+    async def ask_machine(self, machine: Machine, request: Request) -> Response | None:
+        """One attempt at this machine, whatever comes of it."""
         try:
-            return await self._doors.ask(self._pick(), request, ATTEMPT_MS)
+            return await self.doors.ask(machine, request, ATTEMPT_MS)
         except Lost:
             return None
 
@@ -189,12 +227,13 @@ class Client:
         detail = "no node could be asked"
         while self._now_s() < deadline:
             try:
-                answer = await self._doors.ask(self._pick(), request, ATTEMPT_MS)
+                answer = await self.doors.ask(self._pick(), request, ATTEMPT_MS)
             except Lost as lost:
                 detail = f"no answer ({lost})"
                 exposed = exposed or lost.sent
             else:
                 if not isinstance(answer, Failure):
+                    _must_fit(request, answer)
                     return Outcome(_status(answer), answer)
                 detail = f"{answer.code}: {answer.detail}"
                 exposed = exposed or not answer.definite
@@ -204,6 +243,36 @@ class Client:
         self.given_up.append((began_s, f"{type(request).__name__}: {detail}"))
         reads = isinstance(request, GetRequest | ScanRequest)
         return Outcome("info" if exposed and not reads else "fail", detail=detail)
+
+
+def _must_fit(request: Request, answer: Response) -> None:
+    """Check that this can be an answer to that; what answers another request is a lie.
+
+    Raises:
+        Violation: it cannot.
+    """
+    match request:
+        case WriteRequest(command=Command(operation=Txn() as txn)):
+            fits = isinstance(answer, Refused) or (
+                isinstance(answer, TxnResult)
+                and len(answer.results) == len(txn.then if answer.succeeded else txn.otherwise)
+            )
+        case WriteRequest(command=Command(operation=Put())):
+            fits = isinstance(answer, PutResult | Refused)
+        case WriteRequest():
+            fits = isinstance(answer, DeleteResult | Refused)
+        case GetRequest(key=key):
+            fits = isinstance(answer, GetResult) and (
+                answer.entry is None or answer.entry.key == key
+            )
+        case ScanRequest():
+            fits = isinstance(answer, RangeResult)
+        case BatchRequest(operations=items):
+            fits = isinstance(answer, BatchResult) and len(answer.results) == len(items)
+        case _:
+            fits = True
+    if not fits:
+        raise Violation(f"{type(answer).__name__} is no answer to {request}")
 
 
 def _status(answer: Response) -> str:

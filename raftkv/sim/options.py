@@ -10,12 +10,22 @@ from random import Random
 from typing import Any, Self
 
 FAULTS = (
-    "kill", "power", "crash_in_disk", "restart_all", "freeze", "stop",
-    "partition", "one_way", "bridge", "reset", "slow_link", "lossy_link", "flaky_link",
-    "slow_disk", "stall_disk", "full_disk", "failing_sync", "bit_flip", "lose_disk",
-    "wall_clock", "drift", "transfer",
+    "kill", "power", "crash_in_disk", "restart_all", "freeze", "freeze_some", "freeze_long", "stop",
+    "crash_loop", "descriptors", "hanging_jobs", "killed_writers",
+    "partition", "one_way", "bridge", "reset", "reset_storm", "half_open", "slow_link",
+    "narrow_link", "lossy_link", "flaky_link", "cut_clients",
+    "slow_disk", "stall_disk", "full_disk", "full_for_snapshots", "failing_sync", "failing_reads",
+    "failing_renames", "bit_flip", "lose_disk",
+    "wall_clock", "drift", "transfer", "transfers",
+    "forwarder_restart", "full_sockets", "dying_successor",
 )  # fmt: skip
 """Every kind of fault; :mod:`raftkv.sim.faults` says what each does."""
+
+KINDS = (3, 16)
+"""So many kinds of fault are switched on in a run, from ... to: so few that they meet often."""
+
+AIMED = ("forwarder_restart", "full_sockets", "dying_successor")
+"""Several harms each, that meet by themselves; where they are switched on they come often."""
 
 WORKLOADS = ("register", "append", "set", "bank", "lock")
 
@@ -27,7 +37,9 @@ MINUTES = 5.0
 class Options:
     """One run. Times end with their unit; ``faults`` are the kinds that may happen.
 
-    ``keep``: only these faults of the plan happen, by number (None: all); what shrinking cuts.
+    ``call_ms``: what a node is given for a call at least. ``kernel_bytes``: what kernels hold of
+    one direction of a connection. ``keep``: only these faults of the plan happen, by number (None:
+    all); what shrinking cuts.
     """
 
     seed: int
@@ -47,6 +59,8 @@ class Options:
     workloads: tuple[str, ...]
     faults: tuple[str, ...]
     fault_every_s: float
+    call_ms: int
+    kernel_bytes: int
     keep: tuple[int, ...] | None = None
 
     @classmethod
@@ -70,9 +84,11 @@ class Options:
             sync_us=random.choice((200, 500, 5000)),
             clients=random.choice((3, 6, 10)),
             operations_per_s=random.choice((2.5, 3.0, 4.0)),
-            workloads=_some(random, WORKLOADS, at_least=2),
-            faults=_some(random, FAULTS, at_least=3),
+            workloads=_some(random, WORKLOADS, 2, len(WORKLOADS)),
+            faults=_some(random, FAULTS, *KINDS),
             fault_every_s=random.choice((4.0, 8.0, 15.0)),
+            call_ms=random.choice((2000, 5000, 20_000)),
+            kernel_bytes=random.choice((4, 32, 256)) * 1024,
         )
         options = replace(drawn, **changes)
         options.check()
@@ -98,6 +114,8 @@ class Options:
             ("clients", 1, 1000),
             ("operations_per_s", 0.01, 10**6),
             ("fault_every_s", 0.05, 10**9),
+            ("call_ms", 1, 60_000),
+            ("kernel_bytes", 512, 2**31),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -110,10 +128,10 @@ class Options:
         return "\n".join(f"  {f.name} = {_shown(getattr(self, f.name))}" for f in fields(self))
 
 
-def _some(random: Random, things: Iterable[str], *, at_least: int) -> tuple[str, ...]:
-    """A random part of ``things``, in their order."""
+def _some(random: Random, things: Iterable[str], low: int, high: int) -> tuple[str, ...]:
+    """From ``low`` to ``high`` of ``things``, in their order."""
     things = tuple(things)
-    chosen = set(random.sample(things, random.randint(at_least, len(things))))
+    chosen = set(random.sample(things, random.randint(low, high)))
     return tuple(thing for thing in things if thing in chosen)
 
 
