@@ -15,18 +15,24 @@ import msgspec
 
 from raftkv.core.operations import (
     Command,
+    DeleteResult,
     FreeKey,
+    GetResult,
     Idempotency,
     Put,
+    PutResult,
     Range,
+    RangeResult,
     Refused,
     SessionKey,
     Txn,
+    TxnResult,
     Write,
 )
 from raftkv.core.state_machine import is_read_only
 from raftkv.rpc.messages import (
     BatchRequest,
+    BatchResult,
     Call,
     Failure,
     GetRequest,
@@ -75,6 +81,11 @@ class Doors:
 
     Args:
         cut_share: of connections that break under a request or its answer.
+
+    Attributes:
+        unheard: machines that no request reaches.
+        unanswered: machines whose answers reach nobody.
+        cut: how many requests or answers met with that.
     """
 
     def __init__(
@@ -86,6 +97,9 @@ class Doors:
         witness: Witness | None = None,
         cut_share: float = 0.0,
     ) -> None:
+        self.unheard: set[str] = set()
+        self.unanswered: set[str] = set()
+        self.cut = 0
         self._witness = witness
         self._number = 0
         self._scheduler = scheduler
@@ -95,6 +109,8 @@ class Doors:
 
     async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
         """Send a request to a node and wait for its answer, not longer than an attempt takes.
+
+        The node is given ``call_ms`` if that is longer: who asks goes away, and the call lives on.
 
         Raises:
             Lost: there is none in time, or the connection ended before it.
@@ -120,6 +136,9 @@ class Doors:
         remaining_ms: int,
         answered: "asyncio.Future[Response]",
     ) -> None:
+        if machine.name in self.unheard:
+            self.cut += 1
+            return
         worker = machine.front.worker
         if worker is None or not worker.serving:
             if machine.powered:
@@ -129,16 +148,22 @@ class Doors:
         call = Call(self._number, remaining_ms, request)
         if self._witness is not None:
             self._witness.asked(call)
-        worker.take(request, remaining_ms / 1000, partial(self._told, call, answered))
+        worker.take(request, remaining_ms / 1000, partial(self._told, machine, call, answered))
 
-    def _told(self, call: Call, answered: "asyncio.Future[Response]", answer: Reply | Lost) -> None:
+    def _told(
+        self,
+        machine: Machine,
+        call: Call,
+        answered: "asyncio.Future[Response]",
+        answer: Reply | Lost,
+    ) -> None:
         """A worker answers, or its connections end."""
-        if isinstance(answer, Lost):
-            self._answer(answered, answer)
-            return
-        if self._witness is not None:
+        if self._witness is not None and not isinstance(answer, Lost):
             self._witness.answered(call, msgspec.structs.replace(answer, id=call.id))
-        self._answer(answered, answer.response)
+        if machine.name in self.unanswered:
+            self.cut += 1
+            return
+        self._answer(answered, answer if isinstance(answer, Lost) else answer.response)
 
     def _answer(self, answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:
         self._scheduler.after(self._latency_us(), self._loop.call_soon, _settle, answered, answer)
@@ -190,7 +215,7 @@ class Client:
     ) -> None:
         self.number = number
         self.random = random
-        self._doors = doors
+        self.doors = doors
         self._reachable = reachable
         self._idempotent = idempotent
         self._free_keys = free_keys
@@ -238,8 +263,12 @@ class Client:
 
     async def ask_once(self, request: Request) -> Response | None:
         """One attempt, whatever comes of it."""
+        return await self.ask_machine(self._pick(), request)
+
+    async def ask_machine(self, machine: Machine, request: Request) -> Response | None:
+        """One attempt at this machine, whatever comes of it."""
         try:
-            return await self._doors.ask(self._pick(), request, self._call_ms)
+            return await self.doors.ask(machine, request, self._call_ms)
         except Lost:
             return None
 
@@ -296,12 +325,13 @@ class Client:
         detail = "no node could be asked"
         while self._now_s() < deadline:
             try:
-                answer = await self._doors.ask(self._pick(), request, self._call_ms)
+                answer = await self.doors.ask(self._pick(), request, self._call_ms)
             except Lost as lost:
                 detail = f"no answer ({lost})"
                 exposed = exposed or lost.sent
             else:
                 if not isinstance(answer, Failure):
+                    _must_fit(request, answer)
                     return Outcome(_status(answer, exposed=exposed), answer)
                 detail = f"{answer.code}: {answer.detail}"
                 exposed = exposed or not answer.definite
@@ -338,3 +368,33 @@ def _status(answer: Response, *, exposed: bool) -> str:
     if not isinstance(answer, Refused):
         return "ok"
     return "info" if exposed and answer.reason != "precondition" else "fail"
+
+
+def _must_fit(request: Request, answer: Response) -> None:
+    """Check that this can be an answer to that; what answers another request is a lie.
+
+    Raises:
+        Violation: it cannot.
+    """
+    match request:
+        case WriteRequest(command=Command(operation=Txn() as txn)):
+            fits = isinstance(answer, Refused) or (
+                isinstance(answer, TxnResult)
+                and len(answer.results) == len(txn.then if answer.succeeded else txn.otherwise)
+            )
+        case WriteRequest(command=Command(operation=Put())):
+            fits = isinstance(answer, PutResult | Refused)
+        case WriteRequest():
+            fits = isinstance(answer, DeleteResult | Refused)
+        case GetRequest(key=key):
+            fits = isinstance(answer, GetResult) and (
+                answer.entry is None or answer.entry.key == key
+            )
+        case ScanRequest():
+            fits = isinstance(answer, RangeResult)
+        case BatchRequest(operations=items):
+            fits = isinstance(answer, BatchResult) and len(answer.results) == len(items)
+        case _:
+            fits = True
+    if not fits:
+        raise Violation(f"{type(answer).__name__} is no answer to {request}")

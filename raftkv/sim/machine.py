@@ -76,10 +76,27 @@ class DiskSpeed:
     sync_us: int = 400
     jitter_us: int = 400
     stalled: bool = False
+    jobs: int = 0
+    """How many jobs were begun."""
 
     def duration_us(self, random: Random) -> int:
         """How long the next job takes."""
+        self.jobs += 1
         return self.sync_us + int(random.random() * self.jitter_us)
+
+
+@dataclass(slots=True)
+class JobFaults:
+    """What is wrong with work beside the loop, other than syncs of the log."""
+
+    hang: bool = False
+    """Nothing is finished for now."""
+    writers_die: bool = False
+    """Whoever writes a snapshot is killed over it."""
+    killed: int = 0
+    """How many writers were killed."""
+    held: int = 0
+    """How often a job was due and was held."""
 
 
 class JobWriter:
@@ -89,18 +106,28 @@ class JobWriter:
     to the state meanwhile is in it.
     """
 
-    def __init__(self, store: SnapshotStore, jobs: JobRunner) -> None:
+    def __init__(self, store: SnapshotStore, jobs: JobRunner, faults: JobFaults) -> None:
         self._store = store
         self._jobs = jobs
+        self._faults = faults
 
     def write(
         self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
     ) -> None:
         """Write what the state is now."""
         records = list(group.state.snapshot_records())
-        self._jobs.run(
-            lambda: write_records(self._store, header, records), lambda _, error: done(error)
-        )
+        self._jobs.run(lambda: self._write(header, records), lambda _, error: done(error))
+
+    def _write(self, header: SnapshotHeader, records: list[bytes]) -> None:
+        """Write and seal, or die half-way."""
+        if not self._faults.writers_die:
+            write_records(self._store, header, records)
+            return
+        self._faults.killed += 1
+        writer = self._store.begin(header)
+        for record in records[: len(records) // 2]:
+            writer.write(record)
+        raise OSError("the snapshot writer ended with signal 9")
 
     def settle(self) -> None:
         """Nothing: the collector of the simulation is not a node's."""
@@ -133,6 +160,7 @@ class Machine:
         self.config = config
         self.disk = SimDisk()
         self.speed = DiskSpeed()
+        self.job_faults = JobFaults()
         self.powered = True
         self.life = 0
         self._disks = 0
@@ -246,7 +274,7 @@ class Machine:
 
     def _seams(self) -> Seams:
         loop, random = self.loop, Random(self.random.getrandbits(64))
-        other_jobs = self._jobs(2)
+        other_jobs = self._jobs(2, lambda: self._stands_still() or self._jobs_hang())
         return Seams(
             clock=self.clock,
             loop=loop.as_asyncio,
@@ -254,23 +282,30 @@ class Machine:
             network=StreamNetwork(self._fabric, self, loop),
             random=random,
             random_bytes=random.randbytes,
-            sync_jobs=self._jobs(1),
+            sync_jobs=self._jobs(1, self._stands_still),
             other_jobs=other_jobs,
-            snapshot_writer=lambda store: JobWriter(store, other_jobs),
+            snapshot_writer=lambda store: JobWriter(store, other_jobs, self.job_faults),
             fatal=_exit,
             link_limits=self._bounds.links,
             group_limits=self._bounds.queues,
             group_bounds=self._bounds.groups,
         )
 
-    def _jobs(self, threads: int) -> SimJobs:
+    def _stands_still(self) -> bool:
+        return self.speed.stalled or self.frozen
+
+    def _jobs_hang(self) -> bool:
+        self.job_faults.held += self.job_faults.hang
+        return self.job_faults.hang
+
+    def _jobs(self, threads: int, stands_still: Callable[[], bool]) -> SimJobs:
         random = Random(self.random.getrandbits(64))
         return SimJobs(
             self._scheduler,
             self.loop,
             threads,
             duration_us=lambda: self.speed.duration_us(random),
-            stands_still=lambda: self.speed.stalled or self.frozen,
+            stands_still=stands_still,
             failed=self._failed,
         )
 
@@ -288,7 +323,7 @@ class Machine:
             self._loop.end()
         self._loop, self.engine, self.ended = None, None, "lost power"
         self.powered = False
-        self.disk = self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk)
+        self._put_in(self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk))
         self._fabric.cut_power(self)
         self.front.lost_power()
         self._on_end(self)
@@ -305,6 +340,10 @@ class Machine:
         self.disk = SimDisk()
         self._format_disk()
 
+    def _put_in(self, disk: SimDisk) -> None:
+        """What the next life finds; what is wrong with the disk stays wrong."""
+        disk.faults, self.disk = self.disk.faults, disk
+
     def freeze(self) -> None:
         """Stop the process for a while."""
         if self._loop is not None:
@@ -317,10 +356,10 @@ class Machine:
             self._note("thaw", self.name)
             self._loop.thaw()
 
-    def stop(self) -> None:
-        """Begin a clean stop, as by SIGTERM."""
+    def stop(self, stopped: Callable[[], None] = lambda: None) -> None:
+        """Begin a clean stop, as by SIGTERM; ``stopped`` is called when it came to its end."""
         if self.engine is not None and self._loop is not None:
-            self._run(self._stop(self.engine, self._loop))
+            self._run(self._stop(self.engine, self._loop, stopped))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task of the process; what it raises ends the process."""
@@ -331,7 +370,7 @@ class Machine:
         if error is not None:
             self._failed(error)
 
-    async def _stop(self, engine: Engine, loop: SimLoop) -> None:
+    async def _stop(self, engine: Engine, loop: SimLoop, stopped: Callable[[], None]) -> None:
         """As :meth:`raftkv.engine.node.Node.stop`."""
         await engine.hand_over()
         await self.front.stop_workers()
@@ -341,12 +380,13 @@ class Machine:
         await engine.close()
         if self._loop is loop:
             self._end("stopped")
+            stopped()
 
     def _end(self, why: str) -> None:
         self._note("end", self.name, why)
         self.loop.end()
         self._loop, self.engine, self.ended = None, None, why
-        self.disk = self.disk.kill()
+        self._put_in(self.disk.kill())
         self._fabric.kill(self)
         self.front.engine_ended()
         self._on_end(self)

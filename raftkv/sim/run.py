@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -22,7 +22,6 @@ from raftkv.check.verdict import Verdict
 from raftkv.rpc.messages import Call, Reply
 from raftkv.sim.client import Client, Doors
 from raftkv.sim.clock import MachineClock
-from raftkv.sim.faults import Stage
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.ledger import Ledger
 from raftkv.sim.loop import SimLoop
@@ -32,6 +31,7 @@ from raftkv.sim.options import Options
 from raftkv.sim.plan import plan
 from raftkv.sim.recorder import Recorder
 from raftkv.sim.scheduler import SECOND_US, Livelock
+from raftkv.sim.stage import Stage
 from raftkv.sim.staleness import Staleness
 from raftkv.sim.violation import Violation
 from raftkv.sim.workloads import WORKLOADS, Scene, read_all
@@ -52,6 +52,9 @@ BURST_SHARE = 0.03
 
 CHECK_BUDGET_S = 60.0
 
+_FIRST_PASSER_BY = 1000
+"""Clients from this number on do one operation, at one machine."""
+
 LOG_SLACK_S = 60.0
 LOG_SLACK_ENTRIES = 200
 """A log may be longer than its snapshot policy says by what clients and elections bring while no
@@ -70,6 +73,9 @@ class Report:
     operations: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
+    """How many of each kind were seen to take effect."""
+    without_effect: dict[str, int] = field(default_factory=dict)
+    """How many of each kind were done to somebody and met nothing."""
     refused: dict[str, int] = field(default_factory=dict)
     elections: int = 0
     events: int = 0
@@ -141,18 +147,23 @@ class Run:
             later=self._loop.call_later,
             start=self._start,
             damaged=self._invariants.damaged,
+            crowd=self._crowd,
         )
         self.operator = Operator(stage, plan(options), self._invariants, self._loop)
         self._stage = stage
         self._reader = self._client(len(self._clients) + 1, random)
         self._working = True
         self._busy = 0
+        self._passers_by = 0
+        self._random = random
 
-    def _client(self, number: int, random: Random) -> Client:
+    def _client(
+        self, number: int, random: Random, machines: Sequence[Machine] | None = None
+    ) -> Client:
         return Client(
             number,
             self._doors,
-            lambda: self._reachable,
+            lambda: self._reachable if machines is None else machines,
             Random(random.random()),
             idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
             free_keys=self._options.free_keys == 1 and number % 3 == 1,
@@ -338,6 +349,20 @@ class Run:
         except Violation as violation:
             self._fail(violation)
 
+    def _crowd(self, machine: Machine, count: int) -> None:
+        """Let so many clients more come to one machine, each with one operation."""
+        for _ in range(count):
+            self._passers_by += 1
+            number = _FIRST_PASSER_BY + self._passers_by
+            client = self._client(number, self._random, [machine])
+            workload = WORKLOADS[client.random.choice(self._options.workloads)]
+            self._start(self._pass_by(workload(client, self._scene)))
+
+    async def _pass_by(self, operation: Awaitable[None]) -> None:
+        self._busy += 1
+        await operation
+        self._busy -= 1
+
     # --- what goes wrong ----------------------------------------------------------------------
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -381,7 +406,8 @@ class Run:
         report.events = scheduler.events
         report.operations = self._recorder.operations
         report.outcomes = dict(self._recorder.counts)
-        report.faults = dict(self.operator.done)
+        report.faults = dict(self.operator.effective)
+        report.without_effect = dict(self.operator.without_effect)
         report.refused = dict(self.operator.refused)
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest

@@ -51,7 +51,12 @@ class World:
         self.options = options
         self.scheduler = Scheduler(Random(f"order {options.seed}"))
         self.trace = Trace(self.scheduler, write)
-        self.fabric = Fabric(self.scheduler, Random(f"network {options.seed}"), self.trace.note)
+        self.fabric = Fabric(
+            self.scheduler,
+            Random(f"network {options.seed}"),
+            self.trace.note,
+            kernel_bytes=options.kernel_bytes,
+        )
         names = [f"n{number}" for number in range(1, options.nodes + 1)]
         self.machines = {
             name: Machine(
@@ -82,6 +87,7 @@ class World:
             path = self.fabric.path(source, target)
             path.delay_us = path.jitter_us = self.options.delay_us
             path.loss = 0.0
+            path.bytes_per_s = None
 
     def calm_network(self) -> None:
         """Let everybody hear everybody, too."""
