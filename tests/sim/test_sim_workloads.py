@@ -17,10 +17,14 @@ from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
 from raftkv.core.operations import (
     Delete,
+    DeleteResult,
     GetResult,
+    Put,
     PutResult,
+    Range,
     RangeResult,
     Refused,
+    Txn,
     TxnResult,
 )
 from raftkv.rpc.messages import (
@@ -242,9 +246,10 @@ def test_reads_of_old_values_are_caught(name: str) -> None:
     assert theatre.verdict(name) is Verdict.VIOLATION
 
 
-def ignoring_conditions(_: Request, answer: Response) -> Response:
+def ignoring_conditions(request: Request, answer: Response) -> Response:
     """A lie: puts that were refused were done."""
-    if isinstance(answer, Refused) and answer.reason == "precondition":
+    puts = isinstance(request, WriteRequest) and isinstance(request.command.operation, Put)
+    if puts and isinstance(answer, Refused) and answer.reason == "precondition":
         return PutResult(2**50, 1)
     return answer
 
@@ -271,10 +276,18 @@ def test_a_page_or_range_that_leaves_out_an_entry_is_caught(name: str) -> None:
 def test_a_branch_that_was_not_taken_is_caught() -> None:
     """A transaction says that its condition held, which it did not."""
 
-    def lie(_: Request, answer: Response) -> Response:
-        if isinstance(answer, TxnResult) and not answer.succeeded:
-            return structs.replace(answer, succeeded=True)
-        return answer
+    def lie(request: Request, answer: Response) -> Response:
+        if not isinstance(answer, TxnResult) or answer.succeeded:
+            return answer
+        assert isinstance(request, WriteRequest)
+        assert isinstance(request.command.operation, Txn)
+        done = {
+            Put: PutResult(2**50, 1),
+            Delete: DeleteResult(deleted=False, revision=None),
+            Range: next(result for result in answer.results if isinstance(result, RangeResult)),
+        }
+        results = tuple(done[type(part)] for part in request.command.operation.then)
+        return TxnResult(succeeded=True, revision=2**50, results=cast("Any", results))
 
     theatre = Theatre(lie)
     theatre.play("txn")
