@@ -17,6 +17,7 @@ from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
 from raftkv.core.operations import (
     Delete,
+    DeleteResult,
     GetResult,
     PutResult,
     RangeResult,
@@ -238,6 +239,8 @@ def test_reads_of_old_values_are_caught(name: str) -> None:
 def ignoring_conditions(request: Request, answer: Response) -> Response:
     """A lie: puts that were refused were done."""
     if isinstance(request, WriteRequest) and isinstance(answer, Refused):
+        if isinstance(request.command.operation, Delete):
+            return DeleteResult(deleted=True, revision=2**50)
         return PutResult(2**50, 1)
     return answer
 
