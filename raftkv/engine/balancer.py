@@ -49,7 +49,7 @@ class Balancer:
         own_state: Callable[[], NodeState],
     ) -> None:
         self.peers: dict[str, NodeState] = {}
-        """Latest word of each connected node."""
+        """Latest word of each connected node; the engine drops it with the link."""
         self._node = node
         self._map = cluster_map
         self._groups = groups

@@ -42,7 +42,11 @@ class Links(Protocol):
 
 
 class ClusterStatus:
-    """Asks every node for its facts and makes one answer of them."""
+    """Asks every node for its facts and makes one answer of them.
+
+    Questions are numbered from 1 in every life: they are answered at once, so that an answer is
+    lost with the link of its question, and never reaches another life.
+    """
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 class _Kind(enum.IntEnum):
     """Control messages of an established link; the number means something else for each."""
 
-    PING = 1  # the ping's number
+    PING = 1  # when it was sent, in microseconds of the sender's own clock
     PONG = 2  # the number of the ping that is answered
     BULK_TAKEN = 3  # bulk bytes taken since the link began
 
@@ -119,8 +119,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reason = "closed by the peer"
         self._silent_s = 0.0
         self._since_ping_s = 0.0
-        self._ping_number = 0
-        self._ping_sent_at = 0.0
+        self._pinged_us = 0  # when we pinged last, or the connection was made
+        self._echoed_us = 0  # which of our pings was answered last
         self._bulk: deque[tuple[int, bytes]] = deque()
         self._bulk_queued_bytes = 0
         self._bulk_sent_bytes = 0
@@ -144,6 +144,7 @@ class Connection(asyncio.BufferedProtocol):
         # A stream's transport always is one; uvloop's do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(_WRITE_HIGH_BYTES, _WRITE_LOW_BYTES)
+        self._pinged_us = self._echoed_us = self._now_us()
         self._writer = FrameWriter(self._loop, self._transport)
         if self.dialing is None:
             self.remote = _host(transport.get_extra_info("peername"))
@@ -308,14 +309,26 @@ class Connection(asyncio.BufferedProtocol):
         self._since_ping_s += elapsed_s
         if self._since_ping_s >= self._limits.ping_interval_s:
             self._since_ping_s = 0.0
-            self._ping_number += 1
-            self._ping_sent_at = self._owner.clock.monotonic()
-            self._send_control(_Kind.PING, self._ping_number)
+            self._pinged_us = self._now_us()
+            self._send_control(_Kind.PING, self._pinged_us)
+
+    def lag_s(self) -> float:
+        """At most so long ago was sent what comes now, by this node's clock alone.
+
+        A link keeps order: what comes behind an answer to a ping was sent after that ping. Before
+        the first, everything comes behind a proof that the peer made for this very connection.
+        It grows while the peer's messages wait on their way here, or in a process that is frozen.
+        """
+        return self._owner.clock.monotonic() - self._echoed_us / 1e6
+
+    def _now_us(self) -> int:
+        return int(self._owner.clock.monotonic() * 1e6)
 
     def _take_pong(self, number: int) -> None:
-        if number != self._ping_number:
-            return  # of a ping before the last one
-        sample_s = self._owner.clock.monotonic() - self._ping_sent_at
+        if not self._echoed_us <= number <= self._pinged_us:
+            raise FrameError("answers a ping that was not sent, or was answered")
+        self._echoed_us = number
+        sample_s = self.lag_s()
         if self.round_trip_s is None:
             self.round_trip_s = sample_s
         else:

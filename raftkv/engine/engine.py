@@ -182,6 +182,7 @@ class Engine:
             clock=self._clock,
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
+            random_bytes=self._seams.random_bytes,
         )
         self._balancer = Balancer(
             node=self._name,

@@ -1,6 +1,7 @@
 """Requests over several shards: asked in parts, answered as one.
 
-Each part is linearizable in its shard; the whole is not a snapshot of all shards.
+Each part is linearizable in its shard; the whole is not a snapshot of all shards. A part is a
+request of its own for the router, which lets each be answered once, and by its own call.
 """
 
 import heapq

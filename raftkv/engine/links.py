@@ -178,6 +178,14 @@ class PeerLinks:
         link = self._links.get(peer)
         return None if link is None else link.round_trip_s
 
+    def lag_s(self, peer: str) -> float:
+        """At most so long ago was sent what comes from ``peer`` now, in seconds; 0 without a link.
+
+        Measured by pings, on this node's clock; about a ping's interval on a link without delay.
+        """
+        link = self._links.get(peer)
+        return 0.0 if link is None else link.lag_s()
+
     def changed_us(self, peer: str) -> int | None:
         """When the link came up or was lost, in microseconds of wall clock; None if neither."""
         return self._changed_us.get(peer)

@@ -4,9 +4,16 @@ A request is served by the group that holds its shard, if that leads here
 (:mod:`raftkv.engine.local_service`), and is forwarded to the node that leads otherwise; a refusal
 for want of leadership is tried again until the time is up (design, section 4). What is finally said
 is definite only if it truly is (:mod:`raftkv.engine.requests`).
+
+A forwarded call belongs to the link on which it was sent, and to the life of the node that sent it.
+A peer can lose its link, or its process, and be back while its call is still held here. So a call
+is answered over its own link or not at all, and a node numbers its calls from a random start, where
+no earlier life of it did. Either would do; an answer to the wrong call acknowledges what is not
+there.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -46,6 +53,16 @@ HOPS_MAX = 3
 ELSEWHERE = frozenset({"no_leader", "unavailable"})
 """Another node's definite refusals after which it makes sense to look for the leader again."""
 
+CALL_LAG_S_MAX = 5.0
+"""A call that may have been on its way for longer is refused.
+
+Its time begins anew where it arrives, as no two nodes share a clock. So this bounds how late a copy
+of a write can be: it is handed to a shard at most ``HOPS_MAX`` times this after its time was up,
+that is 75 s after the client asked, with the longest time that a client may allow. Within 120 s its
+idempotency key is not forgotten. It cannot wait anywhere else: forwarded calls do not wait for a
+leader, and what a leader has queued is refused when it stops leading.
+"""
+
 REPLY_BYTES_MAX = 60 * 1024 * 1024
 """Largest answer to a forwarded call; a frame on a link takes no more."""
 
@@ -61,6 +78,9 @@ class Links(Protocol):
     def is_connected(self, peer: str) -> bool:
         """Whether ``peer`` can be sent to."""
 
+    def lag_s(self, peer: str) -> float:
+        """At most so many seconds ago was sent what comes from ``peer`` now."""
+
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Queue a message; in order, or lost with the link."""
 
@@ -72,6 +92,7 @@ class Router:
         groups: the groups of this node, kept by their host.
         cluster_map: which shard has which replicas.
         slow_s: a request that takes longer is logged.
+        random_bytes: where the numbers of this life's calls begin is drawn from it.
     """
 
     def __init__(
@@ -84,6 +105,7 @@ class Router:
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
         slow_s: float = SLOW_S,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.map = cluster_map
         self.slow = SlowRequests(clock, slow_s)
@@ -103,7 +125,8 @@ class Router:
         self._homeless: dict[Pending, None] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
         self._forwarded: dict[int, tuple[str, Pending]] = {}
-        self._next_id = 0
+        self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
+        self._links_lost: dict[str, int] = {}  # peer -> how often; which of its links this is
         self._hints: dict[int, str] = {}  # shard without a replica here -> who led it last
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_call = msgspec.msgpack.Decoder(Call).decode
@@ -127,22 +150,33 @@ class Router:
         self.route(call.request, call, answer)
 
     def on_call(self, peer: str, payload: bytes) -> None:
-        """Take a call that another node forwards."""
+        """Take a call that another node forwards; its answer goes over the same link or nowhere."""
         call = self._decode_call(payload)
         call_id = call.id
+        link = self._links_lost.get(peer, 0)
 
         def answer(response: Response, served: Served) -> None:
+            if self._links_lost.get(peer, 0) != link:
+                return  # who asked knows that this link is lost, and waits for nothing
             payload = self._encode(Reply(call_id, response, served, self.map.epoch))
             if len(payload) > REPLY_BYTES_MAX:
                 large = Failure("too_large", "the answer is too large", not is_write(call.request))
                 payload = self._encode(Reply(call_id, large, served, self.map.epoch))
             self._links.send(peer, CHANNEL_REPLY, payload)
 
+        lag_s = self._links.lag_s(peer)
+        if lag_s > CALL_LAG_S_MAX:
+            late = f"the call may have been on its way for {lag_s:.1f} s"
+            answer(Failure("unavailable", late, definite=True), self._me(None))
+            return
         voucher = None if call.term is None else Voucher(peer, call.term)
         self.route(call.request, call, answer, voucher)
 
     def on_reply(self, peer: str, payload: bytes) -> None:
-        """Take the answer to a call that was forwarded to ``peer``."""
+        """Take the answer to a call that was forwarded to ``peer`` over the link that is up now.
+
+        Those forwarded over earlier links were given up when these were lost.
+        """
         reply = self._decode_reply(payload)
         expected, pending = self._forwarded.get(reply.id, (None, None))
         if pending is None or expected != peer:
@@ -161,7 +195,12 @@ class Router:
         self._finish(pending, response, reply.served)
 
     def on_disconnected(self, peer: str) -> None:
-        """Hear that whatever was forwarded to ``peer`` may or may not have arrived."""
+        """Hear that the link to ``peer`` is lost, before another one is up.
+
+        Whatever was forwarded over it may or may not have arrived, and what came over it is not
+        answered any more.
+        """
+        self._links_lost[peer] = self._links_lost.get(peer, 0) + 1
         lost = [(i, pending) for i, (to, pending) in self._forwarded.items() if to == peer]
         for call_id, pending in lost:
             del self._forwarded[call_id]
@@ -305,8 +344,10 @@ class Router:
 
     def _retry(self) -> None:
         waiting, self._homeless = list(self._homeless), {}
+        now = self._clock.monotonic()
         for pending in waiting:
-            self._try(pending)
+            if pending.deadline > now:  # else it is answered soon; this node was frozen, perhaps
+                self._try(pending)
 
     def _expired(self, pending: Pending) -> None:
         self._homeless.pop(pending, None)

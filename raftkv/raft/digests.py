@@ -14,7 +14,8 @@ DIGESTS_KEPT = 256
 class StateDigests:
     """What one replica's state looked like after each of its latest entries.
 
-    A leader announces its own, a follower compares; who sees a difference tells its node.
+    A leader announces its own, a follower compares; who sees a difference tells its node. What was
+    announced stays true when the leader, its link or its life ends: an applied entry is committed.
     """
 
     def __init__(self, group: GroupId, *, replica: Replica, host: Host) -> None:

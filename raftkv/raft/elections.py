@@ -8,6 +8,9 @@ see their links break in the same millisecond, and where their questions cross, 
 other's, both stand, each votes for itself, and an election time-out passes before anyone stands
 again. So of those that ask at the same time one goes on and the others give way. None of this is
 about votes, which stay as in Raft: giving way only decides who asks for them, and when.
+
+Rounds of pre-votes are numbered from 1 in every life. They are answered in the turn in which they
+are asked, so that an answer is lost with the link, and never reaches another life.
 """
 
 from raftkv.raft import messages as wire

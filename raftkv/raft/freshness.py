@@ -25,7 +25,8 @@ class Freshness:
     """What one replica knows about the age of its state, and the reads that wait to know.
 
     Questions are numbered from a random start: an answer to a question of an earlier life of this
-    node would speak of a clock that has been set anew since.
+    node would speak of a clock that has been set anew since. A leader may hold its answer until a
+    round is complete, and send it over a later link.
     """
 
     def __init__(

@@ -287,7 +287,13 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._owner.send(peer, message)
 
     def _hold(self, peer: str, message: wire.RaftMessage) -> None:
-        """Send once everything recorded so far is durable (H8)."""
+        """Send once everything recorded so far is durable (H8), if the term is still the same.
+
+        By then ``peer`` may have started anew, and be on another link. What is held is true all the
+        same: a term has one leader and one vote of ours, and neither a leader nor a candidate of it
+        is one again in that term in its next life. So a vote or acknowledgement counts for nobody
+        but whom it was meant for.
+        """
         if self.journal.synced:
             self._owner.send(peer, message)
         else:

@@ -5,6 +5,10 @@ whether they still follow it in this term. When a majority has said so, after th
 sent, no newer leader can have committed anything before the read arrived. One round serves every
 read that was waiting when it was sent; later ones wait for the next.
 
+Rounds are numbered from 1 in every life. An answer to a round of an earlier life proves nothing by
+mistake: it names its term, and nobody leads in one term in two lives. It goes out in the turn in
+which the question came, with the link or not at all.
+
 A read that another member forwards brings that member's answer along: its term when it forwarded,
 which is after the read arrived. Where leader and forwarder are a majority no round is needed.
 """

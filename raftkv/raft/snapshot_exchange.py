@@ -1,6 +1,13 @@
 """A group's snapshots to and from other replicas, and the state that is built from one.
 
 See :mod:`raftkv.raft.snapshot_transfer` for how the bytes travel.
+
+Senders end with the link to their follower, receivers do not. A job of a receiver may end after
+the link was lost, and what it says goes to the same peer over the next one. That is harmless: it
+names the snapshot's index and counts only at a leader of the same term, whose transfer of that
+index is of the same bytes, as states at one entry are equal; the checksum of the file has the last
+word. An acknowledgement after an installation speaks of committed entries on this disk, true
+whoever hears it.
 """
 
 from collections.abc import Callable, Iterator

@@ -131,10 +131,14 @@ class Sender:
         self._run_job(lambda: self._reader.read_chunk(offset, CHUNK_BYTES), read_done)
 
     def on_progress(self, message: wire.SnapshotProgress, now: float) -> None:
-        """Hear which byte the follower wants next."""
+        """Hear which byte the follower wants next.
+
+        Receivers outlive links and senders do not: an answer to an earlier sender of the very
+        same file may come, and acknowledge more than this one has sent. It goes on from there.
+        """
         self.progress_at = now
         self._acknowledged = max(0, min(message.offset, self.snapshot.size_bytes))
-        if not message.in_order:
+        if not message.in_order or self._acknowledged > self._sent:
             self._sent = self._acknowledged
         if self._acknowledged >= self.snapshot.size_bytes:
             self.close()  # the follower has it all: a file replaced meanwhile need not be kept

@@ -2,7 +2,8 @@
 
 Every call gets exactly one truthful answer, also when the engine hangs or dies: a write that may
 have left this process has an unknown outcome then, a read or a write that certainly has not left
-is definite. The connection is never made again behind the caller's back: when it is lost
+is definite. Calls and their numbers belong to one connection, on both sides: what is answered after
+its end goes nowhere. The connection is never made again behind the caller's back: when it is lost
 ``closed`` is set, and an HTTP worker ends with its engine.
 """
 
@@ -28,12 +29,12 @@ from raftkv.rpc.local import (
     PAYLOAD_BYTES_MAX,
     PROTOCOL_VERSION,
     Hello,
+    LocalCall,
     Welcome,
     socket_address,
 )
 from raftkv.rpc.messages import (
     BatchRequest,
-    Call,
     Failure,
     FailureCode,
     Reply,
@@ -144,18 +145,20 @@ class EngineClient:
             or self._writer.waiting_bytes >= _WAITING_BYTES_MAX
         ):
             return self._failed("busy", "too many requests wait for the engine", definite=True)
-        call = Call(
+        now = self._loop.time()
+        call = LocalCall(
             id=self._next_id,
             remaining_ms=min(max(int(timeout_s * 1000), 0), _REMAINING_MS_MAX),
             request=request,
             request_id=request_id,
+            sent_s=now,
         )
         payload = self._encode(call)
         if len(payload) > self._payload_bytes_max:
             return self._failed("too_large", "larger than a request may be", definite=True)
         self._next_id += 1
         future: asyncio.Future[Reply] = self._loop.create_future()
-        deadline = self._loop.time() + timeout_s + GRACE_S
+        deadline = now + timeout_s + GRACE_S
         self._pending[call.id] = _Pending(future, may_write(request), deadline)
         self._writer.send(CHANNEL_CALL, payload)
         if self._sweeper is None:

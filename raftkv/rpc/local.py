@@ -8,7 +8,9 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+from raftkv.rpc.messages import Call
+
+PROTOCOL_VERSION = 2
 """Front end and engine are one installation; another version means a half-done upgrade."""
 
 CHANNEL_HELLO = 0
@@ -40,6 +42,17 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=2):
     node: str
     in_flight_max: int
     payload_bytes_max: int
+
+
+class LocalCall(Call, frozen=True):
+    """A call of a front end. ``sent_s`` is when it was sent, in seconds of the loop's clock.
+
+    Both processes read the same monotonic clock of their machine, so the engine knows how long a
+    call has waited in the socket, behind many others or while it was frozen. Between nodes there
+    is no such clock.
+    """
+
+    sent_s: float | None = None
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from raftkv.rpc.local import (
     PAYLOAD_BYTES_MAX,
     PROTOCOL_VERSION,
     Hello,
+    LocalCall,
     Welcome,
     socket_address,
 )
@@ -44,6 +45,7 @@ _BACKLOG = 128
 _CONNECTIONS_MAX = 256
 _HELLO_DEADLINE_S = 5.0
 _CLOSE_DEADLINE_S = 1.0
+_WAITED_S = 0.25
 _OUTPUT_BYTES_MAX = 512 * 1024 * 1024
 
 _logger = logging.getLogger(__name__)
@@ -173,7 +175,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._server = server
         self._loop = loop
         self._decoder = FrameDecoder(HELLO_BYTES_MAX)
-        self._decode = msgspec.msgpack.Decoder(Call).decode
+        self._decode = msgspec.msgpack.Decoder(LocalCall).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._authenticated = False
         self._reading = True
@@ -280,10 +282,18 @@ class _Connection(asyncio.BufferedProtocol):
         )
         self._writer.send(CHANNEL_HELLO, msgspec.msgpack.encode(welcome))
 
-    def _take_call(self, call: Call) -> None:
+    def _take_call(self, call: LocalCall) -> None:
         if call.id in self.in_flight:
             raise FrameError(f"two calls under the id {call.id}")
         self.in_flight.add(call.id)
+        if call.sent_s is not None and self._loop.time() - call.sent_s > _WAITED_S:
+            waited_ms = int((self._loop.time() - call.sent_s) * 1000)
+            if waited_ms >= call.remaining_ms:
+                # Its front end has given it up, and a write may have been sent elsewhere since.
+                late = Failure("unavailable", "its time was up when it was read", definite=True)
+                self.respond(Reply(call.id, late, Served(node=self._server.node)))
+                return
+            call = msgspec.structs.replace(call, remaining_ms=call.remaining_ms - waited_ms)
         try:
             self._server.handler(call, self._respond)
         except Exception:

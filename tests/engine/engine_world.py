@@ -73,10 +73,15 @@ class FakeLinks:
     def __init__(self, *connected: str) -> None:
         self.connected = frozenset(connected)
         self.sent: list[tuple[str, int, bytes]] = []
+        self.lags: dict[str, float] = {}
 
     def is_connected(self, peer: str) -> bool:
         """Whether the peer is there."""
         return peer in self.connected
+
+    def lag_s(self, peer: str) -> float:
+        """How late the peer's messages may be, as the test says."""
+        return self.lags.get(peer, 0.0)
 
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
         """Record, if the peer is there."""

@@ -6,6 +6,7 @@ from engine_world import RouterWorld
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     Compare,
@@ -20,7 +21,7 @@ from raftkv.core.operations import (
     Txn,
 )
 from raftkv.engine.gather import ScanGather
-from raftkv.engine.router import HOPS_MAX
+from raftkv.engine.router import CALL_LAG_S_MAX, HOPS_MAX
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
@@ -36,6 +37,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
+from raftkv.web.config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
 
@@ -152,9 +154,11 @@ def test_node_without_a_replica_asks_one_that_has(world: RouterWorld) -> None:
     world.ask(put(world.key(shard)))
     [(to, call)] = world.links.calls()
     assert to in world.map.placement(shard).replicas
-    world.answer(call, PutResult(1, 1), "n4", shard)
+    leader = next(name for name in world.map.placement(shard).replicas if name != to)
+    reply = Reply(call.id, PutResult(1, 1), Served(leader, shard), 1)
+    world.router.on_reply(to, msgspec.msgpack.encode(reply))
     world.ask(put(world.key(shard)))
-    assert world.links.calls()[0][0] == "n4" or "n4" not in world.map.placement(shard).replicas
+    assert world.links.calls()[0][0] == leader, "who served it last is asked first"
 
 
 def test_call_of_a_peer_is_answered_to_it(world: RouterWorld) -> None:
@@ -166,6 +170,97 @@ def test_call_of_a_peer_is_answered_to_it(world: RouterWorld) -> None:
     reply = msgspec.msgpack.decode(payload, type=Reply)
     assert (to, reply.id) == ("n2", 9)
     assert isinstance(reply.response, PutResult)
+
+
+def test_a_call_is_answered_over_its_own_link_or_not_at_all(world: RouterWorld) -> None:
+    """A peer that came back on a new link is not told what was asked on the one before."""
+    world.lead(0)
+    world.group(0).hold = True
+    world.router.on_call("n2", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    world.router.on_call("n3", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    world.router.on_disconnected("n2")
+    world.router.on_call("n2", msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0)), hops=1)))
+    for release in world.group(0).held:
+        release()
+    assert [to for to, _, _ in world.links.sent] == ["n3", "n2"]
+    [_, payload] = [payload for _, _, payload in world.links.sent]
+    answer = msgspec.msgpack.decode(payload, type=Reply).response
+    assert isinstance(answer, PutResult)
+    assert answer.version == 3, "the answer is that of the call of this very link"
+
+
+def test_lives_do_not_share_numbers() -> None:
+    """A node that starts anew numbers its calls where no earlier life of it did."""
+    numbers: set[int] = set()
+    for _ in range(4):
+        world = RouterWorld()
+        world.follow("n2", 0)
+        for _ in range(8):
+            world.ask(put(world.key(0)))
+        numbers |= {call.id for _, call in world.links.calls()}
+    assert len(numbers) == 4 * 8
+
+
+def test_an_answer_to_an_earlier_life_answers_nothing() -> None:
+    """Whatever the leader says to a call of the node's last life, this life's call goes on."""
+    before, now = RouterWorld(), RouterWorld()
+    for world in (before, now):
+        world.follow("n2", 0)
+        world.ask(put(world.key(0)))
+    [(_, old)], [(_, new)] = before.links.calls(), now.links.calls()
+    now.answer(old, PutResult(7, 1), "n2", 0)
+    now.answer(Call(1, 0, old.request), PutResult(7, 1), "n2", 0)
+    assert not now.replies
+    now.answer(new, Refused("precondition", 5), "n2", 0)
+    assert now.response == Refused("precondition", 5)
+
+
+def test_an_answer_to_a_call_of_a_lost_link_is_not_taken(world: RouterWorld) -> None:
+    """A repeated read waits for the answer to its new call; the old call's comes too late."""
+    world.follow("n2", 0)
+    world.ask(GetRequest(world.key(0)))
+    [(_, old)] = world.links.calls()
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(_, again)] = world.links.calls()
+    world.answer(old, GetResult(None), "n2", 0)
+    assert not world.replies
+    world.answer(again, GetResult(None), "n2", 0)
+    assert world.response == GetResult(None)
+
+
+def test_a_call_that_may_have_waited_long_on_its_way_is_refused(world: RouterWorld) -> None:
+    """Its time begins anew here: it may have been retried elsewhere, and forgotten, long since."""
+    world.lead(0)
+    call = msgspec.msgpack.encode(Call(9, 30_000, put(world.key(0), "once"), hops=1))
+    world.links.lags["n2"] = 1.1 * CALL_LAG_S_MAX
+    world.router.on_call("n2", call)
+    world.links.lags["n2"] = 0.9 * CALL_LAG_S_MAX
+    world.router.on_call("n2", call)
+    refused, served = (
+        msgspec.msgpack.decode(payload, type=Reply).response for _, _, payload in world.links.sent
+    )
+    assert isinstance(refused, Failure)
+    assert (refused.code, refused.definite) == ("unavailable", True)
+    assert isinstance(served, PutResult)
+    assert served.version == 1, "the refused one was not applied"
+
+
+def test_a_late_copy_of_a_write_finds_its_key_remembered() -> None:
+    """After the longest call's time, and the lag of every hop, the key has not been forgotten."""
+    assert RequestLimits().timeout_ms_max / 1000 + HOPS_MAX * CALL_LAG_S_MAX < LIFETIME_S
+
+
+def test_a_request_whose_time_is_up_is_not_tried_again(world: RouterWorld) -> None:
+    """A node that was frozen while a request waited for a leader does not serve it on waking."""
+    world.ask(put(world.key(0)), remaining_ms=1000)
+    world.loop.now += 300
+    world.lead(0)
+    world.router.leader_changed()
+    world.loop.run(1)
+    assert world.failure.definite
+    world.ask(GetRequest(world.key(0)))
+    assert world.replies[1].response == GetResult(None)
 
 
 # --- what is said when things go wrong ---------------------------------------------------------

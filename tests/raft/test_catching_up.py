@@ -1,6 +1,6 @@
 """Catching up by snapshot, when leaders, snapshots and links change in the middle of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,44 @@ def test_a_new_leader_takes_over_a_transfer() -> None:
     world.network.connect("b", "c")
     world.elect("b")
     assert world.run(20.0, until=caught_up(world, "c", "b"))
+
+
+class FileOf40Chunks:
+    """A reader whose chunks say nothing."""
+
+    def records(self) -> Iterator[bytes]:
+        """Return none."""
+        return iter(())
+
+    def read_chunk(self, offset: int, length: int) -> bytes:
+        """Return nothing but zeros, up to the end."""
+        return bytes(min(length, 40 * snapshot_transfer.CHUNK_BYTES - offset))
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+def test_a_sender_goes_on_where_an_earlier_one_was_heard() -> None:
+    """A receiver outlives its link: what it has written since is not sent again, nor counted.
+
+    What is under way to it stays within the window, though it acknowledges more than this sender
+    has sent.
+    """
+    sent: list[wire.SnapshotChunk] = []
+    chunk_bytes, window = snapshot_transfer.CHUNK_BYTES, snapshot_transfer.WINDOW_CHUNKS
+    sender = snapshot_transfer.Sender(
+        snapshot_transfer.SnapshotId(7, 1, 40 * chunk_bytes),
+        reader=FileOf40Chunks(),
+        run_job=lambda job, done: done(job(), None),
+        send=sent.append,
+        failed=lambda error: pytest.fail(str(error)),
+        now=0.0,
+    )
+    sender.go_on(1)
+    assert [chunk.offset for chunk in sent] == [n * chunk_bytes for n in range(window)]
+    sent.clear()
+    sender.on_progress(wire.SnapshotProgress(1, 7, 20 * chunk_bytes, in_order=True), 0.0)
+    assert [chunk.offset for chunk in sent] == [(20 + n) * chunk_bytes for n in range(window)]
 
 
 def test_an_abandoned_transfer_leaves_nothing_behind() -> None:

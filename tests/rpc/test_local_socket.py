@@ -131,6 +131,32 @@ def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -
     run(main())
 
 
+def test_a_call_that_waited_in_the_socket_has_less_time_left(tmp_path: Path) -> None:
+    """An engine that was frozen does not begin what its front end has given up long since."""
+    held = Held()
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", held) as (server, client):
+            (frozen,) = server.connections
+            frozen._transport.pause_reading()
+            given_up = await client.call(WRITE, 0.3)
+            assert isinstance(given_up.response, Failure)
+            assert (given_up.response.code, given_up.response.definite) == ("timeout", False)
+            patient = asyncio.ensure_future(client.call(READ, 300))
+            await asyncio.sleep(0)
+            sent_at = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() - sent_at > 0.5)
+            frozen._transport.resume_reading()
+            await until(lambda: len(held.calls) == 1)
+            [(call, _)] = held.calls
+            assert call.request == READ
+            assert 290_000 < call.remaining_ms <= 299_500
+            held.release()
+            assert (await patient).response == GetResult(None)
+
+    run(main())
+
+
 def test_the_engine_is_told_the_remaining_time_and_the_client_its_node(tmp_path: Path) -> None:
     """Deadlines travel as milliseconds that are left; the welcome names the node."""
 
