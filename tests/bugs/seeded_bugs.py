@@ -639,6 +639,30 @@ def range_of_one_shard(patch: Patch) -> None:
     patch(partitioning, "share_tag", lambda _start, _end: True)
 
 
+class _NoLinkIsLost(dict[str, int]):
+    """Remembers of no link that it was lost."""
+
+    def __setitem__(self, peer: str, times: int) -> None:
+        """Nothing."""
+
+
+@bug
+@shaped(faults=("forwarder_restart",))
+def reply_of_an_earlier_life(patch: Patch) -> None:
+    """A node numbers the calls that it forwards from 1 in every life, and is answered by its name.
+
+    Both of the router's defences are off: a call is answered over whatever link there is by then.
+    """
+    honest = router.Router.__init__
+
+    def start(self: Any, **rest: Any) -> None:
+        honest(self, **rest)
+        self._next_id = 0
+        self._links_lost = _NoLinkIsLost()
+
+    patch(router.Router, "__init__", start)
+
+
 # --- links -----------------------------------------------------------------------------------
 
 

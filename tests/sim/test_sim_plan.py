@@ -76,7 +76,7 @@ def test_faults_come_in_order_within_the_run(seed: int, minutes: float) -> None:
     assert [fault.at_s for fault in found] == sorted(fault.at_s for fault in found)
     assert all(FIRST_S < fault.at_s <= minutes * 60 for fault in found)
     assert all(fault.kind in options.faults for fault in found)
-    assert all(0 < fault.duration_s < 60 for fault in found)
+    assert all(0 < fault.duration_s < 240 for fault in found)
     assert len({fault.seed for fault in found}) == len(found)
 
 
