@@ -265,7 +265,9 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
 
 
 @bug
-@shaped(faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10)
+@shaped(
+    faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10, append_bytes=1
+)
 def h2_stock(patch: Patch) -> None:
     """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
     patch(replica.Replica, "_unknown_part", _known_part)
@@ -310,7 +312,10 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000)
+@shaped(
+    faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000,
+    append_bytes=1,
+)  # fmt: skip
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
