@@ -85,7 +85,7 @@ class Sender:
         self,
         snapshot: SnapshotId,
         *,
-        bounds: ChunkBounds,
+        bounds: ChunkBounds | None = None,
         reader: SnapshotReader,
         run_job: RunJob,
         send: Callable[[wire.SnapshotChunk], None],
@@ -94,6 +94,7 @@ class Sender:
     ) -> None:
         self.snapshot = snapshot
         self.progress_at = now
+        bounds = bounds or ChunkBounds()
         self._chunk_bytes = bounds.chunk_bytes
         self._window_bytes = bounds.window_chunks * bounds.chunk_bytes
         self._reader = reader
@@ -174,7 +175,7 @@ class Receiver:
         snapshot: SnapshotId,
         peer: str,
         *,
-        bounds: ChunkBounds,
+        bounds: ChunkBounds | None = None,
         file: SnapshotReceiver,
         run_job: RunJob,
         report: Callable[[int], None],
@@ -187,7 +188,7 @@ class Receiver:
         """Whether all bytes are here and the file is being put in place."""
         self.progress_at = 0.0
         """When a chunk came last, in monotonic seconds."""
-        self._waiting_max = 2 * bounds.window_chunks
+        self._waiting_max = 2 * (bounds or ChunkBounds()).window_chunks
         self._file = file
         self._run_job = run_job
         self._report = report

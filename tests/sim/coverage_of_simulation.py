@@ -73,11 +73,10 @@ def _show(measured: coverage.Coverage) -> None:
     for path, lines, branches in files:
         click.echo(f"\n{path}")
         if lines:
-            click.echo("  lines", ", ".join(_ranges(lines)))
+            click.echo(f"  lines {', '.join(_ranges(lines))}")
         if branches:
-            click.echo(
-                "  branches", ", ".join(f"{a}->{'exit' if b < 0 else b}" for a, b in branches)
-            )
+            words = (f"{source}->{'exit' if target < 0 else target}" for source, target in branches)
+            click.echo(f"  branches {', '.join(words)}")
 
 
 def _share(part: int, whole: int) -> str:

@@ -10,7 +10,8 @@ from raftkv.rpc.messages import (
     Request,
     Response,
 )
-from raftkv.sim.client import Doors, Lost
+from raftkv.sim.client import Doors
+from raftkv.sim.front_end import Lost
 
 READ = GetRequest(b"k")
 

@@ -26,7 +26,8 @@ from raftkv.rpc.messages import (
     Response,
     WriteRequest,
 )
-from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, Doors, Lost, Outcome
+from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, Doors, Outcome
+from raftkv.sim.front_end import Lost
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
 
@@ -255,9 +256,13 @@ def test_who_waits_for_an_engine_that_ends_hears_of_it_at_once() -> None:
         front.bench.run_s(0.1)
         front.cluster.machine.kill()
         front.bench.run_s(0.02)
-        for task, code, definite in ((read, "unavailable", True), (write, "unknown", False)):
+        lost = "the engine was lost"
+        for task, told in (
+            (read, Failure("unavailable", lost, definite=True)),
+            (write, Failure("unknown", lost, definite=False)),
+        ):
             if task.exception() is None:
-                assert task.result() == Failure(code, "the engine was lost", definite=definite)
+                assert task.result() == told
             else:
                 assert front.lost(task) is True
         told.add(read.exception() is None)
@@ -281,8 +286,9 @@ def test_a_worker_that_is_killed_takes_its_answers_with_it() -> None:
     front.bench.run_s(0.5)
     read = front.ask()
     front.bench.run_s(0.1)
-    assert isinstance(read.result(), GetResult)
-    assert read.result().entry is not None, "the write was done"
+    answer = read.result()
+    assert isinstance(answer, GetResult)
+    assert answer.entry is not None, "the write was done"
 
 
 def test_connections_of_clients_break_as_often_as_they_are_told_to() -> None:
