@@ -248,7 +248,7 @@ def test_a_machine_without_power_says_nothing() -> None:
 
 def test_who_waits_for_an_engine_that_ends_hears_of_it_at_once() -> None:
     """Its worker says what it knows of each call, or ends before that and its connections too."""
-    told = set()
+    answers_left: set[bool] = set()
     for seed in range(12):
         front = Front(seed)
         front.cluster.machine.freeze()
@@ -265,8 +265,8 @@ def test_who_waits_for_an_engine_that_ends_hears_of_it_at_once() -> None:
                 assert task.result() == told
             else:
                 assert front.lost(task) is True
-        told.add(read.exception() is None)
-    assert told == {True, False}, "both happen"
+        answers_left.add(read.exception() is None)
+    assert answers_left == {True, False}, "both happen"
 
 
 def test_a_worker_that_is_killed_takes_its_answers_with_it() -> None:
