@@ -7,12 +7,32 @@ applied once; one without gives up, and must not be told a lie.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from raftkv.core.operations import Command, Refused, SessionKey, Write
+import msgspec
+
+from raftkv.core.operations import (
+    Command,
+    DeleteResult,
+    FreeKey,
+    GetResult,
+    Idempotency,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Refused,
+    SessionKey,
+    Txn,
+    TxnResult,
+    Write,
+)
+from raftkv.core.state_machine import is_read_only
 from raftkv.rpc.messages import (
     BatchRequest,
+    BatchResult,
     Call,
     Failure,
     GetRequest,
@@ -22,26 +42,28 @@ from raftkv.rpc.messages import (
     ScanRequest,
     WriteRequest,
 )
+from raftkv.sim.front_end import Lost
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
-from raftkv.sim.scheduler import Scheduler
+from raftkv.sim.scheduler import SECOND_US, Scheduler
+from raftkv.sim.violation import Violation
 
 OPERATION_S = 10.0
 """A client gives up an operation after this long."""
 
 ATTEMPT_MS = 2000
-"""What a node is given for one attempt."""
+"""How long a client waits for one node; what it asked may live there for longer."""
+
+SESSION_OPERATIONS = 60
+"""A client goes on with a new session after so many writes, and never uses the old one again."""
+
+AGAIN_SHARE = 0.08
+"""Share of acknowledged writes that are sent again all the same: a late copy, or another request
+under the same name."""
 
 _GRACE_S = 0.5
 _PAUSE_S = 0.05
-
-
-class Lost(Exception):  # noqa: N818 - what happened to the answer
-    """No answer; ``sent``: the node may have got the request."""
-
-    def __init__(self, *, sent: bool) -> None:
-        super().__init__("sent" if sent else "not sent")
-        self.sent = sent
+_CUT_AFTER_S = 0.003
 
 
 class Witness(Protocol):
@@ -55,60 +77,93 @@ class Witness(Protocol):
 
 
 class Doors:
-    """The way from clients to the nodes' front ends: HTTP, as far as it matters here."""
+    """The way from clients to the nodes' front ends: HTTP, as far as it matters here.
+
+    Args:
+        cut_share: of connections that break under a request or its answer.
+
+    Attributes:
+        unheard: machines that no request reaches.
+        unanswered: machines whose answers reach nobody.
+        cut: how many requests or answers met with that.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, loop: SimLoop, random: Random, witness: Witness | None = None
+        self,
+        scheduler: Scheduler,
+        loop: SimLoop,
+        random: Random,
+        *,
+        witness: Witness | None = None,
+        cut_share: float = 0.0,
     ) -> None:
+        self.unheard: set[str] = set()
+        self.unanswered: set[str] = set()
+        self.cut = 0
         self._witness = witness
+        self._number = 0
         self._scheduler = scheduler
         self._loop = loop
         self._random = random
-        self._number = 0
-        self._waiting: dict[str, dict[int, asyncio.Future[Response]]] = {}
+        self.cut_share = cut_share
 
     async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
-        """Send a request to a node and wait for its answer.
+        """Send a request to a node and wait for its answer, not longer than an attempt takes.
+
+        The node is given ``call_ms`` if that is longer: who asks goes away, and the call lives on.
 
         Raises:
-            Lost: there is none in time, or the node ended before it answered.
+            Lost: there is none in time, or the connection ended before it.
         """
-        self._number += 1
-        call = Call(self._number, remaining_ms, request)
         answered: asyncio.Future[Response] = self._loop.create_future()
-        waiting = self._waiting.setdefault(machine.name, {})
-        waiting[call.id] = answered
-        self._scheduler.after(self._latency_us(), self._arrive, machine, call, answered)
+        wait_ms = min(remaining_ms, ATTEMPT_MS)
+        self._scheduler.after(
+            self._latency_us(), self._arrive, machine, request, remaining_ms, answered
+        )
+        if self.cut_share and self._random.random() < self.cut_share:
+            cut_us = int(self._random.expovariate(1 / _CUT_AFTER_S) * SECOND_US)
+            self._scheduler.after(cut_us, self._answer, answered, Lost(sent=True))
         try:
-            async with asyncio.timeout(remaining_ms / 1000 + _GRACE_S):
+            async with asyncio.timeout(wait_ms / 1000 + _GRACE_S):
                 return await answered
         except TimeoutError:
             raise Lost(sent=True) from None
-        finally:
-            waiting.pop(call.id, None)
 
-    def ended(self, machine: Machine) -> None:
-        """A node's process has ended, and with it its connections."""
-        for answered in self._waiting.get(machine.name, {}).values():
-            self._answer(answered, Lost(sent=True))
-
-    def _arrive(self, machine: Machine, call: Call, answered: "asyncio.Future[Response]") -> None:
-        if machine.serving is None:
+    def _arrive(
+        self,
+        machine: Machine,
+        request: Request,
+        remaining_ms: int,
+        answered: "asyncio.Future[Response]",
+    ) -> None:
+        if machine.name in self.unheard:
+            self.cut += 1
+            return
+        worker = machine.front.worker
+        if worker is None or not worker.serving:
             if machine.powered:
                 self._answer(answered, Lost(sent=False))
             return
-        machine.loop.call_soon(self._serve, machine, call, answered)
-
-    def _serve(self, machine: Machine, call: Call, answered: "asyncio.Future[Response]") -> None:
-        if machine.serving is not None:
-            if self._witness is not None:
-                self._witness.asked(call)
-            machine.serving.handle(call, lambda reply: self._reply(call, answered, reply))
-
-    def _reply(self, call: Call, answered: "asyncio.Future[Response]", reply: Reply) -> None:
+        self._number += 1
+        call = Call(self._number, remaining_ms, request)
         if self._witness is not None:
-            self._witness.answered(call, reply)
-        self._answer(answered, reply.response)
+            self._witness.asked(call)
+        worker.take(request, remaining_ms / 1000, partial(self._told, machine, call, answered))
+
+    def _told(
+        self,
+        machine: Machine,
+        call: Call,
+        answered: "asyncio.Future[Response]",
+        answer: Reply | Lost,
+    ) -> None:
+        """A worker answers, or its connections end."""
+        if self._witness is not None and not isinstance(answer, Lost):
+            self._witness.answered(call, msgspec.structs.replace(answer, id=call.id))
+        if machine.name in self.unanswered:
+            self.cut += 1
+            return
+        self._answer(answered, answer if isinstance(answer, Lost) else answer.response)
 
     def _answer(self, answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:
         self._scheduler.after(self._latency_us(), self._loop.call_soon, _settle, answered, answer)
@@ -141,6 +196,9 @@ class Client:
     Args:
         number: names it.
         reachable: the machines that it may ask now.
+        idempotent: its writes have names, so that it may send them again.
+        free_keys: these are free-form keys instead of a session's.
+        call_ms: how long a node may work on one attempt, even if nobody waits any more.
     """
 
     def __init__(
@@ -152,14 +210,19 @@ class Client:
         *,
         idempotent: bool,
         now_s: Callable[[], float],
+        free_keys: bool = False,
+        call_ms: int = ATTEMPT_MS,
     ) -> None:
         self.number = number
         self.random = random
-        self._doors = doors
+        self.doors = doors
         self._reachable = reachable
         self._idempotent = idempotent
+        self._free_keys = free_keys
+        self._call_ms = call_ms
         self._now_s = now_s
-        self._sequence = 0
+        self._sequence = self._sessions = self._first = 0
+        self._begin_session()
         self.written = 0
         """How many different values it has made."""
         self.given_up: list[tuple[float, str]] = []
@@ -167,8 +230,24 @@ class Client:
 
     async def write(self, operation: Write, *, refusal: str | None = None) -> Outcome:
         """Put, delete or do a transaction; a failure with the code ``refusal`` is an answer."""
-        request = WriteRequest(self._command(operation))
-        return await self._run(request, repeatable=self._idempotent, refusal=refusal)
+        command = Command(operation, self._name())
+        repeatable = self._idempotent
+        outcome = await self._run(WriteRequest(command), repeatable=repeatable, refusal=refusal)
+        if isinstance(outcome.answer, Refused) and outcome.answer.reason == "forgotten":
+            self._begin_session()
+            if outcome.status == "fail":  # no copy of it was applied: it may have another name
+                command = Command(operation, self._name())
+                outcome = await self._run(
+                    WriteRequest(command), repeatable=repeatable, refusal=refusal
+                )
+        reads = isinstance(operation, Txn) and is_read_only(operation)
+        if outcome.status == "ok" and command.idempotency is not None and not reads:
+            share = self.random.random()
+            if share < AGAIN_SHARE:
+                await self._repeat(command, outcome.answer)
+            elif share < 2 * AGAIN_SHARE:
+                await self._reuse(command.idempotency, _key_of(operation))
+        return outcome
 
     async def read(self, request: GetRequest | ScanRequest) -> Outcome:
         """Read; of unknown outcome is a read never."""
@@ -184,17 +263,54 @@ class Client:
 
     async def ask_once(self, request: Request) -> Response | None:
         """One attempt, whatever comes of it."""
+        return await self.ask_machine(self._pick(), request)
+
+    async def ask_machine(self, machine: Machine, request: Request) -> Response | None:
+        """One attempt at this machine, whatever comes of it."""
         try:
-            return await self._doors.ask(self._pick(), request, ATTEMPT_MS)
+            return await self.doors.ask(machine, request, self._call_ms)
         except Lost:
             return None
 
-    def _command(self, operation: Write) -> Command:
+    def _name(self) -> Idempotency | None:
         if not self._idempotent:
-            return Command(operation)
+            return None
         self._sequence += 1
-        key = SessionKey(f"client {self.number}", self._sequence, self._sequence)
-        return Command(operation, key)
+        if self._free_keys:
+            return FreeKey(f"client {self.number}, write {self._sequence}")
+        if self._sequence >= self._first + SESSION_OPERATIONS:
+            self._begin_session()
+        return SessionKey(self._session, self._sequence, self._sequence, self._born)
+
+    def _begin_session(self) -> None:
+        """From now on writes have names of another session."""
+        self._sessions += 1
+        self._session = f"client {self.number}, session {self._sessions}"
+        self._first, self._born = self._sequence, 1 + int(self._now_s() * SECOND_US)
+
+    async def _repeat(self, command: Command, first: Response) -> None:
+        """Send a write once more that was acknowledged just now: it is answered from memory.
+
+        Raises:
+            Violation: the answer is another one.
+        """
+        again = await self.ask_once(WriteRequest(command))
+        if not isinstance(again, Failure | None) and again not in (first, *_forgotten(again)):
+            raise Violation(
+                f"{command.idempotency} was answered with {first}, and sent again with {again}"
+            )
+
+    async def _reuse(self, name: Idempotency, key: bytes) -> None:
+        """Send something else to the same shard under a name that is taken: it is refused.
+
+        Raises:
+            Violation: it is not. (Its condition holds never, so that it does no harm.)
+        """
+        other = Put(key, b"", if_revision=1)
+        answer = await self.ask_once(WriteRequest(Command(other, name)))
+        expected = (Refused("key_reused"), *_forgotten(answer))
+        if not isinstance(answer, Failure | None) and answer not in expected:
+            raise Violation(f"another request under {name} was answered with {answer}")
 
     def _pick(self) -> Machine:
         return self.random.choice(self._reachable())
@@ -209,13 +325,14 @@ class Client:
         detail = "no node could be asked"
         while self._now_s() < deadline:
             try:
-                answer = await self._doors.ask(self._pick(), request, ATTEMPT_MS)
+                answer = await self.doors.ask(self._pick(), request, self._call_ms)
             except Lost as lost:
                 detail = f"no answer ({lost})"
                 exposed = exposed or lost.sent
             else:
                 if not isinstance(answer, Failure):
-                    return Outcome(_status(answer), answer)
+                    _must_fit(request, answer)
+                    return Outcome(_status(answer, exposed=exposed), answer)
                 detail = f"{answer.code}: {answer.detail}"
                 exposed = exposed or not answer.definite
                 if answer.code == refusal:
@@ -228,6 +345,56 @@ class Client:
         return Outcome("info" if exposed and not reads else "fail", detail=detail)
 
 
-def _status(answer: Response) -> str:
-    """Whether an answer that came from a shard means that the operation was applied."""
-    return "fail" if isinstance(answer, Refused) else "ok"
+def _forgotten(answer: Response | None) -> tuple[Refused, ...]:
+    """The answer, if it is that the session was forgotten meanwhile."""
+    told = isinstance(answer, Refused) and answer.reason == "forgotten"
+    return (answer,) if told and isinstance(answer, Refused) else ()
+
+
+def _key_of(operation: Write) -> bytes:
+    """A key that says which shard it was."""
+    if isinstance(operation, Txn):
+        first = (*operation.then, *operation.otherwise)[0]
+        return first.start if isinstance(first, Range) else first.key
+    return operation.key
+
+
+def _status(answer: Response, *, exposed: bool) -> str:
+    """Whether an answer that came from a shard means that the operation was applied.
+
+    A condition that does not hold speaks for the write itself, as its outcome is remembered with
+    its name. Every other refusal speaks for this copy only: one before it may yet be applied.
+    """
+    if not isinstance(answer, Refused):
+        return "ok"
+    return "info" if exposed and answer.reason != "precondition" else "fail"
+
+
+def _must_fit(request: Request, answer: Response) -> None:
+    """Check that this can be an answer to that; what answers another request is a lie.
+
+    Raises:
+        Violation: it cannot.
+    """
+    match request:
+        case WriteRequest(command=Command(operation=Txn() as txn)):
+            fits = isinstance(answer, Refused) or (
+                isinstance(answer, TxnResult)
+                and len(answer.results) == len(txn.then if answer.succeeded else txn.otherwise)
+            )
+        case WriteRequest(command=Command(operation=Put())):
+            fits = isinstance(answer, PutResult | Refused)
+        case WriteRequest():
+            fits = isinstance(answer, DeleteResult | Refused)
+        case GetRequest(key=key):
+            fits = isinstance(answer, GetResult) and (
+                answer.entry is None or answer.entry.key == key
+            )
+        case ScanRequest():
+            fits = isinstance(answer, RangeResult)
+        case BatchRequest(operations=items):
+            fits = isinstance(answer, BatchResult) and len(answer.results) == len(items)
+        case _:
+            fits = True
+    if not fits:
+        raise Violation(f"{type(answer).__name__} is no answer to {request}")

@@ -285,7 +285,9 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
 
 
 @bug
-@shaped(faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10)
+@shaped(
+    faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10, append_bytes=1
+)
 def h2_stock(patch: Patch) -> None:
     """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
     patch(replica.Replica, "_unknown_part", _known_part)
@@ -330,7 +332,10 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000)
+@shaped(
+    faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000,
+    append_bytes=1,
+)  # fmt: skip
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
@@ -658,6 +663,30 @@ class _OtherMap:
 def range_of_one_shard(patch: Patch) -> None:
     """A range in a transaction answers with what the shard of its first key has of it."""
     patch(partitioning, "share_tag", lambda _start, _end: True)
+
+
+class _NoLinkIsLost(dict[str, int]):
+    """Remembers of no link that it was lost."""
+
+    def __setitem__(self, peer: str, times: int) -> None:
+        """Nothing."""
+
+
+@bug
+@shaped(faults=("forwarder_restart",))
+def reply_of_an_earlier_life(patch: Patch) -> None:
+    """A node numbers the calls that it forwards from 1 in every life, and is answered by its name.
+
+    Both of the router's defences are off: a call is answered over whatever link there is by then.
+    """
+    honest = router.Router.__init__
+
+    def start(self: Any, **rest: Any) -> None:
+        honest(self, **rest)
+        self._next_id = 0
+        self._links_lost = _NoLinkIsLost()
+
+    patch(router.Router, "__init__", start)
 
 
 # --- links -----------------------------------------------------------------------------------

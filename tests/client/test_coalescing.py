@@ -139,8 +139,8 @@ def test_calls_that_come_during_a_flight_are_one_batch_and_each_has_its_own_resu
             with pytest.raises(PreconditionFailedError) as caught:
                 failed.result(WAIT_S)
     assert caught.value.current_revision == 12
-    session = server.received[0].headers["raftkv-session"].split(";")[0]
-    numbered = [{"id": session, "sequence": n, "low": 1} for n in range(1, 5)]
+    session, _, _, born = server.received[0].headers["raftkv-session"].split(";")
+    numbered = [{"id": session, "sequence": n, "low": 1, "born": int(born)} for n in range(1, 5)]
     low = members_of(server.received[1])[0]["session"]["low"]  # type: ignore[index]
     assert low in {1, 2}  # the first call lands while the batch is made
     for place in numbered:
