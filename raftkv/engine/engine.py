@@ -14,6 +14,7 @@ import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
+from raftkv.core.expiry import LIFETIME_S
 from raftkv.engine.balancer import Balancer, NodeState
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.config import NodeConfig
@@ -93,6 +94,7 @@ class Seams:
     snapshot_writer: Callable[[SnapshotStore], SnapshotWriter]
     fatal: Callable[[BaseException], None]
     link_limits: LinkLimits = field(default_factory=LinkLimits)
+    memory_lifetime_s: float = LIFETIME_S
 
 
 class Engine:
@@ -260,6 +262,7 @@ class Engine:
                 proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
             ),
             snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
+            memory_lifetime_s=self._seams.memory_lifetime_s,
             durations=self._durations,
         )
 

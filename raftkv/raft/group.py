@@ -344,7 +344,8 @@ class Group:
         self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
         if new == LEADER:
             self.elections += 1
-            self._expiry = ExpiryClock(self.state.memory)
+            lifetime_s = self.config.memory_lifetime_s
+            self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))

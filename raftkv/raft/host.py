@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.expiry import LIFETIME_S
 from raftkv.raft import messages as wire
 from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Limits
@@ -56,6 +57,8 @@ class GroupConfig(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     limits: Limits = Limits()
     snapshots: SnapshotPolicy = SnapshotPolicy()
+    memory_lifetime_s: float = LIFETIME_S
+    """How long outcomes are remembered at least."""
     durations: StageDurations = msgspec.field(default_factory=StageDurations)
     """Where the times of entries are counted; of several groups together if they share it."""
 

@@ -111,6 +111,7 @@ class Machine:
         fabric: Fabric,
         seed: str,
         link_limits: LinkLimits,
+        memory_s: float,
         note: Callable[..., None],
         after_turn: Callable[["Machine"], None],
         ended: Callable[["Machine"], None],
@@ -134,6 +135,7 @@ class Machine:
         self._scheduler = scheduler
         self._fabric = fabric
         self._link_limits = link_limits
+        self._memory_s = memory_s
         self._note = note
         self._after_turn = after_turn
         self._on_end = ended
@@ -241,6 +243,7 @@ class Machine:
             snapshot_writer=lambda store: JobWriter(store, other_jobs),
             fatal=_exit,
             link_limits=self._link_limits,
+            memory_lifetime_s=self._memory_s,
         )
 
     def _jobs(self, threads: int) -> SimJobs:

@@ -27,6 +27,8 @@ MINUTES = 5.0
 class Options:
     """One run. Times end with their unit; ``faults`` are the kinds that may happen.
 
+    ``memory_s``: how long outcomes of writes are remembered. ``copies``: share of clients' requests
+    of which a copy arrives late, as from a proxy that was frozen and tries again.
     ``keep``: only these faults of the plan happen, by number (None: all); what shrinking cuts.
     """
 
@@ -47,6 +49,8 @@ class Options:
     workloads: tuple[str, ...]
     faults: tuple[str, ...]
     fault_every_s: float
+    memory_s: float
+    copies: float
     keep: tuple[int, ...] | None = None
 
     @classmethod
@@ -54,6 +58,7 @@ class Options:
         """What ``seed`` decides, with ``changes`` on top."""
         random = Random(f"options {seed}")
         nodes, replicas = random.choice(((3, 3), (3, 3), (3, 3), (4, 3), (5, 3), (5, 5)))
+        memory = Random(f"memory {seed}")
         heartbeat_ms = random.choice((100, 250, 500, 500))
         drawn = cls(
             seed=seed,
@@ -73,6 +78,9 @@ class Options:
             workloads=_some(random, WORKLOADS, at_least=2),
             faults=_some(random, FAULTS, at_least=3),
             fault_every_s=random.choice((4.0, 8.0, 15.0)),
+            # The shortest leaves a client's operation just enough time, as 120 s do its calls.
+            memory_s=memory.choice((12.0, 12.0, 120.0)),
+            copies=memory.choice((0.0, 0.1, 0.3)),
         )
         options = replace(drawn, **changes)
         options.check()
@@ -98,6 +106,8 @@ class Options:
             ("clients", 1, 1000),
             ("operations_per_s", 0.01, 10**6),
             ("fault_every_s", 0.05, 10**9),
+            ("memory_s", 1, 10**9),
+            ("copies", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

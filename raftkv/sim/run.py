@@ -38,6 +38,12 @@ from raftkv.sim.world import World
 ERA_S = 40.0
 """Clients go on to new keys this often."""
 
+COPIES_WITHIN = 2.5
+"""A copy of a request arrives within this many lifetimes of outcomes."""
+
+RESTLESS = 0.15
+"""Clients begin another session before this share of their writes, and leave the old one unused."""
+
 LIVENESS_S = 20.0
 """How long a majority without faults is given work."""
 
@@ -116,7 +122,14 @@ class Run:
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
         self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self._fail)
-        self._doors = Doors(scheduler, self._loop, Random(random.random()))
+        self._doors = Doors(
+            scheduler,
+            self._loop,
+            Random(random.random()),
+            copies=options.copies,
+            copies_within_s=COPIES_WITHIN * options.memory_s,
+            wrong=self._fail,
+        )
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
         self._recorder = Recorder(lambda: scheduler.now_us, self.world.trace.note)
@@ -147,6 +160,8 @@ class Run:
             Random(random.random()),
             idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
             now_s=lambda: self.world.scheduler.now_s,
+            memory_s=self._options.memory_s,
+            restless=RESTLESS,
         )
 
     # --- phases -------------------------------------------------------------------------------
@@ -355,6 +370,8 @@ class Run:
         report.operations = self._recorder.operations
         report.outcomes = dict(self._recorder.counts)
         report.faults = dict(self.operator.done)
+        if self._doors.copies:
+            report.faults["late_copy"] = self._doors.copies
         report.refused = dict(self.operator.refused)
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest

@@ -53,6 +53,7 @@ class World:
                 fabric=self.fabric,
                 seed=f"machine {options.seed}",
                 link_limits=_link_limits(options),
+                memory_s=options.memory_s,
                 note=self.trace.note,
                 after_turn=after_turn,
                 ended=ended,

@@ -1,6 +1,7 @@
 """When the client tries again, when it must not, and what it believes in the end."""
 
 import time
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -403,7 +404,7 @@ def test_a_machine_that_slept_does_not_send_a_batch_again(
 ) -> None:
     """As a single write: what had no answer keeps what is known of it."""
     clock = _Slept(monkeypatch, batches)
-    monkeypatch.setattr(batches.time, "sleep", clock.sleep)
+    monkeypatch.setattr(batches, "time", SimpleNamespace(sleep=clock.sleep))
     refused = {"status": 504, "code": "unknown", "definite": False}
     body = msgspec.msgpack.encode({"results": [refused]})
     with (
