@@ -364,9 +364,7 @@ class Group:
         if new == LEADER:
             self.elections += 1
             lifetime_s = self.config.bounds.name_lifetime_s
-            self._expiry = ExpiryClock(
-                self.state.memory, lifetime_s=lifetime_s, interval_s=lifetime_s / 12
-            )
+            self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))

@@ -1,7 +1,8 @@
 """Simulated clients: they ask nodes as HTTP workers do, and try again as the client library does.
 
 A client with a session (``idempotent``) sends a write again when an answer is lost, and it must be
-applied once; one without gives up, and must not be told a lie.
+applied once; one without gives up, and must not be told a lie. Copies of what has a session may
+arrive late, from the client or from something between it and the node.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -54,8 +56,11 @@ OPERATION_S = 10.0
 ATTEMPT_MS = 2000
 """How long a client waits for one node; what it asked may live there for longer."""
 
-SESSION_OPERATIONS = 60
-"""A client goes on with a new session after so many writes, and never uses the old one again."""
+RESEND_SHARE = 100 / 120
+"""For how much of an outcome's lifetime a write of unknown outcome is sent again."""
+
+BIRTH_START_US = 10**12
+"""What births begin at, so that a clock may be behind."""
 
 AGAIN_SHARE = 0.08
 """Share of acknowledged writes that are sent again all the same: a late copy, or another request
@@ -81,11 +86,16 @@ class Doors:
 
     Args:
         cut_share: of connections that break under a request or its answer.
+        copies: share of writes in a session of which a copy arrives later, if at all: something
+            in between that was answered "certainly not" does not try again.
+        copies_within_s: by how much later at most.
+        wrong: called when such a copy was applied again.
 
     Attributes:
         unheard: machines that no request reaches.
         unanswered: machines whose answers reach nobody.
         cut: how many requests or answers met with that.
+        copies: how many copies were answered.
     """
 
     def __init__(
@@ -96,7 +106,14 @@ class Doors:
         *,
         witness: Witness | None = None,
         cut_share: float = 0.0,
+        copies: float = 0.0,
+        copies_within_s: float = 0.0,
+        wrong: Callable[[Violation], None] | None = None,
     ) -> None:
+        self.copies = 0
+        self._copies = copies
+        self._copies_within_s = copies_within_s
+        self._wrong = wrong
         self.unheard: set[str] = set()
         self.unanswered: set[str] = set()
         self.cut = 0
@@ -144,11 +161,44 @@ class Doors:
             if machine.powered:
                 self._answer(answered, Lost(sent=False))
             return
+        call = self._asked(request, remaining_ms)
+        worker.take(request, remaining_ms / 1000, partial(self._told, machine, call, answered))
+        if self._copies and _in_session(request) and self._random.random() < self._copies:
+            late_us = int(self._random.random() * self._copies_within_s * SECOND_US)
+            self._scheduler.after(late_us, self._copy_arrives, machine, call, answered)
+
+    def _asked(self, request: Request, remaining_ms: int) -> Call:
         self._number += 1
         call = Call(self._number, remaining_ms, request)
         if self._witness is not None:
             self._witness.asked(call)
-        worker.take(request, remaining_ms / 1000, partial(self._told, machine, call, answered))
+        return call
+
+    def _copy_arrives(
+        self, machine: Machine, first: Call, answered: "asyncio.Future[Response]"
+    ) -> None:
+        worker = machine.front.worker
+        if worker is None or not worker.serving or not _may_come_again(answered):
+            return
+        call = self._asked(first.request, first.remaining_ms)
+        told = partial(self._copy_told, call, answered)
+        worker.take(call.request, call.remaining_ms / 1000, told)
+
+    def _copy_told(
+        self, call: Call, answered: "asyncio.Future[Response]", answer: Reply | Lost
+    ) -> None:
+        """A write that has a revision must not get another."""
+        if isinstance(answer, Lost):
+            return
+        if self._witness is not None:
+            self._witness.answered(call, msgspec.structs.replace(answer, id=call.id))
+        self.copies += 1
+        if answered.cancelled() or answered.exception() is not None:
+            return
+        first, again = _revision(answered.result()), _revision(answer.response)
+        if None not in (first, again) and first != again and self._wrong is not None:
+            why = f"a copy of the write with revision {first} was applied again, as {again}"
+            self._wrong(Violation(why))
 
     def _told(
         self,
@@ -170,6 +220,28 @@ class Doors:
 
     def _latency_us(self) -> int:
         return 100 + int(self._random.random() * 300)
+
+
+def _in_session(request: Request) -> bool:
+    return isinstance(request, WriteRequest) and isinstance(request.command.idempotency, SessionKey)
+
+
+def _may_come_again(answered: "asyncio.Future[Response]") -> bool:
+    if not answered.done():
+        return False
+    if answered.cancelled():
+        return True
+    error = answered.exception()
+    if isinstance(error, Lost):
+        return error.sent
+    response = answered.result()
+    return not (isinstance(response, Failure) and response.definite)
+
+
+def _revision(response: Response) -> int | None:
+    if isinstance(response, PutResult | DeleteResult | TxnResult):
+        return response.revision
+    return None
 
 
 def _settle(answered: "asyncio.Future[Response]", answer: Response | Lost) -> None:
@@ -199,6 +271,8 @@ class Client:
         idempotent: its writes have names, so that it may send them again.
         free_keys: these are free-form keys instead of a session's.
         call_ms: how long a node may work on one attempt, even if nobody waits any more.
+        memory_s: how long outcomes are remembered at least.
+        restless: share of writes before which it begins another session.
     """
 
     def __init__(
@@ -212,6 +286,8 @@ class Client:
         now_s: Callable[[], float],
         free_keys: bool = False,
         call_ms: int = ATTEMPT_MS,
+        memory_s: float = LIFETIME_S,
+        restless: float = 0.0,
     ) -> None:
         self.number = number
         self.random = random
@@ -221,8 +297,13 @@ class Client:
         self._free_keys = free_keys
         self._call_ms = call_ms
         self._now_s = now_s
-        self._sequence = self._sessions = self._first = 0
-        self._begin_session()
+        self._resend_s = RESEND_SHARE * memory_s
+        self._restless = restless
+        # How wrong its clock is: nothing, or more than the time in which sessions are forgotten.
+        self._skew_us = int(random.choice((0, 0, -4, 4)) * memory_s * SECOND_US) if restless else 0
+        self._sessions = self._sequence = self._born = self._writes = 0
+        self._used_s = 0.0
+        self._last: Command | None = None  # under which another session a write went on
         self.written = 0
         """How many different values it has made."""
         self.given_up: list[tuple[float, str]] = []
@@ -231,15 +312,10 @@ class Client:
     async def write(self, operation: Write, *, refusal: str | None = None) -> Outcome:
         """Put, delete or do a transaction; a failure with the code ``refusal`` is an answer."""
         command = Command(operation, self._name())
-        repeatable = self._idempotent
-        outcome = await self._run(WriteRequest(command), repeatable=repeatable, refusal=refusal)
-        if isinstance(outcome.answer, Refused) and outcome.answer.reason == "forgotten":
-            self._begin_session()
-            if outcome.status == "fail":  # no copy of it was applied: it may have another name
-                command = Command(operation, self._name())
-                outcome = await self._run(
-                    WriteRequest(command), repeatable=repeatable, refusal=refusal
-                )
+        outcome = await self._run(
+            WriteRequest(command), repeatable=self._idempotent, refusal=refusal
+        )
+        command = self._last or command
         reads = isinstance(operation, Txn) and is_read_only(operation)
         if outcome.status == "ok" and command.idempotency is not None and not reads:
             share = self.random.random()
@@ -275,18 +351,42 @@ class Client:
     def _name(self) -> Idempotency | None:
         if not self._idempotent:
             return None
-        self._sequence += 1
         if self._free_keys:
-            return FreeKey(f"client {self.number}, write {self._sequence}")
-        if self._sequence >= self._first + SESSION_OPERATIONS:
-            self._begin_session()
-        return SessionKey(self._session, self._sequence, self._sequence, self._born)
+            self._writes += 1
+            return FreeKey(f"client {self.number}, write {self._writes}")
+        is_idle = self._now_s() - self._used_s > self._resend_s
+        if not self._sessions or is_idle or self.random.random() < self._restless:
+            self._begin_session(0)
+        return self._next_key()
 
-    def _begin_session(self) -> None:
+    def _begin_session(self, born_after: int) -> None:
         """From now on writes have names of another session."""
+        now_us = BIRTH_START_US + int(self._now_s() * SECOND_US)
+        self._skew_us = max(self._skew_us, born_after + 1 - now_us)
+        self._born = now_us + self._skew_us
         self._sessions += 1
-        self._session = f"client {self.number}, session {self._sessions}"
-        self._first, self._born = self._sequence, 1 + int(self._now_s() * SECOND_US)
+        self._sequence = 0
+
+    def _next_key(self) -> SessionKey:
+        self._sequence += 1
+        self._used_s = self._now_s()
+        name = f"client {self.number}.{self._sessions}"
+        return SessionKey(name, self._sequence, self._sequence, self._born)
+
+    def _in_another_session(self, request: Request, answer: Response) -> WriteRequest | None:
+        """What to ask if a write was refused for its session; None if for something else.
+
+        Only for one that cannot have been applied, as :mod:`raftkv.client.calls` has it.
+        """
+        if not isinstance(request, WriteRequest) or not isinstance(answer, Refused):
+            return None
+        key, born_after = request.command.idempotency, answer.current_revision
+        if answer.reason != "forgotten" or born_after is None or not isinstance(key, SessionKey):
+            return None
+        if key.born > born_after:
+            return None
+        self._begin_session(born_after)
+        return WriteRequest(Command(request.command.operation, self._next_key()))
 
     async def _repeat(self, command: Command, first: Response) -> None:
         """Send a write once more that was acknowledged just now: it is answered from memory.
@@ -323,6 +423,7 @@ class Client:
         deadline = began_s + OPERATION_S
         exposed = False
         detail = "no node could be asked"
+        self._last = None
         while self._now_s() < deadline:
             try:
                 answer = await self.doors.ask(self._pick(), request, self._call_ms)
@@ -330,14 +431,21 @@ class Client:
                 detail = f"no answer ({lost})"
                 exposed = exposed or lost.sent
             else:
-                if not isinstance(answer, Failure):
+                again = None
+                if not exposed and self._now_s() - began_s <= self._resend_s:
+                    again = self._in_another_session(request, answer)
+                if again is not None:
+                    request, self._last = again, again.command
+                elif not isinstance(answer, Failure):
                     _must_fit(request, answer)
-                    return Outcome(_status(answer, exposed=exposed), answer)
-                detail = f"{answer.code}: {answer.detail}"
-                exposed = exposed or not answer.definite
-                if answer.code == refusal:
-                    return Outcome("info" if exposed else "fail", answer, detail)
-            if exposed and not repeatable:
+                    return Outcome(_status(answer, exposed=exposed), answer, _detail(answer))
+                else:
+                    detail = f"{answer.code}: {answer.detail}"
+                    exposed = exposed or not answer.definite
+                    if answer.code == refusal:
+                        return Outcome("info" if exposed else "fail", answer, detail)
+            is_old = self._now_s() - began_s > self._resend_s
+            if exposed and (not repeatable or (is_old and isinstance(request, WriteRequest))):
                 break
             await asyncio.sleep(_PAUSE_S * (1 + self.random.random()))
         self.given_up.append((began_s, f"{type(request).__name__}: {detail}"))
@@ -363,11 +471,18 @@ def _status(answer: Response, *, exposed: bool) -> str:
     """Whether an answer that came from a shard means that the operation was applied.
 
     A condition that does not hold speaks for the write itself, as its outcome is remembered with
-    its name. Every other refusal speaks for this copy only: one before it may yet be applied.
+    its name. Every other refusal speaks for this copy only: one before it may yet be applied, and
+    in a session that was forgotten also one that was not the client's own.
     """
     if not isinstance(answer, Refused):
         return "ok"
+    if answer.reason == "forgotten":
+        return "info"
     return "info" if exposed and answer.reason != "precondition" else "fail"
+
+
+def _detail(answer: Response) -> str:
+    return "forgotten" if _forgotten(answer) else ""
 
 
 def _must_fit(request: Request, answer: Response) -> None:

@@ -111,6 +111,8 @@ class Options:
     cut_share: float
     """Of clients' connections that break."""
     kernel_bytes: int
+    copies: float
+    """Share of writes in a session of which a copy arrives late."""
     keep: tuple[int, ...] | None = None
 
     @classmethod
@@ -118,6 +120,7 @@ class Options:
         """What ``seed`` decides, with ``changes`` on top."""
         random = Random(f"options {seed}")
         nodes, replicas = random.choice(SHAPES)
+        late = Random(f"copies {seed}")
         heartbeat_ms = random.choice((100, 250, 500, 500))
         drawn = cls(
             seed=seed,
@@ -154,11 +157,13 @@ class Options:
             free_keys=random.choice((0, 1, 1)),
             free_keys_max=random.choice((20, _MANY, _MANY)),
             sessions_max=random.choice((5, _MANY, _MANY, _MANY)),
-            name_lifetime_s=random.choice((4.0, 60.0, 120.0)),
+            # The shortest leaves a client's operation just enough time, as 120 s do its calls.
+            name_lifetime_s=random.choice((12.0, 12.0, 120.0)),
             in_flight_max=random.choice((2, 8192, 8192)),
             worker_life_s=random.choice((0.0, 10.0, 60.0)),
             cut_share=random.choice((0.0, 0.02, 0.1)),
             kernel_bytes=random.choice((4, 32, 256)) * _KIB,
+            copies=late.choice((0.0, 0.1, 0.3)),
         )
         options = replace(drawn, **changes)
         options.check()
@@ -223,6 +228,7 @@ class Options:
             ("worker_life_s", 0.0, 10**9),
             ("cut_share", 0.0, 1.0),
             ("kernel_bytes", 512, 2**31),
+            ("copies", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -41,6 +41,12 @@ from raftkv.storage.disk import DiskError
 ERA_S = 40.0
 """Clients go on to new keys this often."""
 
+COPIES_WITHIN = 2.5
+"""A copy of a request arrives within this many lifetimes of outcomes."""
+
+RESTLESS = 0.15
+"""Clients begin another session before this share of their writes, and leave the old one unused."""
+
 LIVENESS_S = 20.0
 """How long a majority without faults is given work."""
 
@@ -130,6 +136,9 @@ class Run:
             Random(random.random()),
             witness=self,
             cut_share=options.cut_share,
+            copies=options.copies,
+            copies_within_s=COPIES_WITHIN * options.name_lifetime_s,
+            wrong=self.fail,
         )
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
@@ -170,6 +179,8 @@ class Run:
             free_keys=self._options.free_keys == 1 and number % 3 == 1,
             call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
+            memory_s=self._options.name_lifetime_s,
+            restless=RESTLESS,
         )
 
     # --- phases -------------------------------------------------------------------------------
@@ -410,6 +421,8 @@ class Run:
         report.outcomes = dict(self._recorder.counts)
         report.faults = dict(self.operator.effective)
         report.without_effect = dict(self.operator.without_effect)
+        if self._doors.copies:
+            report.faults["late_copy"] = self._doors.copies
         report.refused = dict(self.operator.refused)
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest

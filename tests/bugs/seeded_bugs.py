@@ -599,6 +599,13 @@ def forget_outcomes_in_snapshots(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("transfer",), free_keys=0, name_lifetime_s=12.0, copies=0.3)
+def forgotten_session_is_made_anew(patch: Patch) -> None:
+    """A session that a shard does not know is let in, though it may have been forgotten."""
+    patch(OutcomeMemory, "_refused_for_birth", lambda _self, _born: None)
+
+
+@bug
 def unknown_is_called_definite(patch: Patch) -> None:
     """A write that may yet be committed is reported as certainly not applied."""
 

@@ -9,8 +9,11 @@ import pytest
 from sim_front import Front
 from sim_parts import Bench
 
+from raftkv.core.expiry import LIFETIME_S
+from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.operations import (
     Command,
+    Forget,
     GetResult,
     Put,
     PutResult,
@@ -80,6 +83,14 @@ class Caller(Bench):
             now_s=lambda: self.scheduler.now_s,
         )
 
+    @property
+    def keys(self) -> list[SessionKey]:
+        """The session keys of the writes asked for."""
+        requests = [asked for asked in self.script.asked if isinstance(asked, WriteRequest)]
+        keys = [request.command.idempotency for request in requests]
+        assert all(isinstance(key, SessionKey) for key in keys)
+        return cast("list[SessionKey]", keys)
+
     def result(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run it to its end."""
         task = self.loop.create_task(work)
@@ -104,12 +115,54 @@ def test_a_session_makes_every_write_repeatable() -> None:
     """A write whose answer is lost is sent again, under the same key; the next has another."""
     caller = Caller(SENT, UNKNOWN, DONE)
     assert caller.result(caller.client.write(PUT)).status == "ok"
-    command = Command(PUT, SessionKey("client 5, session 1", 1, 1, 1))
-    assert caller.script.asked == [WriteRequest(command)] * 3
+    born = caller.keys[0].born
+    assert caller.keys == [SessionKey("client 5.1", 1, 1, born)] * 3
     caller.result(caller.client.write(PUT))
-    assert caller.script.asked[-1] == WriteRequest(
-        Command(PUT, SessionKey("client 5, session 1", 2, 2, 1))
-    )
+    assert caller.keys[-1] == SessionKey("client 5.1", 2, 2, born)
+
+
+def test_a_session_that_was_not_used_for_long_is_left() -> None:
+    """As the client library leaves it: it may have been forgotten."""
+    caller = Caller(DONE)
+    for _ in range(2):
+        caller.result(caller.client.write(PUT))
+        caller.run_s(LIFETIME_S)
+    assert [key.session for key in caller.keys] == ["client 5.1", "client 5.2"]
+    assert caller.keys[0].born < caller.keys[1].born
+
+
+def test_a_write_whose_session_was_forgotten_goes_on_in_another() -> None:
+    """No copy of it can have been applied: it is the only one, and young."""
+    later = 2**51
+    caller = Caller(BUSY, Refused("forgotten", later), DONE)
+    assert caller.result(caller.client.write(PUT)).status == "ok"
+    first, again, renewed = caller.keys
+    assert first == again
+    assert (renewed.session, renewed.sequence, renewed.born) == ("client 5.2", 1, later + 1)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (SENT, Refused("forgotten", 2**51)),
+        (Refused("forgotten"),),
+        (Refused("forgotten", 1),),
+    ],
+)
+def test_what_was_forgotten_is_unknown(answers: tuple[Response | Lost, ...]) -> None:
+    """A copy before may have been applied, or the refusal is for another reason than the birth."""
+    caller = Caller(*answers, DONE)
+    outcome = caller.result(caller.client.write(PUT))
+    assert (outcome.status, outcome.detail) == ("info", "forgotten")
+    assert len(caller.script.asked) == len(answers)
+
+
+def test_a_write_of_unknown_outcome_is_not_sent_again_when_it_may_be_forgotten() -> None:
+    """Sooner than the client gives up, if outcomes live so short."""
+    caller = Caller(SENT)
+    caller.client._resend_s = 1.0
+    assert caller.result(caller.client.write(PUT)).status == "info"
+    assert len(caller.script.asked) < 15  # 0.1 s each
 
 
 @pytest.mark.parametrize("answer", [SENT, UNKNOWN])
@@ -315,3 +368,86 @@ def test_a_call_may_outlive_its_client() -> None:
     read = front.ask()
     front.bench.run_s(0.1)
     assert read.result() != GetResult(None)
+
+
+# --- copies that arrive late -----------------------------------------------------------------
+
+
+class Copied(Front):
+    """Doors of which every write in a session goes through twice, the second time within 20 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong: list[Violation] = []
+        self.doors = Doors(
+            self.bench.scheduler,
+            self.loop,
+            Random(1),
+            copies=1.0,
+            copies_within_s=20.0,
+            wrong=self.wrong.append,
+        )
+
+    def put(self) -> "asyncio.Task[Response]":
+        """Write in a session, and wait for the answer but not for the copy."""
+        request = WriteRequest(Command(PUT, SessionKey("s", 1, 1, 1)))
+        task = self.loop.create_task(self.doors.ask(self.cluster.machine, request, 2000))
+        self.bench.run_s(1.0)
+        assert self.doors.copies == 0
+        return task
+
+    def forget(self) -> None:
+        """Let the shard forget the session, as if it had not been used for long."""
+        engine = self.cluster.machine.serving
+        assert engine is not None
+        for group in engine.host.groups.values():
+            group.state.memory.forget(Forget((), ()))
+            group.state.memory.forget(Forget((), ("s",)))
+            assert list(group.state.sessions()) == []
+
+
+@pytest.fixture
+def copied() -> Copied:
+    """A node that leads, behind such doors."""
+    front = Copied()
+    front.bench.run_s(5.0)
+    return front
+
+
+def test_a_copy_is_answered_as_the_write_was(copied: Copied) -> None:
+    """The shard remembers; nobody waits for the copy's answer."""
+    assert isinstance(copied.put().result(), PutResult)
+    copied.bench.run_s(20.0)
+    assert (copied.doors.copies, copied.wrong) == (1, [])
+
+
+def test_a_copy_that_comes_after_its_session_was_forgotten_changes_nothing(
+    copied: Copied,
+) -> None:
+    """It is refused."""
+    copied.put()
+    copied.forget()
+    copied.bench.run_s(20.0)
+    assert (copied.doors.copies, copied.wrong) == (1, [])
+
+
+def test_a_copy_that_is_applied_again_is_wrong(
+    copied: Copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where unknown sessions are let in."""
+    monkeypatch.setattr(OutcomeMemory, "_refused_for_birth", lambda _self, _born: None)
+    copied.put()
+    copied.forget()
+    copied.bench.run_s(20.0)
+    (violation,) = copied.wrong
+    assert "was applied again" in str(violation)
+
+
+def test_what_was_certainly_refused_is_not_copied(copied: Copied) -> None:
+    """Whatever stands between has handed that answer on, and does not try again behind it."""
+    copied.cluster.machine.kill()
+    task = copied.put()
+    assert copied.lost(task) is False
+    copied.cluster.machine.boot()
+    copied.bench.run_s(20.0)
+    assert copied.doors.copies == 0
