@@ -12,13 +12,13 @@ from raftkv.chaos.faults.base import Fault
 from raftkv.chaos.faults.processes import ended_by_itself, state_of
 from raftkv.chaos.waiting import wait_until
 
-YOUNG_S = 2.0
+YOUNG_S = 1.2
 """The forwarder's first life in the fault: it has counted few calls when it dies again."""
 FILL_S = (0.3, 1.0)
 """How long clients ask while the leader hangs: its sockets fill up."""
 READ_S = (0.05, 0.4)
 """How long the leader reads what was waiting, before it hangs again."""
-ASK_S = (1.0, 2.5)
+ASK_S = (0.5, 1.8)
 """How long clients ask the forwarder in its next life, before the leader goes on."""
 AGAIN_S = 1.0
 """Within so long the forwarder must have been started again."""
