@@ -53,7 +53,7 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "apply_twice": {"faults": ()},
     "reply_of_an_earlier_life": {
         "faults": ("forwarder",),
-        "election_timeout_ms": 3000,
+        "election_timeout_ms": 5000,
         "clients": 300,
         "rate_per_s": 200.0,
     },
