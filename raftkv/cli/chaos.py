@@ -50,7 +50,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option(
     "--faults",
-    help=f"Some of {','.join(FAULTS)}; or all, or none.  [default: all that the target can have]",
+    help=f"Some of {', '.join(FAULTS)}; or all, or none.  [default: all that the target can have]",
 )
 @click.option("--clients", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option(

@@ -163,6 +163,8 @@ class Machine:
         self.job_faults = JobFaults()
         self.powered = True
         self.life = 0
+        self.missed = 0
+        """How often something was due while its process was frozen, when that went on or died."""
         self._disks = 0
         self.engine: Engine | None = None
         self.refused: str | None = None
@@ -320,6 +322,7 @@ class Machine:
             return
         self._note("power", self.name)
         if self._loop is not None:
+            self._note_missed(self._loop)
             self._loop.end()
         self._loop, self.engine, self.ended = None, None, "lost power"
         self.powered = False
@@ -354,7 +357,11 @@ class Machine:
         """Let it go on."""
         if self._loop is not None:
             self._note("thaw", self.name)
+            self._note_missed(self._loop)
             self._loop.thaw()
+
+    def _note_missed(self, loop: SimLoop) -> None:
+        self.missed += loop.frozen and loop.due > 0
 
     def stop(self, stopped: Callable[[], None] = lambda: None) -> None:
         """Begin a clean stop, as by SIGTERM; ``stopped`` is called when it came to its end."""
@@ -384,6 +391,7 @@ class Machine:
 
     def _end(self, why: str) -> None:
         self._note("end", self.name, why)
+        self._note_missed(self.loop)
         self.loop.end()
         self._loop, self.engine, self.ended = None, None, why
         self._put_in(self.disk.kill())

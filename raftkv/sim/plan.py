@@ -12,6 +12,7 @@ DURATIONS_S = (0.02, 0.2, 1.0, 3.0, 8.0, 20.0)
 
 LONG_S = {
     "freeze_long": (40.0, 80.0, 150.0),
+    "crash_in_disk": (3.0, 8.0, 20.0),
     "full_disk": (8.0, 20.0),
     "full_for_snapshots": (8.0, 20.0),
     "killed_writers": (8.0, 20.0),

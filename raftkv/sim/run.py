@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from raftkv.check.checker import check
+from raftkv.check.event import HistoryError
 from raftkv.check.history import pair
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
@@ -299,7 +300,10 @@ class Run:
     def _judge(self) -> None:
         """Let the checker look at every history."""
         for model, events in self._recorder.events.items():
-            result = check(pair(events), MODELS[model], budget_s=CHECK_BUDGET_S)
+            try:
+                result = check(pair(events), MODELS[model], budget_s=CHECK_BUDGET_S)
+            except HistoryError as error:  # such as of a bank that opened though it was refused
+                raise Violation(f"{model}: {error}") from error
             for part in result.parts:
                 if part.verdict is not Verdict.VALID:
                     raise Violation(f"{model} {part.key}: {part.verdict}: {part.reason}")

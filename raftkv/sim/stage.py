@@ -125,13 +125,14 @@ class Stage:
             machine.boot()
 
     def freeze(self, machine: Machine) -> Undo:
-        """Stop its process; seen, when it goes on, if something was due meanwhile."""
+        """Stop its process; seen if something was due before it went on, or died."""
         machine.freeze()
 
         def thaw() -> None:
-            self.seen_if(machine.frozen and machine.loop.due)
             machine.thaw()
+            self.seen_if(machine.missed > missed)
 
+        missed = machine.missed
         return thaw
 
     def ask(self, machine: Machine, request: Request) -> Awaitable[Response | None]:

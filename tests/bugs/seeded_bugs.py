@@ -606,6 +606,7 @@ def forgotten_session_is_made_anew(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("slow_link", "stall_disk", "partition"), call_ms=2000, fault_every_s=4.0)
 def unknown_is_called_definite(patch: Patch) -> None:
     """A write that may yet be committed is reported as certainly not applied."""
 

@@ -12,13 +12,13 @@ from raftkv.chaos.faults.base import Fault
 from raftkv.chaos.faults.processes import ended_by_itself, state_of
 from raftkv.chaos.waiting import wait_until
 
-YOUNG_S = 2.0
-"""The forwarder's first life in the fault: it has counted few calls when it dies again."""
+YOUNG_S = 0.3
+"""How long the forwarder serves in its first life of the fault: it counts few calls."""
 FILL_S = (0.3, 1.0)
 """How long clients ask while the leader hangs: its sockets fill up."""
 READ_S = (0.05, 0.4)
 """How long the leader reads what was waiting, before it hangs again."""
-ASK_S = (1.0, 2.5)
+ASK_S = (0.3, 1.2)
 """How long clients ask the forwarder in its next life, before the leader goes on."""
 AGAIN_S = 1.0
 """Within so long the forwarder must have been started again."""
@@ -78,7 +78,7 @@ class ForwarderRestart(Fault):
         self._plan: list[tuple[float, Callable[[], None]]] = []
         self._kill()
         self._start_forwarder()
-        self._later(YOUNG_S, self._hang)
+        self._when_up(YOUNG_S, self._hang)
 
     def observe(self) -> None:
         """Do what is due; seen when the forwarder is in its next life and the leader goes on."""
@@ -103,6 +103,13 @@ class ForwarderRestart(Fault):
     def _later(self, after_s: float, act: Callable[[], None]) -> None:
         self._plan.append((time.monotonic() + after_s, act))
 
+    def _when_up(self, after_s: float, act: Callable[[], None]) -> None:
+        """Act when the forwarder has answered questions for so long."""
+        if self.target.leads(self._forwarder) is None:
+            self._later(0.0, partial(self._when_up, after_s, act))
+        else:
+            self._later(after_s, act)
+
     def _hang(self) -> None:
         self._leader = self.context.leader_of(self.step.shard) or self._leader
         self._others = [n for n in self.step.nodes if n not in {self._forwarder, self._leader}]
@@ -121,7 +128,7 @@ class ForwarderRestart(Fault):
         self._hold(self._leader)
         self._start_forwarder()
         self._lives_s.append(time.monotonic() - self._killed_s)
-        self._later(self.random.uniform(*ASK_S), self._end)
+        self._when_up(self.random.uniform(*ASK_S), self._end)
 
     def _end(self) -> None:
         hung = state_of(self.target.process(self._leader).pid) == "T"
