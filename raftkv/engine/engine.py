@@ -15,7 +15,6 @@ import msgspec
 from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, NodeState
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
@@ -154,7 +153,7 @@ class Engine:
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
         )
-        facts = agreed_facts(self.map, MemoryLimits())
+        facts = agreed_facts(self.map, seams.group_bounds.memory)
         self.agreement = Agreement(
             nodes=self.map.nodes,
             facts=facts,
@@ -200,7 +199,7 @@ class Engine:
             self.host.recent.add("disagreed", refusal)
         elif may_lead:
             self.host.recent.add("agreed", "a majority of the nodes goes by the same map")
-        self.host.withhold(not may_lead)
+        self.host.guard(lambda: self.host.withhold(not may_lead))
 
     def _make_router(self) -> None:
         host, links = self.host, self.links

@@ -16,7 +16,7 @@ from worlds import Answer, Read, World
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
 from raftkv.raft.group import Group
-from raftkv.raft.host import Event, GroupConfig, SnapshotPolicy
+from raftkv.raft.host import Event, GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
@@ -103,6 +103,7 @@ class GroupNode:
                 owns=_owns_everything,
                 timing=TIMING,
                 snapshots=world.policy,
+                bounds=world.bounds,
             ),
             store=self.wal,
             recovered=recovered.get(GROUP),
@@ -232,10 +233,12 @@ class GroupWorld(World):
         *,
         seed: int = 0,
         policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        bounds: GroupBounds = GroupBounds(),  # noqa: B008 - immutable
         **_: Any,
     ) -> None:
         super().__init__(names)
         self.policy = policy
+        self.bounds = bounds
         self.nodes: dict[str, GroupNode] = {}
         self._seed = seed
         self._lives = 0
