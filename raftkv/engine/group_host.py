@@ -23,10 +23,18 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event
+from raftkv.raft.windows import PeerWindow
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1
 """A list of envelopes on a peer link."""
+
+SNAPSHOTS_TO_PEER_MAX = 4
+SNAPSHOTS_MAX = 8
+"""So many snapshots are on their way out at once, to one peer and in all; others wait.
+
+Each has an open file, and chunks that wait for the link: more of them would be no faster.
+"""
 
 BUNDLE_BYTES = 1024 * 1024
 """A bundle this large leaves before the end of the turn."""
@@ -105,6 +113,9 @@ class GroupHost:
         self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._windows: dict[str, PeerWindow] = {}
+        self._turns_due = False  # some window has room again for those that wait
+        self._snapshots: set[tuple[GroupId, str]] = set()
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
@@ -166,6 +177,32 @@ class GroupHost:
     def has_space(self) -> bool:
         """Whether new proposals may be taken."""
         return self.wal.has_space()
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups share of what is in flight to ``peer``."""
+        window = self._windows.get(peer)
+        if window is None:
+            window = self._windows[peer] = PeerWindow(self._window_opened)
+        return window
+
+    def _window_opened(self) -> None:
+        self._turns_due = True
+        self._schedule_turn()
+
+    def may_send_snapshot(self, group: GroupId, peer: str) -> bool:
+        """Take one of the places for snapshots on their way out; False: all are taken.
+
+        Who gets none asks again, with every heartbeat that its follower needs one.
+        """
+        to_peer = sum(to == peer for _, to in self._snapshots)
+        if to_peer >= SNAPSHOTS_TO_PEER_MAX or len(self._snapshots) >= SNAPSHOTS_MAX:
+            return False
+        self._snapshots.add((group, peer))
+        return True
+
+    def snapshot_ended(self, group: GroupId, peer: str) -> None:
+        """Give the place back; harmless without one."""
+        self._snapshots.discard((group, peer))
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -260,6 +297,10 @@ class GroupHost:
         for group in map(self.groups.__getitem__, dirty):
             self.guard(group.tick)
             self._note(group)
+        if self._turns_due:
+            self._turns_due = False
+            for window in self._windows.values():
+                self.guard(window.give_turns)
         for peer in list(self._bundles):
             self._send_bundle(peer)
         self._sync()

@@ -10,6 +10,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
+from raftkv.raft.windows import PeerWindow
 
 STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
 STATE_EVENTS = ("follower", "candidate", "leader")
@@ -80,3 +81,12 @@ class Host(Protocol):
 
     def has_space(self) -> bool:
         """Tell whether new proposals may be taken."""
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups of the node share of what is in flight to ``peer``."""
+
+    def may_send_snapshot(self, group: GroupId, peer: str) -> bool:
+        """Take one of the places for snapshots on their way out; False: all are taken."""
+
+    def snapshot_ended(self, group: GroupId, peer: str) -> None:
+        """Give the place back; harmless without one."""

@@ -11,13 +11,18 @@ from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
 from raftkv.raft.journal import FIRST_INDEX, REGULAR, LogEntry
 from raftkv.raft.member import ReplicaError
-from raftkv.raft.seams import PeerNode
+from raftkv.raft.seams import TURN, PeerNode
+from raftkv.raft.windows import SHARE_BYTES
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """Entries per append are cut here (a single larger entry still goes whole)."""
 
 WINDOW_BYTES = 4 * 1024 * 1024
-"""Bytes of entries in flight to one follower before the leader waits for its answers."""
+"""Bytes of entries in flight to one follower before the leader waits for its answers.
+
+All groups that this node leads share another window per follower, see
+:mod:`raftkv.raft.windows`.
+"""
 
 
 class Replication(Elections):
@@ -147,7 +152,7 @@ class Replication(Elections):
             return
         self._starting = False
         self._match = dict.fromkeys(self.peers, 0)
-        self._in_flight.clear()
+        self.nothing_in_flight()
         self._sent_last_index = 0
         super()._SyncObj__onBecomeLeader()
 
@@ -166,14 +171,14 @@ class Replication(Elections):
             match = self._match[peer] = max(self._match[peer], message.next_index - 1)
             window = self._in_flight.get(peer)
             while window and window[0][0] <= match:
-                window.popleft()
+                self._windows[peer].release(window.popleft()[1])
             next_index = next_indexes[node]
             if next_index <= match:
                 next_index = next_indexes[node] = match + 1
             if next_index <= last_index:
                 self._append_to(peer, node)
         else:
-            self._in_flight.pop(peer, None)
+            self._nothing_in_flight(peer)
             if message.next_index <= self._match[peer]:
                 # Answers come in order, so this is no old one: the follower's log was cut, since a
                 # disk lost the end of it as if it had never been written. Insisting would mean to
@@ -200,8 +205,11 @@ class Replication(Elections):
             if node in connected and not self._append_to(peer, node):
                 self._send_append(peer, self._SyncObj__raftNextIndex[node], ())
 
-    def _append_to(self, peer: str, node: PeerNode) -> bool:
-        """Send entries within the window; whether anything was sent."""
+    def _append_to(self, peer: str, node: PeerNode, *, in_turn: bool = False) -> bool:
+        """Send entries within the windows; whether anything was sent.
+
+        ``in_turn``: those that wait for the shared window have let this replica go on.
+        """
         journal = self.journal
         start, last_index = self._SyncObj__raftNextIndex[node], journal.last_index
         if start <= journal.first_index:
@@ -211,17 +219,48 @@ class Replication(Elections):
             return True
         if start > last_index:
             return False
-        window = self._in_flight.setdefault(peer, deque())
+        window, shared = self._in_flight.setdefault(peer, deque()), self._windows[peer]
         room, first = WINDOW_BYTES - sum([size for _, size in window]), start
         while start <= last_index and room > 0:
-            entries = journal.entries_from(start, MESSAGE_BYTES_MAX)
+            bytes_max = MESSAGE_BYTES_MAX
+            if not (in_turn or shared.is_open):
+                shared.wait(self._turns[peer])
+                if window:
+                    break
+                bytes_max = SHARE_BYTES
+            in_turn = False
+            entries = journal.entries_from(start, bytes_max)
+            size = sum([len(command) for command, _ in entries])
+            if size > bytes_max == SHARE_BYTES:
+                break  # a single entry is larger
             self._send_append(peer, start, entries)
             start += len(entries)
-            size = sum([len(command) for command, _ in entries])
             window.append((start - 1, size))
+            shared.take(size)
             room -= size
         self._SyncObj__raftNextIndex[node] = start
         return start > first
+
+    def _take_turn(self, peer: str) -> None:
+        """Go on where this replica waited for the shared window, if it still leads."""
+        node = self.peers[peer]
+        if not self.is_leader or node not in self._SyncObj__connectedNodes:
+            return
+        previous, TURN.clock = TURN.clock, self._clock
+        try:
+            self._append_to(peer, node, in_turn=True)
+        finally:
+            TURN.clock = previous
+
+    def nothing_in_flight(self) -> None:
+        """Count nothing as in flight any more: no answer to it would be listened to."""
+        for peer in list(self._in_flight):
+            self._nothing_in_flight(peer)
+
+    def _nothing_in_flight(self, peer: str) -> None:
+        """The same for one peer, whose link is lost or whose log is not what we thought."""
+        for _, size in self._in_flight.pop(peer, ()):
+            self._windows[peer].release(size)
 
     def _send_append(self, peer: str, start: int, entries: tuple[tuple[bytes, int], ...]) -> None:
         prev_term = self.journal.term_at(start - 1)

@@ -90,7 +90,10 @@ RunJob = Callable[[Job, Callable[[object, BaseException | None], None]], None]
 
 
 class Sender:
-    """One snapshot on its way to one follower, in the order of its bytes."""
+    """One snapshot on its way to one follower, in the order of its bytes.
+
+    ``ended`` is called once, when no more of it will be sent.
+    """
 
     def __init__(
         self,
@@ -101,9 +104,11 @@ class Sender:
         send: Callable[[wire.SnapshotChunk], None],
         failed: Callable[[BaseException], None],
         now: float,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.snapshot = snapshot
         self.progress_at = now
+        self._ended = ended
         self._reader = reader
         self._run_job = run_job
         self._send = send
@@ -168,6 +173,7 @@ class Sender:
             self._closed = True
             if not self._reading:
                 self._reader.close()
+            self._ended()
 
 
 class Receiver:
