@@ -304,13 +304,18 @@ class Router:
 
     def _fan_out(self, request: ScanRequest | BatchRequest, call: Call, answer: Answer) -> None:
         """Ask every shard for its part, and put the parts together."""
-        gather: ScanGather | BatchGather
-        if isinstance(request, ScanRequest):
-            gather = ScanGather(request, self.map.ring.shards, answer, self._node)
-        else:
+        if isinstance(request, BatchRequest):
             gather = BatchGather(request, partial(shard_of, self.map), answer, self._node)
-        for part, take in gather.parts():
-            self.route(part, call, take)
+            for part, take in gather.parts():
+                self.route(part, call, take)
+            return
+        deadline = self._clock.monotonic() + call.remaining_ms / 1000
+
+        def ask(share: ScanRequest, take: Answer) -> None:
+            left_ms = max(0, int((deadline - self._clock.monotonic()) * 1000))
+            self.route(share, msgspec.structs.replace(call, remaining_ms=left_ms), take)
+
+        ScanGather(request, self.map.ring.shards, answer, self._node, ask).start()
 
     def _try(self, pending: Pending) -> None:
         """Serve here, forward, or wait until there is a leader."""

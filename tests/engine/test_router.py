@@ -3,25 +3,20 @@
 import msgspec
 import pytest
 from engine_world import RouterWorld
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     Compare,
     Delete,
-    Entry,
     FreeKey,
     GetResult,
     Put,
     PutResult,
     Range,
-    RangeResult,
     Refused,
     Txn,
 )
-from raftkv.engine.gather import ScanGather
 from raftkv.engine.router import (
     ANSWERS_WAITING_BYTES_MAX,
     CALL_LAG_S_MAX,
@@ -659,60 +654,6 @@ def test_scan_fails_if_a_shard_fails(world: RouterWorld) -> None:
     world.ask(ScanRequest(b"", None, 10), remaining_ms=200)
     world.loop.run(0.5)
     assert isinstance(world.response, Failure)
-
-
-def test_a_page_stops_where_a_part_of_it_was_cut() -> None:
-    """A key behind the end of a cut part waits, though it would fit: others come before it."""
-    entries = [Entry(b"\x00", b"v", 1, 1, 1), Entry(b"\x02", bytes(90), 1, 1, 1)]  # of one shard
-    entries += [Entry(b"\x03", b"v", 1, 1, 1)]  # of the other
-    page = scan(entries, ScanRequest(b"", None, 10, bytes_max=50), 2)
-    assert [entry.key for entry in page.entries] == [b"\x00"]
-    assert page.more
-
-
-KEYS = st.sets(st.binary(min_size=1, max_size=3), max_size=40)
-
-
-@given(
-    keys=KEYS,
-    limit=st.integers(1, 12),
-    bytes_max=st.integers(1, 60),
-    shards=st.integers(1, 4),
-)
-def test_pages_of_a_scan_are_the_whole(
-    keys: set[bytes], limit: int, bytes_max: int, shards: int
-) -> None:
-    """Page after page, each merged from cut parts, gives every key once and in order."""
-    entries = [Entry(key, bytes(sum(key) % 40), 1, 1, 1) for key in sorted(keys)]
-    seen: list[bytes] = []
-    start = b""
-    for _ in range(len(keys) + 1):
-        page = scan(entries, ScanRequest(start, None, limit, bytes_max=bytes_max), shards)
-        seen += [entry.key for entry in page.entries]
-        if not page.more:
-            break
-        assert page.entries, "a page that says more must bring something"
-        start = page.entries[-1].key + b"\0"
-    assert seen == sorted(keys)
-
-
-def scan(entries: list[Entry], request: ScanRequest, shards: int) -> RangeResult:
-    """Answer a scan through the gather, with a shard per remainder of the first byte."""
-    answers: list[Response] = []
-    numbers = tuple(range(shards))
-    gather = ScanGather(request, numbers, lambda response, _: answers.append(response), "n1")
-    for part, take in gather.parts():
-        mine = [e for e in entries if e.key >= part.start and e.key[0] % shards == part.shard]
-        taken: list[Entry] = []
-        for entry in mine[: part.limit]:
-            size = sum(len(e.key) + len(e.value) for e in [*taken, entry])
-            if taken and size > part.bytes_max:
-                break
-            taken.append(entry)
-        take(RangeResult(tuple(taken), more=len(taken) < len(mine)), Served("n1", part.shard))
-    [answer] = answers
-    assert isinstance(answer, RangeResult)
-    return answer
 
 
 # --- slow requests -----------------------------------------------------------------------------
