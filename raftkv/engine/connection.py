@@ -22,10 +22,11 @@ from raftkv.engine.handshake import (
     LinkHello,
     encode_refusal,
 )
-from raftkv.engine.lanes import BulkLanes, Encode, Pieces
+from raftkv.engine.lanes import PIECE_BYTES, BulkLanes, Encode, Pieces
 from raftkv.engine.security import certificate_names
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_CONTROL = 127
 CHANNEL_MAX = 62
@@ -65,9 +66,18 @@ class LinkLimits:
     hello_deadline_s: float = 2.0
     frame_bytes_max: int = 64 * 1024 * 1024
     send_bytes_max: int = 128 * 1024 * 1024
-    small_bytes_max: int = 32 * 1024 * 1024
+    small_bytes: int = SMALL_BYTES
+    """Calls and answers that carry more wait their turn."""
+    small_waiting_bytes_max: int = 32 * 1024 * 1024
+    """Beyond this small ones do so as well; below ``send_bytes_max``, so that Raft has room."""
+    calls_waiting_bytes_max: int = 64 * 1024 * 1024
+    """Of large calls that wait; one more is refused, before it has left."""
+    answers_waiting_bytes_max: int = 256 * 1024 * 1024
+    """Of large answers that wait; what one more has read is not sent. They are not encoded while
+    they wait, and what they hold is mostly what the state holds as well."""
     bulk_queue_bytes_max: int = 16 * 1024 * 1024
     bulk_window_bytes: int = 512 * 1024
+    bulk_piece_bytes: int = PIECE_BYTES
     unauthenticated_max: int = 64
 
 
@@ -135,7 +145,7 @@ class Connection(asyncio.BufferedProtocol):
         self._since_ping_s = 0.0
         self._pinged_us = 0  # when we pinged last, or the connection was made
         self._echoed_us = 0  # which of our pings was answered last
-        self._lanes = BulkLanes(self._limits.bulk_window_bytes)
+        self._lanes = BulkLanes(self._limits.bulk_window_bytes, self._limits.bulk_piece_bytes)
         self._pieces = Pieces(self._limits.frame_bytes_max)
         self._message_echoed_us: int | None = None  # of the one of several pieces taken now
         self._bulk_pump_scheduled = False
@@ -239,9 +249,12 @@ class Connection(asyncio.BufferedProtocol):
 
         It never closes the connection, and leaves room for Raft.
         """
-        if self.closing or self._writer.waiting_bytes > self._limits.small_bytes_max:
+        if self.closing or self._writer.waiting_bytes > self._limits.small_waiting_bytes_max:
             return False
-        if self._write_paused and self._writer.backlog_bytes() > self._limits.small_bytes_max:
+        if (
+            self._write_paused
+            and self._writer.backlog_bytes() > self._limits.small_waiting_bytes_max
+        ):
             return False
         self._writer.send(channel, payload)
         return True

@@ -45,9 +45,9 @@ class _Lane:
                 return True
         return False
 
-    def cut(self) -> tuple[memoryview, bool]:
+    def cut(self, bytes_max: int) -> tuple[memoryview, bool]:
         """Take the next piece of the message that is being sent; whether more of it follows."""
-        piece = self.sending[self.offset : self.offset + PIECE_BYTES]
+        piece = self.sending[self.offset : self.offset + bytes_max]
         self.offset += len(piece)
         if self.offset < len(self.sending):
             return piece, True
@@ -60,10 +60,12 @@ class BulkLanes:
 
     Args:
         window_bytes: so much may be under way that the peer has not taken; one piece always.
+        piece_bytes: larger messages are cut.
     """
 
-    def __init__(self, window_bytes: int) -> None:
+    def __init__(self, window_bytes: int, piece_bytes: int = PIECE_BYTES) -> None:
         self._window_bytes = window_bytes
+        self._piece_bytes = piece_bytes
         self._lanes: dict[int, _Lane] = {}
         self._turns: deque[int] = deque()  # channels with something to send, the next one first
         self.sent_bytes = 0
@@ -109,7 +111,7 @@ class BulkLanes:
             lane = self._lanes[channel]
             if not lane.is_sending and not lane.begin_next():
                 continue
-            piece, more = lane.cut()
+            piece, more = lane.cut(self._piece_bytes)
             if more or lane.waiting:
                 self._turns.append(channel)
             self.sent_bytes += len(piece)
@@ -118,7 +120,7 @@ class BulkLanes:
 
     def _is_window_full(self) -> bool:
         under_way = self.under_way_bytes
-        return under_way > 0 and under_way + PIECE_BYTES > self._window_bytes
+        return under_way > 0 and under_way + self._piece_bytes > self._window_bytes
 
     def taken(self, total_bytes: int) -> bool:
         """Hear how much the peer has taken in all; False if that cannot be."""

@@ -21,6 +21,7 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather
 from raftkv.engine.lanes import Encode
@@ -44,7 +45,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
-from raftkv.rpc.sizes import SMALL_BYTES, request_bytes, response_bytes, without_values
+from raftkv.rpc.sizes import request_bytes, response_bytes, without_values
 
 CHANNEL_CALL = 2
 CHANNEL_REPLY = 3
@@ -67,15 +68,6 @@ leader, and what a leader has queued is refused when it stops leading.
 
 REPLY_BYTES_MAX = 60 * 1024 * 1024
 """Largest answer to a forwarded call; a message on a link takes no more."""
-
-CALLS_WAITING_BYTES_MAX = 64 * 1024 * 1024
-"""Of large calls that wait for the link to one peer; one more is refused, before it has left."""
-
-ANSWERS_WAITING_BYTES_MAX = 256 * 1024 * 1024
-"""Of large answers that wait for the link to one peer; what one more has read is not sent.
-
-They are not encoded while they wait, and what they hold is mostly what the state holds as well.
-"""
 
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
@@ -109,6 +101,7 @@ class Router:
         cluster_map: which shard has which replicas.
         slow_s: a request that takes longer is logged.
         random_bytes: where the numbers of this life's calls begin is drawn from it.
+        limits: what waits for a link, and from which size on.
     """
 
     def __init__(
@@ -122,6 +115,7 @@ class Router:
         loop: asyncio.AbstractEventLoop,
         slow_s: float = SLOW_S,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        limits: LinkLimits | None = None,
     ) -> None:
         self.map = cluster_map
         self.slow = SlowRequests(clock, slow_s)
@@ -143,6 +137,7 @@ class Router:
         self._forwarded: dict[int, tuple[str, Pending]] = {}
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
         self._links_lost: dict[str, int] = {}  # peer -> how often; which of its links this is
+        self._limits = LinkLimits() if limits is None else limits
         self._hints: dict[int, str] = {}  # shard without a replica here -> who led it last
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_call = msgspec.msgpack.Decoder(Call).decode
@@ -174,7 +169,7 @@ class Router:
         def answer(response: Response, served: Served) -> None:
             if self._links_lost.get(peer, 0) != link:
                 return  # who asked knows that this link is lost, and waits for nothing
-            if response_bytes(response) <= SMALL_BYTES:
+            if response_bytes(response) <= self._limits.small_bytes:
                 payload = self._encode(Reply(call_id, response, served, self.map.epoch))
                 if self._links.send_small(peer, CHANNEL_REPLY, payload):
                     return
@@ -199,12 +194,13 @@ class Router:
             return payload
 
         offer, size_bytes = self._links.offer, response_bytes(response)
-        if not offer(peer, CHANNEL_REPLY, size_bytes, encode, bytes_max=ANSWERS_WAITING_BYTES_MAX):
+        waiting_bytes_max = self._limits.answers_waiting_bytes_max
+        if not offer(peer, CHANNEL_REPLY, size_bytes, encode, bytes_max=waiting_bytes_max):
             detail = f"too many answers wait for the link from {self._node}"
             response = without_values(response, detail, RETRY_AFTER_MS)
             payload = encode()
             if not self._links.send_small(peer, CHANNEL_REPLY, payload):
-                offer(peer, CHANNEL_REPLY, 0, lambda: payload, bytes_max=ANSWERS_WAITING_BYTES_MAX)
+                offer(peer, CHANNEL_REPLY, 0, lambda: payload, bytes_max=waiting_bytes_max)
 
     def on_reply(self, peer: str, payload: bytes) -> None:
         """Take the answer to a call that was forwarded to ``peer`` over the link that is up now.
@@ -347,7 +343,7 @@ class Router:
         return hint if hint in replicas else replicas[self._next_id % len(replicas)]
 
     def _forward(self, pending: Pending, target: str, term: int | None) -> None:
-        if request_bytes(pending.request) > SMALL_BYTES:
+        if request_bytes(pending.request) > self._limits.small_bytes:
             self._offer_call(pending, target)
             return
         remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
@@ -398,7 +394,7 @@ class Router:
         self._forwarded[call_id] = (target, pending)
         pending.link = target
         if not self._links.offer(
-            target, CHANNEL_CALL, size_bytes, encode, bytes_max=CALLS_WAITING_BYTES_MAX
+            target, CHANNEL_CALL, size_bytes, encode, bytes_max=self._limits.calls_waiting_bytes_max
         ):
             del self._forwarded[call_id]
             pending.link = None

@@ -6,13 +6,16 @@ leader or term, and those that conflict or leave a gap.
 """
 
 from collections import deque
+from typing import Any
+
+import msgspec
 
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
 from raftkv.raft.journal import FIRST_INDEX, REGULAR, LogEntry
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.seams import TURN, PeerNode
-from raftkv.raft.windows import SHARE_BYTES
+from raftkv.raft.windows import PEER_WINDOW_BYTES, SHARE_BYTES
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """Entries per append are cut here (a single larger entry still goes whole)."""
@@ -25,8 +28,25 @@ All groups that this node leads share another window per follower, see
 """
 
 
+class AppendBounds(msgspec.Struct, frozen=True):
+    """How much a leader sends to one follower; the constants say what each is for."""
+
+    message_bytes_max: int = msgspec.field(default_factory=lambda: MESSAGE_BYTES_MAX)
+    window_bytes: int = msgspec.field(default_factory=lambda: WINDOW_BYTES)
+    peer_window_bytes: int = msgspec.field(default_factory=lambda: PEER_WINDOW_BYTES)
+
+
 class Replication(Elections):
-    """The part of a replica that moves entries between logs."""
+    """The part of a replica that moves entries between logs.
+
+    Args:
+        appends: how much is sent at a time; otherwise as :class:`Member`.
+    """
+
+    def __init__(self, *, appends: AppendBounds, **member: Any) -> None:
+        self._message_bytes_max = appends.message_bytes_max
+        self._window_bytes = appends.window_bytes
+        super().__init__(**member)
 
     # --- follower -----------------------------------------------------------------------------
 
@@ -220,18 +240,18 @@ class Replication(Elections):
         if start > last_index:
             return False
         window, shared = self._in_flight.setdefault(peer, deque()), self._windows[peer]
-        room, first = WINDOW_BYTES - sum([size for _, size in window]), start
+        room, first = self._window_bytes - sum([size for _, size in window]), start
         while start <= last_index and room > 0:
-            bytes_max = MESSAGE_BYTES_MAX
-            if not (in_turn or shared.is_open):
+            bytes_max, share = self._message_bytes_max, not (in_turn or shared.is_open)
+            if share:
                 shared.wait(self._turns[peer])
                 if window:
                     break
-                bytes_max = SHARE_BYTES
+                bytes_max = min(bytes_max, SHARE_BYTES)
             in_turn = False
             entries = journal.entries_from(start, bytes_max)
             size = sum([len(command) for command, _ in entries])
-            if size > bytes_max == SHARE_BYTES:
+            if share and size > bytes_max:
                 break  # a single entry is larger
             self._send_append(peer, start, entries)
             start += len(entries)

@@ -477,7 +477,7 @@ def test_a_large_message_is_made_when_it_leaves() -> None:
 
 def test_small_messages_never_close_a_link() -> None:
     """Beyond their bound they are refused, and Raft still has room."""
-    limits = msgspec_limits(small_bytes_max=100_000, send_bytes_max=1_000_000)
+    limits = msgspec_limits(small_waiting_bytes_max=100_000, send_bytes_max=1_000_000)
 
     async def main() -> None:
         async with pair(limits=limits) as (one, two):

@@ -17,10 +17,9 @@ from raftkv.core.operations import (
     Refused,
     Txn,
 )
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.router import (
-    ANSWERS_WAITING_BYTES_MAX,
     CALL_LAG_S_MAX,
-    CALLS_WAITING_BYTES_MAX,
     CHANNEL_CALL,
     CHANNEL_REPLY,
     HOPS_MAX,
@@ -346,7 +345,7 @@ def test_a_write_that_has_not_left_is_refused_definitely(world: RouterWorld) -> 
     """Too much waits for the link, or its time is up before its turn comes: nobody had it."""
     world.follow("n2", 0)
     world.links.busy = True
-    fitting = CALLS_WAITING_BYTES_MAX // 2**20
+    fitting = LinkLimits().calls_waiting_bytes_max // 2**20
     for _ in range(fitting + 1):
         world.ask(large_put(world.key(0)), remaining_ms=300)
     assert world.failure.code == "busy"
@@ -406,7 +405,7 @@ def test_large_answers_wait_and_beyond_a_bound_reads_are_refused(world: RouterWo
     world.lead(0)
     key = world.key(0)
     world.ask(large_put(key, 16 * 2**20))
-    fitting = ANSWERS_WAITING_BYTES_MAX // (16 * 2**20)
+    fitting = LinkLimits().answers_waiting_bytes_max // (16 * 2**20)
     batch = BatchRequest((GetRequest(key), Command(Put(world.key(0, 1), b"v"))), shard=0)
     requests: list[Request] = [*[GetRequest(key)] * (fitting + 1), batch]
     for number, request in enumerate(requests):
@@ -448,8 +447,9 @@ def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
-def test_a_shard_speaks_of_this_try_only(world: RouterWorld) -> None:
-    """A full table refuses the last try; the one before it may have been applied."""
+@pytest.mark.parametrize("refused", [Refused("table_full"), Refused("forgotten", 7)])
+def test_a_shard_speaks_of_this_try_only(world: RouterWorld, refused: Refused) -> None:
+    """A full table or an unknown session refuses the last try; the one before may be applied."""
     world.follow("n2", 0)
     world.ask(put(world.key(0), "once"))
     world.links.calls()
@@ -457,7 +457,7 @@ def test_a_shard_speaks_of_this_try_only(world: RouterWorld) -> None:
     world.router.on_disconnected("n2")
     world.loop.run(0.05)
     [(_, again)] = world.links.calls()
-    world.answer(again, Refused("table_full"), "n3", 0)
+    world.answer(again, refused, "n3", 0)
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
