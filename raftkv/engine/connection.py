@@ -75,7 +75,7 @@ class LinkLimits:
     answers_waiting_bytes_max: int = 256 * 1024 * 1024
     """Of large answers that wait; what one more has read is not sent. They are not encoded while
     they wait, and what they hold is mostly what the state holds as well."""
-    bulk_queue_bytes_max: int = 16 * 1024 * 1024
+    bulk_queue_bytes_max: int = 20 * 1024 * 1024
     bulk_window_bytes: int = 512 * 1024
     bulk_piece_bytes: int = PIECE_BYTES
     unauthenticated_max: int = 64

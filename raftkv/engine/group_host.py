@@ -29,13 +29,6 @@ from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 CHANNEL_RAFT = 1
 """A list of envelopes on a peer link."""
 
-SNAPSHOTS_TO_PEER_MAX = 4
-SNAPSHOTS_MAX = 8
-"""So many snapshots are on their way out at once, to one peer and in all; others wait.
-
-Each has an open file, and chunks that wait for the link: more of them would be no faster.
-"""
-
 BUNDLE_BYTES = 1024 * 1024
 """A bundle this large leaves before the end of the turn."""
 
@@ -118,7 +111,6 @@ class GroupHost:
         self._peer_window_bytes = peer_window_bytes
         self._windows: dict[str, PeerWindow] = {}
         self._turns_due = False  # some window has room again for those that wait
-        self._snapshots: set[tuple[GroupId, str]] = set()
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
@@ -191,21 +183,6 @@ class GroupHost:
     def _window_opened(self) -> None:
         self._turns_due = True
         self._schedule_turn()
-
-    def may_send_snapshot(self, group: GroupId, peer: str) -> bool:
-        """Take one of the places for snapshots on their way out; False: all are taken.
-
-        Who gets none asks again, with every heartbeat that its follower needs one.
-        """
-        to_peer = sum(to == peer for _, to in self._snapshots)
-        if to_peer >= SNAPSHOTS_TO_PEER_MAX or len(self._snapshots) >= SNAPSHOTS_MAX:
-            return False
-        self._snapshots.add((group, peer))
-        return True
-
-    def snapshot_ended(self, group: GroupId, peer: str) -> None:
-        """Give the place back; harmless without one."""
-        self._snapshots.discard((group, peer))
 
     # --- life ---------------------------------------------------------------------------------
 

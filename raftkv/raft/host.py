@@ -108,9 +108,3 @@ class Host(Protocol):
 
     def window_to(self, peer: str) -> PeerWindow:
         """Return what all groups of the node share of what is in flight to ``peer``."""
-
-    def may_send_snapshot(self, group: GroupId, peer: str) -> bool:
-        """Take one of the places for snapshots on their way out; False: all are taken."""
-
-    def snapshot_ended(self, group: GroupId, peer: str) -> None:
-        """Give the place back; harmless without one."""

@@ -135,18 +135,12 @@ class SnapshotExchange:
             if now - sender.progress_at < STALLED_S:
                 return
             sender.close()
-            del self._senders[peer]
-            return  # with the next heartbeat: those that wait for its place go first
         if now < self._open_again.get(peer, now):
             return
-        group = self._config.id
-        if not self._host.may_send_snapshot(group, peer):
-            return  # too many are on their way already
         try:
             opened = self._files.open()
         except (DiskError, SnapshotDamaged) as error:
             # Out of descriptors, perhaps, or rotten: the others of the group go on with us.
-            self._host.snapshot_ended(group, peer)
             self._open_again[peer] = now + STALLED_S
             self._failed(f"to {peer}: {error}")
             return
@@ -158,9 +152,8 @@ class SnapshotExchange:
             bounds=self._config.bounds.chunks,
             reader=reader,
             run_job=self._host.run_job,
-            send=lambda chunk: self._host.send(group, peer, chunk),
+            send=lambda chunk: self._host.send(self._config.id, peer, chunk),
             failed=lambda error: self._sending_failed(peer, error),
-            ended=lambda: self._host.snapshot_ended(group, peer),
             now=now,
         )
         self._senders[peer] = sender

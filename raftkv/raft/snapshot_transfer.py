@@ -97,10 +97,7 @@ RunJob = Callable[[Job, Callable[[object, BaseException | None], None]], None]
 
 
 class Sender:
-    """One snapshot on its way to one follower, in the order of its bytes.
-
-    ``ended`` is called once, when no more of it will be sent.
-    """
+    """One snapshot on its way to one follower, in the order of its bytes."""
 
     def __init__(
         self,
@@ -112,14 +109,12 @@ class Sender:
         send: Callable[[wire.SnapshotChunk], None],
         failed: Callable[[BaseException], None],
         now: float,
-        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.snapshot = snapshot
         self.progress_at = now
         bounds = bounds or ChunkBounds()
         self._chunk_bytes = bounds.chunk_bytes
         self._window_bytes = bounds.window_chunks * bounds.chunk_bytes
-        self._ended = ended
         self._reader = reader
         self._run_job = run_job
         self._send = send
@@ -184,7 +179,6 @@ class Sender:
             self._closed = True
             if not self._reading:
                 self._reader.close()
-            self._ended()
 
 
 class Receiver:

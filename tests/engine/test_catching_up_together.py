@@ -3,15 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from host_world import HostWorld, Machine
+from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put
-from raftkv.engine.group_host import SNAPSHOTS_TO_PEER_MAX
-from raftkv.engine.snapshot_keeper import write_records
-from raftkv.raft.messages import RaftMessage, SnapshotChunk
 from raftkv.raft.windows import PEER_WINDOW_BYTES, SHARE_BYTES, PeerWindow
-from raftkv.storage.snapshots import SnapshotHeader
 
 GROUPS = 24
 VALUE = bytes(256 * 1024)
@@ -129,44 +125,6 @@ def test_what_was_in_flight_is_given_back_with_its_link_and_its_leadership(
     world.run_until(lambda: len(outcomes) == GROUPS)
     assert world.leader().name == target
     world.run_until(lambda: len(caught_up(world, "n3")) == GROUPS, within_s=10)
-
-
-def compact(world: HostWorld, machine: Machine) -> None:
-    """Replace every group's log by a snapshot, as the keeper does one after the other."""
-    for group_id in world.group_ids:
-        group = machine.group(group_id)
-        index, term = group.compaction.snapshot_point()
-        digest = group.state.digest.to_bytes(16, "big")
-        header = SnapshotHeader(group_id, index, term, digest)
-        write_records(machine.store, header, group.state.snapshot_records())
-        machine.store.publish(group_id)
-        group.compaction.snapshot_written(index)
-        group.compaction.release_log()
-
-
-def test_snapshots_are_sent_few_at_a_time() -> None:
-    """To one follower and in all, so that files and chunks are bounded; each group gets its own."""
-    world = behind(1)
-    for name in ("n1", "n2"):
-        compact(world, world.machines[name])
-    leader = world.leader()
-    assert all(leader.group(group_id).is_leader for group_id in world.group_ids)
-    open_files: list[int] = []
-    send = leader.host.send
-
-    def sent(group: GroupId, peer: str, message: RaftMessage) -> None:
-        if isinstance(message, SnapshotChunk):
-            senders = [leader.group(g)._snapshots._senders.get(peer) for g in world.group_ids]
-            open_files.append(sum(s is not None and not s._closed for s in senders))
-        send(group, peer, message)
-
-    leader.host.send = sent  # type: ignore[method-assign]
-    world.machines["n3"].start()
-    world.run_until(lambda: len(caught_up(world, "n3")) == GROUPS, within_s=20)
-    assert len(open_files) >= GROUPS
-    assert max(open_files) == SNAPSHOTS_TO_PEER_MAX
-    world.run(1)
-    assert not leader.host._snapshots
 
 
 def test_turns_are_taken_in_the_order_of_asking() -> None:

@@ -145,13 +145,6 @@ class GroupNode:
         """One for each, as there is only one group."""
         return PeerWindow(lambda: None)
 
-    def may_send_snapshot(self, _group: GroupId, _peer: str) -> bool:
-        """Whether there is a place."""
-        return True
-
-    def snapshot_ended(self, _group: GroupId, _peer: str) -> None:
-        """Nobody waits for the place."""
-
     # --- the loop -----------------------------------------------------------------------------
 
     def on_message(self, peer: str, payload: bytes) -> None:
