@@ -171,6 +171,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._voters_term = -1
         self._match: dict[str, int] = {}
         self._in_flight: dict[str, deque[tuple[int, int]]] = {}  # peer -> (last index, bytes)
+        self._went_back: dict[str, tuple[int, float]] = {}  # peer -> (to which index, when)
         self._windows = {peer: (window_to or _own_window)(peer) for peer in self.peers}
         self._turns = {peer: partial(self._take_turn, peer) for peer in self.peers}
         self._ack_limit = 0

@@ -197,20 +197,42 @@ class Replication(Elections):
                 next_index = next_indexes[node] = match + 1
             if next_index <= last_index:
                 self._append_to(peer, node)
+        elif not self._is_of_the_past(peer, message):
+            self._go_back(peer, node, message)
+
+    def _go_back(self, peer: str, node: PeerNode, message: wire.AppendResponse) -> None:
+        """Send from where a follower says that its log ends, or agrees."""
+        last_index, next_indexes = self.journal.last_index, self._SyncObj__raftNextIndex
+        self._nothing_in_flight(peer)
+        if message.next_index <= self._match[peer]:
+            # Answers come in order, so this is no old one: the follower's log was cut, since a
+            # disk lost the end of it as if it had never been written. Insisting would mean to
+            # be refused for ever; what counted until now stays committed.
+            self._owner.entries_lost(peer, message.next_index, self._match[peer])
+            self._match[peer] = 0
+        floor = max(self._match[peer], FIRST_INDEX) + 1
+        next_indexes[node] = max(floor, min(message.next_index, last_index + 1))
+        if next_indexes[node] > self.journal.first_index:
+            self._append_to(peer, node)
         else:
-            self._nothing_in_flight(peer)
-            if message.next_index <= self._match[peer]:
-                # Answers come in order, so this is no old one: the follower's log was cut, since a
-                # disk lost the end of it as if it had never been written. Insisting would mean to
-                # be refused for ever; what counted until now stays committed.
-                self._owner.entries_lost(peer, message.next_index, self._match[peer])
-                self._match[peer] = 0
-            floor = max(self._match[peer], FIRST_INDEX) + 1
-            next_indexes[node] = max(floor, min(message.next_index, last_index + 1))
-            if next_indexes[node] > self.journal.first_index:
-                self._append_to(peer, node)
-            else:
-                self._owner.snapshot_needed(peer)
+            self._owner.snapshot_needed(peer)
+
+    def _is_of_the_past(self, peer: str, refusal: wire.AppendResponse) -> bool:
+        """Whether a refusal asks for what has been sent again since, a short while ago.
+
+        A follower that stood still finds many heartbeats, and refuses each. To go back for each of
+        them would put as many windows on the link.
+        """
+        now = self._clock.monotonic()
+        next_index, at = self._went_back.get(peer, (0, now))
+        if (
+            next_index == refusal.next_index
+            and self._in_flight.get(peer)
+            and now - at < self._timing.election_min_s
+        ):
+            return True
+        self._went_back[peer] = (refusal.next_index, now)
+        return False
 
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
         """Send to every connected follower what it lacks, or a heartbeat.

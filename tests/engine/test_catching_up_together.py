@@ -7,6 +7,8 @@ from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put
+from raftkv.raft.group import Group
+from raftkv.raft.messages import AppendEntries, AppendResponse
 from raftkv.raft.windows import PEER_WINDOW_BYTES, SHARE_BYTES, PeerWindow
 
 GROUPS = 24
@@ -84,6 +86,41 @@ def test_groups_go_on_by_turns(world: HostWorld) -> None:
     follower.sync_jobs.seconds = 0.002
     follower.sync_jobs.go_on()
     world.run_until(lambda: min(received()) == first, within_s=5)
+    world.run_until(lambda: len(caught_up(world, "n3")) == GROUPS, within_s=5)
+
+
+def test_many_refusals_of_one_thing_have_it_sent_once(world: HostWorld) -> None:
+    """A follower that stood still finds many heartbeats, and refuses each; they are of the past."""
+    leader, follower = world.leader(), world.machines["n3"]
+    follower.start()
+    refusals = {
+        group_id: AppendResponse(
+            leader.group(group_id).term, follower.group(group_id).last_index + 1, success=False
+        )
+        for group_id in world.group_ids
+    }
+    for _ in range(10):
+        for group_id, refusal in refusals.items():
+            leader.group(group_id).receive("n3", refusal)
+    world.run_until(lambda: len(caught_up(world, "n3")) == GROUPS, within_s=5)
+    assert world.most_on_link < PEER_WINDOW_BYTES + 2**20 + GROUPS * SHARE_BYTES
+
+
+def _without_entries(group: Group, message: AppendEntries) -> bool:
+    del group
+    return bool(message.entries)
+
+
+def test_a_refusal_is_believed_again_after_a_while(world: HostWorld) -> None:
+    """Where nothing came of what was sent since, as of a follower whose disk was full."""
+    leader, follower = world.leader(), world.machines["n3"]
+    follower.start()
+    decline = follower.host._must_decline
+    follower.host._must_decline = _without_entries  # type: ignore[method-assign]
+    world.run(3)
+    assert len(caught_up(world, "n3")) == 0
+    assert leader.host._windows["n3"].free_bytes <= 0
+    follower.host._must_decline = decline  # type: ignore[method-assign]
     world.run_until(lambda: len(caught_up(world, "n3")) == GROUPS, within_s=5)
 
 
