@@ -10,12 +10,19 @@ from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.rpc.messages import Facts
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_STATUS = 5
 """(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
+
+QUESTIONS_MAX = 4
+"""So many questions are under way at once; who asks beyond that shares the answer to the newest.
+
+The facts of a node with many shards are megabytes, which every question fetches from every node.
+"""
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
@@ -69,9 +76,13 @@ class ClusterStatus:
 
     def ask(self, done: Callable[[dict[str, Any]], None]) -> None:
         """Ask every connected node; answer when all have, or in time with those that have."""
+        if len(self._questions) >= QUESTIONS_MAX:
+            next(reversed(self._questions.values())).asking.append(done)
+            return
         self._number += 1
         number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, done))
+        question = _Question(self._links.connected, lambda: self._answer(number))
+        question.asking.append(done)
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -98,12 +109,15 @@ class ClusterStatus:
         number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
         if facts is None:
             answer = msgspec.msgpack.encode((number, self._local.facts()))
-            self._links.send(peer, CHANNEL_STATUS, answer)
+            self._links.send(peer, CHANNEL_STATUS, answer, bulk=len(answer) > SMALL_BYTES)
         elif (question := self._questions.get(number)) is not None:
             question.take(peer, facts)
 
-    def _answer(self, number: int, done: Callable[[dict[str, Any]], None]) -> None:
-        done(self._merged({self._node: self._local.facts(), **self._questions.pop(number).answers}))
+    def _answer(self, number: int) -> None:
+        question = self._questions.pop(number)
+        facts = self._merged({self._node: self._local.facts(), **question.answers})
+        for done in question.asking:
+            done(facts)
 
     # --- putting the answers together ---------------------------------------------------------
 
@@ -236,6 +250,7 @@ class _Question:
     def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
         self.missing = set(peers)
         self.answers: dict[str, dict[str, Any]] = {}
+        self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.timer: asyncio.TimerHandle | None = None
         self._complete = complete
         self._finished = False

@@ -152,6 +152,7 @@ class Engine:
             other_jobs=seams.other_jobs,
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
+            peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
         facts = agreed_facts(self.map, seams.group_bounds.memory)
         self.agreement = Agreement(
@@ -212,6 +213,7 @@ class Engine:
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
             random_bytes=self._seams.random_bytes,
+            limits=self._seams.link_limits,
         )
         self._balancer = Balancer(
             node=self._name,

@@ -85,6 +85,7 @@ class Group:
             random=random,
             timing=config.timing,
             preferred=config.members[0] == config.node,
+            window_to=host.window_to,
             appends=config.bounds.appends,
             apply_operations_per_tick=config.bounds.apply_operations_per_tick,
         )
@@ -372,6 +373,7 @@ class Group:
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self.reads.fail_all()])
             self._snapshots.stop_sending()
+            self._replica.nothing_in_flight()
             self.stages.forget()
 
     def entries_lost(self, peer: str, first: int, last: int) -> None:

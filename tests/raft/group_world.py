@@ -21,6 +21,7 @@ from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.raft.windows import PeerWindow
 from raftkv.sim.clock import SimClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.sim.network import Event as NetworkEvent
@@ -140,6 +141,10 @@ class GroupNode:
     def has_space(self) -> bool:
         """Ask the log."""
         return self.wal.has_space()
+
+    def window_to(self, _peer: str) -> PeerWindow:
+        """One for each, as there is only one group."""
+        return PeerWindow(lambda: None)
 
     # --- the loop -----------------------------------------------------------------------------
 
