@@ -102,6 +102,7 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
     """
     config = load_or_refuse(config_file, node)
     logs.set_up(config.node.name, config.log.format, config.log.level)
+    logs.speak_for_python()
     from raftkv.engine.node import run_node  # noqa: PLC0415 -- after a bad configuration is refused
 
     if until_eof:
@@ -111,7 +112,8 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
         with _own_process_group(), PidFile(Path(pid_file)) if pid_file else nullcontext():
             code = run_node(config)
     except PidFileError as error:
-        refuse(error)
+        logs.say(f"raftkv: {error}")
+        code = EXIT_REFUSED
     sys.exit(code)
 
 

@@ -12,7 +12,6 @@ import random
 import secrets
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +27,7 @@ from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.member import ReplicaError
+from raftkv.rpc import logs
 from raftkv.rpc.server import LocalServer, SocketInUseError
 from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir
 from raftkv.storage.disk import DiskError, RealDisk
@@ -53,7 +53,7 @@ def run_node(config: NodeConfig) -> int:
     try:
         uvloop.run(_run(config))
     except NodeError as error:
-        sys.stderr.write(f"raftkv: {error}\n")
+        logs.say(f"raftkv: {error}")
         return 1
     return 0
 

@@ -39,7 +39,8 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
 
-_COUNT = struct.Struct("<Q")
+_COUNT = struct.Struct("<QH")  # records, then how many bytes of what went wrong
+_REASON_BYTES_MAX = 500
 
 PATIENCE_S = 60.0
 """A writer that has not written a record for this long is killed. One under load, with the lowest
@@ -105,21 +106,36 @@ class InTurnWriter:
 
 
 class Progress:
-    """A count that a parent and its forked child share: written there, read here."""
+    """What a parent and its forked child share: written there, read here.
+
+    The child says here what went wrong, as it may not log: standard error may take nothing.
+    """
 
     def __init__(self) -> None:
-        self._shared = mmap.mmap(-1, _COUNT.size)
+        self._shared = mmap.mmap(-1, _COUNT.size + _REASON_BYTES_MAX)
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """How many records there were."""
         return int(_COUNT.unpack_from(self._shared)[0])
+
+    @property
+    def reason(self) -> str:
+        """What went wrong; empty if it was not said."""
+        _, length = _COUNT.unpack_from(self._shared)
+        return self._shared[_COUNT.size : _COUNT.size + length].decode(errors="replace")
 
     def counting(self, records: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the records and count them."""
         for number, record in enumerate(records, 1):
             yield record
-            _COUNT.pack_into(self._shared, 0, number)
+            _COUNT.pack_into(self._shared, 0, number, 0)
+
+    def fail(self, reason: str) -> None:
+        """Say what went wrong."""
+        said = reason.encode()[:_REASON_BYTES_MAX]
+        self._shared[_COUNT.size : _COUNT.size + len(said)] = said
+        _COUNT.pack_into(self._shared, 0, self.count, len(said))
 
 
 class WriterStalledError(Exception):
@@ -160,11 +176,12 @@ class ForkingWriter:
             return
         if pid == 0:
             records = progress.counting(group.state.snapshot_records())
-            _be_the_child(parent, lambda: write_records(self._store, header, records))
+            _be_the_child(parent, lambda: write_records(self._store, header, records), progress)
 
         def waited(status: Any, error: BaseException | None) -> None:
             if error is None and status != 0:
-                error = OSError(f"the snapshot writer ended with {_describe(status)}")
+                ended = f"the snapshot writer ended with {_describe(status)}"
+                error = OSError(": ".join(filter(None, (ended, progress.reason))))
             done(error)
 
         self._jobs.run(lambda: self._wait(header.group, pid, progress), waited)
@@ -206,9 +223,10 @@ def _status_of(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _be_the_child(parent: int, work: Callable[[], None]) -> None:
+def _be_the_child(parent: int, work: Callable[[], None], progress: Progress) -> None:
     """Do the work and leave, whatever happens; never return into the parent's code."""
     code = 1
+    logging.disable()  # what writes the log, and who holds its lock, is not in this process
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
@@ -220,7 +238,7 @@ def _be_the_child(parent: int, work: Callable[[], None]) -> None:
             work()
             code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody above to raise to
-        os.write(2, f"snapshot writer: {type(error).__name__}: {error}\n".encode())
+        progress.fail(f"{type(error).__name__}: {error}")
     finally:
         os._exit(code)
 

@@ -17,6 +17,7 @@ from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc import logs
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
@@ -253,6 +254,7 @@ class LocalStatus:
             "waiting_operations": sum(group.waiting_operations for group in groups),
             "routed_in_flight": self._router.in_flight,
             "wal_bytes": self._host.wal.bytes_on_disk,
+            "log_lines_dropped": logs.dropped() + self._http.log_lines_dropped,
             "snapshots": dict(self.snapshots),
             "events": dict(self._host.event_counts),
             "requests": dict(self._router.served),

@@ -260,7 +260,8 @@ async def run_worker(config: WebConfig) -> int:
 
 def main() -> None:
     """Run one worker; the process ends here, whatever threads are left."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up("-", "console", "info")  # until the settings are here
+    logs.speak_for_python()
     prepare_process()
     code = EXIT_UNUSABLE
     try:
@@ -270,6 +271,7 @@ def main() -> None:
     except (OSError, msgspec.MsgspecError) as error:
         _LOG.error("HTTP worker cannot start: %s", error)
     finally:
+        logging.shutdown()
         # Threads of the Flask side may be waiting for an engine that is gone.
         os._exit(code)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from prometheus_client.registry import Collector
 
 from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
+from raftkv.rpc import logs
 from raftkv.rpc.messages import Answered, Took, WorkerReport
 
 _LATE_S = 0.1
@@ -34,6 +35,7 @@ class WorkerMetrics:
         self.body_bytes: Callable[[], int] = int
         """Bytes of request bodies held in memory."""
         self.collectors: list[Collector] = []
+        self._lines_dropped = 0  # as it was at the last report
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -49,6 +51,7 @@ class WorkerMetrics:
         with self._lock:
             answered, self._answered = self._answered, {}
             durations, self._durations = self._durations, {}
+        before, self._lines_dropped = self._lines_dropped, logs.dropped()
         return WorkerReport(
             worker=self._worker,
             pid=os.getpid(),
@@ -59,6 +62,7 @@ class WorkerMetrics:
             rss_bytes=_resident_bytes(),
             answered=tuple(Answered(*at, count) for at, count in answered.items()),
             durations=tuple(Took(route, *counts.take()) for route, counts in durations.items()),
+            log_lines_dropped=self._lines_dropped - before,
         )
 
 
