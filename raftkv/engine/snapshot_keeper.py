@@ -24,6 +24,7 @@ from raftkv.engine.jobs import JobRunner
 from raftkv.engine.patience import Patience
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import (
     SnapshotHeader,
     SnapshotReader,
@@ -66,14 +67,14 @@ class GroupSnapshots:
 
     def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
         """Open the one that is in place."""
-        reader = self._store.open(self._group)
+        reader = self._store.open_to_send(self._group)
         if reader is None:
             return None
         return SnapshotId(reader.header.index, reader.header.term, reader.size), reader
 
-    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:  # noqa: ARG002 - the file knows
+    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
         """Begin to write one that a leader sends."""
-        return self._store.receive(self._group)
+        return self._store.receive(self._group, snapshot.size_bytes)
 
 
 class SnapshotWriter(Protocol):
@@ -187,7 +188,10 @@ class ForkingWriter:
         self._jobs.run(lambda: self._wait(header.group, pid, progress), waited)
 
     def _wait(self, group: GroupId, pid: int, progress: Progress) -> int:
-        """Return the child's exit code; WriterStalledError if it had to be killed."""
+        """Return the child's exit code; WriterStalledError if it had to be killed.
+
+        A child that failed, or that somebody killed, leaves nothing on the disk.
+        """
         patience = Patience(round(self._patience_s / _LOOK_S))
         while (status := _status_of(pid)) is None:
             if patience.is_over(progress.count):
@@ -196,6 +200,8 @@ class ForkingWriter:
                     f"the snapshot writer wrote nothing for {self._patience_s:g} s: killed"
                 )
             time.sleep(_LOOK_S)
+        if status != 0:
+            self._store.discard(group)
         return status
 
     def _kill(self, group: GroupId, pid: int) -> None:
@@ -389,6 +395,11 @@ class SnapshotKeeper:
         index, term = group.compaction.snapshot_point()
         digest = group.state.digest.to_bytes(16, "big")
         header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)
+        try:
+            self._store.require_room(group.id, group.state.bytes_total)
+        except DiskError as error:
+            self._finished(group, index, error)
+            return
         self._writer.write(header, group, lambda error: self._sealed(group, index, error))
 
     def _sealed(self, group: Group, index: int, error: BaseException | None) -> None:
