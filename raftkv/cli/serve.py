@@ -15,6 +15,7 @@ import click
 from raftkv.cli.config import ConfigError, load
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.pidfile import PidFile, PidFileError
+from raftkv.process import open_standard_streams
 from raftkv.rpc import logs
 
 EXIT_REFUSED = 1
@@ -100,6 +101,7 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
 
     The process leads a process group of its own; its HTTP workers are in it and end with it.
     """
+    open_standard_streams()
     config = load_or_refuse(config_file, node)
     logs.set_up(config.node.name, config.log.format, config.log.level)
     logs.speak_for_python()

@@ -5,6 +5,7 @@ links to its peers, on one thread with one event loop. The HTTP workers are its 
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -25,6 +26,7 @@ from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
+from raftkv.process import raise_file_limit, resident_bytes
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.member import ReplicaError
 from raftkv.rpc import logs
@@ -72,7 +74,15 @@ def interrupt_nobody() -> None:
         _logger.info("the scheduling policy stays as it is: %s", error.strerror)
 
 
+async def start_resolver_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop start its threads that resolve names: libuv aborts if it cannot do so later."""
+    with contextlib.suppress(socket.gaierror):  # a name is no address, and nobody is asked for it
+        await loop.getaddrinfo("localhost", None, flags=socket.AI_NUMERICHOST)
+
+
 async def _run(config: NodeConfig) -> None:
+    raise_file_limit()
+    resident_bytes()  # the file for it is opened while there is a descriptor
     interrupt_nobody()
     node = Node(config)
     try:
@@ -115,6 +125,7 @@ class Node:
         config = self._config
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
+        await start_resolver_threads(loop)
         disk = RealDisk()
         data = open_data_dir(disk, Path(config.node.data_dir), config.cluster.id, config.node.name)
         security = link_security(config.security)

@@ -10,7 +10,6 @@ import logging
 import mmap
 import os
 import platform
-import resource
 import signal
 import struct
 import time
@@ -22,6 +21,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.patience import Patience
+from raftkv.process import close_from
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.storage.disk import DiskError
@@ -237,7 +237,7 @@ def _be_the_child(parent: int, work: Callable[[], None], progress: Progress) -> 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
             signal.set_wakeup_fd(-1)
-            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            close_from(3)
             os.nice(_NICENESS)
             _yield_the_disk()
             gc.disable()  # a collection would touch, and so copy, every page

@@ -14,6 +14,7 @@ from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
+from raftkv.process import resident_bytes
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
@@ -24,8 +25,6 @@ EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Links(Protocol):
@@ -127,7 +126,7 @@ class LocalStatus:
             "stopping": self.stopping,
             "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
@@ -315,9 +314,3 @@ class LocalStatus:
 def _cpu_s() -> float:
     """Processor time that this process has used."""
     return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process, from the kernel."""
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

@@ -173,7 +173,7 @@ class HttpWorkers:
     async def start(self) -> None:
         """Spawn every worker; each is replaced when it ends until :meth:`stop`."""
         for worker in range(self._config.http.workers):
-            process = await self._spawn(worker)
+            process = await self._try_to_spawn(worker)
             watcher = asyncio.create_task(self._watch(worker, process), name=f"worker-{worker}")
             watcher.add_done_callback(_see_what_it_raised)
             self._watchers.append(watcher)
@@ -222,29 +222,27 @@ class HttpWorkers:
             await process.stdin.wait_closed()
         return process
 
-    async def _watch(self, worker: int, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, worker: int, process: asyncio.subprocess.Process | None) -> None:
         """Wait for the end of one worker and replace it, ever more slowly if it keeps failing."""
         backoff_s = BACKOFF_FIRST_S
         while True:
-            started = time.monotonic()
-            code = await self._end_of(worker, process)
-            del self._processes[worker]
-            if self._stopping.is_set():
-                return
-            if time.monotonic() - started >= STEADY_S:
-                backoff_s = BACKOFF_FIRST_S
-            _logger.warning(
-                "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
-            )
-            self._ended(f"worker {worker}, with code {code}")
-            replacement = None
-            while replacement is None:
-                if await self._stopped_within(backoff_s):
+            if process is not None:
+                started = time.monotonic()
+                code = await self._end_of(worker, process)
+                del self._processes[worker]
+                if self._stopping.is_set():
                     return
-                backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
-                replacement = await self._try_to_spawn(worker)
-            process = replacement
-            if self._stopping.is_set():
+                if time.monotonic() - started >= STEADY_S:
+                    backoff_s = BACKOFF_FIRST_S
+                _logger.warning(
+                    "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
+                )
+                self._ended(f"worker {worker}, with code {code}")
+            if await self._stopped_within(backoff_s):
+                return
+            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+            process = await self._try_to_spawn(worker)
+            if process is not None and self._stopping.is_set():
                 # stop() may have looked for processes just before this one was there.
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()

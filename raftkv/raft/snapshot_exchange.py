@@ -232,19 +232,19 @@ class SnapshotExchange:
             self._give_up(receiver)
             receiver = None
         if self._receiver is None:
-            try:
-                receiver = self._receiver = self._new_receiver(snapshot, peer)
-            except SnapshotBusy:
-                self._ask_to_wait(snapshot, peer, BUSY_S)
-                return
-            except DiskError as error:
-                self._refuse(snapshot, peer, error)
-                return
+            receiver = self._receiver = self._new_receiver(snapshot, peer)
         if receiver is not None:  # else the file of the one before is still being written
             receiver.take(message.offset, message.data, self._clock.monotonic())
 
-    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
-        file = self._files.receive(snapshot)
+    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver | None:
+        try:
+            file = self._files.receive(snapshot)
+        except SnapshotBusy:
+            self._ask_to_wait(snapshot, peer, BUSY_S)
+            return None
+        except DiskError as error:
+            self._refuse(snapshot, peer, error)
+            return None
         return Receiver(
             snapshot,
             peer,

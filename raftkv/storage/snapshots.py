@@ -384,17 +384,20 @@ class SnapshotStore:
         sealed = path.with_name(path.name + (_RECEIVING if received else _WRITING))
         with self._publishing:
             try:
-                new, old = self._header_at(sealed), self._header_at(path)
-                if new is None:
-                    raise NoSuchFile(sealed, "publish", "no sealed snapshot")
-                if old is not None and (new.index, new.term) <= (old.index, old.term):
-                    raise SnapshotStale(path, new.index, old.index)
+                self._require_newer(sealed, path)
                 self._disk.rename(sealed, path)
             except (SnapshotStale, SnapshotDamaged, DiskError):
                 with suppress(DiskError):  # a leftover is removed at the next start
                     self._disk.unlink(sealed)
                 raise
             self._disk.fsync_dir(self._directory)
+
+    def _require_newer(self, sealed: Path, path: Path) -> None:
+        new, old = self._header_at(sealed), self._header_at(path)
+        if new is None:
+            raise NoSuchFile(sealed, "publish", "no sealed snapshot")
+        if old is not None and (new.index, new.term) <= (old.index, old.term):
+            raise SnapshotStale(path, new.index, old.index)
 
     def _header_at(self, path: Path) -> SnapshotHeader | None:
         reader = self._open(path)
@@ -403,9 +406,7 @@ class SnapshotStore:
         reader.close()
         return reader.header
 
-    def _open(
-        self, path: Path, closed: Callable[[], None] = lambda: None
-    ) -> SnapshotReader | None:
+    def _open(self, path: Path, closed: Callable[[], None] = lambda: None) -> SnapshotReader | None:
         try:
             file = self._disk.open(path)
         except NoSuchFile:

@@ -28,6 +28,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from raftkv.process import open_standard_streams, raise_file_limit, resident_bytes
 from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.web.config import WebConfig
@@ -45,6 +46,10 @@ EXIT_ENGINE_GONE = 3
 EXIT_UNUSABLE = 2
 
 LISTEN_BACKLOG = 4096
+
+DESCRIPTORS_KEPT = 64
+"""For the engine's socket, the log, files of figures and pages, and threads."""
+
 HEADER_TIMEOUT_MS = 30_000
 """For the head of a request, so that half-sent ones do not stay for ever."""
 
@@ -81,7 +86,7 @@ class _Server(Server):
             websockets=False,
             backlog=LISTEN_BACKLOG,
             # It counts open connections, idle ones too, and stops accepting at that many.
-            backpressure=config.limits.connections_max,
+            backpressure=connections_max(config.limits.connections_max),
             log_level=LogLevels.error,
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             ssl_cert=None if config.tls_cert is None else Path(config.tls_cert),
@@ -117,18 +122,32 @@ def yield_to_engine() -> None:
     os.nice(YIELDED_NICENESS)
 
 
-def raise_file_limit() -> None:
-    """Take all the descriptors that this process may have: every connection needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def prepare_process() -> None:
     """Make this process its engine's: its end, its interrupts, its rank; room for connections."""
+    open_standard_streams()
     die_with_parent()
     leave_interrupts_to_parent()
     yield_to_engine()
     raise_file_limit()
+    resident_bytes()  # the file for it is opened while there is a descriptor
+
+
+def connections_max(configured: int) -> int:
+    """Return how many connections there may be at once, as each needs a descriptor.
+
+    What cannot be accepted for want of one is tried again without end, in the place of
+    everything else; what is not accepted yet waits in the kernel.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = max(1, min(configured, limit - DESCRIPTORS_KEPT))
+    if allowed < configured:
+        _LOG.warning(
+            "the limit of %d descriptors allows %d connections, not the %d of http.max_connections",
+            limit,
+            allowed,
+            configured,
+        )
+    return allowed
 
 
 def open_listener(config: WebConfig) -> socket.socket:

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from prometheus_client.registry import Collector
 
 from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
+from raftkv.process import resident_bytes
 from raftkv.rpc import logs
 from raftkv.rpc.messages import Answered, Took, WorkerReport
 
 _LATE_S = 0.1
 """A report made this soon after a second's end is about that second."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class WorkerMetrics:
@@ -59,13 +58,8 @@ class WorkerMetrics:
             in_flight=self.in_flight(),
             body_bytes=self.body_bytes(),
             cpu_s=round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 3),
-            rss_bytes=_resident_bytes(),
+            rss_bytes=resident_bytes(),
             answered=tuple(Answered(*at, count) for at, count in answered.items()),
             durations=tuple(Took(route, *counts.take()) for route, counts in durations.items()),
             log_lines_dropped=self._lines_dropped - before,
         )
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

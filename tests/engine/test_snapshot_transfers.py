@@ -96,7 +96,7 @@ def test_room_that_runs_out_meanwhile_is_given_back(monkeypatch: pytest.MonkeyPa
 def test_few_files_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower needs snapshots of many groups: it gets all of them, a few at a time."""
     world, down = needs_snapshots(4 * OPEN_MAX, b"v", 3)
-    peaks = {name: 0 for name in world.names}
+    peaks = dict.fromkeys(world.names, 0)
     is_open: dict[int, set[int]] = {}
 
     def count(method: Callable[..., SimFile]) -> Callable[..., SimFile]:

@@ -189,6 +189,29 @@ def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(
     asyncio.run(scenario())
 
 
+def test_a_worker_that_cannot_be_started_at_first_is_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is up by then, and its peers rely on it."""
+    spawn = asyncio.create_subprocess_exec
+    refused: list[object] = []
+
+    async def refuse(*command: object, **_: object) -> asyncio.subprocess.Process:
+        refused.append(command)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+        await group.start()
+        await until(lambda: len(refused) == 2)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+        await until(lambda: len(reports(tmp_path)) == 1)
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_watcher_that_fails_is_seen(tmp_path: Path) -> None:
     """Its worker would never be replaced, and nobody would know."""
     seen: list[BaseException] = []
