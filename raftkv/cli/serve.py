@@ -15,8 +15,8 @@ import click
 from raftkv.cli.config import ConfigError, load
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.pidfile import PidFile, PidFileError
-from raftkv.process import open_standard_streams
 from raftkv.rpc import logs
+from raftkv.rpc.process import open_standard_streams
 
 EXIT_REFUSED = 1
 _TERMINAL = "/dev/tty"

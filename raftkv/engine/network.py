@@ -82,6 +82,8 @@ class TcpNetwork:
         try:
             listening.settimeout(0)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # [::] is those of IPv4 too, whatever bindv6only says
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listening.bind(address)
             listening.listen(_BACKLOG)
         except BaseException:

@@ -26,10 +26,10 @@ from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
-from raftkv.process import raise_file_limit, resident_bytes
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.member import ReplicaError
 from raftkv.rpc import logs
+from raftkv.rpc.process import raise_file_limit, resident_bytes
 from raftkv.rpc.server import LocalServer, SocketInUseError
 from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir
 from raftkv.storage.disk import DiskError, RealDisk

@@ -21,9 +21,9 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.patience import Patience
-from raftkv.process import close_from
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.rpc.process import close_from
 from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import (
     SnapshotHeader,

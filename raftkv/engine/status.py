@@ -14,11 +14,11 @@ from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
-from raftkv.process import resident_bytes
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
 from raftkv.rpc import logs
+from raftkv.rpc.process import resident_bytes
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100

@@ -57,7 +57,13 @@ def listen(option: str, address: Address, *, patience_s: float = PATIENCE_S) -> 
     family, _, _, _, _ = _resolve(option, address)
     while True:
         try:
-            return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
+            return socket.create_server(
+                address,
+                family=family,
+                backlog=LISTEN_BACKLOG,
+                # As for peers: [::] is every address of the machine, those of IPv4 too.
+                dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(0.02)

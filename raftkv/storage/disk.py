@@ -281,7 +281,11 @@ class RealDisk:
     def fsync_dir(self, directory: Path) -> None:
         """Sync the names of ``directory``."""
         with _translated(directory, "sync"):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:
+                os.sync()  # it may be entered but not read, such as the parent of a data directory
+                return
             try:
                 os.fsync(descriptor)
             finally:

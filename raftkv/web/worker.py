@@ -28,9 +28,9 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from raftkv.process import open_standard_streams, raise_file_limit, resident_bytes
 from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
+from raftkv.rpc.process import open_standard_streams, raise_file_limit, resident_bytes
 from raftkv.web.config import WebConfig
 from raftkv.web.deferred import Deferred
 from raftkv.web.engine import Engine, LoopBridge
@@ -67,14 +67,14 @@ _QUIET_ROUND_S = 0.05
 _LOG = logging.getLogger("raftkv.web")
 
 
-class _Server(Server):
+class HttpServer(Server):
     """Granian inside our own loop, on a socket that we were given.
 
     Granian itself would bind with SO_REUSEPORT, which lets a second node slip in beside the
     first on the same port, and loses what waits in the queue of a worker that dies.
     """
 
-    def __init__(self, app: Lane, config: WebConfig, listener: socket.socket) -> None:
+    def __init__(self, app: Any, config: WebConfig, listener: socket.socket) -> None:
         self._listener_fd = listener.fileno()
         super().__init__(
             app,
@@ -188,7 +188,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     operators = _operators(LoopBridge(engine, loop, config.node_name), config, metrics)
     lane = Lane(engine, config, operators, metrics)
     listener = open_listener(config)
-    server = _Server(lane, config, listener)
+    server = HttpServer(lane, config, listener)
     serving = asyncio.ensure_future(cast("Any", server).serve())
     _settle_garbage_collector()
     warming = loop.call_later(WARM_UP_S, loop.run_in_executor, None, _warm_up, operators)

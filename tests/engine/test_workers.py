@@ -25,6 +25,7 @@ from raftkv.engine.config import (
     SecurityOptions,
     TokenOptions,
 )
+from raftkv.engine.network import TcpNetwork
 from raftkv.engine.workers import HttpWorkers, ListenError, listen, web_config
 from raftkv.web.config import WebConfig
 
@@ -318,3 +319,17 @@ def test_an_address_that_is_about_to_be_free_is_waited_for() -> None:
 def test_the_worker_command_is_this_python() -> None:
     """Workers run in the interpreter of their engine, so in the same installation."""
     assert workers_module.WORKER_COMMAND[0] == sys.executable
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+def test_any_address_is_of_both_families(host: str) -> None:
+    """[::] is reached by IPv4 as well, for clients as for peers."""
+    with listen("http.listen", Address("::", 0)) as listening:
+        socket.create_connection((host, listening.getsockname()[1]), 5).close()
+
+    async def peers() -> None:
+        listener = await TcpNetwork().listen(asyncio.BufferedProtocol, "::", 0, None)
+        await asyncio.to_thread(lambda: socket.create_connection((host, listener.port), 5).close())
+        await listener.close()
+
+    asyncio.run(peers())

@@ -138,6 +138,21 @@ def test_want_of_descriptors_is_told_from_a_failed_sync(
             call()
 
 
+def test_a_directory_that_cannot_be_read_is_synced_with_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the parent of a data directory, which may be entered only."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    synced: list[str] = []
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "sync", lambda: synced.append("all"))
+    RealDisk().fsync_dir(tmp_path)
+    assert synced == ["all"]
+
+
 def test_short_reads_and_writes_are_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

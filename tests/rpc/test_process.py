@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv import process
+from raftkv.rpc import process
 
 
 def in_child(work: Callable[[], str]) -> str:
@@ -76,7 +76,7 @@ def test_memory_is_known_without_a_descriptor() -> None:
 
 USES_STREAMS = """
 import os, sys
-from raftkv.process import open_standard_streams
+from raftkv.rpc.process import open_standard_streams
 open_standard_streams()
 sys.stderr.write("to nobody")
 sys.stdout.write("to nobody")
