@@ -76,6 +76,11 @@ class HttpTraffic:
         """How many reports have come under the number of this worker."""
         return self._reports.get(worker, 0)
 
+    def reporter(self, worker: int) -> int | None:
+        """The process that reported last under the number of this worker."""
+        known = self._workers.get(worker)
+        return None if known is None else known["pid"]
+
     def _note_worker(self, report: WorkerReport, requests: int, errors: int) -> None:
         before = self._workers.get(report.worker, {"requests": 0, "errors": 0})
         self._heard[report.worker] = self._clock.monotonic()

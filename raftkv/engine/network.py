@@ -30,6 +30,9 @@ class Listener(Protocol):
 
     port: int
 
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Use another context for handshakes that begin from now on."""
+
     async def close(self) -> None:
         """Stop accepting; connections that were made go on."""
 
@@ -115,6 +118,10 @@ class TcpListener:
         self._again: asyncio.TimerHandle | None = None
         self.port: int = listening.getsockname()[1]
         self._watch()
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """See :class:`Listener`."""
+        self._tls = tls
 
     async def close(self) -> None:
         """Stop accepting, and give up the TLS handshakes that are under way."""

@@ -238,9 +238,17 @@ def set_up(node: str, form: Format, level: str, stream: TextIO | None = None) ->
     A ``stream`` is written to at once instead.
     """
     handler = logging.StreamHandler(stream) if stream else QueueHandler(_STANDARD_ERROR)
-    handler.setFormatter(JsonFormatter(node) if form == "json" else ConsoleFormatter(node))
+    handler.setFormatter(_formatter(node, form))
     handler.addFilter(RepeatFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def change(node: str, form: Format, level: str) -> None:
+    """Log in another form, or more or less, from now on; what waits is written as it is."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for handler in root.handlers:
+        handler.setFormatter(_formatter(node, form))
 
 
 def speak_for_python() -> None:
@@ -276,6 +284,10 @@ def _note_thread(what: threading.ExceptHookArgs) -> None:
 def _note_unraisable(what: "sys.UnraisableHookArgs") -> None:
     message = what.err_msg or "an exception that cannot be raised"
     _logger.error("%s: %r", message, what.object, exc_info=what.exc_value)
+
+
+def _formatter(node: str, form: Format) -> logging.Formatter:
+    return JsonFormatter(node) if form == "json" else ConsoleFormatter(node)
 
 
 def _facts(record: logging.LogRecord) -> Mapping[str, Any]:

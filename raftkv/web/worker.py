@@ -108,9 +108,10 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
-def leave_interrupts_to_parent() -> None:
-    """Ignore Ctrl-C, which reaches the whole process group: the engine then stops us in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals_to_parent() -> None:
+    """Ignore what may reach the whole process group, such as Ctrl-C: the engine decides."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def yield_to_engine() -> None:
@@ -126,7 +127,7 @@ def prepare_process() -> None:
     """Make this process its engine's: its end, its interrupts, its rank; room for connections."""
     open_standard_streams()
     die_with_parent()
-    leave_interrupts_to_parent()
+    leave_signals_to_parent()
     yield_to_engine()
     raise_file_limit()
     resident_bytes()  # the file for it is opened while there is a descriptor

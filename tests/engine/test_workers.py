@@ -20,6 +20,7 @@ from raftkv.engine.config import (
     Address,
     ClusterOptions,
     HttpOptions,
+    LogOptions,
     NodeConfig,
     NodeOptions,
     SecurityOptions,
@@ -333,3 +334,60 @@ def test_any_address_is_of_both_families(host: str) -> None:
         await listener.close()
 
     asyncio.run(peers())
+
+
+def newest_pid(directory: Path, worker: int) -> int | None:
+    """Who reported last under the number of a worker; the program above reports once."""
+    told = [
+        (path.stat().st_mtime_ns, int(path.stem))
+        for path in reports(directory)
+        if json.loads(path.read_text())["worker"] == worker
+    ]
+    return max(told)[1] if told else None
+
+
+def test_workers_are_succeeded_one_after_the_other(tmp_path: Path) -> None:
+    """Each goes on until its successor, which goes by the new configuration, has reported."""
+
+    async def scenario() -> None:
+        ended: list[str] = []
+        group = workers_in(tmp_path, ended=ended.append)
+        group._reporter = lambda worker: newest_pid(tmp_path, worker)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 2)
+        old = group.pids
+        config = config_for(tmp_path)
+        new = NodeConfig(
+            cluster=config.cluster,
+            node=config.node,
+            http=config.http,
+            security=config.security,
+            log=LogOptions(level="debug"),
+        )
+        assert await group.renew(new)
+        await until(lambda: len(group.pids) == 2 and not set(group.pids) & set(old))
+        levels = {
+            json.loads((tmp_path / f"{pid}.json").read_text())["log_level"] for pid in group.pids
+        }
+        assert levels == {"debug"}
+        assert ended == [], "it was no accident"
+        await group.stop()
+        assert group.pids == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_that_does_not_come_up_leaves_the_old_worker(tmp_path: Path) -> None:
+    """It serves on."""
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        old = group.pids
+        group._command = (sys.executable, "-c", "raise SystemExit(2)")
+        assert not await group.renew(config_for(tmp_path, 1))
+        assert group.pids == old
+        await group.stop()
+
+    asyncio.run(scenario())
