@@ -52,6 +52,8 @@ DECIDES_NOTHING = {
     "FIRST_GENERATION": "the map says each group's generation",
     "DISMANTLE_ENTRIES": "how a state that nobody uses any more is freed",
     "NAMES_PER_FORGET": "a leader's proposal names what is forgotten",
+    "FORGET_CHARACTERS_MAX": "likewise",
+    "NAMES_PER_EPOCH": "a leader's proposals end epochs",
     "PIECE_ITEMS_MAX": "how a snapshot is cut, which its reader does not mind",
     "PIECE_BYTES_MAX": "likewise",
 }
