@@ -54,6 +54,8 @@ DECIDES_NOTHING = {
     "NAMES_PER_FORGET": "a leader's proposal names what is forgotten",
     "FORGET_CHARACTERS_MAX": "likewise",
     "NAMES_PER_EPOCH": "a leader's proposals end epochs",
+    "BATCH_FORMATS_READ": "what is proposed is of BATCH_FORMAT",
+    "_FORMATS_READ": "what is written is of SNAPSHOT_FORMAT",
     "PIECE_ITEMS_MAX": "how a snapshot is cut, which its reader does not mind",
     "PIECE_BYTES_MAX": "likewise",
 }
