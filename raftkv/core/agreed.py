@@ -58,6 +58,7 @@ DECIDES_NOTHING = {
     "_FORMATS_READ": "what is written is of SNAPSHOT_FORMAT",
     "PIECE_ITEMS_MAX": "how a snapshot is cut, which its reader does not mind",
     "PIECE_BYTES_MAX": "likewise",
+    "PART_BYTES_MAX": "likewise",
 }
 """Constants of these modules that need not agree, and why."""
 

@@ -21,12 +21,13 @@ LIFETIME_S = 120.0
 session) or first used (a free-form key)."""
 
 NAMES_PER_FORGET = 4_000
-"""A ``Forget`` names so many keys, and as many sessions, at most: a shard takes half as many new ones
-a second, and applying it takes some milliseconds."""
+"""A ``Forget`` names so many keys, and as many sessions, at most: a shard takes half as many new
+ones a second, and applying it takes some milliseconds."""
 
 NAMES_PER_EPOCH = 1_000
-"""An epoch in which so many keys were new ends at the next look. All of an epoch's names live as long
-as its youngest: long epochs of many names would fill the table with names that have had their time."""
+"""An epoch in which so many keys were new ends at the next look. All of an epoch's names live as
+long as its youngest: long epochs of many names would fill the table with names that have had their
+time."""
 
 
 class ExpiryClock:
