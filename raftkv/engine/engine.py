@@ -312,6 +312,11 @@ class Engine:
         self.host.recent.add("started", f"version {__version__}")
         self._each_second()
 
+    def renew(self, config: NodeConfig, security: LinkSecurity) -> None:
+        """Go by another security for new links, and by other thresholds of the log."""
+        self.links.renew(security)
+        self.router.slow.threshold_s = config.log.slow_request_ms / 1000
+
     @property
     def in_flight(self) -> int:
         """Requests that are not answered yet."""

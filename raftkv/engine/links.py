@@ -132,6 +132,12 @@ class PeerLinks:
             if peer > self._hello.node_name
         ]
 
+    def renew(self, security: LinkSecurity) -> None:
+        """Prove ourselves and peers by this from now on; links that are up stay."""
+        self._security = security
+        if self._listener is not None:
+            self._listener.renew(None if security.tls is None else security.tls.server)
+
     async def close(self) -> None:
         """End all links, after what was queued on them (bulk excepted) has been sent."""
         if self._ticker is not None:

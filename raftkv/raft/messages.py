@@ -124,13 +124,15 @@ class SnapshotProgress(Wire, tag=14, frozen=True):
     """The receiver of a snapshot wants byte ``offset`` of the one at ``index`` next.
 
     ``in_order`` false: something is missing, send from there again. When it has all of it,
-    installing follows, and then an AppendResponse.
+    installing follows, and then an AppendResponse. ``wait_ms`` above 0: it takes none now, for
+    want of space say; ask again after so long.
     """
 
     term: Term
     index: Index
     offset: int
     in_order: bool
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
 
 class DigestCheck(Wire, tag=15, frozen=True):

@@ -133,6 +133,7 @@ class WorkerReport(Message, tag=8, frozen=True):
     rss_bytes: int
     answered: tuple[Answered, ...]
     durations: tuple[Took, ...]
+    log_lines_dropped: int = 0
 
 
 Request = (

@@ -1315,3 +1315,24 @@ def test_the_network_is_a_seam() -> None:
         assert seen[0] == "listen"
 
     run(main())
+
+
+def test_new_certificates_are_for_new_links(certificates: Path) -> None:
+    """A link that is up stays; the next is proven by what was renewed, in both directions."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        nodes = [Node(name, where, tls=contexts(certificates, name)) for name in ("n1", "n2")]
+        one, two = nodes
+        evil = certificates / "evil"
+        async with running(*nodes):
+            await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+            for name, node in (("n1", one), ("n2", two)):
+                renewed = peer_contexts(evil / "ca.crt", evil / f"{name}.crt", evil / f"{name}.key")
+                node.links.renew(LinkSecurity(secret=SECRET, tls=renewed))
+            await pings(one.links._links["n2"], 3)
+            assert one.recorder.downs("n2") == 0
+            one.links._links["n2"].close("this test")
+            await until(lambda: one.recorder.events.count(("up", "n2")) == 2)
+
+    run(main())
