@@ -158,6 +158,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._settled_term = -1
         self._starting = True  # no leader and no candidate was seen since
         self._campaign_is_transfer = False
+        self._asked_to_lead_until = 0.0  # while the leader's request to take over counts
+        self._asked_to_lead_term = -1  # in which it was made
         self._withheld = False  # must not lead
         self._voters: set[str] = set()
         self._voters_term = -1
@@ -248,6 +250,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     def match_index(self, peer: str) -> int:
         """Leader only: up to where ``peer`` durably agrees."""
         return self._match.get(peer, 0)
+
+    def is_linked(self, peer: str) -> bool:
+        """Whether messages to ``peer`` go out at present."""
+        return self.peers.get(peer) in self._SyncObj__connectedNodes
 
     def follower_contact(self, peer: str) -> float | None:
         """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""

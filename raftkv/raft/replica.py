@@ -70,6 +70,7 @@ class Replica(Replication):
         self._unanswered.discard(peer)
         self._SyncObj__onNodeDisconnected(node)
         if self.leader_name == peer:
+            self._forget_request_to_lead()
             self._leader_contact = float("-inf")
             soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
@@ -140,7 +141,7 @@ class Replica(Replication):
                 self.step_down()
             else:
                 self._advance_commit()
-        elif self.peers:
+        elif self.peers or self._withheld:
             self._gate_campaign()
         elif not self.journal.synced:
             # Nobody else remembers the term that it leads in: the disk first (H8).

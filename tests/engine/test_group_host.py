@@ -8,6 +8,7 @@ from host_world import NAMES, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
+from raftkv.raft import messages as wire
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.proposals import Rejection
@@ -82,6 +83,17 @@ def test_a_transfer_goes_on_as_soon_as_its_target_has_everything(world: HostWorl
     assert "transfer" in [event["kind"] for event in leader.host.recent.facts(5)]
     world.run(1)
     assert world.leader() is target
+
+
+def test_who_is_cut_off_after_it_was_asked_to_take_over_does_not_spin(world: HostWorld) -> None:
+    """It waits like any other follower without links: a few turns in a second."""
+    leader = world.leader()
+    target = others(world, leader)[0]
+    target.group().receive(leader.name, wire.TimeoutNow(target.group().term))
+    world.disconnect(target.name)
+    before = target.host.turns
+    world.run(1.0)
+    assert target.host.turns - before < 30
 
 
 def test_leader_counts_itself_only_when_durable(world: HostWorld) -> None:
