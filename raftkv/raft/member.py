@@ -152,7 +152,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._pre_votes: set[str] = set()
         self._pre_vote_won = False
         self._question: wire.PreVote | None = None  # what we ask the others, or won by asking
-        self._asked_at = 0.0  # when it was asked first
+        self._asked_at = float("inf")  # when it was asked first
         self._unanswered: set[str] = set()  # who has not answered it yet
         self._settled: set[str] = set()  # with whom it is settled in this term who stands first
         self._settled_term = -1
