@@ -326,12 +326,13 @@ class Connection(asyncio.BufferedProtocol):
 
         A link keeps order: what comes behind an answer to a ping was sent after that ping. Before
         the first, everything comes behind a proof that the peer made for this very connection.
-        It grows while the peer's messages wait on their way here, or in a process that is frozen.
+        It grows while the peer's messages wait on their way here, in a process that is frozen, or
+        in a machine that is suspended.
         """
-        return self._owner.clock.monotonic() - self._echoed_us / 1e6
+        return self._owner.clock.boottime() - self._echoed_us / 1e6
 
     def _now_us(self) -> int:
-        return int(self._owner.clock.monotonic() * 1e6)
+        return int(self._owner.clock.boottime() * 1e6)
 
     def _take_pong(self, number: int) -> None:
         if not self._echoed_us <= number <= self._pinged_us:

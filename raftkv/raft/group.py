@@ -90,7 +90,13 @@ class Group:
             config.id, replica=replica, host=host, clock=clock, resend_s=config.timing.heartbeat_s
         )
         self.freshness = Freshness(
-            config.id, replica=replica, reads=self.reads, host=host, clock=clock, random=random
+            config.id,
+            replica=replica,
+            reads=self.reads,
+            host=host,
+            clock=clock,
+            random=random,
+            election_s=config.timing.election_max_s,
         )
         self.transfer = LeadershipTransfer(config, replica=replica, host=host, clock=clock)
         self.digests = StateDigests(config.id, replica=replica, host=host)
@@ -172,6 +178,8 @@ class Group:
         deadline = self._replica.next_deadline()
         if self.reads.is_asking or self.transfer.is_under_way:
             return min(deadline, self.reads.next_deadline(), self.transfer.next_deadline())
+        if self.freshness.is_waiting:
+            return min(deadline, self.freshness.next_deadline())
         return deadline
 
     # --- driving ------------------------------------------------------------------------------
@@ -192,8 +200,8 @@ class Group:
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
             done(None)
-        for done in self.freshness.satisfied():
-            done(None)
+        for done, rejection in self.freshness.tick():
+            done(rejection)
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()

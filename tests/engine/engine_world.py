@@ -45,6 +45,10 @@ class ManualLoop:
         """Return simulated seconds."""
         return self.now
 
+    def boottime(self) -> float:
+        """Return simulated seconds."""
+        return self.now
+
     def time_us(self) -> int:
         """Return simulated microseconds."""
         return int(self.now * 1e6)
