@@ -166,6 +166,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._match: dict[str, int] = {}
         self._in_flight: dict[str, deque[tuple[int, int]]] = {}  # peer -> (last index, bytes)
         self._ack_limit = 0
+        self._shown_index = 0  # prev_index of the append that stock code was shown last
         self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
         self._sent_last_index = 0
         self._held: deque[tuple[int, int, str, wire.RaftMessage]] = deque()  # (lsn, term, to, what)

@@ -47,7 +47,7 @@ class Replication(Elections):
             return
         prev_index, prev_term, entries = self._unknown_part(message)
         proven = max(message.prev_index + len(message.entries), self.journal.first_index)
-        self._ack_limit = proven
+        self._ack_limit, self._shown_index = proven, prev_index
         self._SyncObj__onMessageReceived(
             node,
             {
@@ -123,7 +123,10 @@ class Replication(Elections):
             if reset and nextNodeIdx is not None:
                 # Back off by a term at a time (Raft paper 5.3); stock goes one entry a round.
                 next_index = journal.first_index_of_term_at(nextNodeIdx, self.commit_index)
-            self._answer(peer, wire.AppendResponse(self.term, next_index, success=False))
+            refusal = wire.AppendResponse(
+                self.term, next_index, success=False, refused=self._shown_index
+            )
+            self._answer(peer, refusal)
             return
         proven = min((nextNodeIdx or 1) - 1, self._ack_limit)
         if proven <= journal.durable_index:
@@ -174,10 +177,13 @@ class Replication(Elections):
                 self._append_to(peer, node)
         else:
             self._in_flight.pop(peer, None)
-            if message.next_index <= self._match[peer]:
-                # Answers come in order, so this is no old one: the follower's log was cut, since a
-                # disk lost the end of it as if it had never been written. Insisting would mean to
-                # be refused for ever; what counted until now stays committed.
+            if max(message.next_index, message.refused) <= self._match[peer]:
+                # It refuses what it had acknowledged in this term. Answers come in order, so this
+                # is no old one: the follower's log was cut, since a disk lost the end of it as if
+                # it had never been written. Insisting would mean to be refused for ever; what
+                # counted until now stays committed. One that backs off below what it had
+                # acknowledged, because its log differs above that, has lost nothing: it is asked
+                # there again.
                 self._owner.entries_lost(peer, message.next_index, self._match[peer])
                 self._match[peer] = 0
             floor = max(self._match[peer], FIRST_INDEX) + 1
