@@ -211,6 +211,8 @@ class Elections(Member):
             self._owner.send(node.name, wire.HigherTerm(self.term))
             return
         self._starting = False
+        if message.transfer:
+            self.handed_over_term = message.term
         self._SyncObj__onMessageReceived(
             node,
             {

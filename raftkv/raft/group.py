@@ -125,6 +125,11 @@ class Group:
         return self._replica.leader_name
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether this term began by a transfer, as far as this replica has heard."""
+        return self._replica.handed_over_term == self.term
+
+    @property
     def applied_index(self) -> int:
         """Highest applied index."""
         return self._replica.applied_index

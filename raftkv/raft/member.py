@@ -160,6 +160,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._campaign_is_transfer = False
         self._asked_to_lead_until = 0.0  # while the leader's request to take over counts
         self._asked_to_lead_term = -1  # in which it was made
+        self.handed_over_term = -1
+        """The newest term known to have begun by a transfer, which its old leader asked for."""
         self._withheld = False  # must not lead
         self._voters: set[str] = set()
         self._voters_term = -1
@@ -318,6 +320,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Translate the few messages that stock code still sends by itself."""
         match message["type"]:
             case "request_vote":
+                if self._campaign_is_transfer:
+                    self.handed_over_term = message["term"]
                 self._hold(
                     node.name,
                     wire.RequestVote(
