@@ -11,7 +11,7 @@ import enum
 import logging
 import struct
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from raftkv.engine.handshake import (
@@ -50,20 +50,39 @@ class _Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """Times and bounds of links."""
+    """Times and bounds of links.
+
+    ``connect_deadline_s`` is for a connection in all; a network may give up before.
+    """
 
     tick_s: float = 0.05
     ping_interval_s: float = 0.25
     dead_after_s: float = 1.0
     reconnect_s: float = 0.1
     refused_retry_s: float = 1.0
-    connect_deadline_s: float = 0.5
+    connect_deadline_s: float = 30.0
     hello_deadline_s: float = 2.0
     frame_bytes_max: int = 64 * 1024 * 1024
     send_bytes_max: int = 128 * 1024 * 1024
     bulk_queue_bytes_max: int = 16 * 1024 * 1024
     bulk_window_bytes: int = 512 * 1024
     unauthenticated_max: int = 64
+
+    @classmethod
+    def following(cls, election_min_s: float, election_max_s: float) -> "LinkLimits":
+        """Return those for a cluster with these election time-outs.
+
+        A link must not be lost for a silence that leaders are forgiven, as its loss begins an
+        election.
+        """
+        usual = cls()
+        dead_after_s = max(usual.dead_after_s, election_min_s)
+        return replace(
+            usual,
+            ping_interval_s=dead_after_s / 4,
+            dead_after_s=dead_after_s,
+            hello_deadline_s=max(usual.hello_deadline_s, 2 * election_max_s),
+        )
 
 
 class Owner(Protocol):

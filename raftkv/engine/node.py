@@ -13,16 +13,18 @@ import secrets
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
 from raftkv.core.errors import UndecodableError
-from raftkv.engine.config import NodeConfig
+from raftkv.engine.config import NodeConfig, RaftOptions
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.engine import Engine, EngineError, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
-from raftkv.engine.network import TcpNetwork
+from raftkv.engine.network import ConnectDeadlines, TcpNetwork
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
@@ -123,7 +125,7 @@ class Node:
             check_http_certificate(Path(http.tls_cert), Path(http.tls_key))
         listener = listen("http.listen", config.http_listen)
         check_free("peer.listen", config.peer_listen)
-        self._engine = engine = Engine(config, data, security, _seams(loop, disk))
+        self._engine = engine = Engine(config, data, security, _seams(loop, disk, config.raft))
         _settle_garbage_collector()
         # Reading the log may take long, and a signal ends that at once. From here on others rely
         # on this node, so that it ends in order.
@@ -188,14 +190,20 @@ class Node:
         _logger.info("stopped")
 
 
-def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk) -> Seams:
+def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk, raft: RaftOptions) -> Seams:
     """What this machine gives an engine."""
     other_jobs = ThreadJobs(loop, 2, "jobs")
+    shortest_s, longest_s = (
+        raft.election_timeout_ms_min / 1000,
+        raft.election_timeout_ms_max / 1000,
+    )
+    deadlines = ConnectDeadlines.following(longest_s)
+    limits = LinkLimits.following(shortest_s, longest_s)
     return Seams(
         clock=SystemClock(),
         loop=loop,
         disk=disk,
-        network=TcpNetwork(),
+        network=TcpNetwork(deadlines),
         # Seeded by the system. Each message of a leader draws from it: no system call for that.
         random=random.Random(),  # noqa: S311 - spreads time-outs, guards nothing
         random_bytes=os.urandom,
@@ -203,6 +211,7 @@ def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk) -> Seams:
         other_jobs=other_jobs,
         snapshot_writer=lambda store: ForkingWriter(store, other_jobs),
         fatal=die,
+        link_limits=replace(limits, connect_deadline_s=deadlines.in_all_s),
     )
 
 

@@ -115,4 +115,9 @@ def node_config(options: Options, names: list[str], name: str) -> NodeConfig:
 def _link_limits(options: Options) -> LinkLimits:
     """Links that notice silence within four pings, as the shipped ones do."""
     ping_s = options.ping_ms / 1000
-    return LinkLimits(tick_s=ping_s / 5, ping_interval_s=ping_s, dead_after_s=4 * ping_s)
+    return LinkLimits(
+        tick_s=ping_s / 5,
+        ping_interval_s=ping_s,
+        dead_after_s=4 * ping_s,
+        connect_deadline_s=0.5,  # there are no names here
+    )
