@@ -29,6 +29,10 @@ WAIT_S_MAX = 600.0
 FORGIVEN_S = 60.0
 """Who has lost none for this long and twice its wait is as good as any other."""
 
+GROUPS_PER_TRANSFER = 32
+"""So many groups of this node for each transfer that is begun in a second: all have moved in half a
+minute, however many there are."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -106,7 +110,7 @@ def _wait_s(losses: int) -> float:
 
 
 class Balancer:
-    """Moves leaderships that this node holds, one at a time.
+    """Moves leaderships that this node holds, a few at a time.
 
     Args:
         own_state: what this node tells the others about itself.
@@ -176,9 +180,10 @@ class Balancer:
     # --- what is done ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Start one transfer if there is reason for one."""
+        """Start transfers where there is reason for one: few, as writes wait meanwhile."""
         unable = not self._own_state().may_lead
         pinned = self.pinned()
+        left = max(1, len(self._groups) // GROUPS_PER_TRANSFER)
         for group in self._groups.values():
             if not group.is_leader:
                 continue
@@ -189,7 +194,9 @@ class Balancer:
                 target = None if wanted is None or self._why_not(group, wanted) else wanted
             if target is not None:
                 self._hand_over(group, target)
-                return
+                left -= 1
+                if not left:
+                    return
 
     def _hand_over(self, group: Group, target: str) -> None:
         def done(outcome: Rejection | None) -> None:

@@ -47,6 +47,11 @@ class Timing(msgspec.Struct, frozen=True):
     election_min_s: float = 0.5
     election_max_s: float = 1.0
 
+    @property
+    def idle_heartbeat_s(self) -> float:
+        """How long an idle leader may be silent: three of its heartbeats may be late."""
+        return max(self.heartbeat_s, self.election_min_s / 4)
+
 
 class RandomSource(Protocol):
     """Randomness as a seam: ``random.Random`` fits, seeded in simulation."""
@@ -171,6 +176,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._shown_index = 0  # prev_index of the append that stock code was shown last
         self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
         self._sent_last_index = 0
+        self._told = (-1, 0, 0)  # term, last and commit index at the last heartbeat
         self._held: deque[tuple[int, int, str, wire.RaftMessage]] = deque()  # (lsn, term, to, what)
         self.apply_budget_spent = False
         sink = _Sink()

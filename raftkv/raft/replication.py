@@ -199,12 +199,28 @@ class Replication(Elections):
         Replaces stock's method: no pickled snapshot chunks (H1, H6), no pieces of entries (H13),
         a bounded window per follower, no copy of the log's tail.
         """
-        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._timing.heartbeat_s
+        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._heartbeat_wait_s()
         self._sent_last_index = self.journal.last_index
         connected = self._SyncObj__connectedNodes
         for peer, node in self.peers.items():
             if node in connected and not self._append_to(peer, node):
                 self._send_append(peer, self._SyncObj__raftNextIndex[node], ())
+
+    def _heartbeat_wait_s(self) -> float:
+        """How long after this heartbeat the next one is due: longer if there is nothing to tell.
+
+        That is, if all linked followers have everything, and heard of all that is committed by the
+        heartbeat before. With many groups most are idle, and heartbeats are all their cost.
+        """
+        last_index, commit_index, timing = self.journal.last_index, self.commit_index, self._timing
+        told, self._told = self._told, (self.term, last_index, commit_index)
+        if told != self._told or commit_index < last_index:
+            return timing.heartbeat_s
+        linked = self._SyncObj__connectedNodes
+        for peer, node in self.peers.items():
+            if node in linked and self._match[peer] < last_index:
+                return timing.heartbeat_s
+        return timing.idle_heartbeat_s
 
     def _append_to(self, peer: str, node: PeerNode) -> bool:
         """Send entries within the window; whether anything was sent."""

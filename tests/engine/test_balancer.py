@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import msgspec
 from engine_world import ManualLoop
@@ -274,3 +275,26 @@ def test_operators_are_told_why_a_leadership_is_not_where_it_belongs() -> None:
     assert why() == "the disk of n1 is full"
     del world.balancer.peers["n1"]
     assert why() == "there is no link to n1"
+
+
+def test_many_leaderships_are_back_within_half_a_minute() -> None:
+    """A node that was away leads its share again soon, and never are many moved at once."""
+    world = World()
+    groups = {}
+    for shard in range(256):
+        group = FakeGroup(GroupId(shard, 1), ("n1", "n2", "n3"), world.loop.now)
+        groups[group.id] = group
+    world.balancer._groups = groups  # type: ignore[assignment]  # fakes
+    world.balancer._map = SimpleNamespace(  # type: ignore[assignment]
+        placement=lambda _: SimpleNamespace(preferred_leader="n1")
+    )
+    world.loop.run(SETTLED_S + 1)
+    moved = 0
+    for _ in range(32):
+        world.balancer.check()
+        before, moved = moved, sum(len(group.moved_to) for group in groups.values())
+        assert moved - before <= 8
+        for group in groups.values():
+            group.is_leader = not group.moved_to
+        world.loop.run(1.0)
+    assert moved == 256

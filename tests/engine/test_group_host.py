@@ -3,6 +3,7 @@
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from host_world import NAMES, HostWorld, Machine
 
@@ -351,3 +352,38 @@ def test_stopping_answers_everyone(world: HostWorld) -> None:
     ]
     assert [outcome.reason for outcome in waiting if isinstance(outcome, Rejection)] == ["stopping"]
     assert [outcome.reason for outcome in reads if isinstance(outcome, Rejection)] == ["stopping"]
+
+
+def heartbeats(world: HostWorld, leader: Machine, seconds: float) -> int:
+    """How many appends a leader sends to each follower meanwhile."""
+    sent: list[object] = []
+    send = leader.host.send
+
+    def counted(group: GroupId, peer: str, message: wire.RaftMessage) -> None:
+        if isinstance(message, wire.AppendEntries):
+            sent.append(message)
+        send(group, peer, message)
+
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr(leader.host, "send", counted)
+        world.run(seconds)
+    return len(sent) // 2
+
+
+def test_an_idle_leader_sends_fewer_heartbeats(
+    world: HostWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of an election time-out apart, if followers have all and know what is committed."""
+    leader = world.leader()
+    timing = leader.group().config.timing
+    patient = msgspec.structs.replace(timing, heartbeat_s=timing.idle_heartbeat_s / 4)
+    for machine in world.machines.values():
+        monkeypatch.setattr(machine.group()._replica, "_timing", patient)
+    world.run(1.0)
+    assert heartbeats(world, leader, 5.0) <= 5.0 / timing.idle_heartbeat_s + 1
+    world.put_all(leader, b"news")
+    world.run(2 * patient.heartbeat_s)
+    assert {m.group().applied_index for m in world.machines.values()} == {leader.group().last_index}
+    others(world, leader)[0].sync_jobs.stall()
+    world.put_all(leader, b"lags")  # one follower does not have it: it is spoken to as ever
+    assert heartbeats(world, leader, 1.0) >= 2.0 / timing.idle_heartbeat_s
