@@ -123,6 +123,7 @@ class ClusterStatus:
 
     def _merged(self, answers: _Rows) -> dict[str, Any]:
         links = {link["name"]: link for link in answers[self._node]["nodes"]}
+        views = _views(answers)  # gathered once, as there may be many shards
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -131,7 +132,10 @@ class ClusterStatus:
             "not_answering": [name for name in self._map.nodes if name not in answers],
             "ring": msgspec.structs.asdict(self._map.ring),
             "nodes": [_node(links[name], answers.get(name)) for name in self._map.nodes],
-            "shards": [_shard(placement, answers) for placement in self._map.groups],
+            "shards": [
+                _shard(placement, views.get(placement.id, {}), answers)
+                for placement in self._map.groups
+            ],
             "events": _events(answers),
         }
 
@@ -167,14 +171,17 @@ def _events(answers: _Rows) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: (event["at_us"], event["node"]))[-EVENTS_SHOWN:]
 
 
-def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
+def _views(answers: _Rows) -> dict[tuple[int, int], _Rows]:
+    """What each replica says, by group and node."""
+    views: dict[tuple[int, int], _Rows] = {}
+    for name, facts in answers.items():
+        for shard in facts["shards"]:
+            views.setdefault((shard["shard"], shard["generation"]), {})[name] = shard
+    return views
+
+
+def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str, Any]:
     """One shard: the leader's view if it answered, and what each replica says."""
-    views: _Rows = {
-        name: shard
-        for name, facts in answers.items()
-        for shard in facts["shards"]
-        if (shard["shard"], shard["generation"]) == placement.id
-    }
     leading = [name for name, view in views.items() if view["role"] == "leader"]
     seen_by = max(
         leading or views,

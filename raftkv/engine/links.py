@@ -376,7 +376,9 @@ class PeerLinks:
             raise
         except OSError as error:  # TimeoutError is one
             connection.give_up()
-            why = error.strerror or type(error).__name__
+            why = (
+                error.strerror or str(error) or f"no answer in {self.limits.connect_deadline_s:g} s"
+            )
             self._say("unreachable", peer, f"cannot be reached at {address}: {why}")
             return False
         await connection.finished

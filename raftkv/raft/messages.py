@@ -30,12 +30,14 @@ class AppendEntries(Wire, tag=1, frozen=True):
 class AppendResponse(Wire, tag=2, frozen=True):
     """``success``: the log matches the leader's below ``next_index``, durably.
 
-    Otherwise the leader should go on at ``next_index``.
+    Otherwise the leader should go on at ``next_index``: the log does not match at ``refused``, the
+    ``prev_index`` of the append that is answered.
     """
 
     term: Term
     next_index: Index
     success: bool
+    refused: Index = 0
 
 
 class RequestVote(Wire, tag=3, frozen=True):

@@ -21,6 +21,7 @@ from raftkv.engine.handshake import Acceptor, Dialer, LinkHello
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
+from raftkv.raft.clock import SystemClock
 from raftkv.rpc.framing import FrameDecoder, encode_frame
 from raftkv.sim.clock import SimClock
 
@@ -575,6 +576,30 @@ def test_how_late_messages_may_be_is_known_without_a_common_clock() -> None:
             assert two.links.lag_s("n9") == 0.0, "nothing comes from whom there is no link to"
 
     run(main())
+
+
+def test_a_machine_that_was_suspended_knows_how_late_its_messages_may_be() -> None:
+    """Its monotonic clock stood still meanwhile; what is in its sockets waited all the same."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(ping_interval_s=20)) as (_, two):
+            clock = Suspended()
+            (link,) = two.links._connections
+            link._owner.clock = clock  # type: ignore[misc]  # of these links alone
+            clock.suspended_s = 60.0
+            assert two.links.lag_s("n1") > 60.0
+
+    run(main())
+
+
+class Suspended(SystemClock):
+    """The clocks of a machine that has slept for ``suspended_s``."""
+
+    suspended_s = 0.0
+
+    def boottime(self) -> float:
+        """Go on meanwhile."""
+        return super().boottime() + self.suspended_s
 
 
 def test_an_answer_to_a_ping_that_was_not_sent_closes_the_link() -> None:
