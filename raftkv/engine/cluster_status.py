@@ -1,15 +1,18 @@
 """What all nodes together tell operators: each is asked, and whoever does not answer is named."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.engine.peer_facts import check_facts
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
-from raftkv.rpc.messages import Facts
+from raftkv.rpc.framing import DECODE_ERRORS
+from raftkv.rpc.messages import Facts, Failure
 
 CHANNEL_STATUS = 5
 """(number, facts or None): a question has no facts, an answer does."""
@@ -28,6 +31,10 @@ _MEMBER_FACTS = (
 )
 
 _Rows = dict[str, dict[str, Any]]
+
+Answered = Callable[[Facts | Failure], None]
+
+_logger = logging.getLogger(__name__)
 
 
 class Links(Protocol):
@@ -67,11 +74,26 @@ class ClusterStatus:
         self._number = 0
         self._questions: dict[int, _Question] = {}
 
-    def ask(self, done: Callable[[dict[str, Any]], None]) -> None:
+    def ask(self, done: Answered) -> None:
         """Ask every connected node; answer when all have, or in time with those that have."""
+        self._ask(lambda cluster: cluster, done)
+
+    def explain(self, key: bytes, done: Answered) -> None:
+        """Tell where ``key`` lives and why, and how all nodes see its shard."""
+        self._ask(lambda cluster: self._explained(key, cluster), done)
+
+    def _explained(self, key: bytes, cluster: dict[str, Any]) -> dict[str, Any]:
+        facts = self._local.explain(key)
+        state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
+        # A node without a replica knows of the leader only what the others say.
+        known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
+        asked = {"state": state, "not_answering": cluster["not_answering"]}
+        return {**known, **facts, **asked}
+
+    def _ask(self, make: Callable[[dict[str, Any]], dict[str, Any]], done: Answered) -> None:
         self._number += 1
         number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, done))
+        question = _Question(self._links.connected, lambda: self._answer(number, make, done))
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -80,30 +102,50 @@ class ClusterStatus:
         else:
             question.finish()
 
-    def explain(self, key: bytes, done: Callable[[Facts], None]) -> None:
-        """Tell where ``key`` lives and why, and how all nodes see its shard."""
-
-        def with_state(cluster: dict[str, Any]) -> None:
-            facts = self._local.explain(key)
-            state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
-            # A node without a replica knows of the leader only what the others say.
-            known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
-            asked = {"state": state, "not_answering": cluster["not_answering"]}
-            done(Facts({**known, **facts, **asked}))
-
-        self.ask(with_state)
-
     def on_message(self, peer: str, payload: bytes) -> None:
-        """Take a question of another node, or its answer to ours."""
-        number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
+        """Take a question of another node, or its answer to ours.
+
+        What does not fit is no reason to do without its link: it counts as no answer.
+        """
+        try:
+            number, facts = msgspec.msgpack.decode(payload, type=tuple[int, Any])
+        except DECODE_ERRORS as error:
+            _logger.warning("the status message of %s cannot be read: %s", peer, error)
+            return
         if facts is None:
-            answer = msgspec.msgpack.encode((number, self._local.facts()))
-            self._links.send(peer, CHANNEL_STATUS, answer)
-        elif (question := self._questions.get(number)) is not None:
+            self._tell(peer, number)
+            return
+        question = self._questions.get(number)
+        if question is None:
+            return
+        try:
+            check_facts(facts)
+        except DECODE_ERRORS as error:
+            _logger.warning("what %s says of itself does not fit: %s", peer, error)
+            question.done_with(peer)
+        else:
             question.take(peer, facts)
 
-    def _answer(self, number: int, done: Callable[[dict[str, Any]], None]) -> None:
-        done(self._merged({self._node: self._local.facts(), **self._questions.pop(number).answers}))
+    def _tell(self, peer: str, number: int) -> None:
+        try:
+            answer = msgspec.msgpack.encode((number, self._local.facts()))
+        except Exception:
+            _logger.exception("the facts that %s asks for cannot be told", peer)
+        else:
+            self._links.send(peer, CHANNEL_STATUS, answer)
+
+    def _answer(
+        self, number: int, make: Callable[[dict[str, Any]], dict[str, Any]], done: Answered
+    ) -> None:
+        """Answer; a bug met on the way is one reader's, and no reason to stop the node."""
+        answers = self._questions.pop(number).answers
+        response: Facts | Failure
+        try:
+            response = Facts(make(self._merged({self._node: self._local.facts(), **answers})))
+        except Exception:
+            _logger.exception("a question about the cluster cannot be answered")
+            response = Failure("internal", "a bug in the engine; its log has the trace")
+        done(response)
 
     # --- putting the answers together ---------------------------------------------------------
 
@@ -243,6 +285,10 @@ class _Question:
     def take(self, peer: str, facts: dict[str, Any]) -> None:
         """Take one node's answer."""
         self.answers[peer] = facts
+        self.done_with(peer)
+
+    def done_with(self, peer: str) -> None:
+        """Wait no longer for one node."""
         self.missing.discard(peer)
         if not self.missing:
             self.finish()
