@@ -121,3 +121,14 @@ def test_hostile_text_does_nothing_to_a_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert "\x9b" not in result.stdout
     assert "[/bold]" in result.stdout
+
+
+def test_hostile_names_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    """Names of operations and of the file are theirs too."""
+    path = tmp_path / "h\x9b\x07"
+    end = Event(0, "ok", "wr\x9b\x07ite", "color", "x", 1)
+    with HistoryWriter(path) as writer:
+        writer.write(end)
+    result = run(path)
+    assert "has begun nothing" in result.stderr
+    assert result.stderr[:-1].isprintable()
