@@ -223,7 +223,8 @@ def parse_batch(http: HttpRequest, limits: Limits) -> Plan:
     members = _batch_members(http.body, media_type, limits.batch_operations_max)
     operations = tuple(_at(i, _batch_operation, m, limits) for i, m in enumerate(members))
     render = functools.partial(render_batch, answer_type, len(operations))
-    return Plan(BatchRequest(operations), wait_s, render)
+    writes = any(isinstance(operation, Command) for operation in operations)
+    return Plan(BatchRequest(operations), wait_s, render, "write" if writes else None)
 
 
 def _answer_type(accept: bytes | None, asked_in: bytes, types: tuple[bytes, ...]) -> bytes:

@@ -192,6 +192,8 @@ class Lane:
                 self._limits,
             )
             if isinstance(plan, Plan):
+                if plan.role is not None:
+                    self._auth.check(headers.get(b"authorization"), plan.role)
                 return plan.respond(await self._call(plan.request, plan.timeout_s, request_id))
             return await self._stream(plan, scope["method"], send, request_id)
         finally:

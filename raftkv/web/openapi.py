@@ -321,7 +321,8 @@ def _batch_path() -> dict[str, Any]:
         "post": {
             "operationId": "batch",
             "summary": "Do many independent operations",
-            "description": "Results come in the order of the operations, each with its own status",
+            "description": "Results come in the order of the operations, each with its own status. "
+            "Needs the role read, or write if an operation writes",
             "requestBody": {
                 "required": True,
                 "content": {

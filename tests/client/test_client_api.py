@@ -363,6 +363,7 @@ def test_a_token_opens_the_door() -> None:
                 client.get("k")
         with Client(served.url, token="sesame") as client:
             assert client.get("k") is None
+            assert client.batch([Get("k"), Get("l")]) == [None, None]
             with pytest.raises(AccessError):
                 client.put("k", b"1")
 
