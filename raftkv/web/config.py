@@ -10,6 +10,10 @@ import msgspec
 
 Role = Literal["read", "write", "admin"]
 
+OPERATOR_TIMEOUT_MS = 750
+"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
+which operators want to hear within about a second. Who wants to wait longer says so."""
+
 
 class TokenHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A bearer token as it is kept: only its SHA-256, in lower-case hexadecimal.
