@@ -28,9 +28,8 @@ class ExpiryClock:
 
     Args:
         memory: The shard's memory, read only.
-        lifetime_s: How long a name lives at least.
-        interval_s: How often epochs change while names are in use; names live up to twice this
-            longer than they must.
+        lifetime_s: How long a name lives at least. Epochs change every twelfth of it while names
+            are in use; names live up to twice that longer than they must.
         retry_s: After how long a ``Forget`` that was not applied is given up and made again.
     """
 
@@ -39,12 +38,11 @@ class ExpiryClock:
         memory: OutcomeMemory,
         *,
         lifetime_s: float = LIFETIME_S,
-        interval_s: float = LIFETIME_S / 12,
         retry_s: float = 5.0,
     ) -> None:
         self._memory = memory
         self._lifetime_s = lifetime_s
-        self._interval_s = interval_s
+        self._interval_s = lifetime_s / 12
         self._retry_s = retry_s
         self._begun: deque[tuple[int, float]] = deque()  # (epoch, when it was seen to have begun)
         self._proposed: tuple[int, float] | None = None  # (epoch at the time, when)

@@ -13,8 +13,10 @@ import msgspec
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
 from raftkv.core.operations import Entry
 
-SNAPSHOT_FORMAT = 1
-"""Version of these records."""
+SNAPSHOT_FORMAT = 2
+"""Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``."""
+
+_FORMATS_READ = frozenset({1, SNAPSHOT_FORMAT})
 
 PIECE_ITEMS_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
@@ -36,6 +38,7 @@ class SnapshotHeader(
     key_count: int
     outcome_count: int
     session_count: int
+    forgotten_birth: int = 0
 
 
 class EntryPiece(
@@ -76,9 +79,9 @@ def decode_header(record: bytes) -> SnapshotHeader:
     try:
         # By itself first: a newer format may have any other shape behind the number.
         version = _format_decoder.decode(record).format
-        if version != SNAPSHOT_FORMAT:
+        if version not in _FORMATS_READ:
             raise UnknownFormat(
-                f"snapshot of format {version}, this version knows {SNAPSHOT_FORMAT}"
+                f"snapshot of format {version}, this version knows up to {SNAPSHOT_FORMAT}"
             )
         return _header_decoder.decode(record)
     except DECODE_FAILURES as error:

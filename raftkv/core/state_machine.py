@@ -99,6 +99,7 @@ class StateMachine:
         "_entries_hash",
         "_floor",
         "_owns",
+        "_unborn",
         "bytes_total",
         "generation",
         "last_revision",
@@ -116,6 +117,7 @@ class StateMachine:
         self._entries: SortedDict[bytes, Entry] = SortedDict()
         self._entries_hash = 0
         self._floor = 0  # lowest revision that the batch being applied may give
+        self._unborn = False  # whether the sessions of that batch have no births
         self.generation = generation
         self.last_revision = 0
         """The newest write's revision, 0 before the first."""
@@ -141,8 +143,7 @@ class StateMachine:
     @property
     def digest(self) -> int:
         """128 bits over everything that replicas must agree on, at no cost."""
-        rest = (self.last_revision, self.sealed_for, self.memory.epoch)
-        return self._entries_hash ^ self.memory.hash ^ mmh3_x64_128_uintdigest(_encode(rest))
+        return self._entries_hash ^ self.memory.hash ^ self._hash_of_numbers()
 
     def recomputed_digest(self) -> int:
         """Return the digest computed from the contents, in time proportional to them.
@@ -155,8 +156,14 @@ class StateMachine:
         entries_hash = 0
         for entry in self._entries.values():
             entries_hash ^= _hash_of(entry)
-        rest = (self.last_revision, self.sealed_for, self.memory.epoch)
-        return entries_hash ^ again.hash ^ mmh3_x64_128_uintdigest(_encode(rest))
+        return entries_hash ^ again.hash ^ self._hash_of_numbers()
+
+    def _hash_of_numbers(self) -> int:
+        memory = self.memory
+        numbers: tuple[int | None, ...] = (self.last_revision, self.sealed_for, memory.epoch)
+        if memory.forgotten_birth:  # 0 is left out, as it was in snapshots of format 1
+            numbers = (*numbers, memory.forgotten_birth)
+        return mmh3_x64_128_uintdigest(_encode(numbers))
 
     def free_keys(self) -> Iterator[str]:
         """Yield the free-form idempotency keys, longest unused first."""
@@ -209,6 +216,7 @@ class StateMachine:
         if batch.generation != self.generation:
             return [_MOVED] * len(batch.commands)
         self._floor = min(batch.clock_us, CLOCK_US_MAX)
+        self._unborn = batch.format == 1
         apply = self._apply
         return [apply(command) for command in batch.commands]
 
@@ -243,7 +251,7 @@ class StateMachine:
         if isinstance(operation, Txn) and is_read_only(operation):
             return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
-        remembered = self.memory.recall(name, fingerprint)
+        remembered = self.memory.recall(name, fingerprint, unborn=self._unborn)
         if remembered is not None:
             return remembered
         outcome = self._execute(operation)
@@ -405,6 +413,7 @@ class StateMachine:
                 key_count=len(self._entries),
                 outcome_count=len(memory),
                 session_count=memory.session_count,
+                forgotten_birth=memory.forgotten_birth,
             )
         )
         yield from pieces(self._entries.values(), memory.records())
@@ -448,6 +457,7 @@ class StateMachine:
     def _begin_as(self, header: SnapshotHeader) -> None:
         self.last_revision = header.last_revision
         self.memory.epoch = header.epoch
+        self.memory.forgotten_birth = header.forgotten_birth
         self.sealed_for = header.sealed_for
 
 

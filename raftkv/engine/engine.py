@@ -34,7 +34,7 @@ from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, Snapsh
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.host import GroupConfig, SnapshotPolicy
+from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
@@ -62,8 +62,6 @@ from raftkv.version import __version__
 
 CHANNEL_NODE_STATE = 4
 """A NodeState, every second."""
-
-PROPOSAL_BYTES_MAX = 8 * 1024 * 1024
 
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
@@ -102,6 +100,9 @@ class Seams:
     snapshot_writer: Callable[[SnapshotStore], SnapshotWriter]
     fatal: Callable[[BaseException], None]
     link_limits: LinkLimits = field(default_factory=LinkLimits)
+    group_limits: Limits = field(default_factory=Limits)
+    """Bounds of each group's queues, as far as the configuration does not set them."""
+    group_bounds: GroupBounds = field(default_factory=GroupBounds)
 
 
 class Engine:
@@ -282,15 +283,19 @@ class Engine:
                 config.raft.election_timeout_ms_min / 1000,
                 config.raft.election_timeout_ms_max / 1000,
             ),
-            limits=Limits(
+            limits=msgspec.structs.replace(
+                self._seams.group_limits,
                 waiting_operations_max=limits.queue_commands,
                 waiting_bytes_max=limits.queue_bytes,
                 entry_operations_max=limits.entry_commands,
                 entry_bytes_max=limits.entry_bytes,
                 # A transaction may hold several values, and no value may be too large for it.
-                proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
+                proposal_bytes_max=max(
+                    self._seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
+                ),
             ),
             snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
+            bounds=self._seams.group_bounds,
             durations=self._durations,
         )
 

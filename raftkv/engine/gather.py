@@ -33,10 +33,6 @@ from raftkv.rpc.messages import (
     Served,
 )
 
-PROPOSAL_OPERATIONS_MAX = 512
-PROPOSAL_BYTES_MAX = 1024 * 1024
-"""A batch goes into the log in pieces of at most this size."""
-
 BatchItem = Command | GetRequest
 BatchItemResult = PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure
 
@@ -197,6 +193,7 @@ class LocalBatch:
 
     def _pieces(self) -> Iterator[list[int]]:
         """Places of the writes, cut into pieces that fit a proposal."""
+        limits = self._group.config.limits
         piece: list[int] = []
         size = 0
         for place, operation in enumerate(self._operations):
@@ -204,7 +201,7 @@ class LocalBatch:
                 continue
             needed = command_bytes(operation)
             if piece and (
-                len(piece) >= PROPOSAL_OPERATIONS_MAX or size + needed > PROPOSAL_BYTES_MAX
+                len(piece) >= limits.batch_operations_max or size + needed > limits.batch_bytes_max
             ):
                 yield piece
                 piece, size = [], 0

@@ -131,7 +131,11 @@ def _not_definite(response: Response) -> Response:
     if isinstance(response, BatchResult):
         results = tuple(_not_definite(result) for result in response.results)
         return BatchResult(cast("tuple[Failure, ...]", results))
-    if isinstance(response, Refused) and response.reason in {"table_full", "moved"}:
+    if isinstance(response, Refused) and response.reason in {
+        "table_full",
+        "moved",
+        "forgotten",
+    }:
         # The shard says so of this try; it does not speak for the one before.
         return Failure(
             "unknown", f"an earlier try may have been applied; the last: {response.reason}"

@@ -11,7 +11,7 @@ from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
 from raftkv.raft.member import RandomSource
 from raftkv.raft.proposals import Rejection
-from raftkv.raft.reads import READS_WAITING_MAX, ReadDone, ReadIndex
+from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
 
 ASK_AGAIN_US = 100_000
@@ -38,12 +38,14 @@ class Freshness:
         host: Host,
         clock: Clock,
         random: RandomSource,
+        waiting_max: int,
     ) -> None:
         self._group = group
         self._replica = replica
         self._reads = reads
         self._host = host
         self._clock = clock
+        self._waiting_max = waiting_max
         self._number = int(random.random() * 2**52)
         self._questions: dict[int, int] = {}  # number -> when it was asked, in microseconds
         self._proven_us: int | None = None
@@ -74,7 +76,7 @@ class Freshness:
             done(None)
         elif leader is None:
             done(Rejection("not_leader", "no leader can confirm how old the local data is"))
-        elif len(self._waiting) >= READS_WAITING_MAX:
+        elif len(self._waiting) >= self._waiting_max:
             done(Rejection("busy", "too many reads are waiting for this shard"))
         else:
             now = self._now_us()

@@ -88,12 +88,25 @@ class Group:
             random=random,
             timing=config.timing,
             preferred=config.members[0] == config.node,
+            appends=config.bounds.appends,
+            apply_operations_per_tick=config.bounds.apply_operations_per_tick,
         )
         self.reads = ReadIndex(
-            config.id, replica=replica, host=host, clock=clock, resend_s=config.timing.heartbeat_s
+            config.id,
+            replica=replica,
+            host=host,
+            clock=clock,
+            resend_s=config.timing.heartbeat_s,
+            waiting_max=config.limits.reads_waiting_max,
         )
         self.freshness = Freshness(
-            config.id, replica=replica, reads=self.reads, host=host, clock=clock, random=random
+            config.id,
+            replica=replica,
+            reads=self.reads,
+            host=host,
+            clock=clock,
+            random=random,
+            waiting_max=config.limits.reads_waiting_max,
         )
         self.transfer = LeadershipTransfer(config, replica=replica, host=host, clock=clock)
         self.digests = StateDigests(config.id, replica=replica, host=host)
@@ -353,7 +366,8 @@ class Group:
         self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
         if new == LEADER:
             self.elections += 1
-            self._expiry = ExpiryClock(self.state.memory)
+            lifetime_s = self.config.bounds.name_lifetime_s
+            self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))

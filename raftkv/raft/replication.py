@@ -6,6 +6,9 @@ leader or term, and those that conflict or leave a gap.
 """
 
 from collections import deque
+from typing import Any
+
+import msgspec
 
 from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
@@ -20,8 +23,24 @@ WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes of entries in flight to one follower before the leader waits for its answers."""
 
 
+class AppendBounds(msgspec.Struct, frozen=True):
+    """How much a leader sends to one follower; the constants say what each is for."""
+
+    message_bytes_max: int = msgspec.field(default_factory=lambda: MESSAGE_BYTES_MAX)
+    window_bytes: int = msgspec.field(default_factory=lambda: WINDOW_BYTES)
+
+
 class Replication(Elections):
-    """The part of a replica that moves entries between logs."""
+    """The part of a replica that moves entries between logs.
+
+    Args:
+        appends: how much is sent at a time; otherwise as :class:`Member`.
+    """
+
+    def __init__(self, *, appends: AppendBounds, **member: Any) -> None:
+        self._message_bytes_max = appends.message_bytes_max
+        self._window_bytes = appends.window_bytes
+        super().__init__(**member)
 
     # --- follower -----------------------------------------------------------------------------
 
@@ -217,9 +236,9 @@ class Replication(Elections):
         if start > last_index:
             return False
         window = self._in_flight.setdefault(peer, deque())
-        room, first = WINDOW_BYTES - sum([size for _, size in window]), start
+        room, first = self._window_bytes - sum([size for _, size in window]), start
         while start <= last_index and room > 0:
-            entries = journal.entries_from(start, MESSAGE_BYTES_MAX)
+            entries = journal.entries_from(start, self._message_bytes_max)
             self._send_append(peer, start, entries)
             start += len(entries)
             size = sum([len(command) for command, _ in entries])

@@ -39,9 +39,6 @@ from raftkv.raft.snapshot_transfer import (
 from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import SnapshotDamaged, SnapshotStale
 
-RESTORE_RECORDS_PER_TICK = 4
-"""Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
-
 STALLED_S = 5.0
 """A transfer without progress for this long is given up; it is started again if still needed."""
 
@@ -152,6 +149,7 @@ class SnapshotExchange:
         snapshot, reader = opened
         sender = Sender(
             snapshot,
+            bounds=self._config.bounds.chunks,
             reader=reader,
             run_job=self._host.run_job,
             send=lambda chunk: self._host.send(self._config.id, peer, chunk),
@@ -232,6 +230,7 @@ class SnapshotExchange:
         return Receiver(
             snapshot,
             peer,
+            bounds=self._config.bounds.chunks,
             file=file,
             run_job=self._host.run_job,
             report=partial(self._progress, snapshot, peer),
@@ -263,7 +262,8 @@ class SnapshotExchange:
             why = f"it ends with entry {name.index} of term {name.term}, not as announced"
             self._refuse(snapshot, peer, ValueError(why))
         else:
-            restorer = StateMachine.restore(self._config.id.generation, self._config.owns)
+            config = self._config
+            restorer = StateMachine.restore(config.id.generation, config.owns, config.bounds.memory)
             self._restoring = _Restoring(snapshot, file, file.records(), restorer, peer)
             self._host.wake(self._config.id)
 
@@ -310,7 +310,7 @@ class SnapshotExchange:
 
     def _next_slice(self, building: _Restoring) -> StateMachine | None:
         """Load some records; return the state once all are loaded and its digest is right."""
-        for _ in range(RESTORE_RECORDS_PER_TICK):
+        for _ in range(self._config.bounds.restore_records_per_tick):
             record = next(building.records, None)
             if record is None:
                 return building.restorer.finish()

@@ -92,8 +92,12 @@ class LocalServer:
         listening = _bind(self.path)
         self._inode = self.path.stat().st_ino
         self._server = await loop.create_unix_server(
-            lambda: _Connection(self, loop), sock=listening, backlog=_BACKLOG
+            lambda: self.accept(loop), sock=listening, backlog=_BACKLOG
         )
+
+    def accept(self, loop: asyncio.AbstractEventLoop) -> asyncio.BufferedProtocol:
+        """Return the protocol of a new connection."""
+        return _Connection(self, loop)
 
     async def close(self) -> None:
         """Stop listening and close every connection once what is written has left."""

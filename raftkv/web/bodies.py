@@ -66,6 +66,7 @@ class _Session(Struct, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern="^[!-~]{1,64}$")]
     sequence: SessionNumber
     low: SessionNumber
+    born: Annotated[int, Meta(ge=1, le=SEQUENCE_MAX)]
 
 
 class _Body(Struct, forbid_unknown_fields=True, tag_field="op"):
@@ -336,7 +337,7 @@ def _member_idempotency(
         return None if free is None else FreeKey(free)
     if free is not None:
         raise invalid("idempotency_key and session exclude each other")
-    return session_key(session.id, session.sequence, session.low)
+    return session_key(session.id, session.sequence, session.low, session.born)
 
 
 def _key(member: Struct) -> bytes:

@@ -178,8 +178,9 @@ _IDEMPOTENCY = [
     ),
     _header(
         "Raftkv-Session",
-        {"type": "string", "pattern": "^[!-:<-~]{1,64};[0-9]{1,18};[0-9]{1,18}$"},
-        "`<id>;<sequence>;<low>`: a client session's key; all below low are answered",
+        {"type": "string", "pattern": "^[!-:<-~]{1,64};[0-9]{1,18};[0-9]{1,18};[0-9]{1,16}$"},
+        "`<id>;<sequence>;<low>;<born>`: a client session's key; all below low are answered; born"
+        " is when the session began, in microseconds",
     ),
 ]
 _IF_MATCH = _header(
@@ -544,11 +545,13 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             "id": {"type": "string", "pattern": "^[!-~]{1,64}$"},
             "sequence": _SEQUENCE,
             "low": _SEQUENCE,
+            "born": {**_SEQUENCE, "minimum": 1},
         },
         "id",
         "sequence",
         "low",
-        description="A session's key; sequence must not be below low",
+        "born",
+        description="A session's key; sequence must not be below low; born is when it began",
     )
     memory = {
         "idempotency_key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
@@ -581,6 +584,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                 "definite": {"type": "boolean"},
                 "retry_after_ms": _COUNT,
                 "revision": {"type": ["integer", "null"]},
+                "born_after": _COUNT,
             },
             "type",
             "title",

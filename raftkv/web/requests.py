@@ -119,24 +119,28 @@ def idempotency(headers: Mapping[bytes, bytes]) -> Idempotency | None:
 
 def _session_key(raw: bytes) -> SessionKey:
     parts = [p.strip() for p in raw.split(b";")]
-    expected = 3
+    expected = 4
     if len(parts) != expected:
-        raise invalid("Raftkv-Session must read <id>;<sequence>;<low>")
-    name, sequence, low = parts
+        raise invalid(
+            "Raftkv-Session must read <id>;<sequence>;<low>;<born>, born being when the session"
+            " began in microseconds: without it a late copy could be applied again"
+        )
+    name, sequence, low, born = parts
     if not 1 <= len(name) <= _SESSION_ID_MAX or not _visible_ascii(name):
         raise invalid("the id of Raftkv-Session must be 1 to 64 visible ASCII characters")
     return session_key(
         name.decode(),
         _count(sequence, "the sequence of Raftkv-Session", 0, SEQUENCE_MAX),
         _count(low, "the low watermark of Raftkv-Session", 0, SEQUENCE_MAX),
+        _count(born, "the birth of Raftkv-Session", 1, SEQUENCE_MAX),
     )
 
 
-def session_key(name: str, sequence: int, low: int) -> SessionKey:
+def session_key(name: str, sequence: int, low: int, born: int) -> SessionKey:
     """Return a session's key; its own sequence cannot be below its own watermark."""
     if sequence < low:
         raise invalid("a session's sequence cannot be below its low watermark")
-    return SessionKey(session=name, sequence=sequence, low=low)
+    return SessionKey(session=name, sequence=sequence, low=low, born=born)
 
 
 def _visible_ascii(text: bytes) -> bool:

@@ -26,7 +26,7 @@ from raftkv.client import (
     batches,
 )
 from raftkv.client.codec import key_target
-from raftkv.core.operations import REVISION_LIMIT, SessionKey
+from raftkv.core.operations import REVISION_LIMIT, Forget, Refused, SessionKey
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
 from raftkv.web.config import TokenHash
 
@@ -396,3 +396,23 @@ def test_endpoints_that_make_no_sense_are_refused(endpoints: list[str] | str) ->
     """A client that could never work is not made."""
     with pytest.raises(ValueError, match=r"endpoint|URL"):
         Client(endpoints)
+
+
+def test_a_copy_that_comes_after_its_session_was_forgotten_is_refused(
+    client: Client, served: FrontEnd
+) -> None:
+    """The client goes on in another session; what a proxy held back is not applied again."""
+    client.put("k", b"first")
+    (late,) = served.engine.asked
+    memory = served.engine.state.memory
+    for names in ((), tuple(memory.sessions())):
+        memory.forget(Forget((), names))
+    assert client.put("k", b"second").version == 2
+    assert client.delete("other").deleted is False
+    assert isinstance(client.batch([Put("in a batch", b"")])[0], PutResult)
+    held_back = served.engine.answer(late, 1.0).response
+    assert isinstance(held_back, Refused)
+    assert held_back.reason == "forgotten"
+    entry = client.get("k")
+    assert entry is not None
+    assert entry.value == b"second"

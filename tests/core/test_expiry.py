@@ -62,7 +62,7 @@ def test_a_name_lives_its_time_and_not_much_longer() -> None:
     """Still there after 120 s, gone by 150 s."""
     leader = Leader()
     leader.write(FreeKey("f"))
-    leader.write(SessionKey("s", 0, 0))
+    leader.write(SessionKey("s", 0, 0, 1))
     leader.run(LIFETIME_S)
     assert leader.names == {"f", "s"}
     leader.run(30)
@@ -74,7 +74,7 @@ def test_a_session_in_use_lives_on() -> None:
     leader = Leader()
     leader.write(FreeKey("f"))
     for sequence in range(10):
-        leader.write(SessionKey("s", sequence, sequence))
+        leader.write(SessionKey("s", sequence, sequence, 1))
         leader.run(60)
     assert leader.names == {"s"}
 
@@ -131,9 +131,11 @@ def test_no_name_is_ever_forgotten_early(steps: list[tuple[str, float, bool]]) -
     """Whatever is used when, and however often leaders change."""
     leader = Leader()
     used_at: dict[str, float] = {}
-    for name, pause_s, is_new_leader in steps:
-        sequence = len(used_at)
-        leader.write(SessionKey(name, sequence, 0))
+    born: dict[str, int] = {}
+    for sequence, (name, pause_s, is_new_leader) in enumerate(steps):
+        if name not in leader.names:
+            born[name] = sequence + 1
+        leader.write(SessionKey(name, sequence, 0, born[name]))
         used_at[name] = leader.now_s
         if is_new_leader:
             leader.lead()
@@ -148,10 +150,10 @@ def test_a_forget_that_is_overtaken_by_another_forgets_nothing() -> None:
     """While commits lag, a name may be used and two Forgets be under way: it lives on."""
 
     def write(sequence: int) -> Command:
-        return Command(Put(b"key%d" % sequence, b"v"), SessionKey("s", sequence, sequence))
+        return Command(Put(b"key%d" % sequence, b"v"), SessionKey("s", sequence, sequence, 1))
 
     def apply(*commands: Command) -> list[WriteResult]:
-        return state.apply(Batch(1, 1, 0, commands))
+        return state.apply(Batch(BATCH_FORMAT, 1, 0, commands))
 
     state = StateMachine(1, lambda _: True)
     clock = ExpiryClock(state.memory)

@@ -325,7 +325,7 @@ def test_a_key_of_another_shard_is_moved_and_leaves_no_trace(
     """Also in the branch not taken, and also under an idempotency key, which stays free."""
     before = state.digest
     assert apply(state, operation, name=FreeKey("f")) == [Refused("moved")]
-    assert apply(state, operation, name=SessionKey("s", 1, 0)) == [Refused("moved")]
+    assert apply(state, operation, name=SessionKey("s", 1, 0, 1)) == [Refused("moved")]
     assert state.digest == before
     assert (list(state.free_keys()), list(state.sessions())) == ([], [])
 
@@ -356,7 +356,7 @@ def test_a_seal_for_a_generation_gone_by_is_refused(state: StateMachine) -> None
 
 # --- idempotency -----------------------------------------------------------------------------
 
-NAMES = [FreeKey("once"), SessionKey("s", 4, 2)]
+NAMES = [FreeKey("once"), SessionKey("s", 4, 2, 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -395,71 +395,71 @@ def test_another_request_under_the_same_name_is_refused(
 def test_a_session_forgets_what_its_client_has_been_answered(state: StateMachine) -> None:
     """The low watermark drops outcomes; below it requests are refused, not applied again."""
     for sequence in range(5):
-        apply(state, Put(b"k", b"%d" % sequence), name=SessionKey("s", sequence, 0))
+        apply(state, Put(b"k", b"%d" % sequence), name=SessionKey("s", sequence, 0, 1))
     assert len(state.memory) == 5
-    apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 4))
+    apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 4, 1))
     assert len(state.memory) == 2
-    assert apply(state, Put(b"k", b"3"), name=SessionKey("s", 3, 0)) == [Refused("forgotten")]
+    assert apply(state, Put(b"k", b"3"), name=SessionKey("s", 3, 0, 1)) == [Refused("forgotten")]
     assert entry_of(state, b"k").value == b"5"
     assert state.digest == state.recomputed_digest()
 
 
 def test_a_watermark_that_jumps_far_costs_no_more(state: StateMachine) -> None:
     """A jump over 2^62 numbers drops the few outcomes there are, at once."""
-    apply(state, Put(b"k", b"1"), name=SessionKey("s", 1, 0))
-    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 2**62, 2**62)) == [PutResult(2, 2)]
+    apply(state, Put(b"k", b"1"), name=SessionKey("s", 1, 0, 1))
+    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 2**62, 2**62, 1)) == [PutResult(2, 2)]
     assert len(state.memory) == 1
 
 
 def test_the_outcome_at_the_watermark_is_kept(state: StateMachine) -> None:
     """Only what lies below it has been answered, however far it jumped."""
-    first = apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 0))
-    apply(state, Put(b"k", b"2"), name=SessionKey("s", 6, 5))
-    assert apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 5)) == first
+    first = apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 0, 1))
+    apply(state, Put(b"k", b"2"), name=SessionKey("s", 6, 5, 1))
+    assert apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 5, 1)) == first
     assert entry_of(state, b"k").value == b"2"
 
 
 def test_a_request_below_its_own_watermark_is_forgotten(state: StateMachine) -> None:
     """A client that says it has the answer is not served again, and leaves no session behind."""
-    assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2)) == [Refused("forgotten")]
+    assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2, 1)) == [Refused("forgotten")]
     assert list(state.sessions()) == []
 
 
 def test_requests_of_a_session_may_arrive_out_of_order(state: StateMachine) -> None:
     """Numbers name requests, they do not order them."""
-    assert apply(state, Put(b"k", b"9"), name=SessionKey("s", 9, 3)) == [PutResult(1, 1)]
-    assert apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 3)) == [PutResult(2, 2)]
+    assert apply(state, Put(b"k", b"9"), name=SessionKey("s", 9, 3, 1)) == [PutResult(1, 1)]
+    assert apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 3, 1)) == [PutResult(2, 2)]
 
 
-FULL: list[tuple[MemoryLimits, Callable[[int], Idempotency]]] = [
-    (MemoryLimits(free_keys_max=2), lambda number: FreeKey(f"{number}")),
-    (MemoryLimits(sessions_max=2), lambda number: SessionKey(f"{number}", 0, 0)),
-    (MemoryLimits(session_outcomes_max=2), lambda number: SessionKey("s", number, 0)),
-    (MemoryLimits(outcome_bytes_max=50), lambda number: FreeKey(f"{number}")),
-    (MemoryLimits(outcome_bytes_max=50), lambda number: SessionKey(f"{number}", 0, 0)),
+FULL: list[tuple[MemoryLimits, Callable[[int, int], Idempotency]]] = [
+    (MemoryLimits(free_keys_max=2), lambda number, _: FreeKey(f"{number}")),
+    (MemoryLimits(sessions_max=2), lambda number, born: SessionKey(f"{number}", 0, 0, born)),
+    (MemoryLimits(session_outcomes_max=2), lambda number, born: SessionKey("s", number, 0, born)),
+    (MemoryLimits(outcome_bytes_max=50), lambda number, _: FreeKey(f"{number}")),
+    (MemoryLimits(outcome_bytes_max=50), lambda number, born: SessionKey(f"{number}", 0, 0, born)),
 ]
 
 
 @pytest.mark.parametrize(("limits", "name"), FULL)
 def test_a_full_table_refuses_new_names_and_keeps_the_old(
-    limits: MemoryLimits, name: Callable[[int], Idempotency]
+    limits: MemoryLimits, name: Callable[[int, int], Idempotency]
 ) -> None:
     """Refusals are not remembered: once there is room, the same request is applied."""
     state = StateMachine(GENERATION, lambda _key: True, limits)
-    first = [apply(state, Put(b"k", b"%d" % n), name=name(n))[0] for n in range(2)]
-    assert apply(state, Put(b"k", b"2"), name=name(2)) == [Refused("table_full")]
+    first = [apply(state, Put(b"k", b"%d" % n), name=name(n, 1))[0] for n in range(2)]
+    assert apply(state, Put(b"k", b"2"), name=name(2, 1)) == [Refused("table_full")]
     assert entry_of(state, b"k").value == b"1"
-    again = [apply(state, Put(b"k", b"%d" % n), name=name(n))[0] for n in range(2)]
+    again = [apply(state, Put(b"k", b"%d" % n), name=name(n, 1))[0] for n in range(2)]
     assert again == first
     apply(state, Forget((), ()))
     apply(state, Forget(tuple(state.free_keys()), tuple(state.sessions())))
-    assert apply(state, Put(b"k", b"2"), name=name(2)) == [PutResult(3, 3)]
+    assert apply(state, Put(b"k", b"2"), name=name(2, 2)) == [PutResult(3, 3)]
 
 
 def test_what_is_forgotten_is_gone_for_good(state: StateMachine) -> None:
     """After its time a name is free again, and nothing of it is left in memory or digest."""
     apply(state, Put(b"k", b"1"), name=FreeKey("f"))
-    apply(state, Put(b"k", b"2"), name=SessionKey("s", 0, 0))
+    apply(state, Put(b"k", b"2"), name=SessionKey("s", 0, 0, 1))
     assert apply(state, Forget((), ()), Forget(("f", "gone"), ("s", "gone"))) == [Done(), Done()]
     assert (len(state.memory), state.memory.bytes, state.memory.hash) == (0, 0, 0)
     assert apply(state, Put(b"k", b"3"), name=FreeKey("f")) == [PutResult(3, 3)]
@@ -467,22 +467,22 @@ def test_what_is_forgotten_is_gone_for_good(state: StateMachine) -> None:
 
 def test_forgetting_spares_names_used_since_the_forget_before(state: StateMachine) -> None:
     """A retry that reached the log between the leader's look and its command stays safe."""
-    apply(state, Put(b"k", b"1"), name=SessionKey("s", 0, 0))
+    apply(state, Put(b"k", b"1"), name=SessionKey("s", 0, 0, 1))
     apply(state, Forget((), ()))
-    used = apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0))
+    used = apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0, 1))
     new = apply(state, Put(b"k", b"3"), name=FreeKey("f"))
     apply(state, Forget(("f",), ("s",)))  # decided before these two were in the log
-    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0)) == used
+    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0, 1)) == used
     assert apply(state, Put(b"k", b"3"), name=FreeKey("f")) == new
 
 
 def test_names_are_listed_longest_unused_first(state: StateMachine) -> None:
     """So that a leader sees what is due at bounded cost."""
     for number in range(3):
-        apply(state, Put(b"k", b""), name=SessionKey(f"s{number}", 0, 0))
+        apply(state, Put(b"k", b""), name=SessionKey(f"s{number}", 0, 0, 1))
         apply(state, Put(b"k", b""), name=FreeKey(f"f{number}"))
         apply(state, Forget((), ()))
-    apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0))
+    apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0, 1))
     assert list(state.sessions()) == ["s1", "s2", "s0"]
     assert list(state.free_keys()) == ["f0", "f1", "f2"]
     assert state.memory.unused_since(2, 100) == Forget(("f0", "f1"), ("s1",), 3)
@@ -501,8 +501,8 @@ def test_the_digest_depends_on_everything_replicas_must_agree_on(state: StateMac
         (Put(b"k", b"1"), None),
         (Put(b"k", b"1"), None),
         (Put(b"k", b"2"), FreeKey("f")),
-        (Put(b"k", b"2"), SessionKey("s", 5, 0)),
-        (Put(b"k", b"2"), SessionKey("s", 5, 3)),
+        (Put(b"k", b"2"), SessionKey("s", 5, 0, 1)),
+        (Put(b"k", b"2"), SessionKey("s", 5, 3, 1)),
         (Delete(b"k"), None),
         (Forget((), ()), None),
         (Seal(9), None),
@@ -531,7 +531,7 @@ def test_transactions_that_only_read_are_not_remembered(state: StateMachine) -> 
     """Doing one again does no harm; keeping what it read would fill the memory."""
     apply(state, Put(b"k", bytes(1000)))
     before = state.memory.hash
-    name = SessionKey("s", 1, 1)
+    name = SessionKey("s", 1, 1, 1)
     [result] = apply(state, Txn((), (Get(b"k"),), ()), name=name)
     assert isinstance(result, TxnResult)
     assert state.memory.hash == before

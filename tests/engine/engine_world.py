@@ -13,7 +13,7 @@ from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.router import Router
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import Limits, Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
@@ -112,6 +112,7 @@ class FakeGroup:
         self.reject: Rejection | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(ManualLoop(), StageDurations())
+        self.config = SimpleNamespace(limits=Limits())
         self.reads = SimpleNamespace(confirm=self._confirm)
         self.freshness = SimpleNamespace(ensure=self._ensure, age_ms=lambda: 42)
 

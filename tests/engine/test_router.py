@@ -341,8 +341,9 @@ def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
-def test_a_shard_speaks_of_this_try_only(world: RouterWorld) -> None:
-    """A full table refuses the last try; the one before it may have been applied."""
+@pytest.mark.parametrize("refused", [Refused("table_full"), Refused("forgotten", 7)])
+def test_a_shard_speaks_of_this_try_only(world: RouterWorld, refused: Refused) -> None:
+    """A full table or an unknown session refuses the last try; the one before may be applied."""
     world.follow("n2", 0)
     world.ask(put(world.key(0), "once"))
     world.links.calls()
@@ -350,7 +351,7 @@ def test_a_shard_speaks_of_this_try_only(world: RouterWorld) -> None:
     world.router.on_disconnected("n2")
     world.loop.run(0.05)
     [(_, again)] = world.links.calls()
-    world.answer(again, Refused("table_full"), "n3", 0)
+    world.answer(again, refused, "n3", 0)
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 

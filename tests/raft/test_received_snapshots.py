@@ -218,8 +218,9 @@ def test_who_leads_by_the_time_its_snapshot_is_built_still_forgets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The clock of a leader looks at the memory of the state that it has now."""
-    clock = partial(ExpiryClock, lifetime_s=2.0, interval_s=0.2)
-    monkeypatch.setattr(group_module, "ExpiryClock", clock)
+    monkeypatch.setattr(
+        group_module, "ExpiryClock", lambda memory, **_: ExpiryClock(memory, lifetime_s=2.0)
+    )
     world = scenarios.led_by_a(make_group_world)
     outcomes: list[Sequence[Any] | Any] = []
     world.nodes["a"].group.propose((Command(Put(b"k", b"v"), FreeKey("k")),), outcomes.append)

@@ -75,7 +75,7 @@ def test_operations_reach_the_engine(api: Carrier, engine: FakeEngine) -> None:
         api,
         {"op": "put", "key": "a", "value": "é", "if_revision": 5, "idempotency_key": "x"},
         {"op": "put", "key_base64": "/w==", "value_base64": "AP8=", "if_absent": True},
-        {"op": "delete", "key": "d", "session": {"id": "s", "sequence": 3, "low": 2}},
+        {"op": "delete", "key": "d", "session": {"id": "s", "sequence": 3, "low": 2, "born": 9}},
         {"op": "get", "key": "g", "consistency": "stale", "max_age_ms": 7},
         {"op": "put", "key": "e", "value": ""},
     )
@@ -84,7 +84,7 @@ def test_operations_reach_the_engine(api: Carrier, engine: FakeEngine) -> None:
             (
                 Command(Put(b"a", "é".encode(), 5), FreeKey("x")),
                 Command(Put(b"\xff", b"\0\xff", None, if_absent=True)),
-                Command(Delete(b"d"), SessionKey("s", 3, 2)),
+                Command(Delete(b"d"), SessionKey("s", 3, 2, 9)),
                 GetRequest(b"g", "stale", 7),
                 Command(Put(b"e", b"")),
             )
@@ -125,7 +125,7 @@ def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
         {**put, "if_absent": True},
         {**put, "if_revision": 5},
         {**put, "idempotency_key": "x"},
-        {**put, "session": {"id": "s", "sequence": 3, "low": 2}},
+        {**put, "session": {"id": "s", "sequence": 3, "low": 2, "born": 9}},
     ]
     body = msgspec.msgpack.encode({"operations": operations})
     api("POST", b"/v1/batch", {"Content-Type": _MSGPACK}, body)
@@ -134,7 +134,7 @@ def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
         Command(Put(b"a", b"v", if_absent=True)),
         Command(Put(b"a", b"v", 5)),
         Command(Put(b"a", b"v"), FreeKey("x")),
-        Command(Put(b"a", b"v"), SessionKey("s", 3, 2)),
+        Command(Put(b"a", b"v"), SessionKey("s", 3, 2, 9)),
     )
     assert engine.asked == [BatchRequest(commands)]
 
@@ -212,10 +212,12 @@ _BAD_OPERATIONS: list[Any] = [
         "key": "a",
         "value": "x",
         "idempotency_key": "a",
-        "session": {"id": "s", "sequence": 1, "low": 0},
+        "session": {"id": "s", "sequence": 1, "low": 0, "born": 9},
     },
-    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 2}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 2, "born": 9}},
     {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 1}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 1, "born": 0}},
     {"op": "get", "key": "a", "max_age_ms": 5},
     {"op": "get", "key": "a", "consistency": "eventual"},
     {"op": "range", "prefix": "a"},
@@ -341,7 +343,7 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
         ],
         "else": [{"op": "get", "key": "a"}, {"op": "range", "prefix_base64": "/w=="}],
     }
-    _post(api, b"/v1/txn", document, {"Raftkv-Session": "s;2;1"})
+    _post(api, b"/v1/txn", document, {"Raftkv-Session": "s;2;1;9"})
     txn = Txn(
         compare=(
             Compare(b"a", "value", "!=", b"x"),
@@ -351,7 +353,7 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
         then=(Put(b"a", b"v"), Delete(b"b"), Range(b"a", b"c", 5)),
         otherwise=(Get(b"a"), Range(b"\xff", None, 100)),
     )
-    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1)))]
+    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1, 9)))]
 
 
 def test_txn_in_messagepack(api: Carrier) -> None:
