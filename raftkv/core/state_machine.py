@@ -97,9 +97,9 @@ class StateMachine:
     __slots__ = (
         "_entries",
         "_entries_hash",
+        "_first_format",
         "_floor",
         "_owns",
-        "_unborn",
         "bytes_total",
         "generation",
         "last_revision",
@@ -117,7 +117,7 @@ class StateMachine:
         self._entries: SortedDict[bytes, Entry] = SortedDict()
         self._entries_hash = 0
         self._floor = 0  # lowest revision that the batch being applied may give
-        self._unborn = False  # whether the sessions of that batch have no births
+        self._first_format = False  # whether that batch is of format 1, and is applied as it was
         self.generation = generation
         self.last_revision = 0
         """The newest write's revision, 0 before the first."""
@@ -216,7 +216,7 @@ class StateMachine:
         if batch.generation != self.generation:
             return [_MOVED] * len(batch.commands)
         self._floor = min(batch.clock_us, CLOCK_US_MAX)
-        self._unborn = batch.format == 1
+        self._first_format = batch.format == 1
         apply = self._apply
         return [apply(command) for command in batch.commands]
 
@@ -251,7 +251,7 @@ class StateMachine:
         if isinstance(operation, Txn) and is_read_only(operation):
             return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
-        remembered = self.memory.recall(name, fingerprint, unborn=self._unborn)
+        remembered = self.memory.recall(name, fingerprint, unborn=self._first_format)
         if remembered is not None:
             return remembered
         outcome = self._execute(operation)
@@ -346,6 +346,8 @@ class StateMachine:
         entry = self._entries.get(comparison.key)
         operand = comparison.operand
         if comparison.target == "value":
+            if entry is None and not self._first_format:
+                return False
             value = b"" if entry is None else entry.value
             return isinstance(operand, bytes) and _compares(value, comparison.operator, operand)
         number = 0 if entry is None else _number(entry, comparison.target)

@@ -703,7 +703,10 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                     "operand",
                     allOf=[_either("key")],
                 ),
-            ]
+                _object({**_KEY, "exists": {"type": "boolean"}}, "exists", allOf=[_either("key")]),
+            ],
+            "description": "A missing key has create, mod and version 0, and no value: no "
+            "comparison of its value holds",
         },
         "Operator": {"enum": ["=", "!=", "<", ">"]},
         "TxnPut": _operation("put", put, _either("key"), _either("value")),

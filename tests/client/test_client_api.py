@@ -309,6 +309,11 @@ def test_a_transaction_takes_one_branch(client: Client) -> None:
     done = client.txn(compare, then, otherwise)
     assert done.succeeded
     assert [result.revision for result in done.results] == [done.revision] * 2  # type: ignore[union-attr]
+    there = [Compare.exists("{acc}/a"), Compare.absent("{acc}/none")]
+    assert client.txn(there, [Get("{acc}/a")]).succeeded
+    gone = [Compare.absent("{acc}/a")]
+    assert not client.txn(gone, [Get("{acc}/a")]).succeeded
+    assert not client.txn([Compare("{acc}/none", "value", "!=", b"x")], [Get("{acc}/a")]).succeeded
     with pytest.raises(InvalidRequestError, match="belong into compare"):
         client.txn(then=[Put("a", b"", if_absent=True)])
 
