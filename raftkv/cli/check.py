@@ -29,6 +29,9 @@ ROWS_MAX = 20
 AROUND_MAX = 8
 """So many operations are shown before one that nothing explains."""
 
+COMPLAINT_CHARACTERS_MAX = 500
+"""What does not fit may be as long as the file."""
+
 _STYLES = {Verdict.VALID: "green", Verdict.VIOLATION: "bold red", Verdict.UNKNOWN: "yellow"}
 
 
@@ -88,6 +91,8 @@ def check_command(
 
 
 def _fail(line: str) -> NoReturn:
+    if len(line) > COMPLAINT_CHARACTERS_MAX:
+        line = f"{line[:COMPLAINT_CHARACTERS_MAX]} ..."
     click.echo(f"raftkv: {visible(line)}", err=True)
     sys.exit(EXIT_UNREADABLE)
 
