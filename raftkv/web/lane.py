@@ -198,7 +198,7 @@ class Lane:
                 ),
                 self._limits,
             )
-            if self._unread.is_full and action.role == "read":
+            if action.role == "read" and self._unread.is_full:
                 raise HttpError("overloaded", "clients do not read what this worker holds for them")
             if isinstance(plan, Plan):
                 if plan.role is not None:
@@ -256,14 +256,8 @@ class Lane:
             (HEADER, request_id.encode()),
             *self._always,
         ]
-        await self._send_as_is(response.status, headers, response.body, method, send)
-
-    async def _send_as_is(
-        self, status: int, headers: list[Header], body: bytes, method: str, send: Send
-    ) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        if method == "HEAD":
-            body = b""
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        body = b"" if method == "HEAD" else response.body
         if len(body) > PIECE_BYTES:
             await self._unread.send(send, body)
         else:
@@ -290,7 +284,9 @@ class Lane:
             return
         finally:
             self._intake.release(len(body))
-        await self._send_as_is(response.status, response.headers, response.body, method, send)
+        start = {"type": "http.response.start", "status": response.status}
+        await send({**start, "headers": response.headers})
+        await self._unread.send(send, b"" if method == "HEAD" else response.body)
 
     async def _refuse(self, error: HttpError, scope: Scope, send: Send) -> None:
         request_id = self._ids.of(join_headers(scope["headers"]))
