@@ -490,7 +490,8 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.refused(self, error)
         answer = error.answer
         if answer is None and error.proven:
-            answer = encode_refusal(str(error))
+            say = encode_refusal if self._acceptor is None else self._acceptor.refusal
+            answer = say(str(error))
         if answer is not None:
             self._writer.send(CHANNEL_CONTROL, answer)
             self.close(str(error))

@@ -436,7 +436,7 @@ class Engine:
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":
-                self._cluster_status.ask(lambda facts: answer(Facts(facts)))
+                self._cluster_status.ask(answer)
             elif request.scope == "ready":
                 answer(Facts(self._status.ready()))
             else:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from raftkv.core.batches import decode_batch, encode_batch
+from raftkv.core.cluster_map import GroupId
 from raftkv.core.errors import CorruptBatch, UnknownFormat
 from raftkv.core.expiry import ExpiryClock
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command
@@ -48,7 +49,8 @@ class Group:
         files: this group's snapshots; the state is loaded from the latest here, all at once.
 
     Raises:
-        ReplicaError: the log was compacted beyond the snapshot that is there (H5).
+        ReplicaError: the log was compacted beyond the snapshot that is there (H5), or speaks of a
+            term or index that no cluster comes to.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Group:
         self._clock = clock
         self._outcomes: list[tuple[Callable[..., None], object]] = []
         self.journal = GroupJournal(store, config.id, recovered)
+        _check_reachable(config.id, self.journal)
         self.state, snapshot_index = load_state(config, files, self.journal)
         self._queue = ProposalQueue(config.limits)
         self._expiry: ExpiryClock | None = None
@@ -434,3 +437,12 @@ class Group:
                     done(answer)
                 except Exception:  # one caller's bug must not leave the others unanswered
                     _logger.exception("group %s: a caller failed to take its answer", self.id)
+
+
+def _check_reachable(group: GroupId, journal: GroupJournal) -> None:
+    """Refuse what peers could not even be told of."""
+    term, index = max(journal.getCurrentTerm(), journal.last_term), journal.last_index
+    if term >= wire.TERM_MAX or index >= wire.INDEX_MAX:
+        raise ReplicaError(
+            f"group {group}: the log is in term {term} at entry {index}, where no cluster comes"
+        )

@@ -14,6 +14,7 @@ A member does no I/O and reads no clock of its own: it is ticked, it is given me
 speaks through its :class:`Owner`.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +37,17 @@ PAST_DEADLINE_S = 1e-4
 
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 """PySyncObj's states (S: ``_RAFT_STATE``)."""
+
+TERM_STEP_MAX = 1024
+"""By so much one message may raise the term.
+
+With pre-vote a term rises only by elections, so that a replica lags by as many terms as there were
+elections without it. One that lags by more learns the term from several messages, within seconds.
+And no peer can use the terms up, whatever it says: from the first to the last of them takes 2**43
+messages, which are years of them at a hundred thousand a second.
+"""
+
+_logger = logging.getLogger(__name__)
 
 
 class ReplicaError(Exception):
@@ -291,19 +303,31 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
 
     # --- terms and time ---
 
-    def learn_term(self, term: int) -> None:
-        """Adopt a higher ``term`` as a follower, granting nothing.
+    def learn_term(self, term: int) -> bool:
+        """Adopt a higher ``term`` as a follower, granting nothing; whether it is ours now.
+
+        Not if it is further away than ``TERM_STEP_MAX``: then this is a step towards it, and a
+        message of that term must not be taken yet. Any step is safe (Raft paper 5.1: terms only
+        rise), it is an election more.
 
         Stock code has no message for this, but a vote request from a log that nobody votes for
         has exactly this effect.
         """
         if term <= self.term:
-            return
+            return term == self.term
+        aim, term = term, min(term, self.term + TERM_STEP_MAX)
+        if term < aim:
+            _logger.warning("told of term %d, and goes from %d to %d only", aim, self.term, term)
         anyone = next(iter(self.peers.values()))
         self._SyncObj__onMessageReceived(
             anyone,
             {"type": "request_vote", "term": term, "last_log_index": 0, "last_log_term": -1},
         )
+        return term == aim
+
+    def _is_near(self, term: int) -> bool:
+        """Whether a message of ``term`` may be taken; if not, this was a step towards it."""
+        return term - self.term <= TERM_STEP_MAX or self.learn_term(term)
 
     def _election_timeout_s(self) -> float:
         low, high = self._timing.election_min_s, self._timing.election_max_s

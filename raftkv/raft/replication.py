@@ -63,6 +63,11 @@ class Replication(Elections):
             return
         if self.is_leader and message.term == self.term:
             raise ReplicaError(f"{node.name} and this node both lead in term {self.term}")
+        for _, term in message.entries:
+            if term > message.term:  # it would raise ours with the next start
+                return
+        if message.term != self.term and not self._is_near(message.term):
+            return
         self._leader_contact = self._clock.monotonic()
         self._starting = False
         if self._question is not None:

@@ -373,6 +373,11 @@ def test_a_transaction_takes_one_branch(client: Client) -> None:
     done = client.txn(compare, then, otherwise)
     assert done.succeeded
     assert [result.revision for result in done.results] == [done.revision] * 2  # type: ignore[union-attr]
+    there = [Compare.exists("{acc}/a"), Compare.absent("{acc}/none")]
+    assert client.txn(there, [Get("{acc}/a")]).succeeded
+    gone = [Compare.absent("{acc}/a")]
+    assert not client.txn(gone, [Get("{acc}/a")]).succeeded
+    assert not client.txn([Compare("{acc}/none", "value", "!=", b"x")], [Get("{acc}/a")]).succeeded
     with pytest.raises(InvalidRequestError, match="belong into compare"):
         client.txn(then=[Put("a", b"", if_absent=True)])
 
@@ -429,6 +434,7 @@ def test_a_token_opens_the_door() -> None:
                 client.get("k")
         with Client(served.url, token="sesame") as client:
             assert client.get("k") is None
+            assert client.batch([Get("k"), Get("l")]) == [None, None]
             with pytest.raises(AccessError):
                 client.put("k", b"1")
 
