@@ -15,10 +15,19 @@ from rich.text import Text
 
 from raftkv.check.checker import check, check_mixed
 from raftkv.check.explain import describe
-from raftkv.check.history import Format, HistoryError, Operation, guess_format, read_history
+from raftkv.check.history import (
+    HISTORY_BYTES_MAX,
+    LINE_BYTES_MAX,
+    Format,
+    HistoryError,
+    Operation,
+    guess_format,
+    read_history,
+)
 from raftkv.check.model import shown
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import PartResult, Result, Verdict
+from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_UNREADABLE = 3
@@ -31,12 +40,10 @@ ROWS_MAX = 20
 AROUND_MAX = 8
 """So many operations are shown before one that nothing explains."""
 
+COMPLAINT_CHARACTERS_MAX = 500
+"""What does not fit may be as long as the file."""
 NOT_JUDGED = "not judged"
 """Of a key that the search did not come to: it stopped at a violation, or its time was over."""
-
-PIPED_BYTES_MAX = 2**30
-PIPED_LINE_BYTES_MAX = 2**24
-"""So much is taken from a pipe, which says nothing of its end."""
 
 _PIECE_BYTES = 2**20
 
@@ -90,8 +97,7 @@ def check_command(
     """
     try:
         with _regular(file) as path:
-            format_name = format_name or guess_format(path)
-            operations = _read(path, format_name, str(file))
+            format_name, operations = _read(path, format_name, str(file))
         result = _judge(operations, model, format_name, budget_s)
         if as_json:
             click.echo(json.dumps(_document(result)))
@@ -107,7 +113,9 @@ def check_command(
 
 
 def _fail(line: str) -> NoReturn:
-    click.echo(f"raftkv: {line}", err=True)
+    if len(line) > COMPLAINT_CHARACTERS_MAX:
+        line = f"{line[:COMPLAINT_CHARACTERS_MAX]} ..."
+    click.echo(f"raftkv: {visible(line)}", err=True)
     sys.exit(EXIT_UNREADABLE)
 
 
@@ -120,33 +128,33 @@ def _regular(file: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
         copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="raftkv-check-"))
-        _copy(source, copy, str(file))
+        _copy(source, copy)
         yield Path(copy.name)
 
 
-def _copy(source: IO[bytes], copy: IO[bytes], name: str) -> None:
+def _copy(source: IO[bytes], copy: IO[bytes]) -> None:
+    """Copy to the end, or until it is more than anybody will read."""
     size = line_began = 0
-    while piece := source.read(_PIECE_BYTES):
+    while size <= HISTORY_BYTES_MAX and size - line_began <= LINE_BYTES_MAX:
+        piece = source.read(_PIECE_BYTES)
+        if not piece:
+            break
         if b"\n" in piece:
             line_began = size + piece.rindex(b"\n")
         size += len(piece)
-        if size > PIPED_BYTES_MAX or size - line_began > PIPED_LINE_BYTES_MAX:
-            raise HistoryError(
-                f"{name}: more than {PIPED_BYTES_MAX:,} bytes, or {PIPED_LINE_BYTES_MAX:,} in one "
-                "line: put it into a file"
-            )
         copy.write(piece)
     copy.flush()
 
 
-def _read(path: Path, format_name: Format, name: str) -> list[Operation]:
+def _read(path: Path, format_name: Format | None, name: str) -> tuple[Format, list[Operation]]:
     try:
+        format_name = format_name or guess_format(path)
         operations = read_history(path, format_name)
     except HistoryError as error:
         raise HistoryError(str(error).replace(str(path), name, 1)) from error
     if not operations:
         raise HistoryError(f"{name}: holds no operation, so there is nothing to judge")
-    return operations
+    return format_name, operations
 
 
 def _judge(
@@ -178,7 +186,7 @@ def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> N
     for part in result.parts:
         # Beside a violation it says nothing that other keys were not decided.
         if part.verdict is result.verdict is not Verdict.VALID:
-            console.print(Text.assemble(("key ", "bold"), _name(part), f": {part.reason}"))
+            console.print(Text.assemble(("key ", "bold"), _name(part), f": {visible(part.reason)}"))
         if part.offending is not None:
             console.print(_around(part, by_index, timed=timed))
     line = Text(f"{result.verdict}: ", style=_STYLES[result.verdict])
@@ -244,7 +252,7 @@ def _around(part: PartResult, by_index: dict[int, Operation], *, timed: bool) ->
     def cells(operation: Operation) -> tuple[str, str, Text]:
         moments = (operation.invoked_ns, operation.completed_ns)
         began, ended = (_moment(ns, start_ns, timed=timed) for ns in moments)
-        return began, ended, Text(describe(operation))
+        return began, ended, Text(visible(describe(operation)))
 
     for place, index in list(enumerate(part.linearization, start=1))[-AROUND_MAX:]:
         table.add_row(f"{place} of {length}", *cells(by_index[index]))
