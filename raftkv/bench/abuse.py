@@ -30,7 +30,7 @@ from raftkv.bench.cluster import (
 )
 from raftkv.bench.filling import fill_keys
 from raftkv.bench.generator import Load, Progress
-from raftkv.bench.processes import peak_resident_bytes, reset_peak, resident_bytes
+from raftkv.bench.processes import command_of, peak_resident_bytes, reset_peak, resident_bytes
 from raftkv.bench.report import Figure, Occasion, Report, shown
 from raftkv.bench.run_load import generate
 from raftkv.bench.summary import Summary, summarize
@@ -39,6 +39,7 @@ from raftkv.bench.workload import Workload
 from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError, LocalCluster
 from raftkv.testing.layout import HOST
+from raftkv.testing.local_cluster import POLL_S
 
 SHARDS = 32
 WIDE_VALUES = 64
@@ -110,7 +111,7 @@ class Found(msgspec.Struct, frozen=True):
     terms_changed: int
     processes_ended: int
     calm_again_s: float | None
-    """Until every shard was led by its preferred node again; None: not in half a minute."""
+    """Until all were ready and leaders where they belong; None: not in half a minute."""
     deeds: dict[str, int]
     """What the abuser was answered."""
 
@@ -161,8 +162,8 @@ def run(
     ) as cluster:
         progress("waiting until every shard is led by its preferred node, putting large values")
         wait_leaders_home(cluster)
-        scene = _prepare(cluster, places)
-        bench = _Bench(cluster, scene, seconds)
+        scene = prepare(cluster, places)
+        bench = Bench(cluster, scene, seconds)
         bench.normal(WARM_UP_S)  # what is made at the first request is made now
         alone, found = [bench.normal(seconds)], []
         for name in names:
@@ -195,7 +196,7 @@ def _places() -> int:
     return max(100, min(PLACES_MAX, hard - TOO_MANY - _DESCRIPTORS_KEPT))
 
 
-def _prepare(cluster: LocalCluster, places: int) -> Scene:
+def prepare(cluster: LocalCluster, places: int) -> Scene:
     """Put what is read, and find out what is led elsewhere than at the first node."""
     addresses = addresses_of(cluster.urls)
     fill_keys(addresses, NORMAL)
@@ -209,7 +210,7 @@ def _prepare(cluster: LocalCluster, places: int) -> Scene:
     return Scene(addresses[0], (HOST, abused.peer_port), tuple(far), places)
 
 
-class _Bench:
+class Bench:
     """Measures the normal client and the processes of one cluster."""
 
     def __init__(self, cluster: LocalCluster, scene: Scene, seconds: float) -> None:
@@ -265,9 +266,12 @@ class _Bench:
             )
             for kind, bytes_max in self._bytes_max.items()
         }
-        calm_again_s = self._settle()
-        changed = sum(self._terms()[shard] != term for shard, term in terms.items())
         ended = len(before.keys() - now.keys())
+        self._start_again()
+        calm_again_s = self._settle()
+        # A cluster that does not even tell its terms has not kept them.
+        terms_after = {} if calm_again_s is None else self._terms()
+        changed = sum(terms_after.get(shard) != term for shard, term in terms.items())
         return Found(
             name,
             (before_it, self.normal(self._seconds)),
@@ -280,18 +284,32 @@ class _Bench:
         )
 
     def _processes(self) -> dict[int, str]:
-        return {pid: kind for kind, pids in server_processes(self._cluster).items() for pid in pids}
+        """Those that live, and what each is."""
+        return {
+            pid: kind
+            for kind, pids in server_processes(self._cluster).items()
+            for pid in pids
+            if command_of(pid)  # empty once it has ended
+        }
 
-    def _terms(self) -> dict[int, int]:
-        return {shard: int(row["term"]) for shard, row in self._cluster.shards().items()}
+    def _start_again(self) -> None:
+        """Start nodes that have ended: the next abuse is to find all of them."""
+        for name in self._cluster.names:
+            if not command_of(self._cluster.pid(name)):
+                self._cluster.restart(name, wait=False)
+
+    def _terms(self) -> dict[int, int | None]:
+        return {shard: row["term"] for shard, row in self._cluster.shards().items()}
 
     def _settle(self) -> float | None:
-        """Wait until the leaders are where they were; None if they are not in time."""
+        """Wait until all are ready and leaders where they were; None if they are not in time."""
         began = time.monotonic()
         while time.monotonic() < began + _CALM_TIMEOUT_S:
             with contextlib.suppress(ClusterError, RaftkvError):
+                self._cluster.wait_ready(_CALM_TIMEOUT_S)
                 wait_leaders_home(self._cluster, _CALM_TIMEOUT_S)
                 return time.monotonic() - began
+            time.sleep(POLL_S)
         return None
 
 

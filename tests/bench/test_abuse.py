@@ -15,9 +15,20 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from raftkv.bench import abuse
-from raftkv.bench.abuse import Found, Memory, Normal, Visitor, notes, run, table_of
+from raftkv.bench.abuse import (
+    Bench,
+    Found,
+    Memory,
+    Normal,
+    Visitor,
+    notes,
+    prepare,
+    run,
+    table_of,
+)
 from raftkv.bench.abuses import ABUSES, AbuseProcess, Order, Scene
 from raftkv.bench.bad_clients import read_answer
+from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
 from raftkv.bench.report import Figure, Machine, Occasion, Report
 from raftkv.bench.summary import summarize
 from raftkv.cli.bench import bench_command
@@ -233,3 +244,28 @@ def test_one_abuse_beside_a_real_cluster(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.deeds
     assert [figure.name.partition(": ")[0] for figure in report.figures] == ["large-heads"] * 7
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.cluster
+def test_a_node_that_ends_beside_an_abuse_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes count, and it is started again for what comes next."""
+    monkeypatch.setattr(abuse, "WIDE_VALUES", 4)
+    with throwaway_cluster(tmp_path, shards=1) as cluster:
+        wait_leaders_home(cluster)
+        bench = Bench(cluster, prepare(cluster, 1000), 1.0)
+        alone = bench.normal(1.0)
+        begin = AbuseProcess.begin
+
+        def begin_and_kill(process: AbuseProcess) -> None:
+            begin(process)
+            cluster.kill("n3")
+
+        monkeypatch.setattr(AbuseProcess, "begin", begin_and_kill)
+        found = bench.abused("foreign-pages", alone)
+        monkeypatch.undo()
+        assert found.processes_ended == 2
+        assert "processes ended" in [figure.name for figure in found.missed]
+        assert found.alone[1].answered.count > 0
+        cluster.wait_ready(only=("n3",))
