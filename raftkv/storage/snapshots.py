@@ -407,7 +407,10 @@ class SnapshotStore:
         except Exhausted:
             self._unsynced.add(path)
             raise
-        self._unsynced.discard(path)
+        except DiskError:
+            self._unsynced.clear()  # it may have lost their names as well
+            raise
+        self._unsynced.clear()
 
     def _require_newer(self, sealed: Path, path: Path) -> None:
         new, old = self._header_at(sealed), self._header_at(path)
