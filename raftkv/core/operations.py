@@ -19,7 +19,7 @@ In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`), and a m
 as if it had the value ``b""``.
 """
 
-BATCH_FORMATS_READ = frozenset({1, BATCH_FORMAT})
+BATCH_FORMATS_READ = (1, BATCH_FORMAT)
 """Those that logs may hold."""
 
 KEY_BYTES_MAX = 1024

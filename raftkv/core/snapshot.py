@@ -16,7 +16,7 @@ from raftkv.core.operations import Entry
 SNAPSHOT_FORMAT = 2
 """Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``."""
 
-_FORMATS_READ = frozenset({1, SNAPSHOT_FORMAT})
+_FORMATS_READ = (1, SNAPSHOT_FORMAT)
 
 PIECE_ITEMS_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024

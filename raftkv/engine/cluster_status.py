@@ -13,12 +13,19 @@ from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import DECODE_ERRORS
 from raftkv.rpc.messages import Facts, Failure
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_STATUS = 5
 """(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
+
+QUESTIONS_MAX = 4
+"""So many questions are under way at once; who asks beyond that shares the answer to the newest.
+
+The facts of a node with many shards are megabytes, which every question fetches from every node.
+"""
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
@@ -33,6 +40,7 @@ _MEMBER_FACTS = (
 _Rows = dict[str, dict[str, Any]]
 
 Answered = Callable[[Facts | Failure], None]
+Make = Callable[[dict[str, Any]], dict[str, Any]]
 
 _logger = logging.getLogger(__name__)
 
@@ -90,10 +98,14 @@ class ClusterStatus:
         asked = {"state": state, "not_answering": cluster["not_answering"]}
         return {**known, **facts, **asked}
 
-    def _ask(self, make: Callable[[dict[str, Any]], dict[str, Any]], done: Answered) -> None:
+    def _ask(self, make: Make, done: Answered) -> None:
+        if len(self._questions) >= QUESTIONS_MAX:
+            next(reversed(self._questions.values())).asking.append((make, done))
+            return
         self._number += 1
         number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, make, done))
+        question = _Question(self._links.connected, lambda: self._answer(number))
+        question.asking.append((make, done))
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -132,20 +144,22 @@ class ClusterStatus:
         except Exception:
             _logger.exception("the facts that %s asks for cannot be told", peer)
         else:
-            self._links.send(peer, CHANNEL_STATUS, answer)
+            self._links.send(peer, CHANNEL_STATUS, answer, bulk=len(answer) > SMALL_BYTES)
 
-    def _answer(
-        self, number: int, make: Callable[[dict[str, Any]], dict[str, Any]], done: Answered
-    ) -> None:
+    def _answer(self, number: int) -> None:
         """Answer; a bug met on the way is one reader's, and no reason to stop the node."""
-        answers = self._questions.pop(number).answers
-        response: Facts | Failure
-        try:
-            response = Facts(make(self._merged({self._node: self._local.facts(), **answers})))
-        except Exception:
-            _logger.exception("a question about the cluster cannot be answered")
-            response = Failure("internal", "a bug in the engine; its log has the trace")
-        done(response)
+        question = self._questions.pop(number)
+        facts: dict[str, Any] | None = None
+        for make, done in question.asking:
+            response: Facts | Failure
+            try:
+                if facts is None:
+                    facts = self._merged({self._node: self._local.facts(), **question.answers})
+                response = Facts(make(facts))
+            except Exception:
+                _logger.exception("a question about the cluster cannot be answered")
+                response = Failure("internal", "a bug in the engine; its log has the trace")
+            done(response)
 
     # --- putting the answers together ---------------------------------------------------------
 
@@ -278,6 +292,7 @@ class _Question:
     def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
         self.missing = set(peers)
         self.answers: dict[str, dict[str, Any]] = {}
+        self.asking: list[tuple[Make, Answered]] = []
         self.timer: asyncio.TimerHandle | None = None
         self._complete = complete
         self._finished = False

@@ -15,7 +15,6 @@ import msgspec
 from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, NodeState
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
@@ -153,8 +152,9 @@ class Engine:
             other_jobs=seams.other_jobs,
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
+            peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
-        facts = agreed_facts(self.map, MemoryLimits())
+        facts = agreed_facts(self.map, seams.group_bounds.memory)
         self.agreement = Agreement(
             nodes=self.map.nodes,
             facts=facts,
@@ -200,7 +200,7 @@ class Engine:
             self.host.recent.add("disagreed", refusal)
         elif may_lead:
             self.host.recent.add("agreed", "a majority of the nodes goes by the same map")
-        self.host.withhold(not may_lead)
+        self.host.guard(lambda: self.host.withhold(not may_lead))
 
     def _make_router(self) -> None:
         host, links = self.host, self.links
@@ -213,6 +213,7 @@ class Engine:
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
             random_bytes=self._seams.random_bytes,
+            limits=self._seams.link_limits,
         )
         self._balancer = Balancer(
             node=self._name,

@@ -88,6 +88,7 @@ class Group:
             random=random,
             timing=config.timing,
             preferred=config.members[0] == config.node,
+            window_to=host.window_to,
             appends=config.bounds.appends,
             apply_operations_per_tick=config.bounds.apply_operations_per_tick,
         )
@@ -366,8 +367,7 @@ class Group:
         self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
         if new == LEADER:
             self.elections += 1
-            lifetime_s = self.config.bounds.name_lifetime_s
-            self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
+            self._start_expiry()
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))
@@ -376,6 +376,7 @@ class Group:
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self.reads.fail_all()])
             self._snapshots.stop_sending()
+            self._replica.nothing_in_flight()
             self.stages.forget()
 
     def entries_lost(self, peer: str, first: int, last: int) -> None:
@@ -399,7 +400,7 @@ class Group:
         """
         self.state = state
         if self._expiry is not None:
-            self._expiry = ExpiryClock(state.memory)
+            self._start_expiry()
         self.compaction.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
         jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
@@ -408,6 +409,11 @@ class Group:
         detail = f"at entry {snapshot.index}, from {peer}"
         self._host.event(Event("snapshot_installed", self.id, self.term, detail))
         self._snapshots.acknowledge(peer, snapshot.index)
+
+    def _start_expiry(self) -> None:
+        """Count from now how long the names in the present state are not used."""
+        lifetime_s = self.config.bounds.name_lifetime_s
+        self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
 
     # --- answers ------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ speaks through its :class:`Owner`.
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.journal import GroupJournal
 from raftkv.raft.seams import TURN, NullPoller, PeerNode
+from raftkv.raft.windows import PeerWindow
 
 PAST_DEADLINE_S = 1e-4
 """Stock compares deadlines strictly: a tick at exactly the deadline does nothing."""
@@ -92,6 +94,10 @@ class Owner(Protocol):
         """Tell whether this node's disk has not answered for an election time-out."""
 
 
+def _own_window(_peer: str) -> PeerWindow:
+    return PeerWindow(lambda: None, bytes_max=2**62)  # nobody shares it, so nobody waits
+
+
 def _stock(name: str, doc: str) -> Any:
     """Return a property that reads private state of stock code, without a call in Python."""
     return property(attrgetter(f"_SyncObj__{name}"), doc=doc)
@@ -121,6 +127,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         applied_index: what the state machine around it has applied (its snapshot's index).
         owner: where messages, entries and events go.
         preferred: ask for the leadership first when starting; pre-vote keeps this harmless.
+        window_to: the window to a peer that this replica shares with others; its own by default.
     """
 
     # The private state of stock code that is read or written here.
@@ -150,6 +157,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         random: RandomSource,
         timing: Timing,
         preferred: bool = False,
+        window_to: Callable[[str], PeerWindow] | None = None,
     ) -> None:
         self._owner = owner
         self._clock = clock
@@ -175,6 +183,9 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._voters_term = -1
         self._match: dict[str, int] = {}
         self._in_flight: dict[str, deque[tuple[int, int]]] = {}  # peer -> (last index, bytes)
+        self._went_back: dict[str, tuple[int, float]] = {}  # peer -> (to which index, when)
+        self._windows = {peer: (window_to or _own_window)(peer) for peer in self.peers}
+        self._turns = {peer: partial(self._take_turn, peer) for peer in self.peers}
         self._ack_limit = 0
         self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
         self._sent_last_index = 0
@@ -195,6 +206,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         finally:
             TURN.clock = previous
         sink.member = self
+
+    def _take_turn(self, peer: str) -> None:
+        """Send ``peer`` one message of entries; see :class:`PeerWindow`."""
+        raise NotImplementedError
 
     def _first_wait_s(self) -> float:
         """How long a replica that starts waits before it asks for pre-votes."""

@@ -235,6 +235,8 @@ def _may_come_again(answered: "asyncio.Future[Response]") -> bool:
     if isinstance(error, Lost):
         return error.sent
     response = answered.result()
+    if isinstance(response, Refused):  # only what is remembered is answered the same again
+        return response.reason in {"precondition", "forgotten"}
     return not (isinstance(response, Failure) and response.definite)
 
 

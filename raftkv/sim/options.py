@@ -155,8 +155,8 @@ class Options:
             apply_operations=random.choice((1, 4096, 4096)),
             restore_records=random.choice((1, 4)),
             free_keys=random.choice((0, 1, 1)),
-            free_keys_max=random.choice((20, _MANY, _MANY)),
-            sessions_max=random.choice((5, _MANY, _MANY, _MANY)),
+            free_keys_max=random.choice((100, _MANY, _MANY)),
+            sessions_max=random.choice((40, _MANY, _MANY, _MANY)),
             # The shortest leaves a client's operation just enough time, as 120 s do its calls.
             name_lifetime_s=random.choice((12.0, 12.0, 120.0)),
             in_flight_max=random.choice((2, 8192, 8192)),

@@ -22,12 +22,21 @@ from raftkv.client import (
     PreconditionFailedError,
     Put,
     PutResult,
+    TooLargeError,
     UnavailableError,
     batches,
 )
 from raftkv.client.codec import key_target
-from raftkv.core.operations import REVISION_LIMIT, Forget, Refused, SessionKey
-from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
+from raftkv.core.operations import REVISION_LIMIT, Command, Forget, Refused, SessionKey
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Failure,
+    GetRequest,
+    Request,
+    Response,
+    WriteRequest,
+)
 from raftkv.web.config import TokenHash
 
 AWKWARD_KEYS = [
@@ -253,6 +262,60 @@ def test_a_batch_sends_again_only_what_failed_for_the_moment(
     first, second = (r for r in served.engine.asked if isinstance(r, BatchRequest))
     assert (len(first.operations), len(second.operations)) == (2, 1)
     assert first.operations[1] == second.operations[0]
+
+
+@pytest.mark.parametrize(("fitting", "asked_most"), [(1, 20), (7, 3), (0, 31)])
+def test_reads_that_are_too_much_for_one_answer_are_asked_for_in_several(
+    client: Client,
+    served: FrontEnd,
+    monkeypatch: pytest.MonkeyPatch,
+    fitting: int,
+    asked_most: int,
+) -> None:
+    """Who merges must divide; writes beside them are done once, and each has its own answer.
+
+    With none that fits in company, each is asked for alone in the end.
+    """
+    keys = [f"k{number}" for number in range(16)]
+    client.batch([Put(key, key.encode()) for key in keys])
+    honest = served.engine._answer
+    too_much = Failure("too_large", "more than fits: ask for this key again", definite=True)
+
+    def answer(request: Request) -> Response:
+        result: Response = honest(request)
+        if not isinstance(request, BatchRequest) or len(request.operations) == 1:
+            return result
+        assert isinstance(result, BatchResult)
+        reads = 0
+        results = list(result.results)
+        for place, operation in enumerate(request.operations):
+            if isinstance(operation, GetRequest):
+                reads += 1
+                if reads > fitting:
+                    results[place] = too_much
+        return BatchResult(tuple(results))
+
+    monkeypatch.setattr(served.engine, "_answer", answer)
+    served.engine.asked.clear()
+    found = client.batch([*map(Get, keys), Put("last", b"")])
+    assert [entry.value.decode() for entry in found[:16] if isinstance(entry, Entry)] == keys
+    assert isinstance(found[16], PutResult)
+    asked = [request for request in served.engine.asked if isinstance(request, BatchRequest)]
+    assert len(asked) <= asked_most
+    assert sum(isinstance(o, Command) for request in asked for o in request.operations) == 1
+
+
+def test_a_read_that_is_too_large_alone_is_an_error_of_its_own(
+    client: Client, served: FrontEnd
+) -> None:
+    """Its neighbours have their answers."""
+    found = served.engine.state.get(b"x")
+    too_much = Failure("too_large", "too large", definite=True)
+    served.engine.answers += [BatchResult((found, too_much)), BatchResult((too_much,))]
+    results = client.batch([Get("x"), Get("large")])
+    assert results[0] is None
+    assert isinstance(results[1], TooLargeError)
+    assert len(served.engine.asked) == 2
 
 
 def test_a_batch_of_any_size_goes_in_pieces(

@@ -1,5 +1,6 @@
 """What nodes tell operators: all that answer, in time, however few they are."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from raftkv.core.health import health_of
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
-from raftkv.engine.cluster_status import ASK_TIMEOUT_S, CHANNEL_STATUS, ClusterStatus
+from raftkv.engine.cluster_status import (
+    ASK_TIMEOUT_S,
+    CHANNEL_STATUS,
+    QUESTIONS_MAX,
+    ClusterStatus,
+)
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import Facts, Failure
+from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.sim.disk import SimDisk
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
@@ -33,6 +40,7 @@ class StatusLinks:
         self.others: dict[str, ClusterStatus] = {}
         self.deaf: set[str] = set()
         self.refusals: dict[str, str] = {}
+        self.sent: dict[str, int] = {}
 
     @property
     def connected(self) -> frozenset[str]:
@@ -49,11 +57,28 @@ class StatusLinks:
         return 0.0
 
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Deliver at the end of the turn."""
-        assert (channel, bulk) == (CHANNEL_STATUS, False)
+        """Deliver at the end of the turn; what is large must be bulk."""
+        assert (channel, bulk) == (CHANNEL_STATUS, len(payload) > SMALL_BYTES)
+        self.sent[peer] = self.sent.get(peer, 0) + 1
         if peer not in self.deaf:
             self._world.loop.call_soon(self.others[peer].on_message, self._name, payload)
         return True
+
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """No request is forwarded here."""
+        raise AssertionError((peer, channel, payload))
+
+    def offer(
+        self,
+        peer: str,
+        channel: int,
+        size_bytes: int,
+        encode: Callable[[], bytes | None],
+        *,
+        bytes_max: int,
+    ) -> bool:
+        """No request is forwarded here."""
+        raise AssertionError((peer, channel, size_bytes, encode, bytes_max))
 
     def round_trip_s(self, peer: str) -> float | None:
         """A millisecond to everybody."""
@@ -206,6 +231,24 @@ def test_silent_peers_are_not_waited_for() -> None:
     silent = world.followers[0]
     world.links[world.leader.name].deaf = {silent}
     assert world.ask(world.leader.name)["not_answering"] == [silent]
+
+
+def test_many_who_ask_at_once_share_answers() -> None:
+    """All facts of all nodes are not fetched once for each; everybody is answered."""
+    world = StatusWorld()
+    asked = world.status[world.leader.name]
+    links = world.links[world.leader.name]
+    links.deaf = {world.followers[0]}
+    for times in (1, 2):
+        answers: list[Facts | Failure] = []
+        for _ in range(50):
+            asked.ask(answers.append)
+        world.hosts.run(ASK_TIMEOUT_S + 0.1)
+        assert len(answers) == 50
+        for answer in answers:
+            assert isinstance(answer, Facts)
+            assert answer.facts["not_answering"] == [world.followers[0]]
+        assert links.sent[world.followers[1]] == times * QUESTIONS_MAX
 
 
 def test_states_that_differ_are_seen() -> None:

@@ -212,22 +212,6 @@ def test_a_read_is_tried_again_and_never_of_unknown_outcome(answer: Response | L
     assert caller.result(caller.client.read(GetRequest(b"k"))).status == "fail"
 
 
-def test_a_forgotten_session_is_followed_by_another() -> None:
-    """What was refused for it is sent again in the new one, unless one may have been applied."""
-    forgotten = Refused("forgotten", 7)
-    caller = Caller(forgotten, DONE)
-    caller.run_s(2.0)
-    assert caller.result(caller.client.write(PUT)).status == "ok"
-    request = caller.script.asked[-1]
-    assert isinstance(request, WriteRequest)
-    assert isinstance(request.command.idempotency, SessionKey)
-    assert request.command.idempotency.session == "client 5, session 2"
-    assert 2_000_000 < request.command.idempotency.born < 2_200_000, "later than the one before"
-    caller = Caller(SENT, forgotten, DONE)
-    assert caller.result(caller.client.write(PUT)).status == "info"
-    assert len(caller.script.asked) == 2
-
-
 @pytest.mark.parametrize("reason", ["table_full", "moved", "forgotten"])
 def test_a_refusal_of_one_copy_says_nothing_of_another(reason: Any) -> None:
     """Only a condition's outcome is remembered with the name; a copy before may yet be applied."""
