@@ -128,6 +128,9 @@ def _head(facts: Facts) -> list[RenderableType]:
     style, sign = _STYLES[health.state]
     lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
     lines += [Text(f"  {reason}", style="yellow") for reason in health.reasons]
+    for row in rows(facts, "shards"):
+        if pinned := views.pinned(row):
+            lines.append(Text(f"  The leadership of shard {row.get('shard')} is {pinned}."))
     seen = f"seen from {facts.get('node')}, map epoch {q.count(facts.get('map_epoch'))}"
     if silent := silent_nodes(facts):
         seen += f"; could not be asked: {', '.join(silent)}"

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -40,7 +40,6 @@ _MEMBER_FACTS = (
 _Rows = dict[str, dict[str, Any]]
 
 Answered = Callable[[Facts | Failure], None]
-Make = Callable[[dict[str, Any]], dict[str, Any]]
 
 _logger = logging.getLogger(__name__)
 
@@ -84,11 +83,11 @@ class ClusterStatus:
 
     def ask(self, done: Answered) -> None:
         """Ask every connected node; answer when all have, or in time with those that have."""
-        self._ask(lambda cluster: cluster, done)
+        self._ask(_Reader(lambda cluster: cluster, done))
 
     def explain(self, key: bytes, done: Answered) -> None:
         """Tell where ``key`` lives and why, and how all nodes see its shard."""
-        self._ask(lambda cluster: self._explained(key, cluster), done)
+        self._ask(_Reader(lambda cluster: self._explained(key, cluster), done))
 
     def _explained(self, key: bytes, cluster: dict[str, Any]) -> dict[str, Any]:
         facts = self._local.explain(key)
@@ -98,14 +97,14 @@ class ClusterStatus:
         asked = {"state": state, "not_answering": cluster["not_answering"]}
         return {**known, **facts, **asked}
 
-    def _ask(self, make: Make, done: Answered) -> None:
+    def _ask(self, reader: "_Reader") -> None:
         if len(self._questions) >= QUESTIONS_MAX:
-            next(reversed(self._questions.values())).asking.append((make, done))
+            next(reversed(self._questions.values())).readers.append(reader)
             return
         self._number += 1
         number = self._number
         question = _Question(self._links.connected, lambda: self._answer(number))
-        question.asking.append((make, done))
+        question.readers.append(reader)
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -147,24 +146,21 @@ class ClusterStatus:
             self._links.send(peer, CHANNEL_STATUS, answer, bulk=len(answer) > SMALL_BYTES)
 
     def _answer(self, number: int) -> None:
-        """Answer; a bug met on the way is one reader's, and no reason to stop the node."""
+        """Answer; a bug met on the way is the readers', and no reason to stop the node."""
         question = self._questions.pop(number)
-        facts: dict[str, Any] | None = None
-        for make, done in question.asking:
-            response: Facts | Failure
-            try:
-                if facts is None:
-                    facts = self._merged({self._node: self._local.facts(), **question.answers})
-                response = Facts(make(facts))
-            except Exception:
-                _logger.exception("a question about the cluster cannot be answered")
-                response = Failure("internal", "a bug in the engine; its log has the trace")
-            done(response)
+        cluster: dict[str, Any] | None = None
+        try:
+            cluster = self._merged({self._node: self._local.facts(), **question.answers})
+        except Exception:
+            _logger.exception("what the nodes say cannot be put together")
+        for reader in question.readers:
+            reader.done(_told(reader, cluster))
 
     # --- putting the answers together ---------------------------------------------------------
 
     def _merged(self, answers: _Rows) -> dict[str, Any]:
         links = {link["name"]: link for link in answers[self._node]["nodes"]}
+        views = _views(answers)  # gathered once, as there may be many shards
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -173,9 +169,23 @@ class ClusterStatus:
             "not_answering": [name for name in self._map.nodes if name not in answers],
             "ring": msgspec.structs.asdict(self._map.ring),
             "nodes": [_node(links[name], answers.get(name)) for name in self._map.nodes],
-            "shards": [_shard(placement, answers) for placement in self._map.groups],
+            "shards": [
+                _shard(placement, views.get(placement.id, {}), answers)
+                for placement in self._map.groups
+            ],
             "events": _events(answers),
         }
+
+
+def _told(reader: "_Reader", cluster: dict[str, Any] | None) -> Facts | Failure:
+    bug = Failure("internal", "a bug in the engine; its log has the trace")
+    if cluster is None:
+        return bug
+    try:
+        return Facts(reader.make(cluster))
+    except Exception:
+        _logger.exception("a question about the cluster cannot be answered")
+        return bug
 
 
 def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -209,14 +219,17 @@ def _events(answers: _Rows) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: (event["at_us"], event["node"]))[-EVENTS_SHOWN:]
 
 
-def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
+def _views(answers: _Rows) -> dict[tuple[int, int], _Rows]:
+    """What each replica says, by group and node."""
+    views: dict[tuple[int, int], _Rows] = {}
+    for name, facts in answers.items():
+        for shard in facts["shards"]:
+            views.setdefault((shard["shard"], shard["generation"]), {})[name] = shard
+    return views
+
+
+def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str, Any]:
     """One shard: the leader's view if it answered, and what each replica says."""
-    views: _Rows = {
-        name: shard
-        for name, facts in answers.items()
-        for shard in facts["shards"]
-        if (shard["shard"], shard["generation"]) == placement.id
-    }
     leading = [name for name, view in views.items() if view["role"] == "leader"]
     seen_by = max(
         leading or views,
@@ -286,13 +299,20 @@ def _digests(views: _Rows) -> str:
     return "agree" if compared else "not comparable now"
 
 
+class _Reader(NamedTuple):
+    """Who waits for an answer, and what of the cluster's facts is wanted."""
+
+    make: Callable[[dict[str, Any]], dict[str, Any]]
+    done: Answered
+
+
 class _Question:
     """Facts of several nodes, asked at once."""
 
     def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
         self.missing = set(peers)
         self.answers: dict[str, dict[str, Any]] = {}
-        self.asking: list[tuple[Make, Answered]] = []
+        self.readers: list[_Reader] = []
         self.timer: asyncio.TimerHandle | None = None
         self._complete = complete
         self._finished = False

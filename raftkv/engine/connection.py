@@ -12,7 +12,7 @@ import asyncio
 import enum
 import logging
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from raftkv.engine.handshake import (
@@ -55,14 +55,17 @@ class _Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """Times and bounds of links."""
+    """Times and bounds of links.
+
+    ``connect_deadline_s`` is for a connection in all; a network may give up before.
+    """
 
     tick_s: float = 0.05
     ping_interval_s: float = 0.25
     dead_after_s: float = 1.0
     reconnect_s: float = 0.1
     refused_retry_s: float = 1.0
-    connect_deadline_s: float = 0.5
+    connect_deadline_s: float = 30.0
     hello_deadline_s: float = 2.0
     frame_bytes_max: int = 64 * 1024 * 1024
     send_bytes_max: int = 128 * 1024 * 1024
@@ -79,6 +82,22 @@ class LinkLimits:
     bulk_window_bytes: int = 512 * 1024
     bulk_piece_bytes: int = PIECE_BYTES
     unauthenticated_max: int = 64
+
+    @classmethod
+    def following(cls, election_min_s: float, election_max_s: float) -> "LinkLimits":
+        """Return those for a cluster with these election time-outs.
+
+        A link must not be lost for a silence that leaders are forgiven, as its loss begins an
+        election.
+        """
+        usual = cls()
+        dead_after_s = max(usual.dead_after_s, election_min_s)
+        return replace(
+            usual,
+            ping_interval_s=dead_after_s / 4,
+            dead_after_s=dead_after_s,
+            hello_deadline_s=max(usual.hello_deadline_s, 2 * election_max_s),
+        )
 
 
 class Owner(Protocol):
@@ -359,16 +378,17 @@ class Connection(asyncio.BufferedProtocol):
 
         A link keeps order: what comes behind an answer to a ping was sent after that ping. Before
         the first, everything comes behind a proof that the peer made for this very connection.
-        It grows while the peer's messages wait on their way here, or in a process that is frozen.
+        It grows while the peer's messages wait on their way here, in a process that is frozen, or
+        in a machine that is suspended.
         A message of several pieces was made when the first of them left.
         """
         echoed_us = self._message_echoed_us
         if echoed_us is None:
             echoed_us = self._echoed_us
-        return self._owner.clock.monotonic() - echoed_us / 1e6
+        return self._owner.clock.boottime() - echoed_us / 1e6
 
     def _now_us(self) -> int:
-        return int(self._owner.clock.monotonic() * 1e6)
+        return int(self._owner.clock.boottime() * 1e6)
 
     def _take_pong(self, number: int) -> None:
         if not self._echoed_us <= number <= self._pinged_us:

@@ -16,7 +16,7 @@ from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.agreement import AgreedFile, Agreement
-from raftkv.engine.balancer import Balancer, NodeState
+from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
@@ -60,7 +60,10 @@ from raftkv.storage.wal import RecoveredGroup, Wal
 from raftkv.version import __version__
 
 CHANNEL_NODE_STATE = 4
-"""A NodeState, every second."""
+"""A NodeState, every second and when a link comes or goes."""
+
+CHANNEL_LEADERSHIP = 6
+"""A Placed or Lost, when it happens."""
 
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
@@ -221,9 +224,12 @@ class Engine:
             groups=host.groups,
             clock=self._clock,
             own_state=self._own_state,
+            tell=self._tell,
         )
+        self.router.local.placed = self._placed
         host.links = links
         host.leader_changed = self.router.leader_changed
+        host.leadership_begun = self._balancer.moved
 
     def _make_status(self, store: SnapshotStore) -> None:
         self.http = HttpTraffic(self._clock)
@@ -239,6 +245,7 @@ class Engine:
             clock=self._clock,
             data_path=self._data.path,
             snapshot_path=store.path,
+            leading=self._balancer.facts,
         )
         self._cluster_status = ClusterStatus(
             node=self._name,
@@ -312,6 +319,11 @@ class Engine:
         self.host.recent.add("started", f"version {__version__}")
         self._each_second()
 
+    def renew(self, config: NodeConfig, security: LinkSecurity) -> None:
+        """Go by another security for new links, and by other thresholds of the log."""
+        self.links.renew(security)
+        self.router.slow.threshold_s = config.log.slow_request_ms / 1000
+
     @property
     def in_flight(self) -> int:
         """Requests that are not answered yet."""
@@ -375,13 +387,14 @@ class Engine:
 
     def _connected(self, peer: str) -> None:
         self.host.recent.add("link_up", f"to {peer}")
-        self.links.send(peer, CHANNEL_NODE_STATE, msgspec.msgpack.encode(self._own_state()))
+        self._tell_state()
         self.host.on_connected(peer)
         self.router.leader_changed()
 
     def _disconnected(self, peer: str) -> None:
         self.host.recent.add("link_down", f"to {peer}")
         self._balancer.peers.pop(peer, None)
+        self._tell_state()
         self.host.on_disconnected(peer)
         self.router.on_disconnected(peer)
 
@@ -394,7 +407,9 @@ class Engine:
         elif channel == CHANNEL_REPLY:
             self.router.on_reply(peer, payload)
         elif channel == CHANNEL_NODE_STATE:
-            self._balancer.peers[peer] = msgspec.msgpack.decode(payload, type=NodeState)
+            self._balancer.hear(peer, msgspec.msgpack.decode(payload, type=NodeState))
+        elif channel == CHANNEL_LEADERSHIP:
+            self._balancer.hear_of(msgspec.msgpack.decode(payload, type=Placed | Lost))
         elif channel == CHANNEL_STATUS:
             self._cluster_status.on_message(peer, payload)
         else:
@@ -437,12 +452,32 @@ class Engine:
     # --- every second -------------------------------------------------------------------------
 
     def _own_state(self) -> NodeState:
-        return NodeState(self.host.has_space(), self._stopping)
+        return NodeState(
+            self.host.has_space(),
+            self._stopping,
+            self.host.has_slow_disk,
+            tuple(sorted(self.links.connected)),
+            self._balancer.pins.told(),
+        )
 
     def _tell_state(self) -> None:
-        state = msgspec.msgpack.encode(self._own_state())
+        self._tell_all(CHANNEL_NODE_STATE, self._own_state())
+
+    def _tell(self, word: Placed | Lost) -> None:
+        self._tell_all(CHANNEL_LEADERSHIP, word)
+
+    def _tell_all(self, channel: int, word: object) -> None:
+        message = msgspec.msgpack.encode(word)
         for peer in sorted(self.links.connected):  # in one order, so that a simulated run repeats
-            self.links.send(peer, CHANNEL_NODE_STATE, state)
+            self.links.send(peer, channel, message)
+
+    def _placed(self, shard: int, node: str | None, for_s: float | None) -> None:
+        """Leave a leadership where an operator has put it, and say so."""
+        self._balancer.placed(shard, node, for_s)
+        if node is None:
+            return
+        until = "until it stops" if for_s is None else f"for {for_s:g} s"
+        self.host.recent.add("pinned", f"to {node} by an operator, {until}", shard=shard)
 
     def _each_second(self) -> None:
         self._timer = self._loop.call_later(1.0, self._each_second)

@@ -43,6 +43,9 @@ SLOW_SYNC_S = 0.1
 
 SLOW_SYNC_AGAIN_S = 10.0
 
+SLOW_DISK_S = 30.0
+"""A disk that was too slow for a leader counts as slow for so long."""
+
 ALARMS = frozenset({"digest_mismatch", "entries_lost"})
 """Events that tell of damage."""
 
@@ -96,6 +99,8 @@ class GroupHost:
         """How many turns there were: between two of them nothing of a group changes for others."""
         self.leader_changed: Callable[[], None] = lambda: None
         """Called when a group of this node has got or lost its leader."""
+        self.leadership_begun: Callable[[Group, str | None, str], None] = lambda *_: None
+        """Called with who led a group of this node before, and who leads now."""
         self._clock = clock
         self._loop = loop
         self._sync_jobs = sync_jobs
@@ -114,6 +119,7 @@ class GroupHost:
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
+        self._stalled_at = -math.inf  # when an fdatasync ended that had taken too long for a leader
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
         self._stopped = False
@@ -168,6 +174,12 @@ class GroupHost:
         """Whether an fdatasync has not returned for an election time-out (H20)."""
         since = self._syncing_since
         return since is not None and self._clock.monotonic() - since > self._stall_s
+
+    @property
+    def has_slow_disk(self) -> bool:
+        """Whether the disk has stalled lately: a leader here would step down again."""
+        lately = self._clock.monotonic() - self._stalled_at < SLOW_DISK_S
+        return lately or self.disk_stalled()
 
     def has_space(self) -> bool:
         """Whether new proposals may be taken."""
@@ -305,8 +317,12 @@ class GroupHost:
                 heapq.heappush(self._due, (deadline, *group.id))
                 self._arm_timer()
         known = self.leaderships[group.id]
-        if known.leader != group.leader:
-            known.note(group.term, group.leader, self._clock.time_us())
+        leader = group.leader
+        if known.leader != leader:
+            before = known.last
+            known.note(group.term, leader, self._clock.time_us())
+            if leader is not None:
+                self.leadership_begun(group, before, leader)
             self.leader_changed()
 
     def _arm_timer(self) -> None:
@@ -369,6 +385,8 @@ class GroupHost:
             self.sync_durations.note(took_s)
             if took_s > SLOW_SYNC_S:
                 self._note_slow_sync(took_s)
+                if took_s > self._stall_s:
+                    self._stalled_at = self._clock.monotonic()
         self.wal.finish_sync(job)
         for group in self.groups.values():
             group.wal_synced()

@@ -132,6 +132,12 @@ class PeerLinks:
             if peer > self._hello.node_name
         ]
 
+    def renew(self, security: LinkSecurity) -> None:
+        """Prove ourselves and peers by this from now on; links that are up stay."""
+        self._security = security
+        if self._listener is not None:
+            self._listener.renew(None if security.tls is None else security.tls.server)
+
     async def close(self) -> None:
         """End all links, after what was queued on them (bulk excepted) has been sent."""
         if self._ticker is not None:
@@ -370,7 +376,9 @@ class PeerLinks:
             raise
         except OSError as error:  # TimeoutError is one
             connection.give_up()
-            why = error.strerror or type(error).__name__
+            why = (
+                error.strerror or str(error) or f"no answer in {self.limits.connect_deadline_s:g} s"
+            )
             self._say("unreachable", peer, f"cannot be reached at {address}: {why}")
             return False
         await connection.finished

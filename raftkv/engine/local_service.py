@@ -45,6 +45,9 @@ class LocalService:
     ) -> None:
         self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
         """What this node served of each shard."""
+        self.placed: Callable[[int, str | None, float | None], None] = lambda *_: None
+        """Called when an operator has handed a shard's leadership to a node, for so many seconds;
+        without a node it is to go where it belongs."""
         self._node = node
         self._map = cluster_map
         self._finish = finish
@@ -157,8 +160,12 @@ class LocalService:
         def done(rejection: Rejection | None) -> None:
             if rejection is not None:
                 self._finish(pending, failure(rejection), self._served_by(group))
-            else:
-                facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
-                self._finish(pending, facts, self._served_by(group))
+                return
+            self.placed(request.shard, request.target, request.for_s)
+            facts = {"shard": request.shard, "leader": group.leader, "target": target}
+            self._finish(pending, Facts(facts), self._served_by(group))
 
-        group.transfer.begin(target, done)
+        if target == self._node:  # it leads already, as whoever asks twice is told
+            done(None)
+        else:
+            group.transfer.begin(target, done)

@@ -69,6 +69,10 @@ leader, and what a leader has queued is refused when it stops leading.
 REPLY_BYTES_MAX = 60 * 1024 * 1024
 """Largest answer to a forwarded call; a message on a link takes no more."""
 
+DETOUR_AFTER_S = 1.0
+"""How long a replica looks for a leader itself before it asks another replica, which may reach one:
+not while there is an election, and again after another one knew of none either."""
+
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
@@ -138,7 +142,8 @@ class Router:
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
         self._links_lost: dict[str, int] = {}  # peer -> how often; which of its links this is
         self._limits = LinkLimits() if limits is None else limits
-        self._hints: dict[int, str] = {}  # shard without a replica here -> who led it last
+        self._hints: dict[int, str] = {}  # shard that nobody leads here -> who led it last
+        self._detour_from: dict[int, float] = {}  # shard -> when to ask another replica again
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_call = msgspec.msgpack.Decoder(Call).decode
         self._decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -215,13 +220,16 @@ class Router:
         response = reply.response
         if isinstance(response, Failure) and response.definite and response.code in ELSEWHERE:
             pending.sent = False
+            self._detour_from[pending.shard] = self._clock.monotonic() + DETOUR_AFTER_S
             self._wait(pending)
             return
         if isinstance(response, Failure) and response.code == "unknown" and pending.lost():
             self._wait(pending)
             return
         if reply.served.shard is not None:
-            self._hints[reply.served.shard] = reply.served.node
+            leader = reply.served.node
+            known = leader == peer or self._links.is_connected(leader)
+            self._hints[reply.served.shard] = leader if known else peer
         self._finish(pending, response, reply.served)
 
     def on_disconnected(self, peer: str) -> None:
@@ -331,16 +339,26 @@ class Router:
             self._wait(pending)
 
     def _target(self, pending: Pending, group: Group | None) -> str | None:
-        """Return whom to ask: the leader as known here, or any replica if there is none here."""
+        """Return whom to ask: the leader as known here, or a replica that may know better."""
         is_connected = self._links.is_connected
         if group is not None:
             leader = group.leader
-            return leader if leader is not None and is_connected(leader) else None
+            if leader is not None and is_connected(leader):
+                if self._detour_from:
+                    self._detour_from.pop(pending.shard, None)
+                return leader
+            if pending.hops or not self._may_detour(pending.shard):
+                return None
         replicas = [r for r in self.map.placement(pending.shard).replicas if is_connected(r)]
         if not replicas:
             return None
         hint = self._hints.pop(pending.shard, None)
         return hint if hint in replicas else replicas[self._next_id % len(replicas)]
+
+    def _may_detour(self, shard: int) -> bool:
+        """Whether to ask another replica, as this one has reached no leader for a while."""
+        now = self._clock.monotonic()
+        return now >= self._detour_from.setdefault(shard, now + DETOUR_AFTER_S)
 
     def _forward(self, pending: Pending, target: str, term: int | None) -> None:
         if request_bytes(pending.request) > self._limits.small_bytes:

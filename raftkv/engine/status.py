@@ -3,7 +3,7 @@
 import os
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +17,14 @@ from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc import logs
+from raftkv.rpc.process import resident_bytes
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Links(Protocol):
@@ -48,6 +48,7 @@ class LocalStatus:
     """Collects the facts of one node.
 
     Args:
+        leading: for each shard, who leads it by an operator's will, and why it stays where it is.
         data_path: the node's data directory; on a simulated disk its facts are not known.
         snapshot_path: where a group's snapshot is, if there is one.
     """
@@ -66,6 +67,7 @@ class LocalStatus:
         clock: Clock,
         data_path: Path,
         snapshot_path: Callable[[GroupId], Path],
+        leading: Callable[[], Mapping[int, Mapping[str, Any]]] = dict,
     ) -> None:
         self._node = node
         self._map = cluster_map
@@ -78,6 +80,7 @@ class LocalStatus:
         self._clock = clock
         self._data_path = data_path
         self._snapshot_path = snapshot_path
+        self._leading = leading
         self._started_us = clock.time_us()
         self._trails = {group: CommitTrail() for group in host.groups}
         self._cpu = (clock.monotonic(), _cpu_s())
@@ -114,7 +117,7 @@ class LocalStatus:
     def facts(self) -> dict[str, Any]:
         """Everything this node knows by itself."""
         host, now_us = self._host, self._clock.time_us()
-        connected = self._links.connected
+        connected, leading = self._links.connected, self._leading()
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -126,7 +129,7 @@ class LocalStatus:
             "stopping": self.stopping,
             "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
@@ -135,7 +138,10 @@ class LocalStatus:
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
-            "shards": [self._shard_facts(group) for group in host.groups.values()],
+            "shards": [
+                {**self._shard_facts(group), **leading.get(group.id.shard, {})}
+                for group in host.groups.values()
+            ],
             "events": host.recent.facts(EVENTS_SHOWN),
             "metrics": self._metrics(),
         }
@@ -253,6 +259,7 @@ class LocalStatus:
             "waiting_operations": sum(group.waiting_operations for group in groups),
             "routed_in_flight": self._router.in_flight,
             "wal_bytes": self._host.wal.bytes_on_disk,
+            "log_lines_dropped": logs.dropped() + self._http.log_lines_dropped,
             "snapshots": dict(self.snapshots),
             "events": dict(self._host.event_counts),
             "requests": dict(self._router.served),
@@ -313,9 +320,3 @@ class LocalStatus:
 def _cpu_s() -> float:
     """Processor time that this process has used."""
     return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process, from the kernel."""
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

@@ -108,6 +108,7 @@ class Group:
             clock=clock,
             random=random,
             waiting_max=config.limits.reads_waiting_max,
+            election_s=config.timing.election_max_s,
         )
         self.transfer = LeadershipTransfer(config, replica=replica, host=host, clock=clock)
         self.digests = StateDigests(config.id, replica=replica, host=host)
@@ -134,6 +135,11 @@ class Group:
     def leader(self) -> str | None:
         """Name of the leader as far as known."""
         return self._replica.leader_name
+
+    @property
+    def was_handed_over(self) -> bool:
+        """Whether this term began by a transfer, as far as this replica has heard."""
+        return self._replica.handed_over_term == self.term
 
     @property
     def applied_index(self) -> int:
@@ -189,6 +195,8 @@ class Group:
         deadline = self._replica.next_deadline()
         if self.reads.is_asking or self.transfer.is_under_way:
             return min(deadline, self.reads.next_deadline(), self.transfer.next_deadline())
+        if self.freshness.is_waiting:
+            return min(deadline, self.freshness.next_deadline())
         return deadline
 
     # --- driving ------------------------------------------------------------------------------
@@ -209,8 +217,8 @@ class Group:
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
             done(None)
-        for done in self.freshness.satisfied():
-            done(None)
+        for done, rejection in self.freshness.tick():
+            done(rejection)
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()

@@ -61,6 +61,11 @@ class Timing(msgspec.Struct, frozen=True):
     election_min_s: float = 0.5
     election_max_s: float = 1.0
 
+    @property
+    def idle_heartbeat_s(self) -> float:
+        """How long an idle leader may be silent: three of its heartbeats may be late."""
+        return max(self.heartbeat_s, self.election_min_s / 4)
+
 
 class RandomSource(Protocol):
     """Randomness as a seam: ``random.Random`` fits, seeded in simulation."""
@@ -172,12 +177,16 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._pre_votes: set[str] = set()
         self._pre_vote_won = False
         self._question: wire.PreVote | None = None  # what we ask the others, or won by asking
-        self._asked_at = 0.0  # when it was asked first
+        self._asked_at = float("inf")  # when it was asked first
         self._unanswered: set[str] = set()  # who has not answered it yet
         self._settled: set[str] = set()  # with whom it is settled in this term who stands first
         self._settled_term = -1
         self._starting = True  # no leader and no candidate was seen since
         self._campaign_is_transfer = False
+        self._asked_to_lead_until = 0.0  # while the leader's request to take over counts
+        self._asked_to_lead_term = -1  # in which it was made
+        self.handed_over_term = -1
+        """The newest term known to have begun by a transfer, which its old leader asked for."""
         self._withheld = False  # must not lead
         self._voters: set[str] = set()
         self._voters_term = -1
@@ -187,8 +196,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._windows = {peer: (window_to or _own_window)(peer) for peer in self.peers}
         self._turns = {peer: partial(self._take_turn, peer) for peer in self.peers}
         self._ack_limit = 0
+        self._shown_index = 0  # prev_index of the append that stock code was shown last
         self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
         self._sent_last_index = 0
+        self._told = (-1, 0, 0)  # term, last and commit index at the last heartbeat
         self._held: deque[tuple[int, int, str, wire.RaftMessage]] = deque()  # (lsn, term, to, what)
         self.apply_budget_spent = False
         sink = _Sink()
@@ -276,6 +287,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Leader only: up to where ``peer`` durably agrees."""
         return self._match.get(peer, 0)
 
+    def is_linked(self, peer: str) -> bool:
+        """Whether messages to ``peer`` go out at present."""
+        return self.peers.get(peer) in self._SyncObj__connectedNodes
+
     def follower_contact(self, peer: str) -> float | None:
         """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""
         return self._SyncObj__lastResponseTime.get(self.peers[peer])
@@ -350,6 +365,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Translate the few messages that stock code still sends by itself."""
         match message["type"]:
             case "request_vote":
+                if self._campaign_is_transfer:
+                    self.handed_over_term = message["term"]
                 self._hold(
                     node.name,
                     wire.RequestVote(

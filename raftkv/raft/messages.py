@@ -42,12 +42,14 @@ class AppendEntries(Wire, tag=1, frozen=True):
 class AppendResponse(Wire, tag=2, frozen=True):
     """``success``: the log matches the leader's below ``next_index``, durably.
 
-    Otherwise the leader should go on at ``next_index``.
+    Otherwise the leader should go on at ``next_index``: the log does not match at ``refused``, the
+    ``prev_index`` of the append that is answered.
     """
 
     term: Term
     next_index: Index
     success: bool
+    refused: Index = 0
 
 
 class RequestVote(Wire, tag=3, frozen=True):
@@ -136,13 +138,15 @@ class SnapshotProgress(Wire, tag=14, frozen=True):
     """The receiver of a snapshot wants byte ``offset`` of the one at ``index`` next.
 
     ``in_order`` false: something is missing, send from there again. When it has all of it,
-    installing follows, and then an AppendResponse.
+    installing follows, and then an AppendResponse. ``wait_ms`` above 0: it takes none now, for
+    want of space say; ask again after so long.
     """
 
     term: Term
     index: Index
     offset: Bytes
     in_order: bool
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
 
 class DigestCheck(Wire, tag=15, frozen=True):

@@ -81,6 +81,7 @@ class Replica(Replication):
         self._unanswered.discard(peer)
         self._SyncObj__onNodeDisconnected(node)
         if self.leader_name == peer:
+            self._forget_request_to_lead()
             self._leader_contact = float("-inf")
             soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)

@@ -77,7 +77,7 @@ class Replication(Elections):
             return
         prev_index, prev_term, entries = self._unknown_part(message)
         proven = max(message.prev_index + len(message.entries), self.journal.first_index)
-        self._ack_limit = proven
+        self._ack_limit, self._shown_index = proven, prev_index
         self._SyncObj__onMessageReceived(
             node,
             {
@@ -153,7 +153,10 @@ class Replication(Elections):
             if reset and nextNodeIdx is not None:
                 # Back off by a term at a time (Raft paper 5.3); stock goes one entry a round.
                 next_index = journal.first_index_of_term_at(nextNodeIdx, self.commit_index)
-            self._answer(peer, wire.AppendResponse(self.term, next_index, success=False))
+            refusal = wire.AppendResponse(
+                self.term, next_index, success=False, refused=self._shown_index
+            )
+            self._answer(peer, refusal)
             return
         proven = min((nextNodeIdx or 1) - 1, self._ack_limit)
         if proven <= journal.durable_index:
@@ -209,10 +212,12 @@ class Replication(Elections):
         """Send from where a follower says that its log ends, or agrees."""
         last_index, next_indexes = self.journal.last_index, self._SyncObj__raftNextIndex
         self._nothing_in_flight(peer)
-        if message.next_index <= self._match[peer]:
-            # Answers come in order, so this is no old one: the follower's log was cut, since a
-            # disk lost the end of it as if it had never been written. Insisting would mean to
-            # be refused for ever; what counted until now stays committed.
+        if max(message.next_index, message.refused) <= self._match[peer]:
+            # It refuses what it had acknowledged in this term. Answers come in order, so this is
+            # no old one: the follower's log was cut, since a disk lost the end of it as if it had
+            # never been written. Insisting would mean to be refused for ever; what counted until
+            # now stays committed. One that backs off below what it had acknowledged, because its
+            # log differs above that, has lost nothing: it is asked there again.
             self._owner.entries_lost(peer, message.next_index, self._match[peer])
             self._match[peer] = 0
         floor = max(self._match[peer], FIRST_INDEX) + 1
@@ -245,12 +250,28 @@ class Replication(Elections):
         Replaces stock's method: no pickled snapshot chunks (H1, H6), no pieces of entries (H13),
         a bounded window per follower, no copy of the log's tail.
         """
-        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._timing.heartbeat_s
+        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._heartbeat_wait_s()
         self._sent_last_index = self.journal.last_index
         connected = self._SyncObj__connectedNodes
         for peer, node in self.peers.items():
             if node in connected and not self._append_to(peer, node):
                 self._send_append(peer, self._SyncObj__raftNextIndex[node], ())
+
+    def _heartbeat_wait_s(self) -> float:
+        """How long after this heartbeat the next one is due: longer if there is nothing to tell.
+
+        That is, if all linked followers have everything, and heard of all that is committed by the
+        heartbeat before. With many groups most are idle, and heartbeats are all their cost.
+        """
+        last_index, commit_index, timing = self.journal.last_index, self.commit_index, self._timing
+        told, self._told = self._told, (self.term, last_index, commit_index)
+        if told != self._told or commit_index < last_index:
+            return timing.heartbeat_s
+        linked = self._SyncObj__connectedNodes
+        for peer, node in self.peers.items():
+            if node in linked and self._match[peer] < last_index:
+                return timing.heartbeat_s
+        return timing.idle_heartbeat_s
 
     def _append_to(self, peer: str, node: PeerNode, *, in_turn: bool = False) -> bool:
         """Send entries within the windows; whether anything was sent.

@@ -95,11 +95,19 @@ class ExplainRequest(Message, tag=6, frozen=True):
     key: Key
 
 
+PINNED_S_MAX = 366 * 86_400.0
+"""The longest time for which a leadership may be put somewhere: a year."""
+
+
 class TransferRequest(Message, tag=7, frozen=True):
-    """Hand the leadership of ``shard`` to ``target`` (None: the preferred node)."""
+    """Hand the leadership of ``shard`` to ``target`` (None: the preferred node).
+
+    On a ``target`` it stays for ``for_s`` seconds, or until that node stops (None).
+    """
 
     shard: int
     target: str | None = None
+    for_s: float | None = None
 
 
 class Answered(Message, frozen=True):
@@ -133,6 +141,7 @@ class WorkerReport(Message, tag=8, frozen=True):
     rss_bytes: int
     answered: tuple[Answered, ...]
     durations: tuple[Took, ...]
+    log_lines_dropped: int = 0
 
 
 Request = (

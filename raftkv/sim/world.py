@@ -177,4 +177,5 @@ def _link_limits(options: Options) -> LinkLimits:
         bulk_window_bytes=bulk_bytes,
         bulk_queue_bytes_max=2 * bulk_bytes,
         bulk_piece_bytes=max(1, options.chunk_bytes // 2),
+        connect_deadline_s=0.5,  # there are no names here
     )

@@ -7,6 +7,7 @@ tests hold the running server against it.
 from typing import Any
 
 from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
+from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.version import __version__
 from raftkv.web.config import OPERATOR_TIMEOUT_MS, Limits
 from raftkv.web.problems import KINDS
@@ -741,7 +742,15 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             "results",
         ),
         "Transfer": _object(
-            {"target": {"type": ["string", "null"], "description": "Null: the preferred node"}}
+            {
+                "target": {"type": ["string", "null"], "description": "Null: the preferred node"},
+                "for_s": {
+                    "type": ["number", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": PINNED_S_MAX,
+                    "description": "How long it stays on the target; null: until that node stops",
+                },
+            }
         ),
         "Ready": _object(
             {

@@ -14,13 +14,14 @@ engine reports is passed on as it is:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flask
 import msgspec
 
 from raftkv.core.health import health_of, rows
 from raftkv.rpc.messages import (
+    PINNED_S_MAX,
     ExplainRequest,
     Facts,
     Reply,
@@ -54,6 +55,7 @@ _SCRAPE_TIMEOUT_S = 2.0
 
 class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
     target: str | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=PINNED_S_MAX)] | None = None
 
 
 _decode_transfer = msgspec.json.Decoder(_Transfer).decode
@@ -164,8 +166,11 @@ class Operators:
             wanted = _decode_transfer(body or b"{}")
         except msgspec.MsgspecError as error:
             raise invalid(f"the body does not fit: {error}") from error
+        if wanted.for_s is not None and wanted.target is None:
+            raise invalid("for_s goes with a target only: on its preferred node it stays anyway")
         wait_s = timeout_s(request_headers(), self._carrier.limits)
-        reply = self._carrier.engine.call(TransferRequest(shard, wanted.target), wait_s)
+        request = TransferRequest(shard, wanted.target, wanted.for_s)
+        reply = self._carrier.engine.call(request, wait_s)
         return self._json(reply, facts_of(reply))
 
     # --- conventions ---------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from raftkv.rpc.messages import (
     GetRequest,
     Request,
     Response,
+    TransferRequest,
     WriteRequest,
 )
 from raftkv.web.config import TokenHash
@@ -401,7 +402,7 @@ def test_stale_reads_ask_for_them(client: Client, served: FrontEnd) -> None:
     assert scan.consistency == "stale"  # type: ignore[union-attr]
 
 
-def test_operators_get_what_the_engine_says(client: Client) -> None:
+def test_operators_get_what_the_engine_says(client: Client, served: FrontEnd) -> None:
     """Status, nodes, shards, explain and transfer answer with the engine's facts."""
     assert client.status()["cluster"] == "test"
     assert client.status("local")["node"] == "n1"
@@ -410,6 +411,8 @@ def test_operators_get_what_the_engine_says(client: Client) -> None:
     assert client.shard(0)["term"] == 7
     assert client.explain(b"a/\xff")["key_length"] == 3
     assert client.transfer_leader(0, "n2")["leader"] == "n2"
+    client.transfer_leader(0, "n2", for_s=60.0)
+    assert served.engine.asked[-1] == TransferRequest(0, "n2", 60.0)
     with pytest.raises(NotFoundError):
         client.transfer_leader(99)
 

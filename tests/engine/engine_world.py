@@ -18,6 +18,9 @@ from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
 
+CALLBACKS_MAX = 10_000
+"""More callbacks than any test needs at one moment."""
+
 
 class Handle:
     """A scheduled callback that can be cancelled."""
@@ -42,6 +45,10 @@ class ManualLoop:
         """Return simulated seconds."""
         return self.now
 
+    def boottime(self) -> float:
+        """Return simulated seconds."""
+        return self.now
+
     def time_us(self) -> int:
         """Return simulated microseconds."""
         return int(self.now * 1e6)
@@ -57,10 +64,13 @@ class ManualLoop:
         return self.call_later(0.0, callback, *args)
 
     def run(self, seconds: float) -> None:
-        """Let time pass, running what falls due."""
+        """Let time pass, running what falls due; it never ends for who spins, so that fails."""
         end = self.now + seconds
+        callbacks = 0  # since time has moved
         while self._heap and self._heap[0][0] <= end:
             at, _, callback, args, handle = heapq.heappop(self._heap)
+            callbacks = 0 if at > self.now else callbacks + 1
+            assert callbacks < CALLBACKS_MAX, f"time stands still: {callback} and others spin"
             self.now = max(self.now, at)
             if not handle.cancelled:
                 callback(*args)

@@ -21,6 +21,7 @@ from raftkv.engine.handshake import Acceptor, Dialer, LinkHello
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
+from raftkv.raft.clock import SystemClock
 from raftkv.rpc.framing import FrameDecoder, encode_frame
 from raftkv.sim.clock import SimClock
 
@@ -575,6 +576,30 @@ def test_how_late_messages_may_be_is_known_without_a_common_clock() -> None:
             assert two.links.lag_s("n9") == 0.0, "nothing comes from whom there is no link to"
 
     run(main())
+
+
+def test_a_machine_that_was_suspended_knows_how_late_its_messages_may_be() -> None:
+    """Its monotonic clock stood still meanwhile; what is in its sockets waited all the same."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(ping_interval_s=20)) as (_, two):
+            clock = Suspended()
+            (link,) = two.links._connections
+            link._owner.clock = clock  # type: ignore[misc]  # of these links alone
+            clock.suspended_s = 60.0
+            assert two.links.lag_s("n1") > 60.0
+
+    run(main())
+
+
+class Suspended(SystemClock):
+    """The clocks of a machine that has slept for ``suspended_s``."""
+
+    suspended_s = 0.0
+
+    def boottime(self) -> float:
+        """Go on meanwhile."""
+        return super().boottime() + self.suspended_s
 
 
 def test_an_answer_to_a_ping_that_was_not_sent_closes_the_link() -> None:
@@ -1313,5 +1338,26 @@ def test_the_network_is_a_seam() -> None:
         await until(lambda: "connect" in seen)
         await links.close()
         assert seen[0] == "listen"
+
+    run(main())
+
+
+def test_new_certificates_are_for_new_links(certificates: Path) -> None:
+    """A link that is up stays; the next is proven by what was renewed, in both directions."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        nodes = [Node(name, where, tls=contexts(certificates, name)) for name in ("n1", "n2")]
+        one, two = nodes
+        evil = certificates / "evil"
+        async with running(*nodes):
+            await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+            for name, node in (("n1", one), ("n2", two)):
+                renewed = peer_contexts(evil / "ca.crt", evil / f"{name}.crt", evil / f"{name}.key")
+                node.links.renew(LinkSecurity(secret=SECRET, tls=renewed))
+            await pings(one.links._links["n2"], 3)
+            assert one.recorder.downs("n2") == 0
+            one.links._links["n2"].close("this test")
+            await until(lambda: one.recorder.events.count(("up", "n2")) == 2)
 
     run(main())

@@ -22,6 +22,7 @@ from raftkv.engine.router import (
     CALL_LAG_S_MAX,
     CHANNEL_CALL,
     CHANNEL_REPLY,
+    DETOUR_AFTER_S,
     HOPS_MAX,
 )
 from raftkv.raft.proposals import Rejection
@@ -43,6 +44,7 @@ from raftkv.rpc.messages import (
 from raftkv.web.config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
+LED_BY_N2 = Served("n2", 0, 1)
 
 
 @pytest.fixture
@@ -106,6 +108,57 @@ def test_waits_for_a_leader(world: RouterWorld) -> None:
     world.router.leader_changed()
     world.loop.run(0.001)
     assert isinstance(world.response, PutResult)
+
+
+def test_a_replica_that_reaches_no_leader_asks_another_one(world: RouterWorld) -> None:
+    """In a partial partition one that hears the leader passes it on; elections are waited for."""
+    world.follow("n2", 0)
+    world.links.connected = frozenset({"n3"})
+    world.ask(put(world.key(0)), remaining_ms=5000)
+    world.loop.run(0.9 * DETOUR_AFTER_S)
+    assert not world.links.calls()
+    world.loop.run(0.2 * DETOUR_AFTER_S)
+    [(to, call)] = world.links.calls()
+    assert (to, call.hops) == ("n3", 1)
+    world.router.on_reply(
+        "n3", msgspec.msgpack.encode(Reply(call.id, PutResult(1, 1), LED_BY_N2, 1))
+    )
+    assert world.response == PutResult(1, 1)
+    world.ask(put(world.key(0, 1)))
+    [(to, _)] = world.links.calls()
+    assert to == "n3", "at once from now on"
+
+
+def test_another_replica_that_knows_no_leader_is_not_asked_again_at_once(
+    world: RouterWorld,
+) -> None:
+    """While nobody leads, requests wait instead of going to and fro."""
+    world.follow(None, 0)
+    world.ask(put(world.key(0)), remaining_ms=10_000)
+    world.loop.run(1.1 * DETOUR_AFTER_S)
+    [(to, call)] = world.links.calls()
+    world.answer(call, NO_LEADER, to)
+    world.loop.run(0.9 * DETOUR_AFTER_S)
+    assert not world.links.calls()
+    world.lead(0)
+    world.router.leader_changed()
+    world.loop.run(0.001)
+    assert isinstance(world.response, PutResult)
+
+
+def test_a_call_that_another_node_forwards_goes_no_further_without_a_leader(
+    world: RouterWorld,
+) -> None:
+    """It is refused, definitely, however long there has been no leader: calls must not circle."""
+    world.follow(None, 0)
+    world.ask(put(world.key(0)), remaining_ms=10_000)
+    world.loop.run(2 * DETOUR_AFTER_S)
+    world.links.calls()
+    call = Call(7, 1000, put(world.key(0)), world.map.epoch, hops=1)
+    world.router.on_call("n2", msgspec.msgpack.encode(call))
+    [(to, channel, payload)] = world.links.sent
+    assert (to, channel) == ("n2", CHANNEL_REPLY)
+    assert msgspec.msgpack.decode(payload, type=Reply).response.code == "no_leader"  # type: ignore[union-attr]
 
 
 def test_refused_for_leadership_is_tried_elsewhere(world: RouterWorld) -> None:

@@ -1,6 +1,6 @@
 """What nodes tell operators: all that answer, in time, however few they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,38 @@ class StatusWorld:
         assert isinstance(answer, Facts)
         decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(answer.facts))
         return decoded
+
+
+class Counted(list[Any]):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_what_nodes_say_of_their_shards_is_gone_through_once() -> None:
+    """However many shards there are: their number squared would keep the engine for seconds."""
+    world = StatusWorld()
+    shards = 50
+    status = world.status["n1"]
+    status._map = ClusterMap(
+        1,
+        "test",
+        NAMES,
+        RingParameters("ring", tuple(range(shards)), 8),
+        tuple(GroupPlacement(shard, 1, NAMES) for shard in range(shards)),
+    )
+    answers = {name: world.local[name].facts() for name in NAMES}
+    for facts in answers.values():
+        (row,) = facts["shards"]
+        facts["shards"] = Counted({**row, "shard": shard} for shard in range(shards))
+    merged = status._merged(answers)
+    assert [row["shard"] for row in merged["shards"]] == list(range(shards))
+    assert all(len(row["members"]) == len(NAMES) for row in merged["shards"])
+    assert all(facts["shards"].times <= 2 for facts in answers.values())
 
 
 def test_a_healthy_cluster() -> None:

@@ -64,11 +64,16 @@ class NodeClock:
     def __init__(self, clock: SimClock, offset_s: float, wall_skew_us: int) -> None:
         self._clock = clock
         self._offset_s = offset_s
+        self.suspended_s = 0.0
         self._wall_skew_us = wall_skew_us
 
     def monotonic(self) -> float:
         """Seconds since whenever this node booted."""
         return self._clock.monotonic() + self._offset_s
+
+    def boottime(self) -> float:
+        """The same, and for how long it was suspended."""
+        return self.monotonic() + self.suspended_s
 
     def time_us(self) -> int:
         """Wall time as this node believes it."""

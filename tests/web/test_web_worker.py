@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from raftkv.interpreter import PYTHON_M
-from raftkv.web.worker import YIELDED_NICENESS
+from raftkv.web.worker import DESCRIPTORS_KEPT, YIELDED_NICENESS, connections_max
 
 _SCRIPT = Path(__file__).with_name("fake_worker.py")
 _ROOT = Path(__file__).parents[2]
@@ -426,3 +426,14 @@ def test_worker_dies_with_its_parent() -> None:
         os.close(handle)
         parent.wait()
         parent.stdout.close()
+
+
+def test_connections_beyond_the_descriptors_wait_in_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accepting one without a descriptor for it would be tried again and again."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert connections_max(500) == 500
+    assert connections_max(10_000) == 1024 - DESCRIPTORS_KEPT
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
+    assert connections_max(10_000) == 1
