@@ -18,3 +18,15 @@ def test_every_event_of_a_group_has_a_sign_and_words_of_its_own(kind: str) -> No
     assert shown.sign != "·"
     alarming = kind in {"digest_mismatch", "entries_lost", "snapshot_failed"}
     assert (shown.kind == "bad") is alarming
+
+
+def test_one_leader_is_shown() -> None:
+    """A deposed one may still believe that it leads; the row says who does."""
+    member = {"role": "leader"}
+    row = {"replicas": ["n1", "n2"], "leader": "n2", "members": {"n1": member, "n2": member}}
+    alive = {"n1", "n2"}
+    assert [views.replica_cell(row, name, alive).kind for name in ("n1", "n2")] == [
+        "good",
+        "leader",
+    ]
+    assert [line.lag_entries for line in views.members(row, {"nodes": []})] == [None, 0]
