@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-LONE = ("bitflip", "disk")
+LONE = ("bitflip", "disk", "forwarder")
 """Nothing else happens beside these: with another fault they could take a majority's data.
 
-Nor beside a fault of all nodes, which would leave the other one nothing to be seen on.
+Nor beside a fault of all nodes, which would leave the other one nothing to be seen on; the last of
+these is one.
 """
 
 ACCOMPANYING = ("slow", "lossy", "reset", "clock")
@@ -27,6 +28,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "storm": ("one", "leader"),
     "stop": ("one", "leader"),
     "pause": ("one", "minority", "leader"),
+    "forwarder": ("leader",),
     "partition": tuple(f"{shape} {way}" for shape in SHAPES for way in ("both-ways", "one-way")),
     "slow": ("one", "all"),
     "lossy": ("one", "all"),

@@ -29,13 +29,20 @@ class Recorder:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         """How many operations ended ``ok``, ``fail`` and ``info``; and how many in an ``error``."""
+        self.under_way = 0
+        self.under_way_max = 0
+        """The most operations that were under way at one moment."""
 
     def perform(self, process: int, operation: Operation, store: Store, **fields: Any) -> Outcome:
         """Perform one operation of a process; ``fields`` are more members of its invocation."""
+        with self._lock:
+            self.under_way += 1
+            self.under_way_max = max(self.under_way_max, self.under_way)
         self._write(process, "invoke", operation, operation.value, {**operation.fields, **fields})
         outcome = perform(operation, store)
         self._write(process, outcome.status, operation, outcome.value, outcome.fields)
         with self._lock:
+            self.under_way -= 1
             self.counts[outcome.status] += 1
             self.counts["error"] += outcome.is_error
         return outcome

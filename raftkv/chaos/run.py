@@ -74,6 +74,8 @@ class Run:
     faults: Mapping[str, int]
     effective: Mapping[str, int]
     leader_changes: int
+    under_way_max: int
+    """The most operations that were under way at one moment."""
     report: Path
 
     @property
@@ -265,6 +267,7 @@ class _Work:
             dict(self.events.started),
             dict(self.events.effective),
             self.events.leader_changes,
+            self.recorder.under_way_max,
             page,
         )
         _summarize(run, self.settings, self.out / "run.json")
@@ -313,5 +316,6 @@ def _summarize(run: Run, settings: Settings, path: Path) -> None:
         "faults": run.faults,
         "effective": run.effective,
         "leader_changes": run.leader_changes,
+        "under_way_max": run.under_way_max,
     }
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option(
     "--faults",
-    help=f"Some of {','.join(FAULTS)}; or all, or none.  [default: all that the target can have]",
+    help=f"Some of {', '.join(FAULTS)}; or all, or none.  [default: all that the target can have]",
 )
 @click.option("--clients", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option(
@@ -233,7 +233,8 @@ def _tell(run: Run, settings: Settings, console: Console) -> None:
     counts = ", ".join(f"{run.counts.get(status, 0)} {status}" for status in STATUSES)
     keys = len(run.judgement.result.parts)
     console.print(
-        f"{counts} on {keys} keys; {run.leader_changes} leader changes; report: {run.report}",
+        f"{counts} on {keys} keys, at most {run.under_way_max} at once; "
+        f"{run.leader_changes} leader changes; report: {run.report}",
         highlight=False,
         soft_wrap=True,
     )

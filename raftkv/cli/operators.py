@@ -12,6 +12,7 @@ from rich.table import Table
 
 from raftkv.cli.connect import connected, json_option, key_argument, print_json, writes
 from raftkv.client import Client
+from raftkv.core.visible import visible, visible_facts
 from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.web import quantities as q
 from raftkv.web import views
@@ -56,9 +57,10 @@ def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    facts = visible_facts(facts)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _explained(facts):
-        table.add_row(name, escape(value))
+        table.add_row(escape(name), escape(value))
     Console(highlight=False).print(table)
 
 
@@ -130,4 +132,4 @@ def transfer_command(
     else:
         # Just after the transfer the old leader may not have heard of the new one yet.
         leader = facts.get("leader") or facts.get("target")
-        click.echo(f"shard {shard} is led by {_text(leader)}")
+        click.echo(f"shard {shard} is led by {visible(_text(leader))}")

@@ -157,7 +157,8 @@ def _one(options: Options, *, trace: bool, shrinks: bool) -> bool:
     click.echo(
         f"{report.operations} operations {report.outcomes}, {report.elections} elections, "
         f"{report.simulated_s:.0f} s in {report.cpu_s:.1f} s of CPU, digest {report.digest}\n"
-        f"faults {report.faults}, refused starts {report.refused}",
+        f"faults that took effect {report.faults}, without effect {report.without_effect}, "
+        f"refused starts {report.refused}",
         err=trace,
     )
     if report.violation is None:
@@ -254,7 +255,7 @@ def _say_tally(tally: Tally, took_s: float) -> None:
         ("operations", f"{tally.operations:,}"),
         ("outcomes", _counts(tally.outcomes)),
         ("elections", f"{tally.elections:,}"),
-        ("faults", _counts(tally.faults)),
+        ("faults that took effect, of those done", _shares(tally)),
         ("refused starts", _counts(tally.refused)),
     ):
         table.add_row(name, value)
@@ -263,6 +264,14 @@ def _say_tally(tally: Tally, took_s: float) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+
+
+def _shares(tally: Tally) -> str:
+    """Of each kind how many took effect, one a line: a harness that hurts nobody sees nothing."""
+    return "\n".join(
+        f"{kind} {effective:,} of {done:,} ({effective / done:.0%})"
+        for kind, (effective, done) in tally.shares().items()
+    )
 
 
 def _failures(tally: Tally) -> list[dict[str, Any]]:

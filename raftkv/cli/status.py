@@ -15,6 +15,7 @@ from rich.text import Text
 from raftkv.cli.connect import connected, described, json_option, print_json
 from raftkv.client import Client, RaftkvError
 from raftkv.core.health import Health, health_of, rows, silent_nodes
+from raftkv.core.visible import visible_facts
 from raftkv.web import quantities as q
 from raftkv.web import views
 
@@ -62,7 +63,8 @@ def status_command(
             unasked = {"error": error} if error else {}
             print_json({**facts, **unasked, "health": health.as_facts()})
         else:
-            Console(highlight=False).print(_error(error) if error else status_view(facts, []))
+            shown = visible_facts(facts)
+            Console(highlight=False).print(_error(error) if error else status_view(shown, []))
         if not watch:
             sys.exit(EXIT_CODES[health.state])
         time.sleep(interval_s)
@@ -89,6 +91,7 @@ def _live(
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 facts, error = _ask(client, scope)
+                facts = visible_facts(facts)
                 live.update(_error(error) if error else view(facts, before), refresh=True)
                 before = [facts] if facts else []
                 time.sleep(interval_s)

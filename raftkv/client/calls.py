@@ -9,11 +9,12 @@ import functools
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
 
+from raftkv.client.clock import boot_s
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.errors import (
     AccessError,
@@ -36,7 +37,12 @@ from raftkv.client.transport import Answer, Lost, NotSent, Transport
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 RESEND_WINDOW_S = 100.0
-"""The server remembers an outcome for at least 120 s; a write is not sent again near that age."""
+"""The server remembers an outcome for at least 120 s; a write is not sent again near that age.
+
+Nor is what is refused as forgotten within it taken for unknown: whatever had applied a copy of the
+write would still know its session. So no copy was applied, and as the session is refused for good,
+none will be.
+"""
 
 SERVER_TIMEOUT_MS_MAX = 60_000
 _ANSWER_MARGIN_S = 0.2
@@ -124,7 +130,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's."""
+    """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's.
+
+    ``born_after``: its session is not known; one born later would be.
+    """
 
     error: RaftkvError
     definite: bool
@@ -132,6 +141,7 @@ class Failure:
     about_write: bool = False
     retry_after_s: float = 0.0
     node_is_suspect: bool = False
+    born_after: int | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -144,6 +154,7 @@ class Problem(msgspec.Struct, frozen=True):
     definite: bool = False
     retry_after_ms: int | None = None
     revision: int | None = None
+    born_after: int | None = None
 
     def error(self) -> RaftkvError:
         """The exception that says the same."""
@@ -200,12 +211,16 @@ class Caller:
         *,
         reads: bool,
         repeatable: bool,
+        renew: Callable[[int], bool] = lambda _: False,
     ) -> tuple[_Result, bool]:
         """Make attempts until one gives a result; each is told the deadline of them all.
 
+        ``renew`` begins another session for the next attempt, born after the number that it is
+        given, and returns whether that can help.
+
         Returns the result, and whether an attempt before it had an unknown outcome.
         """
-        started = time.monotonic()
+        started = boot_s()
         deadline = started + timeout_s
         unknown: RaftkvError | None = None
         attempts = 0
@@ -214,10 +229,17 @@ class Caller:
             attempts += 1
             if not isinstance(outcome, Failure):
                 return outcome, unknown is not None
+            if (
+                outcome.born_after is not None
+                and unknown is None
+                and boot_s() - started <= RESEND_WINDOW_S
+                and renew(outcome.born_after)
+            ):
+                outcome = _renewed(outcome)
             if not outcome.definite:
                 unknown = outcome.error
             pause_s = self._pause_s(outcome, attempts)
-            now = time.monotonic()
+            now = boot_s()
             if (
                 not outcome.transient
                 or now + pause_s >= deadline
@@ -226,11 +248,13 @@ class Caller:
             ):
                 raise _verdict(outcome, unknown)
             self._sleep(pause_s)
+            if unknown is not None and not reads and boot_s() - started > RESEND_WINDOW_S:
+                raise _verdict(outcome, unknown)  # this machine was suspended in the pause
 
     def attempt(self, call: Call, deadline: float) -> Answer | Failure:
         """Ask one node, for no longer than an attempt may take."""
         endpoint = self._endpoints.pick()
-        timeout_s = max(0.001, deadline - time.monotonic())
+        timeout_s = max(0.001, deadline - boot_s())
         if call.repeatable:
             # A node may be frozen: keep time for asking another one.
             timeout_s = min(timeout_s, self._attempt_timeout_s)
@@ -272,6 +296,8 @@ class Caller:
         """How long to wait: not at all for another node, else ever longer with jitter."""
         if failure.node_is_suspect and attempts < len(self._endpoints):
             return 0.0
+        if failure.born_after is not None and attempts == 1:
+            return 0.0
         return backoff_s(attempts, failure.retry_after_s)
 
 
@@ -282,6 +308,15 @@ def backoff_s(attempts: int, retry_after_s: float) -> float:
     """
     longest_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempts - 1, 10))
     return retry_after_s + longest_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter only
+
+
+def _renewed(failure: Failure) -> Failure:
+    """What a refusal means once another session was begun: the write was not applied."""
+    message = (
+        f"the session was forgotten, and the next one was not reached in time: {failure.error}"
+    )
+    error = UnavailableError(message, status=failure.error.status)
+    return replace(failure, error=error, definite=True, transient=True)
 
 
 def _time_left(timeout_s: float) -> dict[str, str]:
@@ -321,6 +356,7 @@ def failure_of_problem(problem: Problem, *, reads: bool, retry_after_s: float) -
         transient=problem.transient,
         about_write=problem.code == "precondition",
         retry_after_s=retry_after_s,
+        born_after=problem.born_after,
     )
 
 

@@ -369,7 +369,10 @@ class Client:
             timeout = self._timeout(timeout_s)
             if member is None or ticket is None or self._coalescer is None:
                 repeatable = ticket is not None
-                return self._caller.repeat(alone, timeout, reads=False, repeatable=repeatable)[0]
+                renew = (lambda _: False) if ticket is None else ticket.renew
+                return self._caller.repeat(
+                    alone, timeout, reads=False, repeatable=repeatable, renew=renew
+                )[0]
             # An operation has results of its own kind, whichever way it goes.
             result = self._coalescer.run(member, ticket, cast("Alone", alone), timeout)
             return cast("_Written", result)

@@ -13,6 +13,9 @@ end stay its own, in :meth:`raftkv.client.calls.Caller.repeat`, as though it had
 keeps its own number in the session, whichever way each attempt goes. Only what can be repeated
 travels together: the answer that is lost with a flight is lost for all in it.
 
+What is merged here is also divided: one that is too large in the company of the others goes again
+by itself, as do all of a batch that is refused for one of them.
+
 Linearizability is not touched. A batch is sent after each call in it began and answered before that
 call ends, and the server does each operation of it by itself at a moment in between: a linearizable
 read sees what was acknowledged before it began, and a write that goes again under its number takes
@@ -23,12 +26,12 @@ waits for one call before it makes the next, so whatever shares a batch was call
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 
 from raftkv.client import codec
 from raftkv.client.calls import Call, Caller, Failure, Problem, failure_of_problem
+from raftkv.client.clock import boot_s
 from raftkv.client.errors import RaftkvError, ServerError, UnavailableError, UnknownOutcomeError
 from raftkv.client.session import Ticket
 from raftkv.client.transport import Answer
@@ -165,7 +168,7 @@ class Coalescer:
         def attempt(deadline: float) -> Outcome:
             nonlocal refused_together
             # With less time left than an attempt may take it would cut that of the others short.
-            has_time = deadline - time.monotonic() >= self._attempt_timeout_s
+            has_time = deadline - boot_s() >= self._attempt_timeout_s
             if refused_together or not has_time or member.size > MEMBER_BYTES_MAX:
                 return alone(deadline)
             passenger = _Passenger(member, ticket)
@@ -176,7 +179,8 @@ class Coalescer:
             return passenger.outcome
 
         reads = ticket is None
-        return self._caller.repeat(attempt, timeout_s, reads=reads, repeatable=True)[0]
+        renew = (lambda _: False) if ticket is None else ticket.renew
+        return self._caller.repeat(attempt, timeout_s, reads=reads, repeatable=True, renew=renew)[0]
 
     def _travel(self, passenger: _Passenger, alone: Alone, deadline: float) -> None:
         air = self._air
@@ -219,7 +223,7 @@ class Coalescer:
                     low = lows[ticket.session] = ticket.low
                 # One that has just given up no longer holds the watermark down.
                 member.session = codec.Numbered(
-                    ticket.session, ticket.first, min(low, ticket.first)
+                    ticket.session, ticket.first, min(low, ticket.first), ticket.born
                 )
         call = Call(
             "POST",
@@ -243,6 +247,8 @@ class Coalescer:
         is_refused = False
         for passenger, result in zip(crew, results, strict=True):
             if isinstance(result, Problem):
+                # Perhaps only because of what travelled with it: an answer holds so much.
+                passenger.alone = result.code == "too_large"
                 failure = failure_of_problem(
                     result,
                     reads=passenger.ticket is None,
@@ -259,12 +265,12 @@ class Coalescer:
 
 def _wait(air: _Air, passenger: _Passenger, deadline: float) -> None:
     """Until the passenger has landed, is to lead, or has no time left."""
-    left_s = max(0.0, deadline - time.monotonic())
+    left_s = max(0.0, deadline - boot_s())
     if passenger.woken.acquire(timeout=min(PATIENCE_S, left_s)):
         return
     air.lead_if_queued(passenger)
     if passenger.state is _State.FLYING:
-        passenger.woken.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        passenger.woken.acquire(timeout=max(0.0, deadline - boot_s()))
 
 
 def _share_of(failure: Failure, passenger: _Passenger) -> Outcome:

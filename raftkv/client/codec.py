@@ -71,6 +71,7 @@ class _BatchResult(msgspec.Struct):
     detail: str = ""
     definite: bool = False
     retry_after_ms: int | None = None
+    born_after: int | None = None
 
 
 class _Batch(msgspec.Struct):
@@ -124,6 +125,7 @@ class Numbered(msgspec.Struct):
     id: str
     sequence: int
     low: int
+    born: int
 
 
 class _Member(msgspec.Struct, tag_field="op", omit_defaults=True): ...
@@ -325,6 +327,7 @@ def _batch_result(member: _BatchResult) -> OperationResult | Problem:
             definite=member.definite,
             retry_after_ms=member.retry_after_ms,
             revision=member.revision,
+            born_after=member.born_after,
         )
     match member.op:
         case "put" if member.revision is not None:

@@ -2,9 +2,10 @@
 
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
+
+from raftkv.client.clock import boot_s
 
 SUSPECT_S = 1.0
 """How long a node that did not answer is asked only if all others do not either."""
@@ -13,7 +14,7 @@ SUSPECT_S = 1.0
 class Endpoints:
     """The nodes' URLs. The lock guards the choice and the suspicions."""
 
-    def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = boot_s) -> None:
         if isinstance(urls, str):
             urls = [urls]
         if not urls:

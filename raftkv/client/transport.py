@@ -6,7 +6,6 @@ is certain that it cannot, :class:`Lost` is not.
 
 import os
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,8 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+
+from raftkv.client.clock import boot_s
 
 _BODY_CHUNK_BYTES = 2**18
 
@@ -88,7 +89,7 @@ class Transport:
             NotSent: No connection could be made.
             Lost: Anything later went wrong.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = boot_s() + timeout_s
         connect_s = min(timeout_s, self._connect_timeout_s)
         try:
             response = self._pool(endpoint).urlopen(
@@ -132,7 +133,7 @@ def _read(endpoint: str, response: urllib3.BaseHTTPResponse, deadline: float) ->
 
 def _read_some(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     """Wait for what comes next, not for a whole chunk of it, and never past the deadline."""
-    left_s = deadline - time.monotonic()
+    left_s = deadline - boot_s()
     if left_s <= 0:
         raise TimeoutError("the answer came too slowly")
     # None where the server closes after its answer; the time-out of the request then goes on.

@@ -7,7 +7,7 @@ fields and bounds, whatever the bytes say. There is no pickle and no open set of
 import msgspec
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptBatch, UnknownFormat
-from raftkv.core.operations import BATCH_FORMAT, Batch
+from raftkv.core.operations import BATCH_FORMAT, BATCH_FORMATS_READ, Batch
 
 __all__ = ["CorruptBatch", "UnknownFormat", "decode_batch", "encode_batch"]
 
@@ -39,7 +39,7 @@ def decode_batch(data: bytes | memoryview) -> Batch:
         # Only now is it worth telling a newer format from damage: this reads everything twice.
         _refuse_other_format(data)
         raise CorruptBatch(f"not an encoded batch: {error}") from error
-    if batch.format != BATCH_FORMAT:
+    if batch.format not in BATCH_FORMATS_READ:
         raise _unknown(batch.format)
     return batch
 
@@ -49,9 +49,9 @@ def _refuse_other_format(data: bytes | memoryview) -> None:
         version = _format_decoder.decode(data).format
     except DECODE_FAILURES:
         return
-    if version != BATCH_FORMAT:
+    if version not in BATCH_FORMATS_READ:
         raise _unknown(version)
 
 
 def _unknown(version: int) -> UnknownFormat:
-    return UnknownFormat(f"batch of format {version}, this version knows {BATCH_FORMAT}")
+    return UnknownFormat(f"batch of format {version}, this version knows up to {BATCH_FORMAT}")

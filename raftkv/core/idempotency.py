@@ -7,6 +7,28 @@ fingerprint of the request, so that reusing a name for something else is refused
 another request's outcome. A full table refuses new names; it never forgets early, for that could
 apply a retry twice.
 
+**Births.** A copy of a write may arrive after its session was forgotten: a proxy or a node was
+frozen, a client was suspended. Made anew, the session would apply it a second time; the
+dissertation has unknown sessions refused. So a session carries a number, its *birth*, and
+the shard keeps one number more, the greatest birth of any session that it has forgotten. An
+unknown session is let in only if it was born after that.
+
+*Safe*: name and birth together are the session. When it is forgotten, the shard's number becomes
+at least its birth, and never falls (snapshots and successors have it too), so it is never let in
+again: none of its writes is applied twice, whatever births clients choose, and no clock is asked.
+A session that is known is never refused for its birth.
+
+*Live*: a refusal tells the shard's number, and a session born after that is let in. No client need
+be refused often: births are drawn from clients' clocks (microseconds, as revisions are), and what
+is forgotten was born a lifetime ago, so that a fresh birth is later, unless clocks differ by more
+than that. Births are compared with births only, so shards whose revisions differ by years take
+the same ones, and one wrong clock moves the births of those that meet its sessions, as a Lamport
+clock would. A birth may be ``BIRTHS_AHEAD`` above :data:`BIRTH_MAX`, or above the shard's number
+where that is greater: even a wild one leaves room for those to come.
+
+Logs of format 1 have sessions without a birth, which count as born at 0. There they are made as
+they were then; in later formats 0 is never after what was forgotten.
+
 **Forgetting** is measured by the leader's monotonic clock but decided in the log, and between the
 leader's look and the command's place in the log a name may be used again. So the memory counts
 *epochs*: each :class:`~raftkv.core.operations.Forget` begins a new one, every use of a name is
@@ -37,6 +59,18 @@ from raftkv.core.operations import (
 )
 
 Outcome = PutResult | DeleteResult | TxnResult | Refused
+
+
+BIRTH_MAX = 2**52
+"""Greatest birth from a clock: the year 2112 in microseconds, as for revisions."""
+
+BIRTHS_AHEAD = 2**30
+"""How far births may be above the greater of ``BIRTH_MAX`` and what was forgotten. Whoever wants to
+use up all births below 2^53 needs four million lifetimes for it."""
+
+
+FORGET_CHARACTERS_MAX = 512 * 1024
+"""How long the keys of one ``Forget`` may be together, and its sessions likewise."""
 
 
 class MemoryLimits(msgspec.Struct, frozen=True):
@@ -74,12 +108,21 @@ class SessionRecord(_Record, tag=2, frozen=True):
     outcome: Outcome
 
 
-class SessionHead(_Record, tag=3, frozen=True):
-    """A session: its low watermark and the epoch in which it was last used."""
+class UnbornHead(_Record, tag=3, frozen=True):
+    """A session of a log of format 1: its low watermark and the epoch in which it was last used."""
 
     session: str
     low: int
     epoch: int
+
+
+class SessionHead(_Record, tag=4, frozen=True):
+    """A session: its low watermark, the epoch in which it was last used, and its birth."""
+
+    session: str
+    low: int
+    epoch: int
+    born: int
 
 
 class _FreeEpoch(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -93,19 +136,20 @@ class _Session(msgspec.Struct, gc=False):
     # gc=False: a session holds only integers and bytes, so it cannot be part of a cycle.
     low: int
     epoch: int
+    born: int
     outcomes: dict[int, bytes]
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_record_decoder: msgspec.msgpack.Decoder[FreeRecord | SessionRecord | SessionHead] = (
-    msgspec.msgpack.Decoder(FreeRecord | SessionRecord | SessionHead)
+_record_decoder: msgspec.msgpack.Decoder[FreeRecord | SessionRecord | UnbornHead | SessionHead] = (
+    msgspec.msgpack.Decoder(FreeRecord | SessionRecord | UnbornHead | SessionHead)
 )
 _decode_record = _record_decoder.decode
 _decode_epoch = msgspec.msgpack.Decoder(_FreeEpoch).decode
 
 _TABLE_FULL = Refused("table_full")
 _KEY_REUSED = Refused("key_reused")
-_FORGOTTEN = Refused("forgotten")
+_BELOW_LOW = Refused("forgotten")
 
 
 def fingerprint_of(operation: Put | Delete | Txn) -> bytes:
@@ -116,7 +160,10 @@ def fingerprint_of(operation: Put | Delete | Txn) -> bytes:
 class OutcomeMemory:
     """The outcomes a shard remembers. Deterministic: all changes come from the log."""
 
-    __slots__ = ("_free", "_limits", "_outcomes_of_sessions", "_sessions", "bytes", "epoch", "hash")
+    __slots__ = (
+        *("_free", "_limits", "_outcomes_of_sessions", "_sessions"),
+        *("bytes", "epoch", "forgotten_birth", "hash"),
+    )
 
     def __init__(self, limits: MemoryLimits, epoch: int = 0) -> None:
         self._limits = limits
@@ -128,6 +175,8 @@ class OutcomeMemory:
         """Bytes of all outcome records."""
         self.epoch = epoch
         """How many ``Forget`` commands have been applied."""
+        self.forgotten_birth = 0
+        """The greatest birth of any session that was forgotten."""
         self.hash = 0
         """Exclusive or of the hashes of all records and session heads."""
 
@@ -155,13 +204,16 @@ class OutcomeMemory:
 
     # --- the life of an outcome ---
 
-    def recall(self, name: Idempotency, fingerprint: bytes) -> Outcome | None:
+    def recall(
+        self, name: Idempotency, fingerprint: bytes, *, unborn: bool = False
+    ) -> Outcome | None:
         """Return how a request must be answered without applying it; None to apply it.
 
-        After None the caller applies the request and calls :meth:`remember`.
+        After None the caller applies the request and calls :meth:`remember`. ``unborn``: the
+        request comes from a log whose sessions have no births, and are made when first met.
         """
         if isinstance(name, SessionKey):
-            return self._recall_in_session(name, fingerprint)
+            return self._recall_in_session(name, fingerprint, unborn=unborn)
         record = self._free.get(name.key)
         if record is not None:
             return _answer(record, fingerprint)
@@ -199,10 +251,14 @@ class OutcomeMemory:
                 self._raise_low(session, None)
                 self._toggle_head(name, session)
                 del self._sessions[name]
+                self.forgotten_birth = max(self.forgotten_birth, session.born)
         self.epoch += 1
 
     def unused_since(self, epoch: int, limit: int) -> Forget:
-        """Return up to ``limit`` keys and as many sessions last used before ``epoch``."""
+        """Return up to ``limit`` keys and as many sessions last used before ``epoch``.
+
+        Of each no more than :data:`FORGET_CHARACTERS_MAX` together, and one at least.
+        """
         keys = takewhile(lambda key: _decode_epoch(self._free[key]).epoch < epoch, self._free)
         names = takewhile(lambda name: self._sessions[name].epoch < epoch, self._sessions)
         return Forget(_first(limit, keys), _first(limit, names), self.epoch)
@@ -222,7 +278,7 @@ class OutcomeMemory:
         """Yield everything as encoded records; :meth:`restore_record` takes them in this order."""
         yield from self._free.values()
         for name, session in self._sessions.items():
-            yield _encode(SessionHead(name, session.low, session.epoch))
+            yield _encode_head(name, session)
             yield from session.outcomes.values()
 
     def restore_record(self, data: bytes) -> None:
@@ -241,20 +297,30 @@ class OutcomeMemory:
             self._outcomes_of_sessions += 1
             self._count_in(data)
         else:
-            session = _Session(record.low, record.epoch, {})
+            born = record.born if isinstance(record, SessionHead) else 0
+            session = _Session(record.low, record.epoch, born, {})
             self._sessions[record.session] = session
             self._toggle_head(record.session, session)
 
     # --- inside ---
 
-    def _recall_in_session(self, name: SessionKey, fingerprint: bytes) -> Outcome | None:
+    def _recall_in_session(
+        self, name: SessionKey, fingerprint: bytes, *, unborn: bool
+    ) -> Outcome | None:
         session = self._sessions.get(name.session)
+        if session is not None and name.born != session.born:
+            return _KEY_REUSED
         if name.sequence < (name.low if session is None else max(name.low, session.low)):
-            return _FORGOTTEN
+            return _BELOW_LOW
         if session is None:
-            if len(self._sessions) >= self._limits.sessions_max or self._is_out_of_bytes():
-                return _TABLE_FULL
-            session = _Session(name.low, self.epoch, {})
+            refused = None if unborn else self._refused_for_birth(name.born)
+            if refused is None and (
+                len(self._sessions) >= self._limits.sessions_max or self._is_out_of_bytes()
+            ):
+                refused = _TABLE_FULL
+            if refused is not None:
+                return refused
+            session = _Session(name.low, self.epoch, name.born, {})
             self._sessions[name.session] = session
             self._toggle_head(name.session, session)
         else:
@@ -265,6 +331,13 @@ class OutcomeMemory:
         if len(session.outcomes) >= self._limits.session_outcomes_max or self._is_out_of_bytes():
             return _TABLE_FULL
         return None
+
+    def _refused_for_birth(self, born: int) -> Refused | None:
+        """Let in an unknown session that was never forgotten and leaves room for others."""
+        forgotten = self.forgotten_birth
+        if forgotten < born <= max(forgotten, BIRTH_MAX) + BIRTHS_AHEAD:
+            return None
+        return Refused("forgotten", forgotten)
 
     def _use(self, name: SessionKey, session: _Session) -> None:
         """Stamp a session with this epoch and drop what its client has been answered."""
@@ -307,16 +380,28 @@ class OutcomeMemory:
 
     def _toggle_head(self, name: str, session: _Session) -> None:
         """Take a session's head into the hash, or out of it: exclusive or undoes itself."""
-        head = SessionHead(name, session.low, session.epoch)
-        self.hash ^= mmh3_x64_128_uintdigest(_encode(head))
+        self.hash ^= mmh3_x64_128_uintdigest(_encode_head(name, session))
+
+
+def _encode_head(name: str, session: _Session) -> bytes:
+    if session.born:
+        return _encode(SessionHead(name, session.low, session.epoch, session.born))
+    return _encode(UnbornHead(name, session.low, session.epoch))
 
 
 def _answer(data: bytes, fingerprint: bytes) -> Outcome:
     record = _decode_record(data)
-    if isinstance(record, SessionHead) or record.fingerprint != fingerprint:
+    if isinstance(record, UnbornHead | SessionHead) or record.fingerprint != fingerprint:
         return _KEY_REUSED
     return record.outcome
 
 
 def _first(limit: int, names: Iterator[str]) -> tuple[str, ...]:
-    return tuple(name for _, name in zip(range(limit), names, strict=False))
+    taken: list[str] = []
+    characters_left = FORGET_CHARACTERS_MAX
+    for name in names:
+        characters_left -= len(name)
+        if len(taken) >= limit or (taken and characters_left < 0):
+            break
+        taken.append(name)
+    return tuple(taken)

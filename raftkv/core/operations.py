@@ -12,8 +12,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-BATCH_FORMAT = 1
-"""Version of the encoding of :class:`Batch`; a replica stops at one it does not know."""
+BATCH_FORMAT = 2
+"""Version of the encoding of :class:`Batch`; a replica stops at one it does not know.
+
+In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`), and a missing key compares
+as if it had the value ``b""``.
+"""
+
+BATCH_FORMATS_READ = (1, BATCH_FORMAT)
+"""Those that logs may hold."""
 
 KEY_BYTES_MAX = 1024
 """Longest key, in bytes; the shortest is one byte."""
@@ -74,8 +81,9 @@ class Range(Operation, tag=4, frozen=True):
 class Compare(Operation, tag=5, frozen=True):
     """One condition of a transaction.
 
-    ``target`` says what of the key is compared; a missing key has value ``b""`` and create, mod
-    and version 0, as in etcd. ``operand`` is bytes for ``value`` and an integer otherwise.
+    ``target`` says what of the key is compared. As in etcd a missing key has create, mod and
+    version 0, and no value: no comparison of it holds, not even ``!=``. ``operand`` is bytes for
+    ``value`` and an integer otherwise.
     """
 
     key: Key
@@ -134,12 +142,15 @@ class FreeKey(Operation, tag=1, frozen=True):
 class SessionKey(Operation, tag=2, frozen=True):
     """A client session's key: ``sequence`` of this request; all below ``low`` are answered.
 
-    The shard forgets outcomes below ``low``, which keeps its table small.
+    The shard forgets outcomes below ``low``, which keeps its table small. ``born`` is the same in
+    all keys of a session, by the client's clock in microseconds; a shard that does not know the
+    session refuses it unless it was born after every one that it has forgotten. 0: it has none.
     """
 
     session: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     low: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    born: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
 Idempotency = FreeKey | SessionKey
@@ -221,8 +232,13 @@ class Refused(Operation, tag=6, frozen=True):
     Reasons: ``precondition`` (a condition failed; ``current_revision`` is the key's mod revision,
     None if it does not exist), ``moved`` (the group does not own the key, or is sealed),
     ``key_reused`` (another request came under the same idempotency key), ``table_full`` (the
-    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark),
-    ``too_large`` (the transaction would read more than an answer may hold).
+    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark; or
+    the session is not known and not born after all that were forgotten: ``current_revision`` is
+    then the greatest birth of those, else None), ``too_large`` (the transaction would read more
+    than an answer may hold).
+
+    ``forgotten`` is definite for this copy of the request alone: one before it may have been
+    applied.
     """
 
     reason: Literal["precondition", "moved", "key_reused", "table_full", "forgotten", "too_large"]

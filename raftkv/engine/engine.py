@@ -15,7 +15,6 @@ import msgspec
 from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
@@ -34,7 +33,7 @@ from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, Snapsh
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.host import GroupConfig, SnapshotPolicy
+from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
@@ -65,8 +64,6 @@ CHANNEL_NODE_STATE = 4
 
 CHANNEL_LEADERSHIP = 6
 """A Placed or Lost, when it happens."""
-
-PROPOSAL_BYTES_MAX = 8 * 1024 * 1024
 
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
@@ -105,6 +102,9 @@ class Seams:
     snapshot_writer: Callable[[SnapshotStore], SnapshotWriter]
     fatal: Callable[[BaseException], None]
     link_limits: LinkLimits = field(default_factory=LinkLimits)
+    group_limits: Limits = field(default_factory=Limits)
+    """Bounds of each group's queues, as far as the configuration does not set them."""
+    group_bounds: GroupBounds = field(default_factory=GroupBounds)
 
 
 class Engine:
@@ -155,8 +155,9 @@ class Engine:
             other_jobs=seams.other_jobs,
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
+            peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
-        facts = agreed_facts(self.map, MemoryLimits())
+        facts = agreed_facts(self.map, seams.group_bounds.memory)
         self.agreement = Agreement(
             nodes=self.map.nodes,
             facts=facts,
@@ -202,7 +203,7 @@ class Engine:
             self.host.recent.add("disagreed", refusal)
         elif may_lead:
             self.host.recent.add("agreed", "a majority of the nodes goes by the same map")
-        self.host.withhold(not may_lead)
+        self.host.guard(lambda: self.host.withhold(not may_lead))
 
     def _make_router(self) -> None:
         host, links = self.host, self.links
@@ -215,6 +216,7 @@ class Engine:
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
             random_bytes=self._seams.random_bytes,
+            limits=self._seams.link_limits,
         )
         self._balancer = Balancer(
             node=self._name,
@@ -289,15 +291,19 @@ class Engine:
                 config.raft.election_timeout_ms_min / 1000,
                 config.raft.election_timeout_ms_max / 1000,
             ),
-            limits=Limits(
+            limits=msgspec.structs.replace(
+                self._seams.group_limits,
                 waiting_operations_max=limits.queue_commands,
                 waiting_bytes_max=limits.queue_bytes,
                 entry_operations_max=limits.entry_commands,
                 entry_bytes_max=limits.entry_bytes,
                 # A transaction may hold several values, and no value may be too large for it.
-                proposal_bytes_max=max(PROPOSAL_BYTES_MAX, 2 * config.http.max_value_bytes),
+                proposal_bytes_max=max(
+                    self._seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
+                ),
             ),
             snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
+            bounds=self._seams.group_bounds,
             durations=self._durations,
         )
 
@@ -312,6 +318,11 @@ class Engine:
         await self.links.start()
         self.host.recent.add("started", f"version {__version__}")
         self._each_second()
+
+    def renew(self, config: NodeConfig, security: LinkSecurity) -> None:
+        """Go by another security for new links, and by other thresholds of the log."""
+        self.links.renew(security)
+        self.router.slow.threshold_s = config.log.slow_request_ms / 1000
 
     @property
     def in_flight(self) -> int:
@@ -425,7 +436,7 @@ class Engine:
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":
-                self._cluster_status.ask(lambda facts: answer(Facts(facts)))
+                self._cluster_status.ask(answer)
             elif request.scope == "ready":
                 answer(Facts(self._status.ready()))
             else:

@@ -23,6 +23,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event
+from raftkv.raft.windows import PEER_WINDOW_BYTES, PeerWindow
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1
@@ -67,6 +68,7 @@ class GroupHost:
         other_jobs: for everything else that may block.
         stall_s: an fdatasync that takes longer makes leaders step down (H20).
         fatal: called when the node cannot go on; must stop it.
+        peer_window_bytes: of entries in flight to one peer, of all groups together.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class GroupHost:
         other_jobs: JobRunner,
         stall_s: float,
         fatal: Callable[[BaseException], None],
+        peer_window_bytes: int = PEER_WINDOW_BYTES,
     ) -> None:
         self.wal = wal
         self.groups: dict[GroupId, Group] = {}
@@ -110,6 +113,9 @@ class GroupHost:
         self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._peer_window_bytes = peer_window_bytes
+        self._windows: dict[str, PeerWindow] = {}
+        self._turns_due = False  # some window has room again for those that wait
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
@@ -178,6 +184,17 @@ class GroupHost:
     def has_space(self) -> bool:
         """Whether new proposals may be taken."""
         return self.wal.has_space()
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups share of what is in flight to ``peer``."""
+        window = self._windows.get(peer)
+        if window is None:
+            window = self._windows[peer] = PeerWindow(self._window_opened, self._peer_window_bytes)
+        return window
+
+    def _window_opened(self) -> None:
+        self._turns_due = True
+        self._schedule_turn()
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -272,6 +289,10 @@ class GroupHost:
         for group in map(self.groups.__getitem__, dirty):
             self.guard(group.tick)
             self._note(group)
+        if self._turns_due:
+            self._turns_due = False
+            for window in self._windows.values():
+                self.guard(window.give_turns)
         for peer in list(self._bundles):
             self._send_bundle(peer)
         self._sync()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.operations import Command, Delete, Put, Range, WriteResult
-from raftkv.engine.gather import LocalBatch
+from raftkv.core.operations import Command, Delete, Put, WriteResult
+from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import Pending, failure
 from raftkv.raft.group import Group
@@ -74,10 +74,8 @@ class LocalService:
                 self._read(pending, group, request, lambda: group.state.get(key))
             case ScanRequest():
                 load.reads += 1
-                query = Range(
-                    request.start, request.end, request.limit, request.keys_only, request.bytes_max
-                )
-                self._read(pending, group, request, lambda: group.state.range(query))
+                scan = request
+                self._read(pending, group, scan, lambda: scan_part(group.state, scan))
             case BatchRequest():
                 load.took(request.operations)
                 self._batch(pending, group, request)

@@ -63,6 +63,9 @@ class Listener(Protocol):
 
     port: int
 
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Use another context for handshakes that begin from now on."""
+
     async def close(self) -> None:
         """Stop accepting; connections that were made go on."""
 
@@ -178,6 +181,8 @@ class TcpNetwork:
         try:
             listening.settimeout(0)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # [::] is those of IPv4 too, whatever bindv6only says
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listening.bind(address)
             listening.listen(_BACKLOG)
         except BaseException:
@@ -214,6 +219,10 @@ class TcpListener:
         self._again: asyncio.TimerHandle | None = None
         self.port: int = listening.getsockname()[1]
         self._watch()
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """See :class:`Listener`."""
+        self._tls = tls
 
     async def close(self) -> None:
         """Stop accepting, and give up the TLS handshakes that are under way."""

@@ -17,14 +17,14 @@ from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc import logs
+from raftkv.rpc.process import resident_bytes
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Links(Protocol):
@@ -129,7 +129,7 @@ class LocalStatus:
             "stopping": self.stopping,
             "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
@@ -255,6 +255,7 @@ class LocalStatus:
             "waiting_operations": sum(group.waiting_operations for group in groups),
             "routed_in_flight": self._router.in_flight,
             "wal_bytes": self._host.wal.bytes_on_disk,
+            "log_lines_dropped": logs.dropped() + self._http.log_lines_dropped,
             "snapshots": dict(self.snapshots),
             "events": dict(self._host.event_counts),
             "requests": dict(self._router.served),
@@ -318,9 +319,3 @@ class LocalStatus:
 def _cpu_s() -> float:
     """Processor time that this process has used."""
     return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process, from the kernel."""
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

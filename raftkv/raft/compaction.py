@@ -30,7 +30,7 @@ def load_state(
                 f"group {config.id}: the log starts after entry {journal.first_index}, but the "
                 "snapshot that covers what is before is missing"
             )
-        return StateMachine(config.id.generation, config.owns), FIRST_INDEX
+        return StateMachine(config.id.generation, config.owns, config.bounds.memory), FIRST_INDEX
     snapshot, reader = opened
     try:
         if snapshot.index < journal.first_index:
@@ -38,7 +38,7 @@ def load_state(
                 f"group {config.id}: the snapshot ends at entry {snapshot.index}, but the log "
                 f"starts after entry {journal.first_index}"
             )
-        restorer = StateMachine.restore(config.id.generation, config.owns)
+        restorer = StateMachine.restore(config.id.generation, config.owns, config.bounds.memory)
         for record in reader.records():
             restorer.feed(record)
     finally:

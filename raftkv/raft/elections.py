@@ -210,6 +210,8 @@ class Elections(Member):
         if message.term < self.term:
             self._owner.send(node.name, wire.HigherTerm(self.term))
             return
+        if not self._is_near(message.term):
+            return
         self._starting = False
         if message.transfer:
             self.handed_over_term = message.term

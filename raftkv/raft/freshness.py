@@ -13,7 +13,7 @@ from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
 from raftkv.raft.member import RandomSource
 from raftkv.raft.proposals import Rejection
-from raftkv.raft.reads import READS_WAITING_MAX, ReadDone, ReadIndex
+from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
 
 ASK_AGAIN_S = 0.1
@@ -45,6 +45,7 @@ class Freshness:
         host: Host,
         clock: Clock,
         random: RandomSource,
+        waiting_max: int,
         election_s: float,
     ) -> None:
         self._group = group
@@ -52,6 +53,7 @@ class Freshness:
         self._reads = reads
         self._host = host
         self._clock = clock
+        self._waiting_max = waiting_max
         self._election_s = election_s
         self._number = int(random.random() * 2**52)
         self._questions: dict[int, int] = {}  # number -> when it was asked, in microseconds
@@ -84,7 +86,7 @@ class Freshness:
             done(None)
         elif self._is_cut_off():
             done(Rejection("not_leader", NO_LEADER))
-        elif len(self._waiting) >= READS_WAITING_MAX:
+        elif len(self._waiting) >= self._waiting_max:
             done(Rejection("busy", "too many reads are waiting for this shard"))
         else:
             self._waiting.append((self._now_us() - max_age_ms * 1000, done))

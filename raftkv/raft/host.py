@@ -6,10 +6,16 @@ from typing import Literal, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.expiry import LIFETIME_S
+from raftkv.core.idempotency import MemoryLimits
 from raftkv.raft import messages as wire
+from raftkv.raft import replica
 from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Limits
+from raftkv.raft.replication import AppendBounds
+from raftkv.raft.snapshot_transfer import ChunkBounds
 from raftkv.raft.stages import StageDurations
+from raftkv.raft.windows import PeerWindow
 
 STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
 STATE_EVENTS = ("follower", "candidate", "leader")
@@ -46,6 +52,24 @@ class SnapshotPolicy(msgspec.Struct, frozen=True):
     after_entries: int = 50_000
 
 
+class GroupBounds(msgspec.Struct, frozen=True):
+    """Bounds that no operator sets. Simulation makes them small, so that its runs meet them.
+
+    ``memory`` and ``name_lifetime_s`` decide outcomes: they must be the same on all replicas.
+    """
+
+    appends: AppendBounds = msgspec.field(default_factory=AppendBounds)
+    chunks: ChunkBounds = msgspec.field(default_factory=ChunkBounds)
+    memory: MemoryLimits = MemoryLimits()
+    name_lifetime_s: float = LIFETIME_S
+    """As :data:`raftkv.core.expiry.LIFETIME_S`."""
+    restore_records_per_tick: int = 4
+    """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
+    apply_operations_per_tick: int = msgspec.field(
+        default_factory=lambda: replica.APPLY_OPERATIONS_PER_TICK
+    )
+
+
 class GroupConfig(msgspec.Struct, frozen=True):
     """What a group is, apart from the seams it is given."""
 
@@ -56,6 +80,7 @@ class GroupConfig(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     limits: Limits = Limits()
     snapshots: SnapshotPolicy = SnapshotPolicy()
+    bounds: GroupBounds = msgspec.field(default_factory=GroupBounds)
     durations: StageDurations = msgspec.field(default_factory=StageDurations)
     """Where the times of entries are counted; of several groups together if they share it."""
 
@@ -80,3 +105,6 @@ class Host(Protocol):
 
     def has_space(self) -> bool:
         """Tell whether new proposals may be taken."""
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups of the node share of what is in flight to ``peer``."""

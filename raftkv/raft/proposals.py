@@ -48,7 +48,7 @@ Done = Callable[[Sequence[WriteResult] | Rejection], None]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds of one group's queue. Bytes are of keys and values, with a little for the rest."""
+    """Bounds of one group's queues. Bytes are of keys and values, with a little for the rest."""
 
     waiting_operations_max: int = 4096
     waiting_bytes_max: int = 32 * 1024 * 1024
@@ -57,6 +57,11 @@ class Limits(msgspec.Struct, frozen=True):
     entry_bytes_max: int = 1024 * 1024
     proposal_bytes_max: int = 8 * 1024 * 1024
     entries_in_flight_max: int = 4
+    reads_waiting_max: int = 8192
+    """Reads that may wait for a confirm round, and stale ones for word from the leader."""
+    batch_operations_max: int = 512
+    batch_bytes_max: int = 1024 * 1024
+    """A batch goes into the log in pieces of at most this size."""
 
 
 def command_bytes(command: Command) -> int:

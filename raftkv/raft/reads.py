@@ -24,9 +24,6 @@ from raftkv.raft.host import Host
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.replica import Replica
 
-READS_WAITING_MAX = 8192
-"""Reads of one group that may wait for a confirm round."""
-
 ReadDone = Callable[[Rejection | None], None]
 """Called once; None: read the state machine now, before anything else is applied."""
 
@@ -44,16 +41,25 @@ class ReadIndex:
 
     Args:
         resend_s: a question that is not answered is asked again after this long.
+        waiting_max: more reads than this are not taken.
     """
 
     def __init__(
-        self, group: GroupId, *, replica: Replica, host: Host, clock: Clock, resend_s: float
+        self,
+        group: GroupId,
+        *,
+        replica: Replica,
+        host: Host,
+        clock: Clock,
+        resend_s: float,
+        waiting_max: int,
     ) -> None:
         self._group = group
         self._replica = replica
         self._host = host
         self._clock = clock
         self._resend_s = resend_s
+        self._waiting_max = waiting_max
         self._majority = (len(replica.peers) + 1) // 2 + 1
         self._round = 0
         self._waiting: list[ReadDone] = []
@@ -79,7 +85,7 @@ class ReadIndex:
             done(None)
         elif not self._replica.is_leader:
             done(Rejection("not_leader"))
-        elif len(self) >= READS_WAITING_MAX:
+        elif len(self) >= self._waiting_max:
             done(Rejection("busy", "too many reads are waiting for this shard"))
         else:
             self._waiting.append(done)

@@ -1,5 +1,7 @@
 """A replica as its group drives it: ticks, messages, links, and applying what is committed."""
 
+from typing import Any
+
 from raftkv.raft import messages as wire
 from raftkv.raft.journal import NO_OP, REGULAR
 from raftkv.raft.member import CANDIDATE, FOLLOWER, LEADER, ReplicaError
@@ -11,7 +13,16 @@ APPLY_OPERATIONS_PER_TICK = 4096
 
 
 class Replica(Replication):
-    """One hardened member of a Raft group; see :class:`Member` for how it is made."""
+    """One hardened member of a Raft group.
+
+    Args:
+        apply_operations_per_tick: as :data:`APPLY_OPERATIONS_PER_TICK`; otherwise as
+            :class:`Replication`.
+    """
+
+    def __init__(self, *, apply_operations_per_tick: int, **member: Any) -> None:
+        self._apply_operations_per_tick = apply_operations_per_tick
+        super().__init__(**member)
 
     def tick(self) -> None:
         """Let stock code run its timers, commit, apply, and propose what waits."""
@@ -53,7 +64,7 @@ class Replica(Replication):
     def peer_connected(self, peer: str) -> None:
         """Hear that messages to ``peer`` go out from now on."""
         if (node := self.peers.get(peer)) is not None:
-            self._in_flight.pop(peer, None)
+            self._nothing_in_flight(peer)
             self._SyncObj__onNodeConnected(node)
             self._SyncObj__newAppendEntriesTime = 0  # a leader speaks to it at once
             self._begin_when_connected()
@@ -66,7 +77,7 @@ class Replica(Replication):
         """
         if (node := self.peers.get(peer)) is None:
             return
-        self._in_flight.pop(peer, None)
+        self._nothing_in_flight(peer)
         self._unanswered.discard(peer)
         self._SyncObj__onNodeDisconnected(node)
         if self.leader_name == peer:
@@ -178,7 +189,7 @@ class Replica(Replication):
         Stock applies all at once, and applies again what raised. The state machine never raises;
         a command that is neither regular nor a no-op stops the replica.
         """
-        budget = APPLY_OPERATIONS_PER_TICK
+        budget = self._apply_operations_per_tick
         applied, commit = self.applied_index, self.commit_index
         while applied < commit and budget > 0:
             command, index, term = self.journal.entry(applied + 1)

@@ -19,6 +19,13 @@ CHUNK_BYTES = 256 * 1024
 WINDOW_CHUNKS = 8
 
 
+class ChunkBounds(msgspec.Struct, frozen=True):
+    """In which pieces a snapshot travels, and how many may be under way."""
+
+    chunk_bytes: int = msgspec.field(default_factory=lambda: CHUNK_BYTES)
+    window_chunks: int = msgspec.field(default_factory=lambda: WINDOW_CHUNKS)
+
+
 class SnapshotId(msgspec.Struct, frozen=True):
     """A snapshot ends with the entry (``index``, ``term``); ``size_bytes`` is its file's size."""
 
@@ -77,11 +84,16 @@ class SnapshotFiles(Protocol):
     def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
         """Open the one that is in place, None if there is none.
 
+        Raises SnapshotBusy if so many are open that this one has to wait.
+
         One look: its name and its contents must be of the same file, whatever is renamed meanwhile.
         """
 
     def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
-        """Begin to write one that a leader sends, in place of an unfinished one."""
+        """Begin to write one that a leader sends, in place of an unfinished one.
+
+        Raises SnapshotBusy likewise, and DiskError.
+        """
 
 
 Job = Callable[[], object]
@@ -96,6 +108,7 @@ class Sender:
         self,
         snapshot: SnapshotId,
         *,
+        bounds: ChunkBounds | None = None,
         reader: SnapshotReader,
         run_job: RunJob,
         send: Callable[[wire.SnapshotChunk], None],
@@ -104,6 +117,9 @@ class Sender:
     ) -> None:
         self.snapshot = snapshot
         self.progress_at = now
+        bounds = bounds or ChunkBounds()
+        self._chunk_bytes = bounds.chunk_bytes
+        self._window_bytes = bounds.window_chunks * bounds.chunk_bytes
         self._reader = reader
         self._run_job = run_job
         self._send = send
@@ -116,7 +132,7 @@ class Sender:
     def go_on(self, term: int) -> None:
         """Read and send the next chunk, if the window has room."""
         size = self.snapshot.size_bytes
-        window_full = self._sent - self._acknowledged >= WINDOW_CHUNKS * CHUNK_BYTES
+        window_full = self._sent - self._acknowledged >= self._window_bytes
         if self._closed or self._reading or window_full or self._sent >= size:
             return
         offset = self._sent
@@ -146,7 +162,7 @@ class Sender:
             )
             self.go_on(term)
 
-        self._run_job(lambda: self._reader.read_chunk(offset, CHUNK_BYTES), read_done)
+        self._run_job(lambda: self._reader.read_chunk(offset, self._chunk_bytes), read_done)
 
     def on_progress(self, message: wire.SnapshotProgress, now: float) -> None:
         """Hear which byte the follower wants next.
@@ -183,6 +199,7 @@ class Receiver:
         snapshot: SnapshotId,
         peer: str,
         *,
+        bounds: ChunkBounds | None = None,
         file: SnapshotReceiver,
         run_job: RunJob,
         report: Callable[[int], None],
@@ -195,6 +212,7 @@ class Receiver:
         """Whether all bytes are here and the file is being checked and synced."""
         self.progress_at = 0.0
         """When a chunk came last, in monotonic seconds."""
+        self._waiting_max = 2 * (bounds or ChunkBounds()).window_chunks
         self._file = file
         self._run_job = run_job
         self._report = report
@@ -215,7 +233,7 @@ class Receiver:
         self.progress_at = now
         if self._closed or self.finishing:
             return
-        if offset != self._expected or len(self._chunks) > 2 * WINDOW_CHUNKS:
+        if offset != self._expected or len(self._chunks) > self._waiting_max:
             self._ask_again(self._expected)
             return
         self._expected += len(data)

@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -111,10 +112,33 @@ class EngineClient:
             EngineUnavailableError: nobody listens, or the engine refused the token.
         """
         loop = asyncio.get_running_loop()
-        protocol = _ClientProtocol(loop)
+
+        async def connect(protocol: asyncio.BufferedProtocol) -> None:
+            await loop.create_unix_connection(lambda: protocol, sock=await _dial(path))
+
+        return await cls.connect_by(
+            connect, token, where=str(path), in_flight_max=in_flight_max, timeout_s=timeout_s
+        )
+
+    @classmethod
+    async def connect_by(
+        cls,
+        connect: Callable[[asyncio.BufferedProtocol], Awaitable[None]],
+        token: bytes,
+        *,
+        where: str,
+        in_flight_max: int = IN_FLIGHT_MAX,
+        timeout_s: float = 5.0,
+    ) -> "EngineClient":
+        """Connect over whatever ``connect`` gives the protocol; errors name ``where``.
+
+        Raises:
+            EngineUnavailableError: as :meth:`connect`.
+        """
+        protocol = _ClientProtocol(asyncio.get_running_loop())
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_unix_connection(lambda: protocol, sock=await _dial(path))
+                await connect(protocol)
                 protocol.writer.send(
                     CHANNEL_HELLO,
                     msgspec.msgpack.encode(Hello(protocol=PROTOCOL_VERSION, token=token)),
@@ -122,12 +146,12 @@ class EngineClient:
                 welcome = await protocol.welcomed
         except TimeoutError:
             protocol.abort()
-            raise EngineUnavailableError(f"{path}: the engine does not answer") from None
+            raise EngineUnavailableError(f"{where}: the engine does not answer") from None
         except OSError as error:
-            raise EngineUnavailableError(f"{path}: {error.strerror or error}") from error
+            raise EngineUnavailableError(f"{where}: {error.strerror or error}") from error
         except EngineUnavailableError as error:
             protocol.abort()
-            raise EngineUnavailableError(f"{path}: {error}") from None
+            raise EngineUnavailableError(f"{where}: {error}") from None
         bounded = min(in_flight_max, welcome.in_flight_max)
         return cls(protocol, msgspec.structs.replace(welcome, in_flight_max=bounded))
 

@@ -24,6 +24,8 @@ class Tally:
     elections: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    """Those that were seen to take effect."""
+    without_effect: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     failed: list[Report] = field(default_factory=list)
 
@@ -36,9 +38,18 @@ class Tally:
         self.elections += report.elections
         self.outcomes.update(report.outcomes)
         self.faults.update(report.faults)
+        self.without_effect.update(report.without_effect)
         self.refused.update(report.refused)
         if report.violation is not None:
             self.failed.append(report)
+
+    def shares(self) -> dict[str, tuple[int, int]]:
+        """Of each kind of fault: how many were seen to take effect, and how many were tried."""
+        kinds = sorted(self.faults.keys() | self.without_effect.keys())
+        return {
+            kind: (self.faults[kind], self.faults[kind] + self.without_effect[kind])
+            for kind in kinds
+        }
 
     @property
     def speed(self) -> float:

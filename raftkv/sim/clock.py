@@ -58,6 +58,10 @@ class MachineClock:
         self._base_s = booted_s
         self._rate = rate
         self._wall_offset_us = wall_offset_us
+        self.wall_reads = 0
+        """How often somebody asked for the date."""
+        self.timers = 0
+        """How many timers were set by it."""
 
     def monotonic(self) -> float:
         """Seconds since some start; never goes back."""
@@ -69,10 +73,12 @@ class MachineClock:
 
     def time_us(self) -> int:
         """Wall time as this machine believes it, in microseconds since the epoch."""
+        self.wall_reads += 1
         return WALL_START_US + self._scheduler.now_us + self._wall_offset_us
 
     def until_us(self, when: float) -> int:
         """World microseconds until :meth:`monotonic` shows ``when``, at the present rate."""
+        self.timers += 1
         return max(0, int((when - self.monotonic()) * SECOND_US / self._rate)) + 1
 
     def drift(self, rate: float) -> None:

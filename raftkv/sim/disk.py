@@ -94,6 +94,27 @@ class _Change:
         names.update(self.bound)
 
 
+@dataclass(slots=True)
+class DiskFaults:
+    """What is wrong with a disk, also in the next lives of its machine, and what came of it."""
+
+    room_bytes: int | None = None
+    """So much is left for us; what we give back others take, as on a disk that is shared."""
+    checks: list[Callable[[str, Path], None]] = field(default_factory=list)
+    """Called first in every operation; may raise a DiskError."""
+    refused: int = 0
+    """How often there was no room."""
+    rotten: set[tuple[int, int]] = field(default_factory=set)
+    """(file, bit) of bits that have rotted."""
+    rot_read: int = 0
+    """How often a rotten bit was read."""
+
+    def note_read(self, inode: int, first: int, end: int) -> None:
+        """Bytes of a file are read."""
+        for number, bit in self.rotten:
+            self.rot_read += number == inode and first * 8 <= bit < end * 8
+
+
 class SimFile:
     """A :class:`raftkv.storage.disk.DiskFile` of a :class:`SimDisk`."""
 
@@ -116,6 +137,8 @@ class SimFile:
         end = min(offset + length, inode.size)
         if end <= offset:
             return b""
+        if self._disk.faults.rotten:
+            self._disk.faults.note_read(inode.number, offset, end)
         first, last = offset // SECTOR_BYTES, (end - 1) // SECTOR_BYTES
         data = b"".join([inode.current.get(s, _BLANK) for s in range(first, last + 1)])
         skip = offset - first * SECTOR_BYTES
@@ -201,12 +224,16 @@ class SimDisk:
       nothing, like a disk that ignores flushes, or code that forgot to call them.
     * ``crash_at``: the power fails in the operation of that number (see ``operations``): a write,
       rename, create or unlink has then been done, but not synced; a sync has not been done.
+      ``crashing()`` is called then.
+    * ``faults``: more of them, which are handed on to the disk of the next life.
     """
 
     def __init__(self, *, capacity_bytes: int | None = None) -> None:
         self.capacity_bytes = capacity_bytes
         self.before: Callable[[str, Path], None] | None = None
         self.crash_at: int | None = None
+        self.crashing: Callable[[], None] = _do_nothing
+        self.faults = DiskFaults()
         self.lies: frozenset[str] = frozenset()
         self.operations = 0
         """How many operations were begun."""
@@ -283,6 +310,8 @@ class SimDisk:
     def free_bytes(self, directory: Path) -> int:
         """Space left."""
         self.enter("free_bytes", directory)
+        if self.faults.room_bytes is not None:
+            return self.faults.room_bytes
         return 2**62 if self.capacity_bytes is None else self.capacity_bytes - self.used_bytes()
 
     def lock(self, path: Path) -> SimLock:
@@ -378,6 +407,7 @@ class SimDisk:
             rotten = bytearray(states.get(sector, _BLANK))
             rotten[rest // 8] ^= 1 << rest % 8
             states[sector] = bytes(rotten)
+        self.faults.rotten ^= {(inode.number, bit)}
 
     def shear(self, path: Path, sector: int, kept: int) -> None:
         """Let a sector be written by half: ``kept`` bytes, and zeros as before it was written."""
@@ -402,6 +432,8 @@ class SimDisk:
         self.operations += 1
         if self.before is not None:
             self.before(operation, path)
+        for check in self.faults.checks:
+            check(operation, path)
         if halt:
             self.halt_if_due()
 
@@ -409,6 +441,7 @@ class SimDisk:
         """Cut the power if this is the operation to do it in."""
         if self.crash_at is not None and self.operations >= self.crash_at:
             self._crashed = True
+            self.crashing()
             raise SimulatedCrash
 
     def reserve(self, path: Path, inode: _Inode, size: int) -> None:
@@ -416,8 +449,15 @@ class SimDisk:
         more = size - inode.allocated
         if more <= 0:
             return
+        room_bytes = self.faults.room_bytes
         if self.capacity_bytes is not None and self.used_bytes() + more > self.capacity_bytes:
+            self.faults.refused += 1
             raise DiskFull(path, "allocate", "No space left on device")
+        if room_bytes is not None:
+            if more > room_bytes:
+                self.faults.refused += 1
+                raise DiskFull(path, "allocate", "No space left on device")
+            self.faults.room_bytes = room_bytes - more
         inode.allocated = size
 
     def _new_inode(self) -> _Inode:
@@ -451,6 +491,10 @@ class SimDisk:
         """Every file that has a name now or may have one after a crash, oldest first."""
         found = {inode.number: inode for _, inode in self._every_name() if inode is not None}
         return [found[number] for number in sorted(found)]
+
+
+def _do_nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _after_crash(inode: _Inode, choose: Choose) -> _Inode:

@@ -12,7 +12,7 @@ from random import Random
 from raftkv.engine.network import Listener, ProtocolFactory
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import Scheduler
-from raftkv.sim.streams import Host, Note, Path, SimTransport
+from raftkv.sim.streams import KERNEL_BYTES, Host, Note, Path, SimTransport
 
 
 class SimListener:
@@ -26,6 +26,9 @@ class SimListener:
         self.loop = loop
         self.factory = factory
         self._fabric = fabric
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Nothing: there is no TLS here."""
 
     async def close(self) -> None:
         """Stop accepting."""
@@ -45,6 +48,8 @@ class StreamNetwork:
     ) -> None:
         """Connect to the machine called ``host``; a port is not needed to find it."""
         del port, tls
+        if self._fabric.is_exhausted(self._host):
+            raise OSError(errno.EMFILE, "Too many open files")
         await self._fabric.connect(factory, self._host, self._loop, host)
 
     async def listen(
@@ -60,9 +65,13 @@ class Fabric:
 
     Args:
         note: called with everything that happens, for the trace.
+        kernel_bytes: what the kernels of both sides hold of one direction of a connection.
     """
 
-    def __init__(self, scheduler: Scheduler, random: Random, note: Note) -> None:
+    def __init__(
+        self, scheduler: Scheduler, random: Random, note: Note, *, kernel_bytes: int = KERNEL_BYTES
+    ) -> None:
+        self.kernel_bytes = kernel_bytes
         self.scheduler = scheduler
         self.random = random
         self.note = note
@@ -71,6 +80,9 @@ class Fabric:
         self._listeners: dict[str, SimListener] = {}
         self._open: dict[SimTransport, None] = {}
         self._unheard: dict[tuple[str, str], list[Callable[[], None]]] = {}
+        self._unaccepted: dict[str, list[Callable[[], object]]] = {}  # by exhausted machines
+        self.exhaustions = 0
+        """How many connections found no descriptor, to be made or to be accepted."""
 
     # --- conditions ---------------------------------------------------------------------------
 
@@ -109,16 +121,51 @@ class Fabric:
         else:
             self.scheduler.after(self.latency_us(source, target), arrive)
 
-    def reset(self, one: str, other: str) -> None:
-        """Break every connection between two machines; what is on its way is lost."""
+    def reset(self, one: str, other: str) -> int:
+        """Break every connection between two machines; what is on its way is lost.
+
+        Returns:
+            How many ends of connections there were.
+        """
         self.note("reset", one, other)
-        for transport in list(self._open):
-            if {transport.host.name, transport.remote.name} == {one, other}:
-                transport.lost(ConnectionResetError("connection reset"))
+        broken = [t for t in self._open if {t.host.name, t.remote.name} == {one, other}]
+        for transport in broken:
+            transport.lost(ConnectionResetError("connection reset"))
+        return len(broken)
+
+    def forget_end(self, one: str, other: str) -> int:
+        """Let ``one`` lose its connections to ``other``, which hears nothing, not even a reset.
+
+        Returns:
+            How many there were.
+        """
+        self.note("forget end", one, other)
+        ends = [t for t in self._open if (t.host.name, t.remote.name) == (one, other)]
+        for near in ends:
+            near.other.unheard = True
+            near.lost(ConnectionResetError("connection reset"))
+        return len(ends)
+
+    def exhaust(self, name: str) -> None:
+        """Let a machine have no descriptors for more connections, made or accepted."""
+        self.note("exhaust", name)
+        self._unaccepted.setdefault(name, [])
+
+    def relieve(self, name: str) -> None:
+        """Let it have some again: what its kernel holds is accepted."""
+        for accept in self._unaccepted.pop(name, ()):
+            accept()
+
+    def is_exhausted(self, host: Host) -> bool:
+        """Whether a machine has no descriptor for a connection; counted if so."""
+        self.exhaustions += host.name in self._unaccepted
+        return host.name in self._unaccepted
 
     def is_silent(self, source: Host, target: Host) -> bool:
-        """Whether nothing gets through."""
-        return self._paths[source.name, target.name].silent
+        """Whether nothing gets through; what was to be sent is held, and counted."""
+        path = self._paths[source.name, target.name]
+        path.held += path.silent
+        return path.silent
 
     def latency_us(self, source: Host, target: Host) -> int:
         """How long the next segment is on its way."""
@@ -129,12 +176,16 @@ class Fabric:
     def kill(self, host: Host) -> None:
         """The machine's process died: its kernel closes what it had."""
         self._listeners.pop(host.name, None)
+        if host.name in self._unaccepted:
+            self._unaccepted[host.name].clear()
         for transport in self._of(host):
             transport.killed()
 
     def cut_power(self, host: Host) -> None:
         """The machine fell silent."""
         self._listeners.pop(host.name, None)
+        if host.name in self._unaccepted:
+            self._unaccepted[host.name].clear()
         for transport in self._of(host):
             transport.vanish()
 
@@ -180,7 +231,11 @@ class Fabric:
         near.other, far.other = far, near
         self._open[near] = self._open[far] = None
         self.note("connect", near.host.name, far.host.name)
-        listener.loop.call_soon(lambda: far.connected(listener.factory()))
+        accept = partial(listener.loop.call_soon, lambda: far.connected(listener.factory()))
+        if self.is_exhausted(listener.host):
+            self._unaccepted[listener.host.name].append(accept)
+        else:
+            accept()
 
     def listener(self, host: Host) -> SimListener | None:
         """Who accepts connections at ``host``."""

@@ -67,7 +67,9 @@ class Ledger:
         """
         state = self._states.get(group.id)
         if state is None:
-            state = self._states[group.id] = StateMachine(group.id.generation, group.config.owns)
+            config = group.config
+            state = StateMachine(group.id.generation, config.owns, config.bounds.memory)
+            self._states[group.id] = state
         if command[:1] == REGULAR:
             before = state.last_revision
             batch = decode_batch(command[1:])

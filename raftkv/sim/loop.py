@@ -103,6 +103,11 @@ class SimLoop:
         if self._ready:
             self._expect_turn()
 
+    @property
+    def due(self) -> int:
+        """How many callbacks wait for a turn."""
+        return len(self._ready)
+
     def _expect_turn(self) -> None:
         if not self._turn_waits and not self.frozen:
             self._turn_waits = True

@@ -5,7 +5,7 @@ The node is the real :class:`raftkv.engine.engine.Engine`; what surrounds it is 
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,10 +18,13 @@ from raftkv.engine.jobs import JobRunner
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import write_records
 from raftkv.raft.group import Group
+from raftkv.raft.host import GroupBounds
 from raftkv.raft.member import ReplicaError
+from raftkv.raft.proposals import Limits
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.sim.fabric import Fabric, StreamNetwork
+from raftkv.sim.front_end import FrontEnd, FrontLimits
 from raftkv.sim.jobs import SimJobs
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
@@ -56,6 +59,16 @@ class ProcessExit(BaseException):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Every bound of a node that its configuration does not set."""
+
+    links: LinkLimits = field(default_factory=LinkLimits)
+    queues: Limits = field(default_factory=Limits)
+    groups: GroupBounds = field(default_factory=GroupBounds)
+    front: FrontLimits = field(default_factory=FrontLimits)
+
+
 @dataclass(slots=True)
 class DiskSpeed:
     """How long the machine's disk takes; ``stalled``: nothing is finished for now."""
@@ -63,10 +76,27 @@ class DiskSpeed:
     sync_us: int = 400
     jitter_us: int = 400
     stalled: bool = False
+    jobs: int = 0
+    """How many jobs were begun."""
 
     def duration_us(self, random: Random) -> int:
         """How long the next job takes."""
+        self.jobs += 1
         return self.sync_us + int(random.random() * self.jitter_us)
+
+
+@dataclass(slots=True)
+class JobFaults:
+    """What is wrong with work beside the loop, other than syncs of the log."""
+
+    hang: bool = False
+    """Nothing is finished for now."""
+    writers_die: bool = False
+    """Whoever writes a snapshot is killed over it."""
+    killed: int = 0
+    """How many writers were killed."""
+    held: int = 0
+    """How often a job was due and was held."""
 
 
 class JobWriter:
@@ -76,18 +106,28 @@ class JobWriter:
     to the state meanwhile is in it.
     """
 
-    def __init__(self, store: SnapshotStore, jobs: JobRunner) -> None:
+    def __init__(self, store: SnapshotStore, jobs: JobRunner, faults: JobFaults) -> None:
         self._store = store
         self._jobs = jobs
+        self._faults = faults
 
     def write(
         self, header: SnapshotHeader, group: Group, done: Callable[[BaseException | None], None]
     ) -> None:
         """Write what the state is now."""
         records = list(group.state.snapshot_records())
-        self._jobs.run(
-            lambda: write_records(self._store, header, records), lambda _, error: done(error)
-        )
+        self._jobs.run(lambda: self._write(header, records), lambda _, error: done(error))
+
+    def _write(self, header: SnapshotHeader, records: list[bytes]) -> None:
+        """Write and seal, or die half-way."""
+        if not self._faults.writers_die:
+            write_records(self._store, header, records)
+            return
+        self._faults.killed += 1
+        writer = self._store.begin(header)
+        for record in records[: len(records) // 2]:
+            writer.write(record)
+        raise OSError("the snapshot writer ended with signal 9")
 
     def settle(self) -> None:
         """Nothing: the collector of the simulation is not a node's."""
@@ -110,7 +150,7 @@ class Machine:
         scheduler: Scheduler,
         fabric: Fabric,
         seed: str,
-        link_limits: LinkLimits,
+        bounds: Bounds,
         note: Callable[..., None],
         after_turn: Callable[["Machine"], None],
         ended: Callable[["Machine"], None],
@@ -120,8 +160,11 @@ class Machine:
         self.config = config
         self.disk = SimDisk()
         self.speed = DiskSpeed()
+        self.job_faults = JobFaults()
         self.powered = True
         self.life = 0
+        self.missed = 0
+        """How often something was due while its process was frozen, when that went on or died."""
         self._disks = 0
         self.engine: Engine | None = None
         self.refused: str | None = None
@@ -133,13 +176,14 @@ class Machine:
         self.wall_offset_us = self.random.randrange(-5 * SECOND_US, 5 * SECOND_US)
         self._scheduler = scheduler
         self._fabric = fabric
-        self._link_limits = link_limits
+        self._bounds = bounds
         self._note = note
         self._after_turn = after_turn
         self._on_end = ended
         self._broke = broke
         self._loop: SimLoop | None = None
         self.clock = self._new_clock()
+        self.front = FrontEnd(self, scheduler, f"{seed} {self.name} front", bounds.front, note)
         fabric.add(self)
         self._format_disk()
 
@@ -224,11 +268,15 @@ class Machine:
             self.refused = f"{type(error).__name__}: {error}"
             self._end("refused to start")
             return
-        self._run(self.engine.start())
+        self._run(self._serve(self.engine))
+
+    async def _serve(self, engine: Engine) -> None:
+        await engine.start()
+        self.front.open(engine)
 
     def _seams(self) -> Seams:
         loop, random = self.loop, Random(self.random.getrandbits(64))
-        other_jobs = self._jobs(2)
+        other_jobs = self._jobs(2, lambda: self._stands_still() or self._jobs_hang())
         return Seams(
             clock=self.clock,
             loop=loop.as_asyncio,
@@ -236,21 +284,30 @@ class Machine:
             network=StreamNetwork(self._fabric, self, loop),
             random=random,
             random_bytes=random.randbytes,
-            sync_jobs=self._jobs(1),
+            sync_jobs=self._jobs(1, self._stands_still),
             other_jobs=other_jobs,
-            snapshot_writer=lambda store: JobWriter(store, other_jobs),
+            snapshot_writer=lambda store: JobWriter(store, other_jobs, self.job_faults),
             fatal=_exit,
-            link_limits=self._link_limits,
+            link_limits=self._bounds.links,
+            group_limits=self._bounds.queues,
+            group_bounds=self._bounds.groups,
         )
 
-    def _jobs(self, threads: int) -> SimJobs:
+    def _stands_still(self) -> bool:
+        return self.speed.stalled or self.frozen
+
+    def _jobs_hang(self) -> bool:
+        self.job_faults.held += self.job_faults.hang
+        return self.job_faults.hang
+
+    def _jobs(self, threads: int, stands_still: Callable[[], bool]) -> SimJobs:
         random = Random(self.random.getrandbits(64))
         return SimJobs(
             self._scheduler,
             self.loop,
             threads,
             duration_us=lambda: self.speed.duration_us(random),
-            stands_still=lambda: self.speed.stalled or self.frozen,
+            stands_still=stands_still,
             failed=self._failed,
         )
 
@@ -265,22 +322,30 @@ class Machine:
             return
         self._note("power", self.name)
         if self._loop is not None:
+            self._note_missed(self._loop)
             self._loop.end()
         self._loop, self.engine, self.ended = None, None, "lost power"
         self.powered = False
-        self.disk = self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk)
+        self._put_in(self.disk.crash(random) if random.random() < _ANY else _oldest(self.disk))
         self._fabric.cut_power(self)
+        self.front.lost_power()
         self._on_end(self)
 
     def halt(self) -> None:
         """Let nothing more happen: the world ends."""
         if self._loop is not None:
             self._loop.end()
+        if self.front.worker is not None:
+            self.front.worker.end(silently=True)
 
     def replace_disk(self) -> None:
         """Put a new disk into a machine that is down, and make a data directory on it."""
         self.disk = SimDisk()
         self._format_disk()
+
+    def _put_in(self, disk: SimDisk) -> None:
+        """What the next life finds; what is wrong with the disk stays wrong."""
+        disk.faults, self.disk = self.disk.faults, disk
 
     def freeze(self) -> None:
         """Stop the process for a while."""
@@ -292,12 +357,16 @@ class Machine:
         """Let it go on."""
         if self._loop is not None:
             self._note("thaw", self.name)
+            self._note_missed(self._loop)
             self._loop.thaw()
 
-    def stop(self) -> None:
-        """Begin a clean stop, as by SIGTERM."""
+    def _note_missed(self, loop: SimLoop) -> None:
+        self.missed += loop.frozen and loop.due > 0
+
+    def stop(self, stopped: Callable[[], None] = lambda: None) -> None:
+        """Begin a clean stop, as by SIGTERM; ``stopped`` is called when it came to its end."""
         if self.engine is not None and self._loop is not None:
-            self._run(self._stop(self.engine, self._loop))
+            self._run(self._stop(self.engine, self._loop, stopped))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task of the process; what it raises ends the process."""
@@ -308,21 +377,31 @@ class Machine:
         if error is not None:
             self._failed(error)
 
-    async def _stop(self, engine: Engine, loop: SimLoop) -> None:
+    async def _stop(self, engine: Engine, loop: SimLoop, stopped: Callable[[], None]) -> None:
+        """As :meth:`raftkv.engine.node.Node.stop`."""
         await engine.hand_over()
-        await engine.drain(and_until=lambda: True)
+        await self.front.stop_workers()
+        await engine.drain(and_until=lambda: not self.front.in_flight)
         engine.silence()
+        await self.front.close()
         await engine.close()
         if self._loop is loop:
             self._end("stopped")
+            stopped()
 
     def _end(self, why: str) -> None:
         self._note("end", self.name, why)
+        self._note_missed(self.loop)
         self.loop.end()
         self._loop, self.engine, self.ended = None, None, why
-        self.disk = self.disk.kill()
+        self._put_in(self.disk.kill())
         self._fabric.kill(self)
+        self.front.engine_ended()
         self._on_end(self)
+
+    def worker_failed(self, error: BaseException) -> None:
+        """What comes out of a callback of its front end is a bug."""
+        self._broke(self, error)
 
     def _failed(self, error: BaseException) -> None:
         """Whatever comes out of a callback or a job ends the process; a fault explains some."""

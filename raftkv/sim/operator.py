@@ -8,17 +8,19 @@ disk all that is committed.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.raft.group import Group
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk
-from raftkv.sim.faults import FAULTS, Stage, Undo
+from raftkv.sim.faults import FAULTS
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
 from raftkv.sim.plan import PlannedFault
+from raftkv.sim.stage import Effect, Stage, Undo
 from raftkv.sim.violation import Violation
 
 LOOK_S = 0.25
@@ -27,7 +29,14 @@ LOOK_S = 0.25
 SETTLE_S = 30.0
 """How long a healed cluster may take to come to rest."""
 
-RESTART_S_MAX = 2.0
+WATCH_S = 0.05
+"""How often whoever starts what is down looks for it."""
+
+RESTARTS_S = ((0.0, 0.05), (0.0, 1.0), (0.0, 2.0), (0.0, 2.0), (4.0, 15.0))
+"""From when to when a machine is started after it was seen down; one of these, equally likely.
+
+A supervisor starts a process at once, people need longer, and some machines are slow to boot.
+"""
 
 _BLANK_SHARE = 0.1
 
@@ -39,22 +48,32 @@ class Operator:
     """Runs on the loop that clients run on, which no fault touches.
 
     Attributes:
-        done: how often each kind of fault was carried out.
         refused: how often a node refused to start, by the kind of error.
     """
 
     def __init__(
         self, stage: Stage, faults: Sequence[PlannedFault], invariants: Invariants, loop: SimLoop
     ) -> None:
-        self.done: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._stage = stage
         self._faults = faults
         self._invariants = invariants
         self._loop = loop
         self._active: dict[int, Undo] = {}
+        self._begun: list[tuple[str, Effect]] = []
+        self._aims: dict[int, Machine] = {}
         self._restarting: set[str] = set()
         self._random = Random(f"operator {stage.world.options.seed}")
+
+    @property
+    def effective(self) -> Counter[str]:
+        """How many faults of each kind were carried out: begun, and seen to take effect."""
+        return Counter(kind for kind, effect in self._begun if effect.times)
+
+    @property
+    def without_effect(self) -> Counter[str]:
+        """How many faults of each kind were begun and met nothing."""
+        return Counter(kind for kind, effect in self._begun if not effect.times)
 
     # --- the plan -----------------------------------------------------------------------------
 
@@ -73,7 +92,11 @@ class Operator:
         world.calm_network()
         for machine in world.machines.values():
             machine.thaw()
-            machine.speed.stalled = False
+            machine.speed.stalled = machine.job_faults.hang = False
+            machine.job_faults.writers_die = False
+            machine.disk.faults.room_bytes = None
+            machine.disk.faults.checks.clear()
+            world.fabric.relieve(machine.name)
             machine.speed.sync_us = machine.speed.jitter_us = world.options.sync_us
             machine.disk.capacity_bytes = None
             machine.disk.before = machine.disk.crash_at = None
@@ -83,12 +106,25 @@ class Operator:
     async def _begin(self, fault: PlannedFault) -> None:
         self._stage.world.trace.note("fault", str(fault))
         random = Random(fault.seed)
+        effect = Effect()
+        self._begun.append((fault.kind, effect))
         if fault.kind == "bit_flip":
-            await self._flip_alone(random)
+            await self._flip_alone(random, effect)
             return
-        self.done[fault.kind] += 1
-        self._active[fault.number] = FAULTS[fault.kind](self._stage, random)
+        stage = replace(self._stage, seen=effect, aim=self._aim_of(fault))
+        self._active[fault.number] = FAULTS[fault.kind](stage, random)
         self._loop.call_later(fault.duration_s, self._end, fault.number)
+
+    def _aim_of(self, fault: PlannedFault) -> Machine | None:
+        """The machine that a burst is about: one that leads when the burst begins."""
+        if fault.burst is None:
+            return None
+        if fault.burst not in self._aims:
+            random = Random(f"aim {self._stage.world.options.seed} {fault.burst}")
+            machines = list(self._stage.world.machines.values())
+            leading = [machine for machine in machines if machine.leads]
+            self._aims[fault.burst] = random.choice(leading or machines)
+        return self._aims[fault.burst]
 
     def _end(self, number: int) -> None:
         undo = self._active.pop(number, None)
@@ -106,12 +142,12 @@ class Operator:
     async def keep_running(self) -> None:
         """Start, for ever, whatever is down and should not be."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(WATCH_S)
             for machine in self._stage.world.machines.values():
                 down = not machine.running and not self._stage.kept_down.get(machine.name)
                 if down and machine.name not in self._restarting:
                     self._restarting.add(machine.name)
-                    wait_s = self._random.uniform(0, RESTART_S_MAX)
+                    wait_s = self._random.uniform(*self._random.choice(RESTARTS_S))
                     self._loop.call_later(wait_s, self._restart, machine)
 
     def _restart(self, machine: Machine) -> None:
@@ -160,8 +196,11 @@ class Operator:
 
     # --- faults that are alone ----------------------------------------------------------------
 
-    async def _flip_alone(self, random: Random) -> None:
-        """Heal everything, wait for rest, do the one thing, and wait for rest again."""
+    async def _flip_alone(self, random: Random, effect: Effect) -> None:
+        """Heal everything, wait for rest, do the one thing, and wait for rest again.
+
+        It takes effect when somebody reads the bit.
+        """
         if self._stage.lost or self._stage.world.options.replicas == 1:
             return  # the others could not hold it together
         self.heal()
@@ -173,10 +212,12 @@ class Operator:
         release = self._stage.keep_down(machine)
         machine.kill()
         self._stage.damaged(machine)
-        self.done["bit_flip"] += 1
+        reads = machine.disk.faults.rot_read
         await self._flip_bit(machine, random)
         release()
         await self._rest()
+        if machine.disk.faults.rot_read > reads:
+            effect()
 
     async def _rest(self) -> None:
         goal = self.goal()

@@ -9,20 +9,20 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from raftkv.check.checker import check
+from raftkv.check.event import HistoryError
 from raftkv.check.history import pair
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
 from raftkv.rpc.messages import Call, Reply
 from raftkv.sim.client import Client, Doors
 from raftkv.sim.clock import MachineClock
-from raftkv.sim.faults import Stage
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.ledger import Ledger
 from raftkv.sim.loop import SimLoop
@@ -32,6 +32,7 @@ from raftkv.sim.options import Options
 from raftkv.sim.plan import plan
 from raftkv.sim.recorder import Recorder
 from raftkv.sim.scheduler import SECOND_US, Livelock
+from raftkv.sim.stage import Stage
 from raftkv.sim.staleness import Staleness
 from raftkv.sim.violation import Violation
 from raftkv.sim.workloads import WORKLOADS, Scene, read_all
@@ -40,6 +41,12 @@ from raftkv.storage.disk import DiskError
 
 ERA_S = 40.0
 """Clients go on to new keys this often."""
+
+COPIES_WITHIN = 2.5
+"""A copy of a request arrives within this many lifetimes of outcomes."""
+
+RESTLESS = 0.15
+"""Clients begin another session before this share of their writes, and leave the old one unused."""
 
 LIVENESS_S = 20.0
 """How long a majority without faults is given work."""
@@ -52,6 +59,9 @@ BURST_SHARE = 0.03
 """Clients do this many operations without a pause after this share of their pauses."""
 
 CHECK_BUDGET_S = 60.0
+
+_FIRST_PASSER_BY = 1000
+"""Clients from this number on do one operation, at one machine."""
 
 LOG_SLACK_S = 60.0
 LOG_SLACK_ENTRIES = 200
@@ -71,6 +81,9 @@ class Report:
     operations: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
+    """How many of each kind were seen to take effect."""
+    without_effect: dict[str, int] = field(default_factory=dict)
+    """How many of each kind were done to somebody and met nothing."""
     refused: dict[str, int] = field(default_factory=dict)
     elections: int = 0
     events: int = 0
@@ -113,14 +126,21 @@ class Run:
         self._problem: Violation | None = None
         self._ledger = Ledger()
         self._invariants = Invariants(log_entries_max=log_entries_max(options), ledger=self._ledger)
-        self.world = World(
-            options, after_turn=self._look, ended=self._ended, broke=self._broke, write=write
-        )
+        self.world = World(options, after_turn=self._look, broke=self._broke, write=write)
         scheduler = self.world.scheduler
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
         self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self.fail)
-        self._doors = Doors(scheduler, self._loop, Random(random.random()), witness=self)
+        self._doors = Doors(
+            scheduler,
+            self._loop,
+            Random(random.random()),
+            witness=self,
+            cut_share=options.cut_share,
+            copies=options.copies,
+            copies_within_s=COPIES_WITHIN * options.name_lifetime_s,
+            wrong=self.fail,
+        )
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
         self._recorder = Recorder(lambda: scheduler.now_us, self.world.trace.note)
@@ -129,6 +149,7 @@ class Run:
             Staleness(lambda: scheduler.now_us),
             era=lambda: int(scheduler.now_s / ERA_S),
             banks=set(),
+            value_bytes=options.value_bytes,
             shards=options.shards,
         )
         stage = Stage(
@@ -137,21 +158,30 @@ class Run:
             later=self._loop.call_later,
             start=self._start,
             damaged=self._invariants.damaged,
+            crowd=self._crowd,
         )
         self.operator = Operator(stage, plan(options), self._invariants, self._loop)
         self._stage = stage
         self._reader = self._client(len(self._clients) + 1, random)
         self._working = True
         self._busy = 0
+        self._passers_by = 0
+        self._random = random
 
-    def _client(self, number: int, random: Random) -> Client:
+    def _client(
+        self, number: int, random: Random, machines: Sequence[Machine] | None = None
+    ) -> Client:
         return Client(
             number,
             self._doors,
-            lambda: self._reachable,
+            lambda: self._reachable if machines is None else machines,
             Random(random.random()),
             idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
+            free_keys=self._options.free_keys == 1 and number % 3 == 1,
+            call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
+            memory_s=self._options.name_lifetime_s,
+            restless=RESTLESS,
         )
 
     # --- phases -------------------------------------------------------------------------------
@@ -177,6 +207,9 @@ class Run:
     def _live_on(self) -> None:
         """Heal a majority, and see every operation that begins then succeed."""
         random = Random(f"minority {self._options.seed}")
+        self._doors.cut_share = 0.0
+        for machine in self.world.machines.values():
+            machine.front.calm = True
         minority = self._minority(random)
         self.operator.heal(keep=[machine.name for machine in minority])
         for machine in minority:
@@ -267,7 +300,10 @@ class Run:
     def _judge(self) -> None:
         """Let the checker look at every history."""
         for model, events in self._recorder.events.items():
-            result = check(pair(events), MODELS[model], budget_s=CHECK_BUDGET_S)
+            try:
+                result = check(pair(events), MODELS[model], budget_s=CHECK_BUDGET_S)
+            except HistoryError as error:  # such as of a bank that opened though it was refused
+                raise Violation(f"{model}: {error}") from error
             for part in result.parts:
                 if part.verdict is not Verdict.VALID:
                     raise Violation(f"{model} {part.key}: {part.verdict}: {part.reason}")
@@ -329,6 +365,20 @@ class Run:
         except Violation as violation:
             self.fail(violation)
 
+    def _crowd(self, machine: Machine, count: int) -> None:
+        """Let so many clients more come to one machine, each with one operation."""
+        for _ in range(count):
+            self._passers_by += 1
+            number = _FIRST_PASSER_BY + self._passers_by
+            client = self._client(number, self._random, [machine])
+            workload = WORKLOADS[client.random.choice(self._options.workloads)]
+            self._start(self._pass_by(workload(client, self._scene)))
+
+    async def _pass_by(self, operation: Awaitable[None]) -> None:
+        self._busy += 1
+        await operation
+        self._busy -= 1
+
     # --- what goes wrong ----------------------------------------------------------------------
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -346,9 +396,6 @@ class Run:
             self._invariants.look(machine)
         except Violation as violation:
             self.fail(violation)
-
-    def _ended(self, machine: Machine) -> None:
-        self._doors.ended(machine)
 
     def _broke(self, machine: Machine, error: BaseException) -> None:
         self.fail(Violation(f"{machine.name} failed: {type(error).__name__}: {error}"))
@@ -376,7 +423,10 @@ class Run:
         report.events = scheduler.events
         report.operations = self._recorder.operations
         report.outcomes = dict(self._recorder.counts)
-        report.faults = dict(self.operator.done)
+        report.faults = dict(self.operator.effective)
+        report.without_effect = dict(self.operator.without_effect)
+        if self._doors.copies:
+            report.faults["late_copy"] = self._doors.copies
         report.refused = dict(self.operator.refused)
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest

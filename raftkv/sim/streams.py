@@ -38,13 +38,32 @@ class Path:
     jitter_us: int = 100
     loss: float = 0.0
     silent: bool = False
+    bytes_per_s: int | None = None
+    carried: int = 0
+    """How many segments it has taken; this and the next three are what faults are seen by."""
+    held: int = 0
+    """How often something was to be sent and silence held it."""
+    lost: int = 0
+    """How many segments had to be sent again."""
+    full: int = 0
+    """How often a sender was told to pause, as the kernels took no more."""
+    _free_us: int = 0
 
     def latency_us(self, random: Random) -> int:
         """How long the next segment is on its way."""
+        self.carried += 1
         latency = self.delay_us + int(random.random() * self.jitter_us)
         while self.loss and random.random() < self.loss:
+            self.lost += 1
             latency += RETRANSMISSION_US
         return latency
+
+    def queue_us(self, now_us: int, size: int) -> int:
+        """How long so many bytes wait for those before them, where the path is narrow."""
+        if self.bytes_per_s is None:
+            return 0
+        self._free_us = max(self._free_us, now_us) + size * 1_000_000 // self.bytes_per_s
+        return self._free_us - now_us
 
 
 class Host(Protocol):
@@ -65,9 +84,13 @@ class Fabric(Protocol):
     scheduler: Scheduler
     random: Random
     note: Note
+    kernel_bytes: int
+
+    def path(self, source: str, target: str) -> Path:
+        """What the network does from one machine to another."""
 
     def is_silent(self, source: Host, target: Host) -> bool:
-        """Whether nothing gets through."""
+        """Whether nothing gets through; what was to be sent is held, and counted."""
 
     def latency_us(self, source: Host, target: Host) -> int:
         """How long the next segment is on its way."""
@@ -97,6 +120,11 @@ class SimTransport(asyncio.Transport):
         self._high = self._low = 64 * 1024
         self._writing_paused = False
         self._closing = False
+        self._arrived: deque[memoryview] = deque()  # here, and not read yet
+        self._reading_paused = False
+        self._end_unread = False
+        self.unheard = False
+        """The other side has forgotten the connection, and what is sent meets no answer."""
         self.gone = False
         """The kernel has forgotten this end: what arrives is answered with a reset."""
 
@@ -107,32 +135,43 @@ class SimTransport(asyncio.Transport):
         return (self.remote.name, 0) if name == "peername" else default
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Where to pause and resume the protocol."""
-        self._high = 64 * 1024 if high is None else high
-        self._low = self._high // 4 if low is None else low
+        """Where to pause and resume the protocol; small kernels go with small buffers."""
+        self._high = min(self._fabric.kernel_bytes, 64 * 1024 if high is None else high)
+        self._low = min(self._high // 4, self._high if low is None else low)
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken."""
-        return max(0, self._unread_bytes - KERNEL_BYTES)
+        return max(0, self._unread_bytes - self._fabric.kernel_bytes)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send."""
         if self._closing or self.gone or not data:
             return
         fabric = self._fabric
-        at_us = fabric.scheduler.now_us + fabric.latency_us(self.host, self.remote)
-        self._arrives_us = max(self._arrives_us, at_us)
+        now_us, path = fabric.scheduler.now_us, fabric.path(self.host.name, self.remote.name)
+        wait_us = path.queue_us(now_us, len(data)) + path.latency_us(fabric.random)
+        self._arrives_us = max(self._arrives_us, now_us + wait_us)
         self._sent.append((self._arrives_us, bytes(data)))
         self._unread_bytes += len(data)
         self._expect_arrival()
         if not self._writing_paused and self.get_write_buffer_size() > self._high:
             self._writing_paused = True
+            path.full += 1
             if self._protocol is not None:
                 self._protocol.pause_writing()
 
     def writelines(self, list_of_data: Any) -> None:
         """Send all."""
         self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the kernel."""
+        self._reading_paused = True
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._reading_paused = False
+        self._loop.call_soon(self._read)
 
     def is_closing(self) -> bool:
         """Whether nothing more is sent."""
@@ -161,6 +200,7 @@ class SimTransport(asyncio.Transport):
         self._protocol = protocol
         if not self.gone:
             protocol.connection_made(self)
+            self._read()
 
     def resume(self) -> None:
         """The network goes on: what was held arrives after the next retransmission."""
@@ -210,7 +250,7 @@ class SimTransport(asyncio.Transport):
             )
 
     def _expect_arrival(self) -> None:
-        if self._arrival_expected or not self._sent:
+        if self._arrival_expected or not self._sent or self.unheard:
             return
         fabric = self._fabric
         if fabric.is_silent(self.host, self.remote):
@@ -223,7 +263,7 @@ class SimTransport(asyncio.Transport):
         """Hand over what has arrived by now, as one piece or cut somewhere."""
         self._arrival_expected = False
         fabric = self._fabric
-        if not self._sent or fabric.is_silent(self.host, self.remote):
+        if not self._sent or self.unheard or fabric.is_silent(self.host, self.remote):
             return
         if not self.remote.powered:
             return  # nobody is there to answer
@@ -254,15 +294,29 @@ class SimTransport(asyncio.Transport):
         return data
 
     def _receive(self, data: bytes) -> None:
-        """Let the protocol read, as much as it takes at a time."""
-        rest = memoryview(data)
-        while rest and not self.gone and self._protocol is not None:
-            buffer = memoryview(self._protocol.get_buffer(-1))
-            count = min(len(buffer), len(rest))
-            buffer[:count] = rest[:count]
-            rest = rest[count:]
-            self._protocol.buffer_updated(count)
-        self.other.was_read(len(data))
+        self._arrived.append(memoryview(data))
+        self._read()
+
+    def _read(self) -> None:
+        """Let the protocol read, as much as it takes at a time, until it pauses."""
+        if self._protocol is None and not self._closing and not self.gone:
+            return  # the process has not accepted yet
+        while self._arrived and not self._reading_paused:
+            data = rest = self._arrived.popleft()
+            while rest and not self._reading_paused:
+                if self.gone or self._protocol is None:
+                    rest = rest[:0]
+                    break
+                buffer = memoryview(self._protocol.get_buffer(-1))
+                count = min(len(buffer), len(rest))
+                buffer[:count] = rest[:count]
+                rest = rest[count:]
+                self._protocol.buffer_updated(count)
+            if rest:
+                self._arrived.appendleft(rest)
+            self.other.was_read(len(data) - len(rest))
+        if self._end_unread and not self._reading_paused:
+            self.lost(None)
 
     def was_read(self, count: int) -> None:
         """The other side has read so many bytes, which makes room in the kernels."""
@@ -287,4 +341,5 @@ class SimTransport(asyncio.Transport):
         if self._loop.ended:
             self.lost(None)
         else:
-            self._loop.call_soon(self.lost, None)
+            self._end_unread = True
+            self._loop.call_soon(self._read)

@@ -4,7 +4,7 @@ Each workload is a function that does one operation of one client and records it
 time (``era``), so that no key collects more operations than a checker can search.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,6 +14,7 @@ from raftkv.core.operations import (
     Compare,
     Delete,
     DeleteResult,
+    Entry,
     Get,
     GetResult,
     Put,
@@ -45,6 +46,8 @@ class Scene:
     staleness: Staleness
     era: Callable[[], int]
     banks: set[str]
+    value_bytes: int = 6000
+    """What large values have."""
     shards: int = 1
 
 
@@ -58,9 +61,8 @@ async def register(client: Client, scene: Scene) -> None:
     """Read, write, compare and set or delete one of a few keys; sometimes several in a batch."""
     random = client.random
     key = f"r{scene.era()}-{random.randrange(2)}"
-    action = random.choices(
-        (_read, _write, _cas, _delete, _read_stale, _batch), (30, 25, 20, 8, 10, 7)
-    )[0]
+    actions = (_read, _write, _cas, _create, _delete, _read_stale, _batch, _write_large)
+    action = random.choices(actions, (28, 22, 18, 10, 8, 10, 7, 3))[0]
     await action(client, scene, key)
 
 
@@ -109,16 +111,42 @@ async def _cas(client: Client, scene: Scene, key: str) -> None:
     _end_write(opened, await client.write(put), scene)
 
 
+async def _create(client: Client, scene: Scene, key: str) -> None:
+    """Write a key if it is absent, which it seldom is: to acknowledge that would be a lie."""
+    value = _value(client)
+    asked = {"expected_revision": None, "value": value}
+    opened = scene.recorder.begin("register", "cas", key, asked)
+    put = Put(key.encode(), _padded(value, client.random), if_absent=True)
+    _end_write(opened, await client.write(put), scene)
+
+
+async def _write_large(client: Client, scene: Scene, key: str) -> None:
+    """Write as much as fits an entry, or more, which must be refused and leave nothing."""
+    value = _value(client)
+    too_large = client.random.random() < 0.3  # noqa: PLR2004 - share of those
+    size = 2 * scene.value_bytes + 10_000 if too_large else scene.value_bytes
+    opened = scene.recorder.begin("register", "write", key, value)
+    put = Put(key.encode(), value.encode().ljust(size, b"."))
+    outcome = await client.write(put, refusal="too_large")
+    if too_large and outcome.status == "ok":
+        raise Violation(f"a value of {size} bytes was taken")
+    _end_write(opened, outcome, scene)
+
+
 async def _delete(client: Client, scene: Scene, key: str) -> None:
     opened = scene.recorder.begin("register", "delete", key)
     scene.staleness.deleting(key)
     outcome = await client.write(Delete(key.encode()))
+    _end_delete(opened, outcome, scene)
+
+
+def _end_delete(opened: Open, outcome: Outcome, scene: Scene) -> None:
     if isinstance(outcome.answer, DeleteResult):
-        scene.staleness.deleted(key, outcome.answer.revision)
+        scene.staleness.deleted(opened.key, outcome.answer.revision)
         opened.ok(None, deleted=outcome.answer.deleted, revision=outcome.answer.revision)
     else:
         if outcome.status == "fail":
-            scene.staleness.deleted(key, None)
+            scene.staleness.deleted(opened.key, None)
         _end_refused(opened, outcome)
 
 
@@ -159,6 +187,37 @@ async def _batch(client: Client, scene: Scene, key: str) -> None:
             _end_read(operation, single)
         else:
             _end_write(operation, single, scene)
+
+
+async def _batch_of_all_kinds(client: Client, scene: Scene, keys: Sequence[str]) -> None:
+    """Puts, deletes and reads of several keys in one request, in any order."""
+    begin = scene.recorder.begin
+    opened: list[Open] = []
+    items: list[Put | Delete | GetRequest] = []
+    for key in client.random.choices(keys, k=client.random.randint(1, 6)):
+        f = client.random.choice(("read", "write", "delete"))
+        if f == "read":
+            opened.append(begin("register", f, key))
+            items.append(GetRequest(key.encode()))
+        elif f == "delete":
+            scene.staleness.deleting(key)
+            opened.append(begin("register", f, key))
+            items.append(Delete(key.encode()))
+        else:
+            value = _value(client)
+            opened.append(begin("register", f, key, value))
+            items.append(Put(key.encode(), _padded(value, client.random)))
+    outcome = await client.batch(items)
+    for place, operation in enumerate(opened):
+        single = outcome
+        if isinstance(outcome.answer, BatchResult):
+            single = _outcome_of(outcome.answer.results[place])
+        end = {"read": _end_read_of, "write": _end_write, "delete": _end_delete}[operation.f]
+        end(operation, single, scene)
+
+
+def _end_read_of(opened: Open, outcome: Outcome, _: Scene) -> None:
+    _end_read(opened, outcome)
 
 
 def _outcome_of(result: object) -> Outcome:
@@ -414,12 +473,154 @@ async def lock(client: Client, scene: Scene) -> None:
         released.not_ok(outcome)
 
 
+# --- pages -----------------------------------------------------------------------------------
+
+PAGE_KEYS = 5
+"""Keys of one prefix."""
+
+
+async def pages(client: Client, scene: Scene) -> None:
+    """Write keys of one prefix, and read them all in pages. Each key is a register.
+
+    A page says of every key up to its last one whether there is an entry, at one moment for each
+    shard. The keys share a tag, or are spread over the shards.
+    """
+    random = client.random
+    prefix = random.choice(("{{p{}}}", "p{}-")).format(scene.era())
+    keys = [f"{prefix}{number}" for number in range(PAGE_KEYS)]
+    action = random.choices(("write", "delete", "batch", "read"), (35, 15, 10, 40))[0]
+    if action == "write":
+        await _write(client, scene, random.choice(keys))
+    elif action == "delete":
+        await _delete(client, scene, random.choice(keys))
+    elif action == "batch":
+        await _batch_of_all_kinds(client, scene, keys)
+    else:
+        await _read_pages(client, scene, prefix, keys)
+
+
+async def _read_pages(client: Client, scene: Scene, prefix: str, keys: Sequence[str]) -> None:
+    """From cursor to cursor, with a limit of entries or of bytes."""
+    cursor, end = prefix.encode(), prefix.encode() + b"\xff"
+    while True:
+        opened = [
+            scene.recorder.begin("register", "read", key) for key in keys if key.encode() >= cursor
+        ]
+        limit = client.random.choice((1, 2, 1000))
+        request = ScanRequest(cursor, end, limit, bytes_max=client.random.choice((1, 100, 2**20)))
+        outcome = await client.read(request)
+        page = outcome.answer
+        if not isinstance(page, RangeResult):
+            for operation in opened:
+                operation.fail(error=outcome.detail)
+            return
+        last = page.entries[-1].key if page.more else end
+        _end_reads(opened, page, last)
+        if not page.more:
+            return
+        cursor = last + b"\0"
+
+
+def _end_reads(opened: Sequence[Open], found: RangeResult, last: bytes) -> None:
+    """What a range says of each key up to ``last``."""
+    entries = {entry.key: entry for entry in found.entries}
+    for operation in opened:
+        key = operation.key.encode()
+        if key > last:
+            operation.fail(error="not on this page")
+        else:
+            _end_read(operation, Outcome("ok", GetResult(entries.get(key))))
+
+
+# --- txn -------------------------------------------------------------------------------------
+
+TXN_KEYS = 4
+
+TxnPart = Put | Delete | Get | Range
+
+
+async def txn(client: Client, scene: Scene) -> None:
+    """Transactions with every kind of condition, and puts, deletes and ranges in both branches.
+
+    Each key is a register: the condition and the put behind it are a compare and set. That all
+    keys change together is what the bank is for.
+    """
+    random = client.random
+    tagged = random.random() < 0.7  # noqa: PLR2004 - share of those
+    prefix = f"{{t{scene.era()}}}" if tagged else f"t{scene.era()}-"
+    # What is compared and what is put may be large; what is spread over shards is no transaction.
+    refusal = "too_large" if tagged or scene.shards == 1 else "cross_shard"
+    keys = [f"{prefix}{number}" for number in range(TXN_KEYS)]
+    guarded, removed, otherwise_put = random.sample(keys, 3)
+    seen = await client.read(GetRequest(guarded.encode()))
+    if not isinstance(seen.answer, GetResult):
+        return
+    entry = seen.answer.entry
+    begin = scene.recorder.begin
+    expected = None if entry is None else entry.mod_revision
+    value, other_value = _value(client), _value(client)
+    cas = begin("register", "cas", guarded, {"expected_revision": expected, "value": value})
+    delete = begin("register", "delete", removed)
+    write = begin("register", "write", otherwise_put, other_value)
+    reads = [begin("register", "read", key) for key in keys]
+    scene.staleness.deleting(removed)
+    query = Range(prefix.encode(), prefix.encode() + b"\xff", 1000)
+    then: list[TxnPart] = [
+        Put(guarded.encode(), _padded(value, random)),
+        Delete(removed.encode()),
+        query,
+    ]
+    otherwise: list[TxnPart] = [Put(otherwise_put.encode(), other_value.encode()), query]
+    random.shuffle(then)
+    random.shuffle(otherwise)
+    asked = Txn(_unchanged(random, guarded.encode(), entry), tuple(then), tuple(otherwise))
+    outcome = await client.write(asked, refusal=refusal)
+    answer = outcome.answer
+    if not isinstance(answer, TxnResult):
+        _end_write(cas, outcome, scene)
+        _end_delete(delete, outcome, scene)
+        _end_write(write, outcome, scene)
+        for read in reads:
+            read.fail(error=outcome.detail)
+        return
+    not_done = Outcome("fail", detail="the other branch was taken")
+    ends = {type(result): Outcome("ok", result) for result in answer.results}
+    done = ends.get(PutResult, not_done)
+    _end_write(cas, done if answer.succeeded else not_done, scene)
+    _end_write(write, not_done if answer.succeeded else done, scene)
+    _end_delete(delete, ends.get(DeleteResult, not_done), scene)
+    _end_reads(reads, ends[RangeResult].answer, query.start + b"\xff")
+
+
+def _unchanged(random: Random, key: bytes, entry: Entry | None) -> tuple[Compare, ...]:
+    """One of the ways to say that nothing has happened to a key."""
+    if entry is None:
+        return random.choice((
+            (Compare(key, "create", "=", 0),),
+            (Compare(key, "version", "<", 1),),
+            (Compare(key, "version", "=", 0), Compare(key, "mod", "=", 0)),
+        ))  # fmt: skip
+    mod = entry.mod_revision
+    return random.choice((
+        (Compare(key, "mod", "=", mod),),
+        (Compare(key, "mod", ">", mod - 1), Compare(key, "mod", "<", mod + 1)),
+        (Compare(key, "value", "=", entry.value),),
+        (
+            Compare(key, "create", "=", entry.create_revision),
+            Compare(key, "version", "=", entry.version),
+            Compare(key, "value", "!=", b""),
+        ),
+    ))  # fmt: skip
+
+
 WORKLOADS: dict[str, Workload] = {
     "register": register,
     "append": append,
     "set": add_to_set,
     "bank": bank,
     "lock": lock,
+    "pages": pages,
+    "txn": txn,
 }
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from itertools import permutations
 from random import Random
 
+from raftkv.core.idempotency import MemoryLimits
 from raftkv.engine.config import (
     ClusterOptions,
+    HttpOptions,
     LimitOptions,
     NodeConfig,
     NodeOptions,
@@ -13,8 +15,13 @@ from raftkv.engine.config import (
     SecurityOptions,
 )
 from raftkv.engine.connection import LinkLimits
+from raftkv.raft.host import GroupBounds
+from raftkv.raft.proposals import Limits
+from raftkv.raft.replication import AppendBounds
+from raftkv.raft.snapshot_transfer import ChunkBounds
 from raftkv.sim.fabric import Fabric
-from raftkv.sim.machine import Machine
+from raftkv.sim.front_end import FrontLimits
+from raftkv.sim.machine import Bounds, Machine
 from raftkv.sim.options import Options
 from raftkv.sim.scheduler import Scheduler
 from raftkv.sim.trace import Trace
@@ -44,7 +51,12 @@ class World:
         self.options = options
         self.scheduler = Scheduler(Random(f"order {options.seed}"))
         self.trace = Trace(self.scheduler, write)
-        self.fabric = Fabric(self.scheduler, Random(f"network {options.seed}"), self.trace.note)
+        self.fabric = Fabric(
+            self.scheduler,
+            Random(f"network {options.seed}"),
+            self.trace.note,
+            kernel_bytes=options.kernel_bytes,
+        )
         names = [f"n{number}" for number in range(1, options.nodes + 1)]
         self.machines = {
             name: Machine(
@@ -52,7 +64,7 @@ class World:
                 scheduler=self.scheduler,
                 fabric=self.fabric,
                 seed=f"machine {options.seed}",
-                link_limits=_link_limits(options),
+                bounds=bounds(options),
                 note=self.trace.note,
                 after_turn=after_turn,
                 ended=ended,
@@ -75,6 +87,7 @@ class World:
             path = self.fabric.path(source, target)
             path.delay_us = path.jitter_us = self.options.delay_us
             path.loss = 0.0
+            path.bytes_per_s = None
 
     def calm_network(self) -> None:
         """Let everybody hear everybody, too."""
@@ -100,24 +113,69 @@ def node_config(options: Options, names: list[str], name: str) -> NodeConfig:
             election_timeout_ms_min=options.election_ms,
             election_timeout_ms_max=2 * options.election_ms,
         ),
+        http=HttpOptions(max_value_bytes=proposal_bytes_max(options) // 2),
         limits=LimitOptions(
             snapshot_after_entries=options.snapshot_after_entries,
             snapshot_after_bytes=4 * options.segment_bytes,
             wal_segment_bytes=options.segment_bytes,
             entry_bytes=options.segment_bytes // 2,
-            entry_commands=64,
-            queue_commands=1024,
+            entry_commands=options.entry_commands,
+            queue_commands=options.queue_commands,
             queue_bytes=4 * 2**20,
         ),
+    )
+
+
+def proposal_bytes_max(options: Options) -> int:
+    """The largest write that is taken: a large value and a little more."""
+    return options.value_bytes + 4096
+
+
+def bounds(options: Options) -> Bounds:
+    """Every other bound of a node, as small as the options say."""
+    return Bounds(
+        links=_link_limits(options),
+        queues=Limits(
+            proposal_bytes_max=proposal_bytes_max(options),
+            reads_waiting_max=options.reads_waiting,
+            batch_operations_max=options.batch_operations,
+            batch_bytes_max=proposal_bytes_max(options),
+        ),
+        groups=GroupBounds(
+            appends=AppendBounds(
+                options.append_bytes,
+                options.append_window * options.append_bytes,
+                options.append_window * options.append_bytes,  # groups wait for each other
+            ),
+            chunks=ChunkBounds(options.chunk_bytes, options.chunk_window),
+            memory=MemoryLimits(
+                free_keys_max=options.free_keys_max, sessions_max=options.sessions_max
+            ),
+            name_lifetime_s=options.name_lifetime_s,
+            apply_operations_per_tick=options.apply_operations,
+            restore_records_per_tick=options.restore_records,
+        ),
+        front=FrontLimits(options.in_flight_max, options.worker_life_s),
     )
 
 
 def _link_limits(options: Options) -> LinkLimits:
     """Links that notice silence within four pings, as the shipped ones do."""
     ping_s = options.ping_ms / 1000
+    bulk_bytes = options.bulk_chunks * options.chunk_bytes
+    window_bytes = options.append_window * options.append_bytes + proposal_bytes_max(options)
+    send_bytes_max = options.link_windows * (window_bytes + 2**16)
     return LinkLimits(
         tick_s=ping_s / 5,
         ping_interval_s=ping_s,
         dead_after_s=4 * ping_s,
+        send_bytes_max=send_bytes_max,
+        small_bytes=options.chunk_bytes,
+        small_waiting_bytes_max=send_bytes_max // 4,
+        calls_waiting_bytes_max=4 * proposal_bytes_max(options),
+        answers_waiting_bytes_max=4 * proposal_bytes_max(options),
+        bulk_window_bytes=bulk_bytes,
+        bulk_queue_bytes_max=2 * bulk_bytes,
+        bulk_piece_bytes=max(1, options.chunk_bytes // 2),
         connect_deadline_s=0.5,  # there are no names here
     )

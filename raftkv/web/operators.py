@@ -29,7 +29,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.web.config import BodyLimit, Role
+from raftkv.web.config import OPERATOR_TIMEOUT_MS, BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
 from raftkv.web.openapi import openapi_document
@@ -52,10 +52,6 @@ _SCOPE = frozenset({b"scope"})
 _EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
 _SCRAPE_TIMEOUT_S = 2.0
 
-_ANSWER_TIMEOUT_MS = 750
-"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
-which operators want to hear within about a second. Who wants to wait longer says so."""
-
 
 class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
     target: str | None = None
@@ -72,7 +68,7 @@ class Operators:
         self._carrier = carrier
         self._metrics = metrics
         self._limits = msgspec.structs.replace(
-            carrier.limits, timeout_ms_default=_ANSWER_TIMEOUT_MS
+            carrier.limits, timeout_ms_default=OPERATOR_TIMEOUT_MS
         )
         self._openapi = msgspec.json.encode(openapi_document(carrier.limits))
 

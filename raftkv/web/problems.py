@@ -41,7 +41,7 @@ KINDS: dict[str, _Kind] = {
     "precondition": _Kind(412, "The condition does not hold"),
     "key_reused": _Kind(422, "The idempotency key belongs to another request"),
     "table_full": _Kind(429, "No room for another idempotency key", 1000),
-    "forgotten": _Kind(409, "The outcome under this session sequence was forgotten"),
+    "forgotten": _Kind(409, "The session or the outcome in it was forgotten"),
     # failures of the engine
     "no_leader": _Kind(503, "The shard has no leader now", 500),
     "busy": _Kind(429, "A queue is full", 1000),
@@ -129,8 +129,8 @@ def invalid(detail: str) -> HttpError:
 def from_refusal(refused: Refused) -> HttpError:
     """Translate a refusal by the state machine.
 
-    ``forgotten`` alone is not definite: this attempt was not applied, but an earlier one under
-    the same sequence may have been, and nobody remembers.
+    ``forgotten`` alone is not definite: this copy of the request was not applied, but one before
+    it may have been, and nobody remembers. ``born_after`` says which sessions would be let in.
     """
     headers: tuple[Header, ...] = ()
     extra: dict[str, Any] = {}
@@ -141,6 +141,12 @@ def from_refusal(refused: Refused) -> HttpError:
         else:
             detail = f"the key exists, with revision {refused.current_revision}"
             headers = ((b"etag", b'"%d"' % refused.current_revision),)
+    elif refused.reason == "forgotten" and refused.current_revision is not None:
+        extra["born_after"] = refused.current_revision
+        detail = (
+            f"the session is not known here, and one born up to {refused.current_revision} may have"
+            " been forgotten: begin another one, if this write was never sent before"
+        )
     else:
         detail = _REFUSAL_DETAILS[refused.reason]
     return HttpError(

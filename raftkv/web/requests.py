@@ -28,7 +28,7 @@ from raftkv.rpc.messages import (
     Served,
     WriteRequest,
 )
-from raftkv.web.config import Limits
+from raftkv.web.config import Limits, Role
 from raftkv.web.encoding import (
     check_key,
     decode_cursor,
@@ -74,11 +74,15 @@ _NO_PARAMETERS: frozenset[bytes] = frozenset()
 
 
 class Plan(msgspec.Struct, gc=False):
-    """One question for the engine, and what to do with its answer."""
+    """One question for the engine, and what to do with its answer.
+
+    ``role``: what the operations of the body want, where that is more than their route does.
+    """
 
     request: Request
     timeout_s: float
     render: Callable[[Reply], HttpResponse]
+    role: Role | None = None
 
     def respond(self, reply: Reply) -> HttpResponse:
         """Return the response for ``reply``, be it a result or a failure."""
@@ -115,24 +119,28 @@ def idempotency(headers: Mapping[bytes, bytes]) -> Idempotency | None:
 
 def _session_key(raw: bytes) -> SessionKey:
     parts = [p.strip() for p in raw.split(b";")]
-    expected = 3
+    expected = 4
     if len(parts) != expected:
-        raise invalid("Raftkv-Session must read <id>;<sequence>;<low>")
-    name, sequence, low = parts
+        raise invalid(
+            "Raftkv-Session must read <id>;<sequence>;<low>;<born>, born being when the session"
+            " began in microseconds: without it a late copy could be applied again"
+        )
+    name, sequence, low, born = parts
     if not 1 <= len(name) <= _SESSION_ID_MAX or not _visible_ascii(name):
         raise invalid("the id of Raftkv-Session must be 1 to 64 visible ASCII characters")
     return session_key(
         name.decode(),
         _count(sequence, "the sequence of Raftkv-Session", 0, SEQUENCE_MAX),
         _count(low, "the low watermark of Raftkv-Session", 0, SEQUENCE_MAX),
+        _count(born, "the birth of Raftkv-Session", 1, SEQUENCE_MAX),
     )
 
 
-def session_key(name: str, sequence: int, low: int) -> SessionKey:
+def session_key(name: str, sequence: int, low: int, born: int) -> SessionKey:
     """Return a session's key; its own sequence cannot be below its own watermark."""
     if sequence < low:
         raise invalid("a session's sequence cannot be below its low watermark")
-    return SessionKey(session=name, sequence=sequence, low=low)
+    return SessionKey(session=name, sequence=sequence, low=low, born=born)
 
 
 def _visible_ascii(text: bytes) -> bool:

@@ -51,6 +51,12 @@ CHAOS_SHAPES: dict[str, dict[str, Any]] = {
     "lose_messages_quietly": _SMALL_SNAPSHOTS,
     "wrong_shard": {"shards": 4, "faults": ()},
     "apply_twice": {"faults": ()},
+    "reply_of_an_earlier_life": {
+        "faults": ("forwarder",),
+        "election_timeout_ms": 5000,
+        "clients": 300,
+        "rate_per_s": 200.0,
+    },
     "answer_before_commit": {"faults": ("partition", "kill")},
 }
 """Settings of a run by chaos that differ from :data:`CHAOS_QUICK`."""

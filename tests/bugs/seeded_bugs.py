@@ -285,7 +285,9 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
 
 
 @bug
-@shaped(faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10)
+@shaped(
+    faults=("slow_link", "kill", "partition"), operations_per_s=15.0, clients=10, append_bytes=1
+)
 def h2_stock(patch: Patch) -> None:
     """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
     patch(replica.Replica, "_unknown_part", _known_part)
@@ -330,7 +332,10 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 
 
 @bug
-@shaped(faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000)
+@shaped(
+    faults=("partition", "one_way", "kill"), operations_per_s=10.0, clients=10, delay_us=20_000,
+    append_bytes=1,
+)  # fmt: skip
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
@@ -594,6 +599,14 @@ def forget_outcomes_in_snapshots(patch: Patch) -> None:
 
 
 @bug
+@shaped(faults=("transfer",), free_keys=0, name_lifetime_s=12.0, copies=0.3)
+def forgotten_session_is_made_anew(patch: Patch) -> None:
+    """A session that a shard does not know is let in, though it may have been forgotten."""
+    patch(OutcomeMemory, "_refused_for_birth", lambda _self, _born: None)
+
+
+@bug
+@shaped(faults=("slow_link", "stall_disk", "partition"), call_ms=2000, fault_every_s=4.0)
 def unknown_is_called_definite(patch: Patch) -> None:
     """A write that may yet be committed is reported as certainly not applied."""
 
@@ -658,6 +671,30 @@ class _OtherMap:
 def range_of_one_shard(patch: Patch) -> None:
     """A range in a transaction answers with what the shard of its first key has of it."""
     patch(partitioning, "share_tag", lambda _start, _end: True)
+
+
+class _NoLinkIsLost(dict[str, int]):
+    """Remembers of no link that it was lost."""
+
+    def __setitem__(self, peer: str, times: int) -> None:
+        """Nothing."""
+
+
+@bug
+@shaped(faults=("forwarder_restart",))
+def reply_of_an_earlier_life(patch: Patch) -> None:
+    """A node numbers the calls that it forwards from 1 in every life, and is answered by its name.
+
+    Both of the router's defences are off: a call is answered over whatever link there is by then.
+    """
+    honest = router.Router.__init__
+
+    def start(self: Any, **rest: Any) -> None:
+        honest(self, **rest)
+        self._next_id = 0
+        self._links_lost = _NoLinkIsLost()
+
+    patch(router.Router, "__init__", start)
 
 
 # --- links -----------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ HINTS = {
     "h10_any_term_counts": 1,
     "reads_before_own_no_op": 4,
     "age_of_a_heartbeat": 2,
+    "answer_before_commit": 1,
+    "unknown_is_called_definite": 2,
+    "repeat_any_write": 2,
 }
 """Seeds that caught a bug when last hunted, tried first. A change of the code changes what a seed
 does; then the others are tried, which takes longer and holds as well."""

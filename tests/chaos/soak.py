@@ -1,8 +1,9 @@
 """Chaos for hours: ``python tests/chaos/soak.py --minutes 120``.
 
-Runs ``raftkv chaos`` again and again, each time with the next seed, the next workload, and three or
-five nodes in turn. Stops at the first run that is not valid and leaves its directory; prints the
-sums in the end.
+Runs ``raftkv chaos`` again and again, each time with the next seed, the next workload, three or
+five nodes, and either all kinds of fault or a crowd: hundreds of requests under way whose nodes are
+killed and started again while leaders hang with full sockets. Stops at the first run that is not
+valid and leaves its directory; prints the sums in the end.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from raftkv.interpreter import PYTHON_M
 
 WORKLOADS = ("mixed", "register", "append", "set", "bank", "lock")
 NODES = (3, 5)
+CROWD = (
+    *("--faults", "forwarder,kill,pause,reset", "--clients", "300"),
+    *("--election-timeout-ms", "5000", "--shards", "1"),
+)
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Sums:
     runs: int = 0
     keys: int = 0
     leader_changes: int = 0
+    under_way_max: int = 0
     operations: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     effective: Counter[str] = field(default_factory=Counter)
@@ -40,6 +46,7 @@ class Sums:
         self.runs += 1
         self.keys += run["keys"]
         self.leader_changes += run["leader_changes"]
+        self.under_way_max = max(self.under_way_max, run["under_way_max"])
         self.operations.update(run["operations"])
         self.faults.update(run["faults"])
         self.effective.update(run["effective"])
@@ -49,7 +56,8 @@ class Sums:
         lines += [f"| {k} | {self.faults[k]} | {self.effective[k]} |" for k in sorted(self.faults)]
         told = ", ".join(f"{self.operations[status]} {status}" for status in ("ok", "fail", "info"))
         lines.append(
-            f"{self.runs} runs, {told} on {self.keys} keys, {self.leader_changes} leader changes"
+            f"{self.runs} runs, {told} on {self.keys} keys, {self.leader_changes} leader changes, "
+            f"at most {self.under_way_max} requests under way"
         )
         return "\n".join(lines)
 
@@ -64,12 +72,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("soak"))
     asked = parser.parse_args()
     sums, deadline = Sums(), time.monotonic() + asked.minutes * 60
-    shapes = itertools.cycle(itertools.product(NODES, WORKLOADS))
-    for seed, (nodes, workload) in zip(itertools.count(asked.first_seed), shapes, strict=False):
+    shapes = itertools.cycle(itertools.product(NODES, WORKLOADS, ((), CROWD)))
+    seeds = itertools.count(asked.first_seed)
+    for seed, (nodes, workload, crowd) in zip(seeds, shapes, strict=False):
         if time.monotonic() > deadline:
             break
         out = asked.out / f"{seed}-{workload}-{nodes}"
-        code = run(seed, workload, nodes, asked, out)
+        code = run(seed, workload, nodes, crowd=crowd, asked=asked, out=out)
         if code != 0:
             sys.stdout.write(f"seed {seed}: code {code}, see {out}\n{sums}\n")
             return code
@@ -80,12 +89,21 @@ def main() -> int:
     return 0
 
 
-def run(seed: int, workload: str, nodes: int, asked: argparse.Namespace, out: Path) -> int:
+def run(
+    seed: int,
+    workload: str,
+    nodes: int,
+    *,
+    crowd: Sequence[str],
+    asked: argparse.Namespace,
+    out: Path,
+) -> int:
     """One run."""
     command = [
         *(*PYTHON_M, "raftkv", "chaos"),
         *("--seed", str(seed), "--workload", workload, "--nodes", str(nodes)),
         *("--duration", f"{asked.duration:g}", "--rate", f"{asked.rate:g}", "--out", str(out)),
+        *crowd,
     ]
     return subprocess.run(command, check=False).returncode  # noqa: S603 -- our own command
 

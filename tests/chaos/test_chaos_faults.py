@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from raftkv.chaos import disks
 from raftkv.chaos.agreement import disagreements
+from raftkv.chaos.faults import forwarder
 from raftkv.chaos.faults.corruption import flip, used_bytes
 from raftkv.chaos.faults.processes import state_of
 from raftkv.chaos.nemesis import Nemesis
@@ -24,6 +26,17 @@ from raftkv.testing.launch import COMMAND, launcher
 from raftkv.testing.processes import NodeProcess
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(300)")
+READER = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+connection, _ = server.accept()
+sys.stdin.read(1)
+connection.recv(100)
+print(flush=True)
+sys.stdin.read()
+"""
+"""Accepts a connection, and reads from it when it is told to."""
 WAIT_S = 20.0
 HOLD_S = 0.5
 
@@ -40,7 +53,7 @@ class IdleNodes:
     """Nodes that do nothing, for faults of processes."""
 
     title = "idle"
-    supported = frozenset({"kill", "storm", "stop", "pause"})
+    supported = frozenset({"kill", "storm", "stop", "pause", "forwarder"})
     clean_exits = frozenset({-signal.SIGTERM})
     shards = 1
     election_timeout_s = 0.1
@@ -363,3 +376,46 @@ def test_every_shard_must_be_told_of() -> None:
     cluster = TellsOfShards([shard((5, "x"), (5, "x"))])
     (line,) = disagreements(cluster, timeout_s=0.5, shards=2)  # type: ignore[arg-type]
     assert "speaks of 1 shards, not 2" in line
+
+
+# --- a forwarder that lives again --------------------------------------------------------------
+
+
+def test_a_forwarder_is_killed_and_started_again_while_the_leader_hangs(
+    nodes: IdleNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is seen in its next life with the leader stopped; then all go on, and none is missing."""
+    for name, span in (("YOUNG_S", 0.1), ("FILL_S", (0.1, 0.1)), ("ASK_S", (0.2, 0.2))):
+        monkeypatch.setattr(forwarder, name, span)
+    first = {name: nodes.process(name).pid for name in nodes.names}
+    told, findings = run(nodes, tmp_path, step("forwarder", "leader"))
+    fault = told[-1]
+    assert findings == []
+    assert fault.effective
+    assert "n2 killed and started again" in fault.detail
+    assert "n1 hung" in fault.detail
+    assert {name for name in nodes.names if nodes.process(name).pid != first[name]} == {"n2"}
+    assert all(state_of(nodes.process(name).pid) != "T" for name in nodes.names)
+
+
+def test_what_nobody_reads_is_counted_in_the_sockets_of_a_process_group() -> None:
+    """The bytes that the kernel has taken for them; none once they are read."""
+    with subprocess.Popen(  # noqa: S603 -- our own command
+        (sys.executable, "-c", READER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port)) as sender:
+                sender.sendall(bytes(77))
+                assert wait_until(lambda: forwarder.waiting_bytes(process.pid) == 77, WAIT_S)
+                process.stdin.write(b"x")
+                process.stdin.flush()
+                process.stdout.readline()
+                assert forwarder.waiting_bytes(process.pid) == 0
+        finally:
+            process.kill()

@@ -22,15 +22,19 @@ from raftkv.client import (
     PreconditionFailedError,
     Put,
     PutResult,
+    TooLargeError,
     UnavailableError,
     batches,
 )
 from raftkv.client.codec import key_target
-from raftkv.core.operations import REVISION_LIMIT, SessionKey
+from raftkv.core.operations import REVISION_LIMIT, Command, Forget, Refused, SessionKey
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
     Failure,
+    GetRequest,
+    Request,
+    Response,
     TransferRequest,
     WriteRequest,
 )
@@ -261,6 +265,60 @@ def test_a_batch_sends_again_only_what_failed_for_the_moment(
     assert first.operations[1] == second.operations[0]
 
 
+@pytest.mark.parametrize(("fitting", "asked_most"), [(1, 20), (7, 3), (0, 31)])
+def test_reads_that_are_too_much_for_one_answer_are_asked_for_in_several(
+    client: Client,
+    served: FrontEnd,
+    monkeypatch: pytest.MonkeyPatch,
+    fitting: int,
+    asked_most: int,
+) -> None:
+    """Who merges must divide; writes beside them are done once, and each has its own answer.
+
+    With none that fits in company, each is asked for alone in the end.
+    """
+    keys = [f"k{number}" for number in range(16)]
+    client.batch([Put(key, key.encode()) for key in keys])
+    honest = served.engine._answer
+    too_much = Failure("too_large", "more than fits: ask for this key again", definite=True)
+
+    def answer(request: Request) -> Response:
+        result: Response = honest(request)
+        if not isinstance(request, BatchRequest) or len(request.operations) == 1:
+            return result
+        assert isinstance(result, BatchResult)
+        reads = 0
+        results = list(result.results)
+        for place, operation in enumerate(request.operations):
+            if isinstance(operation, GetRequest):
+                reads += 1
+                if reads > fitting:
+                    results[place] = too_much
+        return BatchResult(tuple(results))
+
+    monkeypatch.setattr(served.engine, "_answer", answer)
+    served.engine.asked.clear()
+    found = client.batch([*map(Get, keys), Put("last", b"")])
+    assert [entry.value.decode() for entry in found[:16] if isinstance(entry, Entry)] == keys
+    assert isinstance(found[16], PutResult)
+    asked = [request for request in served.engine.asked if isinstance(request, BatchRequest)]
+    assert len(asked) <= asked_most
+    assert sum(isinstance(o, Command) for request in asked for o in request.operations) == 1
+
+
+def test_a_read_that_is_too_large_alone_is_an_error_of_its_own(
+    client: Client, served: FrontEnd
+) -> None:
+    """Its neighbours have their answers."""
+    found = served.engine.state.get(b"x")
+    too_much = Failure("too_large", "too large", definite=True)
+    served.engine.answers += [BatchResult((found, too_much)), BatchResult((too_much,))]
+    results = client.batch([Get("x"), Get("large")])
+    assert results[0] is None
+    assert isinstance(results[1], TooLargeError)
+    assert len(served.engine.asked) == 2
+
+
 def test_a_batch_of_any_size_goes_in_pieces(
     client: Client, served: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +373,11 @@ def test_a_transaction_takes_one_branch(client: Client) -> None:
     done = client.txn(compare, then, otherwise)
     assert done.succeeded
     assert [result.revision for result in done.results] == [done.revision] * 2  # type: ignore[union-attr]
+    there = [Compare.exists("{acc}/a"), Compare.absent("{acc}/none")]
+    assert client.txn(there, [Get("{acc}/a")]).succeeded
+    gone = [Compare.absent("{acc}/a")]
+    assert not client.txn(gone, [Get("{acc}/a")]).succeeded
+    assert not client.txn([Compare("{acc}/none", "value", "!=", b"x")], [Get("{acc}/a")]).succeeded
     with pytest.raises(InvalidRequestError, match="belong into compare"):
         client.txn(then=[Put("a", b"", if_absent=True)])
 
@@ -371,6 +434,7 @@ def test_a_token_opens_the_door() -> None:
                 client.get("k")
         with Client(served.url, token="sesame") as client:
             assert client.get("k") is None
+            assert client.batch([Get("k"), Get("l")]) == [None, None]
             with pytest.raises(AccessError):
                 client.put("k", b"1")
 
@@ -403,3 +467,23 @@ def test_endpoints_that_make_no_sense_are_refused(endpoints: list[str] | str) ->
     """A client that could never work is not made."""
     with pytest.raises(ValueError, match=r"endpoint|URL"):
         Client(endpoints)
+
+
+def test_a_copy_that_comes_after_its_session_was_forgotten_is_refused(
+    client: Client, served: FrontEnd
+) -> None:
+    """The client goes on in another session; what a proxy held back is not applied again."""
+    client.put("k", b"first")
+    (late,) = served.engine.asked
+    memory = served.engine.state.memory
+    for names in ((), tuple(memory.sessions())):
+        memory.forget(Forget((), names))
+    assert client.put("k", b"second").version == 2
+    assert client.delete("other").deleted is False
+    assert isinstance(client.batch([Put("in a batch", b"")])[0], PutResult)
+    held_back = served.engine.answer(late, 1.0).response
+    assert isinstance(held_back, Refused)
+    assert held_back.reason == "forgotten"
+    entry = client.get("k")
+    assert entry is not None
+    assert entry.value == b"second"

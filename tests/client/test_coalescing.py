@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import pytest
-from fake_server import FakeServer, Received, answer, problem, put_answer, serving
+from fake_server import FakeServer, Received, answer, get_answer, problem, put_answer, serving
 from front_end import FrontEnd, front_end
 
 from raftkv.client import (
@@ -139,8 +139,8 @@ def test_calls_that_come_during_a_flight_are_one_batch_and_each_has_its_own_resu
             with pytest.raises(PreconditionFailedError) as caught:
                 failed.result(WAIT_S)
     assert caught.value.current_revision == 12
-    session = server.received[0].headers["raftkv-session"].split(";")[0]
-    numbered = [{"id": session, "sequence": n, "low": 1} for n in range(1, 5)]
+    session, _, _, born = server.received[0].headers["raftkv-session"].split(";")
+    numbered = [{"id": session, "sequence": n, "low": 1, "born": int(born)} for n in range(1, 5)]
     low = members_of(server.received[1])[0]["session"]["low"]  # type: ignore[index]
     assert low in {1, 2}  # the first call lands while the batch is made
     for place in numbered:
@@ -167,6 +167,22 @@ def test_only_what_failed_for_the_moment_is_sent_again_under_its_number() -> Non
     assert again.target == "/v1/kv/b"
     session = members_of(server.received[1])[1]["session"]
     assert again.headers["raftkv-session"].startswith(f"{session['id']};{session['sequence']};")  # type: ignore[index]
+
+
+def test_a_call_whose_session_was_forgotten_goes_on_in_another() -> None:
+    """Each shard speaks for its own keys: the neighbour in the batch keeps its result."""
+    gate = Gate()
+    forgotten = {"status": 409, "code": "forgotten", "definite": False, "born_after": 2**51}
+    script = (gate, batch_answer(applied(2), forgotten), put_answer(revision=3))
+    with serving(*script) as server, Client(server.url) as client:
+        puts = (lambda: client.put("a", b""), lambda: client.put("b", b""))
+        with together(gate, server, client, *puts) as (first, second):
+            assert first.result(WAIT_S).revision == 2  # type: ignore[attr-defined]
+            assert second.result(WAIT_S).revision == 3  # type: ignore[attr-defined]
+    before = members_of(server.received[1])[1]["session"]
+    session, _, _, born = server.received[2].headers["raftkv-session"].split(";")
+    assert session != before["id"]  # type: ignore[index]
+    assert int(born) > 2**51 >= before["born"]  # type: ignore[index]
 
 
 def test_once_unknown_a_later_refusal_does_not_make_a_write_definite() -> None:
@@ -205,6 +221,39 @@ def test_one_that_makes_no_sense_spoils_nothing_for_the_others() -> None:
         assert good.result(WAIT_S).revision == 9  # type: ignore[attr-defined]
         with pytest.raises(TooLargeError):
             bad.result(WAIT_S)
+
+
+def test_reads_that_are_too_much_for_one_answer_go_again_by_themselves() -> None:
+    """Who merges must divide: each value is within all limits, and its caller gets it."""
+    gate = Gate()
+    too_much = {"op": "get", "status": 413, "code": "too_large", "definite": True}
+    found = {"key": b"a", "value": b"1", "revision": 5, "version": 2, "create_revision": 4}
+    fits = {"op": "get", "status": 200, "entry": found}
+
+    def own(request: Received, connection: socket.socket) -> bool:
+        return get_answer(request.target.encode())(request, connection)
+
+    script = (gate, batch_answer(fits, too_much, too_much), own, own)
+    with serving(*script) as server, Client(server.url) as client:
+        asked = [lambda key=key: client.get(key) for key in "abc"]
+        with together(gate, server, client, *asked) as futures:
+            values = [future.result(WAIT_S).value for future in futures]  # type: ignore[attr-defined]
+    assert values == [b"1", b"/v1/kv/b", b"/v1/kv/c"]
+
+
+def test_what_is_too_large_by_itself_is_said_once() -> None:
+    """It is not asked for in company again."""
+    gate = Gate()
+    too_much = {"op": "get", "status": 413, "code": "too_large", "definite": True}
+    alone = problem(413, "too_large", definite=True)
+    with serving(gate, batch_answer(too_much, too_much), alone, alone) as server:
+        client = Client(server.url)
+        asked = [lambda key=key: client.get(key) for key in "ab"]
+        with client, together(gate, server, client, *asked) as futures:
+            for future in futures:
+                with pytest.raises(TooLargeError):
+                    future.result(WAIT_S)
+    assert len(server.received) == 4
 
 
 def test_each_raises_an_exception_of_its_own() -> None:

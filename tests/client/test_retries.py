@@ -1,6 +1,7 @@
 """When the client tries again, when it must not, and what it believes in the end."""
 
 import time
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -36,7 +37,7 @@ from raftkv.client import (
     batches,
     calls,
 )
-from raftkv.client.calls import Caller
+from raftkv.client.calls import Call, Caller
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.session import SessionPool
 from raftkv.client.transport import Answer, Lost, Transport
@@ -288,3 +289,161 @@ def test_a_batch_is_not_called_refused_after_a_lost_attempt() -> None:
     )
     [result] = batches.run_batch(caller, SessionPool(), [Put(b"k", b"v")], 0.3)
     assert isinstance(result, UnknownOutcomeError)
+
+
+def _forgotten(born_after: int | None) -> Behaviour:
+    members = {} if born_after is None else {"born_after": born_after}
+    return problem(409, "forgotten", definite=False, **members)
+
+
+LATER = 2**51
+
+
+def test_a_write_whose_session_was_forgotten_goes_on_in_another() -> None:
+    """The refused copy was the only one and is young: it was not applied and never will be."""
+    with serving(_forgotten(LATER), put_answer(9)) as server, Client(server.url) as client:
+        assert client.put("k", b"v").revision == 9
+    first, second = (request.headers["raftkv-session"].split(";") for request in server.received)
+    assert first[0] != second[0]
+    assert int(first[3]) <= LATER < int(second[3])
+
+
+def test_a_transaction_whose_session_was_forgotten_goes_on_in_another() -> None:
+    """It never shares a request, and is renewed as others are."""
+    done = msgspec.msgpack.encode({"succeeded": True, "revision": 3, "results": []})
+    body = answer(200, done, Content_Type="application/msgpack")
+    with serving(_forgotten(LATER), body) as server, Client(server.url) as client:
+        assert client.txn().revision == 3
+    first, second = (request.headers["raftkv-session"].split(";") for request in server.received)
+    assert first[0] != second[0]
+
+
+def test_a_write_that_was_sent_before_and_is_forgotten_is_unknown() -> None:
+    """The copy that was lost may have been applied: no other number may be tried."""
+    with (
+        serving(hang_up, _forgotten(LATER)) as server,
+        Client(server.url) as client,
+        pytest.raises(UnknownOutcomeError, match="forgotten"),
+    ):
+        client.put("k", b"v")
+    assert len(server.received) == 2
+
+
+@pytest.mark.parametrize("born_after", [None, 5])
+def test_a_write_refused_for_another_reason_than_its_birth_is_unknown(
+    born_after: int | None,
+) -> None:
+    """Below the watermark, or born later than what was forgotten: it may have been applied."""
+    with (
+        serving(_forgotten(born_after)) as server,
+        Client(server.url) as client,
+        pytest.raises(UnknownOutcomeError),
+    ):
+        client.put("k", b"v")
+    assert len(server.received) == 1
+
+
+def test_a_refusal_that_comes_late_speaks_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy may have sent the write twice: one applied and forgotten, the other refused."""
+    monkeypatch.setattr(calls, "RESEND_WINDOW_S", -1.0)
+    with (
+        serving(_forgotten(LATER)) as server,
+        Client(server.url) as client,
+        pytest.raises(UnknownOutcomeError),
+    ):
+        client.put("k", b"v")
+    assert len(server.received) == 1
+
+
+def test_sessions_that_are_always_refused_end_with_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second refusal is not answered without a pause; definite, as no copy was applied."""
+    monkeypatch.setattr(calls, "BACKOFF_FIRST_S", 1.0)
+    with (
+        serving(_forgotten(LATER), _forgotten(LATER + 2**40)) as server,
+        Client(server.url) as client,
+        pytest.raises(UnavailableError, match="session was forgotten"),
+    ):
+        client.put("k", b"v", timeout_s=0.4)
+    assert len(server.received) == 2
+
+
+class _Slept:
+    """A clock that jumps when the client pauses, as one that counts sleep does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+        self._ahead_s = 0.0
+        monkeypatch.setattr(module, "boot_s", lambda: time.monotonic() + self._ahead_s)
+
+    def sleep(self, _seconds: float) -> None:
+        """The machine is suspended for longer than servers remember."""
+        self._ahead_s += 200.0
+
+
+def test_a_machine_that_slept_in_a_pause_does_not_send_an_unknown_write_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its time goes on while it sleeps; afterwards the outcome is unknown."""
+    clock = _Slept(monkeypatch, calls)
+    with serving(hang_up) as server:
+        caller = Caller(
+            Endpoints(server.url),
+            Transport(ca=None, connections=1, connect_timeout_s=1.0),
+            attempt_timeout_s=2.0,
+            headers={},
+            sleep=clock.sleep,
+        )
+        with pytest.raises(UnknownOutcomeError):
+            caller.run(Call("PUT", "/v1/kv/k", repeatable=True), timeout_s=1000.0)
+    assert len(server.received) == 1
+
+
+def test_a_machine_that_slept_does_not_send_a_batch_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a single write: what had no answer keeps what is known of it."""
+    clock = _Slept(monkeypatch, batches)
+    monkeypatch.setattr(batches, "time", SimpleNamespace(sleep=clock.sleep))
+    refused = {"status": 504, "code": "unknown", "definite": False}
+    body = msgspec.msgpack.encode({"results": [refused]})
+    with (
+        serving(answer(200, body, Content_Type="application/msgpack")) as server,
+        Client(server.url, timeout_s=1000.0) as client,
+    ):
+        (result,) = client.batch([Put("k", b"v")])
+    assert isinstance(result, UnknownOutcomeError)
+    assert len(server.received) == 1
+
+
+def test_only_the_forgotten_writes_of_a_batch_go_on_in_another_session() -> None:
+    """One that may have been applied keeps its number; one that is answered is not sent again."""
+    unknown = {"status": 504, "code": "unknown", "definite": False}
+    forgotten = {"status": 409, "code": "forgotten", "definite": False, "born_after": LATER}
+    done = {"op": "put", "status": 200, "revision": 5, "version": 1}
+    script = [
+        answer(
+            200, msgspec.msgpack.encode({"results": results}), Content_Type="application/msgpack"
+        )
+        for results in ([forgotten, unknown, done, forgotten], [done, done, done])
+    ]
+    with serving(*script) as server, Client(server.url) as client:
+        results = client.batch([Put(f"k{n}", b"v") for n in range(4)])
+    assert [getattr(result, "revision", result) for result in results] == [5, 5, 5, 5]
+    first, second = (msgspec.msgpack.decode(r.body)["operations"] for r in server.received)
+    old, new = first[0]["session"], second[0]["session"]
+    assert [member["key"] for member in second] == [b"k0", b"k1", b"k3"]
+    assert [member["session"]["id"] for member in second] == [new["id"], old["id"], new["id"]]
+    assert [member["session"]["sequence"] for member in second] == [1, 2, 4]
+    assert old["born"] <= LATER < new["born"]
+
+
+def test_a_write_of_a_batch_that_may_have_been_applied_and_is_forgotten_is_unknown() -> None:
+    """The request was lost once: what the second copy is told speaks for itself only."""
+    forgotten = {"status": 409, "code": "forgotten", "definite": False, "born_after": LATER}
+    body = msgspec.msgpack.encode({"results": [forgotten]})
+    script = (hang_up, answer(200, body, Content_Type="application/msgpack"))
+    with serving(*script) as server, Client(server.url) as client:
+        (result,) = client.batch([Put("k", b"v")])
+    assert isinstance(result, UnknownOutcomeError)
+    assert len(server.received) == 2

@@ -53,9 +53,9 @@ def writes_of_every_kind() -> list[Write]:
     session = uuid.uuid4().hex
     return [
         Write("once/free", {"Idempotency-Key": uuid.uuid4().hex}),
-        Write("once/session", {"Raftkv-Session": f"{session};1;1"}),
+        Write("once/session", {"Raftkv-Session": f"{session};1;1;9"}),
         Write("gone/free", {"Idempotency-Key": uuid.uuid4().hex}, "DELETE", None),
-        Write("gone/session", {"Raftkv-Session": f"{session};2;1"}, "DELETE", None),
+        Write("gone/session", {"Raftkv-Session": f"{session};2;1;9"}, "DELETE", None),
     ]
 
 

@@ -99,8 +99,8 @@ def test_bytes_after_the_end_are_corrupt() -> None:
 @pytest.mark.parametrize("rest", [[1, 5, []], [], [{"other": "shape"}], [1, 5, [[99, 1]]]])
 def test_a_newer_format_is_told_from_damage(rest: list[object]) -> None:
     """A replica stops before it and can be upgraded: whatever shape the newer format has."""
-    with pytest.raises(UnknownFormat, match="format 2"):
-        decode_batch(msgspec.msgpack.encode([2, *rest]))
+    with pytest.raises(UnknownFormat, match="format 3"):
+        decode_batch(msgspec.msgpack.encode([3, *rest]))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from raftkv.core.errors import CorruptSnapshot
 from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
@@ -37,6 +38,7 @@ from raftkv.core.state_machine import (
     StateMachine,
     is_read_only,
 )
+from raftkv.storage.snapshots import RECORD_BYTES_MAX
 
 GENERATION = 3
 
@@ -223,15 +225,31 @@ def test_no_range_is_larger_than_the_engine_can_bear(
         (Compare(b"k", "mod", "!=", 2), False),
         (Compare(b"missing", "version", "=", 0), True),
         (Compare(b"missing", "create", "<", 1), True),
-        (Compare(b"missing", "value", "=", b""), True),
+        (Compare(b"missing", "mod", ">", 0), False),
+        (Compare(b"missing", "value", "=", b""), False),
+        (Compare(b"missing", "value", "!=", b"x"), False),
+        (Compare(b"missing", "value", "<", b"x"), False),
+        (Compare(b"empty", "value", "=", b""), True),
+        (Compare(b"empty", "value", "<", b"x"), True),
         (Compare(b"k", "value", "!=", 5), False),
         (Compare(b"k", "version", "!=", b"x"), False),
     ],
 )
 def test_comparisons(state: StateMachine, compare: Compare, *, holds: bool) -> None:
-    """As in etcd; a missing key counts as zero, an operand of the wrong type never holds."""
-    apply(state, Put(b"k", b"u"), Put(b"k", b"v"))
+    """As in etcd: numbers of a missing key are zero, and its value compares with nothing.
+
+    An operand of the wrong type never holds.
+    """
+    apply(state, Put(b"k", b"u"), Put(b"k", b"v"), Put(b"empty", b""))
     assert apply(state, Txn((compare,), (), ())) == [TxnResult(holds, None, ())]
+
+
+def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
+    """There the value of a missing key is empty; every replica must come to the same state."""
+    holds = Txn((Compare(b"missing", "value", "=", b""),), (Put(b"k", b"1"),), ())
+    batch = Batch(1, state.generation, 0, (Command(holds),))
+    assert state.apply(batch) == [TxnResult(succeeded=True, revision=1, results=(PutResult(1, 1),))]
+    assert apply(state, holds) == [TxnResult(succeeded=False, revision=None, results=())]
 
 
 def test_a_transaction_does_one_branch_at_one_revision(state: StateMachine) -> None:
@@ -325,7 +343,7 @@ def test_a_key_of_another_shard_is_moved_and_leaves_no_trace(
     """Also in the branch not taken, and also under an idempotency key, which stays free."""
     before = state.digest
     assert apply(state, operation, name=FreeKey("f")) == [Refused("moved")]
-    assert apply(state, operation, name=SessionKey("s", 1, 0)) == [Refused("moved")]
+    assert apply(state, operation, name=SessionKey("s", 1, 0, 1)) == [Refused("moved")]
     assert state.digest == before
     assert (list(state.free_keys()), list(state.sessions())) == ([], [])
 
@@ -356,7 +374,7 @@ def test_a_seal_for_a_generation_gone_by_is_refused(state: StateMachine) -> None
 
 # --- idempotency -----------------------------------------------------------------------------
 
-NAMES = [FreeKey("once"), SessionKey("s", 4, 2)]
+NAMES = [FreeKey("once"), SessionKey("s", 4, 2, 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -395,71 +413,71 @@ def test_another_request_under_the_same_name_is_refused(
 def test_a_session_forgets_what_its_client_has_been_answered(state: StateMachine) -> None:
     """The low watermark drops outcomes; below it requests are refused, not applied again."""
     for sequence in range(5):
-        apply(state, Put(b"k", b"%d" % sequence), name=SessionKey("s", sequence, 0))
+        apply(state, Put(b"k", b"%d" % sequence), name=SessionKey("s", sequence, 0, 1))
     assert len(state.memory) == 5
-    apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 4))
+    apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 4, 1))
     assert len(state.memory) == 2
-    assert apply(state, Put(b"k", b"3"), name=SessionKey("s", 3, 0)) == [Refused("forgotten")]
+    assert apply(state, Put(b"k", b"3"), name=SessionKey("s", 3, 0, 1)) == [Refused("forgotten")]
     assert entry_of(state, b"k").value == b"5"
     assert state.digest == state.recomputed_digest()
 
 
 def test_a_watermark_that_jumps_far_costs_no_more(state: StateMachine) -> None:
     """A jump over 2^62 numbers drops the few outcomes there are, at once."""
-    apply(state, Put(b"k", b"1"), name=SessionKey("s", 1, 0))
-    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 2**62, 2**62)) == [PutResult(2, 2)]
+    apply(state, Put(b"k", b"1"), name=SessionKey("s", 1, 0, 1))
+    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 2**62, 2**62, 1)) == [PutResult(2, 2)]
     assert len(state.memory) == 1
 
 
 def test_the_outcome_at_the_watermark_is_kept(state: StateMachine) -> None:
     """Only what lies below it has been answered, however far it jumped."""
-    first = apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 0))
-    apply(state, Put(b"k", b"2"), name=SessionKey("s", 6, 5))
-    assert apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 5)) == first
+    first = apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 0, 1))
+    apply(state, Put(b"k", b"2"), name=SessionKey("s", 6, 5, 1))
+    assert apply(state, Put(b"k", b"1"), name=SessionKey("s", 5, 5, 1)) == first
     assert entry_of(state, b"k").value == b"2"
 
 
 def test_a_request_below_its_own_watermark_is_forgotten(state: StateMachine) -> None:
     """A client that says it has the answer is not served again, and leaves no session behind."""
-    assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2)) == [Refused("forgotten")]
+    assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2, 1)) == [Refused("forgotten")]
     assert list(state.sessions()) == []
 
 
 def test_requests_of_a_session_may_arrive_out_of_order(state: StateMachine) -> None:
     """Numbers name requests, they do not order them."""
-    assert apply(state, Put(b"k", b"9"), name=SessionKey("s", 9, 3)) == [PutResult(1, 1)]
-    assert apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 3)) == [PutResult(2, 2)]
+    assert apply(state, Put(b"k", b"9"), name=SessionKey("s", 9, 3, 1)) == [PutResult(1, 1)]
+    assert apply(state, Put(b"k", b"5"), name=SessionKey("s", 5, 3, 1)) == [PutResult(2, 2)]
 
 
-FULL: list[tuple[MemoryLimits, Callable[[int], Idempotency]]] = [
-    (MemoryLimits(free_keys_max=2), lambda number: FreeKey(f"{number}")),
-    (MemoryLimits(sessions_max=2), lambda number: SessionKey(f"{number}", 0, 0)),
-    (MemoryLimits(session_outcomes_max=2), lambda number: SessionKey("s", number, 0)),
-    (MemoryLimits(outcome_bytes_max=50), lambda number: FreeKey(f"{number}")),
-    (MemoryLimits(outcome_bytes_max=50), lambda number: SessionKey(f"{number}", 0, 0)),
+FULL: list[tuple[MemoryLimits, Callable[[int, int], Idempotency]]] = [
+    (MemoryLimits(free_keys_max=2), lambda number, _: FreeKey(f"{number}")),
+    (MemoryLimits(sessions_max=2), lambda number, born: SessionKey(f"{number}", 0, 0, born)),
+    (MemoryLimits(session_outcomes_max=2), lambda number, born: SessionKey("s", number, 0, born)),
+    (MemoryLimits(outcome_bytes_max=50), lambda number, _: FreeKey(f"{number}")),
+    (MemoryLimits(outcome_bytes_max=50), lambda number, born: SessionKey(f"{number}", 0, 0, born)),
 ]
 
 
 @pytest.mark.parametrize(("limits", "name"), FULL)
 def test_a_full_table_refuses_new_names_and_keeps_the_old(
-    limits: MemoryLimits, name: Callable[[int], Idempotency]
+    limits: MemoryLimits, name: Callable[[int, int], Idempotency]
 ) -> None:
     """Refusals are not remembered: once there is room, the same request is applied."""
     state = StateMachine(GENERATION, lambda _key: True, limits)
-    first = [apply(state, Put(b"k", b"%d" % n), name=name(n))[0] for n in range(2)]
-    assert apply(state, Put(b"k", b"2"), name=name(2)) == [Refused("table_full")]
+    first = [apply(state, Put(b"k", b"%d" % n), name=name(n, 1))[0] for n in range(2)]
+    assert apply(state, Put(b"k", b"2"), name=name(2, 1)) == [Refused("table_full")]
     assert entry_of(state, b"k").value == b"1"
-    again = [apply(state, Put(b"k", b"%d" % n), name=name(n))[0] for n in range(2)]
+    again = [apply(state, Put(b"k", b"%d" % n), name=name(n, 1))[0] for n in range(2)]
     assert again == first
     apply(state, Forget((), ()))
     apply(state, Forget(tuple(state.free_keys()), tuple(state.sessions())))
-    assert apply(state, Put(b"k", b"2"), name=name(2)) == [PutResult(3, 3)]
+    assert apply(state, Put(b"k", b"2"), name=name(2, 2)) == [PutResult(3, 3)]
 
 
 def test_what_is_forgotten_is_gone_for_good(state: StateMachine) -> None:
     """After its time a name is free again, and nothing of it is left in memory or digest."""
     apply(state, Put(b"k", b"1"), name=FreeKey("f"))
-    apply(state, Put(b"k", b"2"), name=SessionKey("s", 0, 0))
+    apply(state, Put(b"k", b"2"), name=SessionKey("s", 0, 0, 1))
     assert apply(state, Forget((), ()), Forget(("f", "gone"), ("s", "gone"))) == [Done(), Done()]
     assert (len(state.memory), state.memory.bytes, state.memory.hash) == (0, 0, 0)
     assert apply(state, Put(b"k", b"3"), name=FreeKey("f")) == [PutResult(3, 3)]
@@ -467,22 +485,22 @@ def test_what_is_forgotten_is_gone_for_good(state: StateMachine) -> None:
 
 def test_forgetting_spares_names_used_since_the_forget_before(state: StateMachine) -> None:
     """A retry that reached the log between the leader's look and its command stays safe."""
-    apply(state, Put(b"k", b"1"), name=SessionKey("s", 0, 0))
+    apply(state, Put(b"k", b"1"), name=SessionKey("s", 0, 0, 1))
     apply(state, Forget((), ()))
-    used = apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0))
+    used = apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0, 1))
     new = apply(state, Put(b"k", b"3"), name=FreeKey("f"))
     apply(state, Forget(("f",), ("s",)))  # decided before these two were in the log
-    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0)) == used
+    assert apply(state, Put(b"k", b"2"), name=SessionKey("s", 1, 0, 1)) == used
     assert apply(state, Put(b"k", b"3"), name=FreeKey("f")) == new
 
 
 def test_names_are_listed_longest_unused_first(state: StateMachine) -> None:
     """So that a leader sees what is due at bounded cost."""
     for number in range(3):
-        apply(state, Put(b"k", b""), name=SessionKey(f"s{number}", 0, 0))
+        apply(state, Put(b"k", b""), name=SessionKey(f"s{number}", 0, 0, 1))
         apply(state, Put(b"k", b""), name=FreeKey(f"f{number}"))
         apply(state, Forget((), ()))
-    apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0))
+    apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0, 1))
     assert list(state.sessions()) == ["s1", "s2", "s0"]
     assert list(state.free_keys()) == ["f0", "f1", "f2"]
     assert state.memory.unused_since(2, 100) == Forget(("f0", "f1"), ("s1",), 3)
@@ -501,8 +519,8 @@ def test_the_digest_depends_on_everything_replicas_must_agree_on(state: StateMac
         (Put(b"k", b"1"), None),
         (Put(b"k", b"1"), None),
         (Put(b"k", b"2"), FreeKey("f")),
-        (Put(b"k", b"2"), SessionKey("s", 5, 0)),
-        (Put(b"k", b"2"), SessionKey("s", 5, 3)),
+        (Put(b"k", b"2"), SessionKey("s", 5, 0, 1)),
+        (Put(b"k", b"2"), SessionKey("s", 5, 3, 1)),
         (Delete(b"k"), None),
         (Forget((), ()), None),
         (Seal(9), None),
@@ -531,7 +549,7 @@ def test_transactions_that_only_read_are_not_remembered(state: StateMachine) -> 
     """Doing one again does no harm; keeping what it read would fill the memory."""
     apply(state, Put(b"k", bytes(1000)))
     before = state.memory.hash
-    name = SessionKey("s", 1, 1)
+    name = SessionKey("s", 1, 1, 1)
     [result] = apply(state, Txn((), (Get(b"k"),), ()), name=name)
     assert isinstance(result, TxnResult)
     assert state.memory.hash == before
@@ -545,3 +563,70 @@ def test_transaction_that_reads_too_much_writes_nothing(state: StateMachine) -> 
     assert state.get(b"new").entry is None
     [fits] = apply(state, Txn((), (Put(b"new", b""), *reads[1:]), ()))
     assert isinstance(fits, TxnResult)
+
+
+BIG = bytes(5 * 2**20)
+
+
+@pytest.mark.parametrize("deletes", [0, 1, 2])
+def test_ranges_count_with_the_entry_that_they_return_whatever_its_size(
+    state: StateMachine, deletes: int
+) -> None:
+    """Two of them are more than a transaction may read, so it writes nothing."""
+    smaller = [b"%d" % number for number in range(deletes)]
+    apply(state, *(Put(key, b"") for key in smaller), Put(b"big", BIG))
+    writes: list[Put | Delete | Range] = [*map(Delete, smaller), Put(b"new", b"")]
+    ranges = (Range(b"", None, 1, bytes_max=1),) * 2
+    digest = state.digest
+    assert apply(state, Txn((), (*writes, *ranges), ())) == [Refused("too_large")]
+    assert state.digest == digest
+    [fits] = apply(state, Txn((), (*writes, ranges[0]), ()))
+    assert isinstance(fits, TxnResult)
+
+
+def test_ranges_count_with_what_the_transaction_puts(state: StateMachine) -> None:
+    """It may be what they return first."""
+    ranges = (Range(b"a", b"b", 1, bytes_max=1),) * 2
+    assert apply(state, Txn((), (Put(b"a", BIG), *ranges), ())) == [Refused("too_large")]
+    [elsewhere] = apply(state, Txn((), (Put(b"b", BIG), *ranges), ()))
+    assert isinstance(elsewhere, TxnResult)
+
+
+def test_ranges_of_keys_count_without_values(state: StateMachine) -> None:
+    """They return none."""
+    apply(state, Put(b"a", BIG))
+    ranges = (Range(b"", None, 1, keys_only=True, bytes_max=1),) * 9
+    [result] = apply(state, Txn((), (Put(b"b", b""), *ranges), ()))
+    assert isinstance(result, TxnResult)
+
+
+def test_ranges_in_a_log_of_format_1_count_as_they_did(state: StateMachine) -> None:
+    """There ranges counted with what they asked for, and replicas must come to the same state."""
+    apply(state, Put(b"a", BIG))
+    txn = Txn((), (Put(b"b", b""), *(Range(b"", None, 1, bytes_max=1),) * 2), ())
+    [result] = state.apply(Batch(1, state.generation, 0, (Command(txn),)))
+    assert isinstance(result, TxnResult)
+
+
+@pytest.mark.parametrize("form", [1, BATCH_FORMAT])
+def test_every_outcome_fits_into_a_snapshot(state: StateMachine, form: int) -> None:
+    """Else none could be written for as long as it is remembered; logs of format 1 have such."""
+    apply(state, *(Put(b"%d" % number, bytes(12 * 2**20)) for number in range(8)))
+    ranges = tuple(Range(b"%d" % number, None, 1) for number in range(7))
+    txn = Txn((), (Put(b"x", b"y"), *ranges), ())
+    retried = Batch(form, state.generation, 0, (Command(txn, FreeKey("k")),))
+    first = state.apply(retried)
+    records = list(state.snapshot_records())
+    assert max(map(len, records)) < RECORD_BYTES_MAX
+    restorer = StateMachine.restore(state.generation, lambda _: True)
+    for record in records:
+        restorer.feed(record)
+    restored = restorer.finish()
+    assert restored.digest == state.digest
+    assert restored.apply(retried) == first
+    for cut in range(len(records) - 3, len(records)):
+        restorer = StateMachine.restore(state.generation, lambda _: True)
+        for record in records[:cut]:
+            restorer.feed(record)
+        with pytest.raises(CorruptSnapshot):
+            restorer.finish()

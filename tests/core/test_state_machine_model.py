@@ -62,6 +62,7 @@ class SessionModel:
 
     low: int
     epoch: int
+    born: int
     outcomes: dict[int, tuple[object, WriteResult]] = field(default_factory=dict)
 
 
@@ -74,6 +75,7 @@ class Model:
     free: dict[str, tuple[object, WriteResult, int]] = field(default_factory=dict)
     sessions: dict[str, SessionModel] = field(default_factory=dict)
     epoch: int = 0
+    forgotten_birth: int = 0
     is_sealed: bool = False
 
     def apply(self, batch: Batch) -> list[WriteResult]:
@@ -121,17 +123,22 @@ class Model:
         self.free[key] = (operation, outcome, self.epoch)
         return outcome
 
-    def once_in_session(
+    def once_in_session(  # noqa: PLR0911 - as many refusals
         self, name: SessionKey, operation: Put | Delete | Txn, revision: int
     ) -> WriteResult:
         """Apply in a session."""
         known = self.sessions.get(name.session)
+        if known is not None and known.born != name.born:
+            return Refused("key_reused")
         if name.sequence < max(name.low, known.low if known else 0):
             return Refused("forgotten")
         if known is None:
+            latest = max(self.forgotten_birth, 2**52) + 2**30
+            if name.born <= self.forgotten_birth or name.born > latest:
+                return Refused("forgotten", self.forgotten_birth)
             if len(self.sessions) == LIMITS.sessions_max:
                 return Refused("table_full")
-            known = self.sessions[name.session] = SessionModel(name.low, self.epoch)
+            known = self.sessions[name.session] = SessionModel(name.low, self.epoch, name.born)
         known.epoch = self.epoch
         known.low = max(known.low, name.low)
         known.outcomes = {n: kept for n, kept in known.outcomes.items() if n >= known.low}
@@ -151,7 +158,8 @@ class Model:
                 del self.free[key]
         for name in forget.sessions:
             if name in self.sessions and self.sessions[name].epoch < self.epoch:
-                del self.sessions[name]
+                born = self.sessions.pop(name).born
+                self.forgotten_birth = max(self.forgotten_birth, born)
         self.epoch += 1
 
     def execute(self, operation: Put | Delete | Txn, revision: int) -> WriteResult:
@@ -233,6 +241,8 @@ class Model:
 
     def holds(self, compare: Compare) -> bool:
         """Compare as etcd does."""
+        if compare.target == "value" and compare.key not in self.entries:
+            return False
         entry = self.entries.get(compare.key, Entry(compare.key, b"", 0, 0, 0))
         actual = {
             "value": entry.value,
@@ -299,11 +309,12 @@ FORGETS = st.builds(
     Forget, st.lists(FREE_NAMES, max_size=5).map(tuple), st.lists(SESSION_NAMES).map(tuple)
 )
 SEQUENCES = st.integers(0, 6)
+BIRTHS = st.sampled_from([1, 1, 1, 2, 3, 0, 2**52 + 2**30, 2**52 + 2**30 + 1, 2**63 - 1])
 NAMES = (
     st.none()
     | st.builds(FreeKey, FREE_NAMES)
-    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, SEQUENCES)
-    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, st.just(0))
+    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, SEQUENCES, BIRTHS)
+    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, st.just(0), st.just(1))
 )
 WRITES = st.builds(Command, PLAIN_PUTS | PUTS | DELETES | TXNS, NAMES)
 COMMANDS = WRITES | WRITES | WRITES | WRITES | st.builds(Command, FORGETS, NAMES)
@@ -386,7 +397,8 @@ def test_different_states_have_different_digests(left: list[Batch], right: list[
 def contents(state: StateMachine) -> list[bytes]:
     """Return all that a state is made of, in small pieces."""
     entries = [msgspec.msgpack.encode(entry) for entry in state.range(Range(b"", None, 99)).entries]
-    rest = (state.last_revision, state.sealed_for, state.memory.epoch)
+    memory = state.memory
+    rest = (state.last_revision, state.sealed_for, memory.epoch, memory.forgotten_birth)
     return [*entries, *state.memory.records(), msgspec.msgpack.encode(rest)]
 
 
@@ -398,7 +410,7 @@ def large_state(keys: int = 600) -> StateMachine:
     state = StateMachine(GENERATION, owns)
     for number in range(keys):
         put = Put(b"key-%05d" % number, b"v" * (number % 300 if number < 500 else 1_000))
-        names = (FreeKey(f"f{number}"), SessionKey("s", number, 0))
+        names = (FreeKey(f"f{number}"), SessionKey("s", number, 0, 1))
         commands = tuple(Command(put, name) for name in names)
         state.apply(Batch(BATCH_FORMAT, GENERATION, 7, commands))
     state.apply(Batch(BATCH_FORMAT, GENERATION, 7, (Command(Put(b"big", bytes(200_000))),)))
@@ -457,8 +469,8 @@ def test_no_records_are_no_snapshot() -> None:
 
 def test_a_snapshot_of_a_newer_format_is_told_from_damage() -> None:
     """It asks for an upgrade."""
-    with pytest.raises(UnknownFormat, match="format 2"):
-        finish_from([msgspec.msgpack.encode([2, "other"])])
+    with pytest.raises(UnknownFormat, match="format 3"):
+        finish_from([msgspec.msgpack.encode([3, "other"])])
 
 
 def test_a_snapshot_of_another_generation_is_refused() -> None:

@@ -13,7 +13,7 @@ from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
 from raftkv.core.state_machine import StateMachine
 from raftkv.engine.router import Router
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import Limits, Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
@@ -84,6 +84,9 @@ class FakeLinks:
         self.connected = frozenset(connected)
         self.sent: list[tuple[str, int, bytes]] = []
         self.lags: dict[str, float] = {}
+        self.busy = False
+        """Whether nothing leaves until the test lets it go."""
+        self.waiting: list[tuple[str, int, int, Callable[[], bytes | None]]] = []
 
     def is_connected(self, peer: str) -> bool:
         """Whether the peer is there."""
@@ -93,13 +96,40 @@ class FakeLinks:
         """How late the peer's messages may be, as the test says."""
         return self.lags.get(peer, 0.0)
 
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Record, if the peer is there."""
-        assert not bulk
-        if peer not in self.connected:
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """Record, if the peer is there and takes small messages at once."""
+        if peer not in self.connected or self.busy:
             return False
         self.sent.append((peer, channel, payload))
         return True
+
+    def offer(
+        self,
+        peer: str,
+        channel: int,
+        size_bytes: int,
+        encode: Callable[[], bytes | None],
+        *,
+        bytes_max: int,
+    ) -> bool:
+        """Let it wait if the links are busy and it fits, else record it at once."""
+        if peer not in self.connected:
+            return False
+        waiting_bytes = sum(size for to, at, size, _ in self.waiting if (to, at) == (peer, channel))
+        if size_bytes and waiting_bytes and waiting_bytes + size_bytes > bytes_max:
+            return False
+        self.waiting.append((peer, channel, size_bytes, encode))
+        if not self.busy:
+            self.let_go()
+        return True
+
+    def let_go(self, count: int | None = None) -> None:
+        """Let what waits leave, or the oldest of it."""
+        leaving, self.waiting = self.waiting[:count], [] if count is None else self.waiting[count:]
+        for peer, channel, _, encode in leaving:
+            payload = encode()
+            if payload is not None:
+                self.sent.append((peer, channel, payload))
 
     def calls(self) -> list[tuple[str, Call]]:
         """Return the calls forwarded so far, and forget them."""
@@ -122,6 +152,7 @@ class FakeGroup:
         self.reject: Rejection | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(ManualLoop(), StageDurations())
+        self.config = SimpleNamespace(limits=Limits())
         self.reads = SimpleNamespace(confirm=self._confirm)
         self.freshness = SimpleNamespace(ensure=self._ensure, age_ms=lambda: 42)
 

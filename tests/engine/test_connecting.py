@@ -14,6 +14,7 @@ from test_late_connect import NoBook, NoHandler
 from raftkv.cli.certs import make_certificates
 from raftkv.engine.config import RaftOptions
 from raftkv.engine.handshake import LinkHello
+from raftkv.engine.jobs import ThreadJobs
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import ConnectDeadlines, TcpNetwork, TooSlow
 from raftkv.engine.node import _seams
@@ -166,10 +167,12 @@ def test_times_of_links_follow_those_of_raft() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        usual = _seams(loop, RealDisk(), RaftOptions())
+        jobs = ThreadJobs(loop, 1, "jobs")
+        usual = _seams(loop, RealDisk(), jobs, RaftOptions())
         patient = _seams(
             loop,
             RealDisk(),
+            jobs,
             RaftOptions(
                 heartbeat_ms=500, election_timeout_ms_min=8000, election_timeout_ms_max=16000
             ),

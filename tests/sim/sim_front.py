@@ -7,25 +7,31 @@ from sim_parts import Bench, Cluster, small_options
 
 from raftkv.rpc.messages import (
     GetRequest,
+    Request,
     Response,
 )
-from raftkv.sim.client import Doors, Lost
+from raftkv.sim.client import Doors
+from raftkv.sim.front_end import Lost
+
+READ = GetRequest(b"k")
 
 
 class Front:
     """Real doors to a real node, and a client's loop."""
 
-    def __init__(self) -> None:
-        self.cluster = Cluster(small_options())
+    def __init__(self, seed: int = 1) -> None:
+        self.cluster = Cluster(small_options(seed))
         self.bench = Bench(scheduler=self.cluster.world.scheduler)
         self.loop = self.bench.loop
         self.doors = Doors(self.bench.scheduler, self.loop, Random(1))
 
-    def ask(self, remaining_ms: int = 2000) -> "asyncio.Task[Response]":
-        """Read a key."""
-        return self.loop.create_task(
-            self.doors.ask(self.cluster.machine, GetRequest(b"k"), remaining_ms)
-        )
+    def ask(
+        self,
+        request: Request = READ,
+        remaining_ms: int = 2000,
+    ) -> "asyncio.Task[Response]":
+        """Ask the node; read a key, unless something else is asked for."""
+        return self.loop.create_task(self.doors.ask(self.cluster.machine, request, remaining_ms))
 
     def lost(self, task: "asyncio.Task[Response]") -> bool:
         """Whether the request had been sent when the answer was lost."""

@@ -53,7 +53,13 @@ def small_options(seed: int = 1, **changes: Any) -> Options:
     usual = {
         "nodes": 1, "replicas": 1, "shards": 1, "faults": (), "heartbeat_ms": 250,
         "election_ms": 1000, "ping_ms": 500, "snapshot_after_entries": 40,
-        "segment_bytes": 64 * 1024, "delay_us": 50, "sync_us": 200,
+        "segment_bytes": 64 * 1024, "delay_us": 50, "sync_us": 200, "call_ms": 2000,
+        "value_bytes": 6000,
+        "entry_commands": 64, "queue_commands": 1024, "reads_waiting": 8192,
+        "batch_operations": 512, "append_bytes": 2**19, "append_window": 8, "chunk_bytes": 2**18,
+        "chunk_window": 8, "bulk_chunks": 2, "link_windows": 32, "apply_operations": 4096,
+        "restore_records": 4, "free_keys": 1, "free_keys_max": 250_000, "sessions_max": 50_000,
+        "name_lifetime_s": 120.0, "in_flight_max": 8192, "worker_life_s": 0.0, "cut_share": 0.0,
     }  # fmt: skip
     return Options.of(seed, 0.1, **(usual | changes))
 

@@ -253,7 +253,7 @@ def test_sums_are_written_as_json(simulate: Simulate, tmp_path: Path) -> None:
     assert sums == {
         "seeds": 3, "simulated_s": 660.0, "cpu_s": 6.0, "speed": 110.0,
         "operations": 300, "elections": 9, "outcomes": {"ok": 270, "fail": 30},
-        "faults": {"kill": 6}, "refused": {"WalDamaged": 3},
+        "faults": {"kill": 6}, "without_effect": {}, "refused": {"WalDamaged": 3},
         "failed": [{"command": "raftkv sim --seed 1", "violation": "the register lied"}],
     }  # fmt: skip
 

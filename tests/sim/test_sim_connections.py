@@ -1,9 +1,11 @@
 """Simulated connections: how they are made, how they end, and how they hold up a sender."""
 
+from functools import partialmethod
+
 import pytest
 from stream_net import EOF, OPEN, Net, Peer
 
-from raftkv.sim import streams
+from raftkv.sim.fabric import Fabric
 
 # --- connections -----------------------------------------------------------------------------
 
@@ -235,7 +237,7 @@ def test_a_machine_that_is_back_knows_nothing_of_old_connections(when: str) -> N
 @pytest.fixture
 def small_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that hold 1,000 bytes of one direction, both together."""
-    monkeypatch.setattr(streams, "KERNEL_BYTES", 1000)
+    monkeypatch.setattr(Fabric, "__init__", partialmethod(Fabric.__init__, kernel_bytes=1000))
 
 
 @pytest.mark.usefixtures("small_kernels")

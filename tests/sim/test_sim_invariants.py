@@ -12,6 +12,7 @@ import pytest
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.state_machine import StateMachine
 from raftkv.raft.group import Group
+from raftkv.raft.host import GroupBounds
 from raftkv.raft.journal import GroupJournal
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.ledger import Ledger
@@ -72,7 +73,9 @@ class Replica:
         self.group = SimpleNamespace(
             id=GROUP, journal=self.journal, term=0, is_leader=False, commit_index=1,
             applied_index=1, last_index=1, digests=SimpleNamespace(mismatch=None),
-            config=SimpleNamespace(members=tuple("abc"), owns=lambda _: True),
+            config=SimpleNamespace(
+                members=tuple("abc"), owns=lambda _: True, bounds=GroupBounds()
+            ),
             state=SimpleNamespace(digest=0, last_revision=0),
         )  # fmt: skip
         host = SimpleNamespace(turns=0, groups={GROUP: cast("Group", self.group)})

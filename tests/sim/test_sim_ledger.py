@@ -18,6 +18,7 @@ from raftkv.core.operations import (
     Delete,
     DeleteResult,
     Forget,
+    FreeKey,
     Get,
     GetResult,
     Put,
@@ -29,6 +30,7 @@ from raftkv.core.operations import (
 )
 from raftkv.engine.engine import Engine
 from raftkv.raft.group import Group
+from raftkv.raft.host import GroupBounds
 from raftkv.raft.journal import NO_OP, REGULAR
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -40,6 +42,7 @@ from raftkv.rpc.messages import (
     Served,
     WriteRequest,
 )
+from raftkv.sim import client
 from raftkv.sim.ledger import Ledger
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
@@ -47,9 +50,9 @@ from raftkv.sim.violation import Violation
 from raftkv.storage.disk import DiskError
 
 PUT = Command(Put(b"k", b"v"))
-KEYED = Command(Put(b"k", b"v"), SessionKey("client 0", 1, 1))
+KEYED = Command(Put(b"k", b"v"), SessionKey("client 0", 1, 1, 1))
 DELETE = Command(Delete(b"absent"))
-READ = Command(Txn((), (Get(b"k"),), ()), SessionKey("client 0", 2, 1))
+READ = Command(Txn((), (Get(b"k"),), ()), SessionKey("client 0", 2, 1, 1))
 UNKNOWN = Failure("timeout", "no answer in time")
 DENIED = Failure("no_leader", "nobody leads", definite=True)
 
@@ -61,7 +64,9 @@ class Shard:
         self.ledger = Ledger()
         self.group = cast(
             "Group",
-            SimpleNamespace(id=GroupId(0, 1), config=SimpleNamespace(owns=lambda _: True)),
+            SimpleNamespace(
+                id=GroupId(0, 1), config=SimpleNamespace(owns=lambda _: True, bounds=GroupBounds())
+            ),
         )
         self._calls = 0
         self.revision = 0
@@ -193,13 +198,14 @@ def test_an_entry_that_a_shard_refuses_is_not_applied() -> None:
 
 def test_a_write_takes_effect_once_under_its_key() -> None:
     """Also when the shard has forgotten the key before the copy arrives."""
+    named = Command(Put(b"k", b"v"), FreeKey("f"))  # a session would not be let in again
     shard = Shard()
-    shard.ask(KEYED)
-    shard.commit(KEYED)
+    shard.ask(named)
+    shard.commit(named)
     for _ in range(2):  # not what was used since the last time
-        shard.commit(Command(Forget((), ("client 0",))))
+        shard.commit(Command(Forget(("f",), ())))
     with pytest.raises(Violation, match="took effect more than once"):
-        shard.commit(KEYED)
+        shard.commit(named)
 
 
 def test_a_read_only_transaction_may_be_repeated() -> None:
@@ -269,7 +275,10 @@ def test_a_run_ends_with_the_lie_that_a_client_was_told(
         honest(self, call, tell)
 
     monkeypatch.setattr(Engine, "handle", handle)
-    report = run(Options.of(1, 0.05, workloads=("append",), faults=(), operations_per_s=40.0))
+    monkeypatch.setattr(client, "AGAIN_SHARE", 0.0)  # clients would see the lie themselves
+    report = run(
+        Options.of(1, 0.05, workloads=("append",), faults=(), operations_per_s=40.0, copies=0.0)
+    )
     seen = {"done": "of 0 entries", "not done": "certainly not applied"}
     assert report.violation is not None
     assert seen[lie] in report.violation

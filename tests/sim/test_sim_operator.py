@@ -10,18 +10,28 @@ from sim_parts import Bench, Cluster, small_options
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.engine import Engine
-from raftkv.sim.client import Client
-from raftkv.sim.faults import FAULTS, Stage
+from raftkv.sim.client import Client, Doors
+from raftkv.sim.faults import FAULTS
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.operator import Operator
+from raftkv.sim.stage import Stage
 
 
 def stage_of(cluster: Cluster, loop: SimLoop) -> Stage:
     """The stage of an operator who runs on ``loop``."""
+    scheduler = cluster.world.scheduler
+    client = Client(
+        0,
+        Doors(scheduler, loop, Random(1)),
+        lambda: cluster.machines,
+        Random(2),
+        idempotent=False,
+        now_s=lambda: scheduler.now_s,
+    )
     return Stage(
         cluster.world,
-        cast("Client", None),
+        client,
         later=loop.call_later,
         start=loop.create_task,
         damaged=lambda _: None,
@@ -43,7 +53,7 @@ def test_what_was_healed_stays_whole(seed: int) -> None:
         assert not any(world.fabric.path(*pair).silent for pair in permutations(world.names, 2))
 
 
-@pytest.mark.parametrize("kind", sorted(FAULTS.keys() - {"transfer"}))
+@pytest.mark.parametrize("kind", sorted(FAULTS))
 def test_a_power_cut_that_is_due_waits_for_the_machine_itself(kind: str) -> None:
     """A fault is done to a machine, not by it: it is not the operation that the cut waits for."""
     cluster = Cluster(small_options(nodes=3, replicas=3), boot=False)
@@ -51,6 +61,7 @@ def test_a_power_cut_that_is_due_waits_for_the_machine_itself(kind: str) -> None
     for machine in cluster.world.machines.values():
         machine.disk.crash_at = machine.disk.operations + 1
     FAULTS[kind](stage_of(cluster, loop), Random(1))
+    loop.end()
 
 
 class Shards:

@@ -30,18 +30,18 @@ def test_every_seed_is_a_cluster_that_can_be(seed: int) -> None:
     options = Options.of(seed)
     assert 1 <= options.replicas <= options.nodes
     assert options.election_ms > 3 * options.heartbeat_ms
-    assert 3 <= len(options.faults) <= len(set(options.faults))
+    assert 1 <= len(options.faults) <= len(set(options.faults))
     assert set(options.faults) <= set(FAULTS)
     assert len(options.workloads) >= 2
     assert set(options.workloads) <= set(WORKLOADS)
 
 
 def test_seeds_differ() -> None:
-    """Together, a hundred of them use every fault, every workload and both sizes of groups."""
+    """Together, a hundred of them use every fault, every workload and every size of groups."""
     many = [Options.of(seed) for seed in range(100)]
     assert {fault for options in many for fault in options.faults} == set(FAULTS)
     assert {kind for options in many for kind in options.workloads} == set(WORKLOADS)
-    assert {options.replicas for options in many} == {3, 5}
+    assert {options.replicas for options in many} == {1, 2, 3, 5}
     assert len(set(many)) == 100
 
 
@@ -76,7 +76,7 @@ def test_faults_come_in_order_within_the_run(seed: int, minutes: float) -> None:
     assert [fault.at_s for fault in found] == sorted(fault.at_s for fault in found)
     assert all(FIRST_S < fault.at_s <= minutes * 60 for fault in found)
     assert all(fault.kind in options.faults for fault in found)
-    assert all(0 < fault.duration_s < 60 for fault in found)
+    assert all(0 < fault.duration_s < 240 for fault in found)
     assert len({fault.seed for fault in found}) == len(found)
 
 

@@ -49,6 +49,7 @@ def test_what_is_lost_after_its_last_use_is_found(monkeypatch: pytest.MonkeyPatc
         return put(self, asked, held)
 
     monkeypatch.setattr(StateMachine, "_put", forgetful)
-    report = run(Options.of(0, 2.5, shards=1, workloads=("register",), faults=("kill",)))
+    shape = {"nodes": 3, "replicas": 3, "shards": 1, "sessions_max": 10**6, "free_keys_max": 10**6}
+    report = run(Options.of(0, 2.5, workloads=("register",), faults=("kill",), **shape))
     assert report.violation is not None
     assert report.violation.startswith("register r0-")

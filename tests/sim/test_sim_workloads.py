@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 from random import Random
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
@@ -17,10 +17,14 @@ from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
 from raftkv.core.operations import (
     Delete,
+    DeleteResult,
     GetResult,
+    Put,
     PutResult,
+    Range,
     RangeResult,
     Refused,
+    Txn,
     TxnResult,
 )
 from raftkv.rpc.messages import (
@@ -169,11 +173,11 @@ class Theatre(Front):
 
     def verdict(self, name: str) -> Verdict:
         """What the checker says."""
-        return check(pair(self.recorder.events[name]), MODELS[name]).verdict
+        return check(self.operations(name), MODELS[MODEL_OF.get(name, name)]).verdict
 
     def operations(self, name: str) -> list[Operation]:
         """What was done."""
-        return pair(self.recorder.events[name])
+        return pair(self.recorder.events[MODEL_OF.get(name, name)])
 
 
 class Liar:
@@ -194,7 +198,12 @@ FUNCTIONS = {
     "set": {"read", "add"},
     "bank": {"init", "read", "transfer"},
     "lock": {"acquire", "release"},
+    "pages": {"read", "write", "delete"},
+    "txn": {"read", "cas", "write", "delete"},
 }
+
+MODEL_OF = {"pages": "register", "txn": "register"}
+"""Workloads that another one's model judges."""
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -219,8 +228,10 @@ class OldValues:
         self._seen: dict[bytes, list[GetResult]] = {}
 
     def __call__(self, request: Request, answer: Response) -> Response:
-        """Lie about single keys."""
+        """Lie about single keys, to reads that the checker judges."""
         if not isinstance(request, GetRequest) or not isinstance(answer, GetResult):
+            return answer
+        if request.consistency == "stale":
             return answer
         seen = self._seen.setdefault(request.key, [])
         seen.append(answer)
@@ -237,9 +248,71 @@ def test_reads_of_old_values_are_caught(name: str) -> None:
 
 def ignoring_conditions(request: Request, answer: Response) -> Response:
     """A lie: puts that were refused were done."""
-    if isinstance(request, WriteRequest) and isinstance(answer, Refused):
+    puts = isinstance(request, WriteRequest) and isinstance(request.command.operation, Put)
+    if puts and isinstance(answer, Refused) and answer.reason == "precondition":
         return PutResult(2**50, 1)
     return answer
+
+
+@pytest.mark.parametrize("name", ["pages", "txn"])
+def test_a_page_or_range_that_leaves_out_an_entry_is_caught(name: str) -> None:
+    """What it does not show up to its last key is not there."""
+
+    def without_first(result: Any) -> Any:
+        if isinstance(result, RangeResult) and len(result.entries) > 1:
+            return structs.replace(result, entries=result.entries[1:])
+        return result
+
+    def lie(_: Request, answer: Response) -> Response:
+        if isinstance(answer, TxnResult):
+            return structs.replace(answer, results=tuple(map(without_first, answer.results)))
+        return cast("Response", without_first(answer))
+
+    theatre = Theatre(lie)
+    theatre.play(name)
+    assert theatre.verdict(name) is Verdict.VIOLATION
+
+
+def test_a_branch_that_was_not_taken_is_caught() -> None:
+    """A transaction says that its condition held, which it did not."""
+
+    def lie(request: Request, answer: Response) -> Response:
+        if not isinstance(answer, TxnResult) or answer.succeeded:
+            return answer
+        assert isinstance(request, WriteRequest)
+        assert isinstance(request.command.operation, Txn)
+        done = {
+            Put: PutResult(2**50, 1),
+            Delete: DeleteResult(deleted=False, revision=None),
+            Range: next(result for result in answer.results if isinstance(result, RangeResult)),
+        }
+        results = tuple(done[type(part)] for part in request.command.operation.then)
+        return TxnResult(succeeded=True, revision=2**50, results=cast("Any", results))
+
+    theatre = Theatre(lie)
+    theatre.play("txn")
+    assert theatre.verdict("txn") is Verdict.VIOLATION
+
+
+def test_a_value_that_is_too_large_is_refused_and_leaves_nothing() -> None:
+    """A node that takes it breaks its promise."""
+    taken = PutResult(2**50, 1)
+
+    def lie(request: Request, answer: Response) -> Response:
+        return taken if isinstance(answer, Failure) and answer.code == "too_large" else answer
+
+    theatre = Theatre()
+    theatre.play("register", 120)
+    refused = [
+        operation
+        for operation in theatre.operations("register")
+        if "too_large" in operation.fields.get("error", "")
+    ]
+    assert refused
+    assert {operation.status for operation in refused} == {"fail"}
+    assert theatre.verdict("register") is Verdict.VALID
+    with pytest.raises(Violation, match=r"was taken|another request under"):
+        Theatre(lie).play("register", 120)
 
 
 @pytest.mark.parametrize("name", ["register", "lock"])

@@ -75,7 +75,7 @@ def test_operations_reach_the_engine(api: Carrier, engine: FakeEngine) -> None:
         api,
         {"op": "put", "key": "a", "value": "é", "if_revision": 5, "idempotency_key": "x"},
         {"op": "put", "key_base64": "/w==", "value_base64": "AP8=", "if_absent": True},
-        {"op": "delete", "key": "d", "session": {"id": "s", "sequence": 3, "low": 2}},
+        {"op": "delete", "key": "d", "session": {"id": "s", "sequence": 3, "low": 2, "born": 9}},
         {"op": "get", "key": "g", "consistency": "stale", "max_age_ms": 7},
         {"op": "put", "key": "e", "value": ""},
     )
@@ -84,7 +84,7 @@ def test_operations_reach_the_engine(api: Carrier, engine: FakeEngine) -> None:
             (
                 Command(Put(b"a", "é".encode(), 5), FreeKey("x")),
                 Command(Put(b"\xff", b"\0\xff", None, if_absent=True)),
-                Command(Delete(b"d"), SessionKey("s", 3, 2)),
+                Command(Delete(b"d"), SessionKey("s", 3, 2, 9)),
                 GetRequest(b"g", "stale", 7),
                 Command(Put(b"e", b"")),
             )
@@ -125,7 +125,7 @@ def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
         {**put, "if_absent": True},
         {**put, "if_revision": 5},
         {**put, "idempotency_key": "x"},
-        {**put, "session": {"id": "s", "sequence": 3, "low": 2}},
+        {**put, "session": {"id": "s", "sequence": 3, "low": 2, "born": 9}},
     ]
     body = msgspec.msgpack.encode({"operations": operations})
     api("POST", b"/v1/batch", {"Content-Type": _MSGPACK}, body)
@@ -134,7 +134,7 @@ def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
         Command(Put(b"a", b"v", if_absent=True)),
         Command(Put(b"a", b"v", 5)),
         Command(Put(b"a", b"v"), FreeKey("x")),
-        Command(Put(b"a", b"v"), SessionKey("s", 3, 2)),
+        Command(Put(b"a", b"v"), SessionKey("s", 3, 2, 9)),
     )
     assert engine.asked == [BatchRequest(commands)]
 
@@ -212,10 +212,12 @@ _BAD_OPERATIONS: list[Any] = [
         "key": "a",
         "value": "x",
         "idempotency_key": "a",
-        "session": {"id": "s", "sequence": 1, "low": 0},
+        "session": {"id": "s", "sequence": 1, "low": 0, "born": 9},
     },
-    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 2}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 2, "born": 9}},
     {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 1}},
+    {"op": "delete", "key": "a", "session": {"id": "s", "sequence": 1, "low": 1, "born": 0}},
     {"op": "get", "key": "a", "max_age_ms": 5},
     {"op": "get", "key": "a", "consistency": "eventual"},
     {"op": "range", "prefix": "a"},
@@ -333,6 +335,8 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
             {"key": "a", "target": "value", "operator": "!=", "operand": "x"},
             {"key": "a", "target": "value", "operator": "=", "operand_base64": "/w=="},
             {"key_base64": "/w==", "target": "mod", "operator": "<", "operand": 9},
+            {"key": "a", "exists": True},
+            {"key_base64": "/w==", "exists": False},
         ],
         "then": [
             {"op": "put", "key": "a", "value": "v"},
@@ -341,23 +345,43 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
         ],
         "else": [{"op": "get", "key": "a"}, {"op": "range", "prefix_base64": "/w=="}],
     }
-    _post(api, b"/v1/txn", document, {"Raftkv-Session": "s;2;1"})
+    _post(api, b"/v1/txn", document, {"Raftkv-Session": "s;2;1;9"})
     txn = Txn(
         compare=(
             Compare(b"a", "value", "!=", b"x"),
             Compare(b"a", "value", "=", b"\xff"),
             Compare(b"\xff", "mod", "<", 9),
+            Compare(b"a", "version", ">", 0),
+            Compare(b"\xff", "version", "=", 0),
         ),
         then=(Put(b"a", b"v"), Delete(b"b"), Range(b"a", b"c", 5)),
         otherwise=(Get(b"a"), Range(b"\xff", None, 100)),
     )
-    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1)))]
+    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1, 9)))]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_txn_asks_whether_a_key_exists(api: Carrier, *, there: bool) -> None:
+    """``exists`` reads as it is meant; the value of a missing key compares with nothing."""
+    if there:
+        api("PUT", b"/v1/kv/k", body=b"")
+    for compare, holds in (
+        ({"exists": True}, there),
+        ({"exists": False}, not there),
+        ({"target": "value", "operator": "=", "operand": ""}, there),
+        ({"target": "value", "operator": "!=", "operand": "x"}, there),
+    ):
+        answer = _txn(api, then=[_GET], compare=[{"key": "k", **compare}])
+        assert answer.json()["succeeded"] is holds
 
 
 def test_txn_in_messagepack(api: Carrier) -> None:
     """A transaction can be MessagePack, too."""
     document = {
-        "compare": [{"key": b"\xff", "target": "value", "operator": "=", "operand": b""}],
+        "compare": [
+            {"key": b"\xff", "exists": False},
+            {"key": b"\xff", "target": "mod", "operator": "=", "operand": 0},
+        ],
         "then": [{"op": "put", "key": b"\xff", "value": b"\0"}, {"op": "get", "key": b"\xff"}],
     }
     body = msgspec.msgpack.encode(document)
@@ -385,6 +409,13 @@ _GET = {"op": "get", "key": "a"}
         {"then": [{"op": "range", "start": "b", "end": "a"}]},
         {"then": [{"op": "range", "limit": 0}]},
         {"then": [_GET], "compare": [{"key": "a", "target": "mod", "operator": "="}]},
+        {"then": [_GET], "compare": [{"key": "a"}]},
+        {"then": [_GET], "compare": [{"key": "a", "operator": "=", "operand": 1}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": 1}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": None}]},
+        {"then": [_GET], "compare": [{"exists": True}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": True, "operator": "="}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": True, "operand": 1}]},
         {
             "then": [_GET],
             "compare": [{"key": "a", "target": "mod", "operator": "=", "operand": "5"}],

@@ -2,10 +2,11 @@
 
 import pytest
 from carriers import Carrier
+from documented import unchecked
 from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
 from raftkv.core.operations import Command, FreeKey, Put, Refused, SessionKey
-from raftkv.rpc.messages import Facts, Failure, FailureCode, GetRequest, WriteRequest
+from raftkv.rpc.messages import BatchResult, Facts, Failure, FailureCode, GetRequest, WriteRequest
 from raftkv.web.problems import KINDS
 
 _EVERY_BYTE = bytes(range(256))
@@ -183,13 +184,15 @@ def test_not_modified(api: Carrier, form: str) -> None:
         ("PUT", b"k", {"Idempotency-Key": ""}),
         ("PUT", b"k", {"Idempotency-Key": "a b"}),
         ("PUT", b"k", {"Idempotency-Key": "\xe9"}),
-        ("PUT", b"k", {"Idempotency-Key": "a", "Raftkv-Session": "s;1;0"}),
-        ("PUT", b"k", {"Raftkv-Session": "s;1"}),
-        ("PUT", b"k", {"Raftkv-Session": "s;1;2"}),
-        ("PUT", b"k", {"Raftkv-Session": "s;-1;0"}),
-        ("PUT", b"k", {"Raftkv-Session": ";1;0"}),
-        ("PUT", b"k", {"Raftkv-Session": f"{'s' * 65};1;0"}),
-        ("DELETE", b"k", {"Raftkv-Session": f"s;{2**63};0"}),
+        ("PUT", b"k", {"Idempotency-Key": "a", "Raftkv-Session": "s;1;0;9"}),
+        ("PUT", b"k", {"Raftkv-Session": "s;1;0"}),
+        ("PUT", b"k", {"Raftkv-Session": "s;1;0;0"}),
+        ("PUT", b"k", {"Raftkv-Session": f"s;1;0;{2**53}"}),
+        ("PUT", b"k", {"Raftkv-Session": "s;1;2;9"}),
+        ("PUT", b"k", {"Raftkv-Session": "s;-1;0;9"}),
+        ("PUT", b"k", {"Raftkv-Session": ";1;0;9"}),
+        ("PUT", b"k", {"Raftkv-Session": f"{'s' * 65};1;0;9"}),
+        ("DELETE", b"k", {"Raftkv-Session": f"s;{2**63};0;9"}),
     ],
 )
 def test_nonsense_is_refused_before_the_engine_hears_of_it(
@@ -239,8 +242,8 @@ def test_timeout_header(api: Carrier, engine: FakeEngine) -> None:
         ({}, None),
         ({"Idempotency-Key": "order-17!~"}, FreeKey("order-17!~")),
         ({"Idempotency-Key": "a" * 255}, FreeKey("a" * 255)),
-        ({"Raftkv-Session": "s-1;4;2"}, SessionKey("s-1", 4, 2)),
-        ({"Raftkv-Session": " s-1 ; 4 ; 4 "}, SessionKey("s-1", 4, 4)),
+        ({"Raftkv-Session": "s-1;4;2;9"}, SessionKey("s-1", 4, 2, 9)),
+        ({"Raftkv-Session": " s-1 ; 4 ; 4 ; 9 "}, SessionKey("s-1", 4, 4, 9)),
     ],
 )
 def test_idempotency_key(
@@ -312,7 +315,7 @@ def test_failures_of_the_engine(
 ) -> None:
     """Each failure has its status and says of a write what the engine said."""
     engine.answers.append(Failure(code, "because", definite=definite))
-    answer = api("PUT", b"/v1/kv/k", body=b"v")
+    answer = unchecked(api)("PUT", b"/v1/kv/k", body=b"v")
     assert (answer.status, answer.code, answer.definite) == (status, code, definite)
     assert answer.json()["detail"] == "because"
     if status in {429, 503, 507}:
@@ -325,7 +328,7 @@ def test_failed_read_is_always_definite(
 ) -> None:
     """A read changed nothing, whatever became of it."""
     engine.answers.append(Failure(code, "because", definite=definite))
-    answer = api("GET", b"/v1/kv/k")
+    answer = unchecked(api)("GET", b"/v1/kv/k")
     assert (answer.status, answer.definite) == (status, True)
 
 
@@ -344,6 +347,7 @@ def test_retry_after_of_the_engine(api: Carrier, engine: FakeEngine) -> None:
         (Refused("key_reused"), 422, True),
         (Refused("table_full"), 429, True),
         (Refused("forgotten"), 409, False),
+        (Refused("forgotten", 7), 409, False),
     ],
 )
 def test_refusals_of_the_state_machine(
@@ -353,6 +357,20 @@ def test_refusals_of_the_state_machine(
     engine.answers.append(refused)
     answer = api("PUT", b"/v1/kv/k", body=b"v")
     assert (answer.status, answer.code, answer.definite) == (status, refused.reason, definite)
+
+
+def test_an_unknown_session_is_told_which_would_be_let_in(api: Carrier, engine: FakeEngine) -> None:
+    """A write of its own, and one in a batch; an outcome below the watermark says nothing."""
+    engine.answers += [Refused("forgotten", 7), Refused("forgotten")]
+    assert api("PUT", b"/v1/kv/k", body=b"v").json()["born_after"] == 7
+    assert "born_after" not in api("PUT", b"/v1/kv/k", body=b"v").json()
+    engine.answers.append(BatchResult((Refused("forgotten", 7),)))
+    batch = b'{"operations": [{"op": "put", "key": "a", "value": "b"}]}'
+    (result,) = api("POST", b"/v1/batch", {"Content-Type": "application/json"}, batch).json()[
+        "results"
+    ]
+    members = {name: result[name] for name in ("status", "code", "definite", "born_after")}
+    assert members == {"status": 409, "code": "forgotten", "definite": False, "born_after": 7}
 
 
 def test_wrong_answer_is_a_bug_of_unknown_outcome(api: Carrier, engine: FakeEngine) -> None:

@@ -5,6 +5,7 @@ from raftkv.chaos.faults.base import Context, Fault
 from raftkv.chaos.faults.clock import ClockJump
 from raftkv.chaos.faults.corruption import BitFlip
 from raftkv.chaos.faults.disk import FullDisk
+from raftkv.chaos.faults.forwarder import ForwarderRestart
 from raftkv.chaos.faults.links import LinkTrouble, Partition
 from raftkv.chaos.faults.processes import Kill, Pause, Stop, Storm
 from raftkv.chaos.faults.wipe import Wipe
@@ -17,6 +18,7 @@ _MAKERS: dict[str, type[Fault]] = {
     "storm": Storm,
     "stop": Stop,
     "pause": Pause,
+    "forwarder": ForwarderRestart,
     "partition": Partition,
     "slow": LinkTrouble,
     "lossy": LinkTrouble,
