@@ -109,13 +109,17 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @click.command("transfer-leader")
 @click.argument("shard", type=click.IntRange(min=0))
-@click.option("--to", "target", help="Name of the node; by default the preferred one.")
+@click.option(
+    "--to",
+    "target",
+    help="Name of the node; by default the preferred one, and it may be balanced again.",
+)
 @click.option(
     "--for",
     "for_s",
     type=Duration(),
-    help="How long it is to stay there, such as 90s, 30m, 2h or 1d; by default until that node "
-    "stops. Without --to it is left to the cluster again.",
+    help="With --to: how long it is to stay there, such as 90s, 30m, 2h or 1d; by default until "
+    "that node stops.",
 )
 @json_option
 @connected

@@ -30,3 +30,20 @@ def test_one_leader_is_shown() -> None:
         "leader",
     ]
     assert [line.lag_entries for line in views.members(row, {"nodes": []})] == [None, 0]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (None, ""),
+        ({"node": "n2", "until_us": None}, "pinned to n2 by an operator until that node stops"),
+        (
+            {"node": "n2", "until_us": 1_800_000_000_000_000},
+            "pinned to n2 by an operator until 2027-01-15 08:00:00 UTC",
+        ),
+        ({"node": "n2", "until_us": 2**62}, "pinned to n2 by an operator until –"),  # noqa: RUF001
+    ],
+)
+def test_what_an_operator_has_pinned_is_said_with_its_end(told: object, said: str) -> None:
+    """In one sentence for status, explain and pages, whatever a node tells."""
+    assert views.pinned({"pinned": told}) == said
