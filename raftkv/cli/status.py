@@ -160,11 +160,16 @@ def _grid(facts: Facts) -> Table:
             str(line.shard),
             *cells,
             _reserve(line.margin),
-            since if line.facts.get("leader") else Text("no leader", style="red"),
+            since if line.facts.get("leader") else Text(_leaderless(line.facts), style="red"),
             q.count(line.facts.get("term")),
             q.count(line.facts.get("keys")),
         )
     return table
+
+
+def _leaderless(row: Facts) -> str:
+    since = row.get("no_leader_since_us")
+    return "no leader" + (f" for {q.elapsed(since, time.time_ns() // 1000)}" if since else "")
 
 
 def _reserve(margin: int | None) -> Text:

@@ -174,7 +174,7 @@ class LocalStatus:
 
     def _shard_facts(self, group: Group) -> dict[str, Any]:
         placement = self._map.placement(group.id.shard)
-        leader = group.leader if self._has_leader(group) else None
+        self._host.note_leader(group)  # its leader may have been silent for too long by now
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
         facts: dict[str, Any] = {
@@ -183,8 +183,9 @@ class LocalStatus:
             "replicas": list(placement.replicas),
             "preferred_leader": placement.preferred_leader,
             "role": "leader" if group.is_leader else "follower",
-            "leader": leader,
-            "leader_since_us": None if leader is None else leaderships.since_us,
+            "leader": leaderships.leader,
+            "leader_since_us": leaderships.since_us,
+            "no_leader_since_us": leaderships.nobody_since_us,
             "leaders": leaderships.facts(),
             "leader_changes": leaderships.changes,
             "term": group.term,
@@ -240,11 +241,6 @@ class LocalStatus:
             "at_us": facts.st_mtime_ns // 1000,
         }
 
-    def _has_leader(self, group: Group) -> bool:
-        """Whether the leader was heard recently; an old belief is worth nothing to an operator."""
-        age = group.leader_contact_age_s
-        return age is not None and age < 2 * group.config.timing.election_max_s
-
     def _sync_percentiles(self) -> dict[str, float | None]:
         samples = sorted(self._host.sync_seconds)
         if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
@@ -271,7 +267,7 @@ class LocalStatus:
         checks: dict[str, str | None] = {}
         for group in self._host.groups.values():
             # A follower goes on believing in a leader that died with the quorum.
-            well = group.is_ready and self._has_leader(group)
+            well = group.is_ready and group.leader_heard is not None
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None
@@ -306,9 +302,12 @@ class LocalStatus:
         }
         if group is not None:
             entry = group.state.get(key).entry
+            self._host.note_leader(group)
+            known = self._host.leaderships[group.id]
             facts |= {
-                "leader": group.leader if self._has_leader(group) else None,
-                "leader_since_us": self._host.leaderships[group.id].since_us,
+                "leader": known.leader,
+                "leader_since_us": known.since_us,
+                "no_leader_since_us": known.nobody_since_us,
                 "term": group.term,
                 "local_revision": None if entry is None else entry.mod_revision,
                 "applied_index": group.applied_index,

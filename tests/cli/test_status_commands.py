@@ -153,3 +153,13 @@ def test_what_a_server_refuses_with_does_not_drive_the_terminal() -> None:
     assert shown.exit_code not in (0, 1)
     assert "raftkv: forged" in shown.stderr
     assert shown.stderr[:-1].isprintable()
+
+
+def test_status_says_what_is_pinned_and_for_how_long_nobody_has_led(run: Run) -> None:
+    """An operator's own doing is not to look like a fault, nor an outage like a moment."""
+    status = facts(leader=None)
+    status["shards"][0] |= {"no_leader_since_us": time.time_ns() // 1000 - 42_400_000}
+    status["shards"][1] |= {"pinned": {"node": "n3", "until_us": None}}
+    said = run(status, "status").stdout
+    assert "no leader for 42 s" in said
+    assert "The leadership of shard 1 is pinned to n3 by an operator until that node stops" in said

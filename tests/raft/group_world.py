@@ -248,7 +248,7 @@ class GroupWorld(World):
     ) -> None:
         super().__init__(names)
         self.policy = policy
-        self.bounds = bounds or GroupBounds()  # made now: a test may have changed what they are
+        self.bounds = GroupBounds() if bounds is None else bounds  # as they are now
         self.nodes: dict[str, GroupNode] = {}
         self._seed = seed
         self._lives = 0
