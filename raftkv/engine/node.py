@@ -135,6 +135,11 @@ class Node:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
         await start_resolver_threads(loop)
+        if config.security.insecure:
+            _logger.warning(
+                "security.insecure = true: whoever reaches this node's ports may read and change "
+                "what goes over them, and without tokens all data"
+            )
         disk = RealDisk()
         data = open_data_dir(disk, Path(config.node.data_dir), config.cluster.id, config.node.name)
         security = link_security(config.security)

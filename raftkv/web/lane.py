@@ -17,7 +17,8 @@ from a2wsgi import WSGIMiddleware
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served
 from raftkv.web.admission import Admission
-from raftkv.web.auth import Authenticator
+from raftkv.web.audit import AUDIT
+from raftkv.web.auth import AccessError, Authenticator
 from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
@@ -141,6 +142,8 @@ class Lane:
                 action, raw_key, scope, receive, send, headers=headers, request_id=request_id
             )
         except HttpError as error:
+            if isinstance(error, AccessError):
+                AUDIT.login_failed(scope.get("client"), error, request_id)
             response = error.response(self._me)
         except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
             _LOG.exception(

@@ -83,7 +83,7 @@ class Operators:
         if role is not None:
             header = flask.request.headers.get("Authorization")
             raw = None if header is None else header.encode("latin-1")
-            self._carrier.auth.check(raw, role)
+            self._carrier.authenticate(raw, role)
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
@@ -169,7 +169,7 @@ class Operators:
         except msgspec.MsgspecError as error:
             raise invalid(f"the body does not fit: {error}") from error
         wait_s = timeout_s(request_headers(), self._carrier.limits)
-        reply = self._carrier.engine.call(TransferRequest(shard, wanted.target), wait_s)
+        reply = self._carrier.transfer(TransferRequest(shard, wanted.target), wait_s)
         return self._json(reply, facts_of(reply))
 
     # --- conventions ---------------------------------------------------------------------------
