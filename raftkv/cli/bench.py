@@ -14,6 +14,7 @@ from raftkv.bench import profile as profile_bench
 from raftkv.bench.report import Report
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.measuring import measuring
+from raftkv.engine.config import SHARDS_MAX
 
 
 @click.group("bench")
@@ -121,7 +122,7 @@ def growth_command(
 
 
 @bench_command.command("idle")
-@click.option("--groups", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option("--groups", type=click.IntRange(1, SHARDS_MAX), default=64, show_default=True)
 @click.option(
     "--seconds", type=click.FloatRange(1.0), default=20.0, show_default=True, help="How long."
 )

@@ -16,6 +16,7 @@ from raftkv.check.history import Format, HistoryError, Operation, guess_format, 
 from raftkv.check.model import shown
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import PartResult, Result, Verdict
+from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_UNREADABLE = 3
@@ -27,6 +28,9 @@ ROWS_MAX = 20
 
 AROUND_MAX = 8
 """So many operations are shown before one that nothing explains."""
+
+COMPLAINT_CHARACTERS_MAX = 500
+"""What does not fit may be as long as the file."""
 
 _STYLES = {Verdict.VALID: "green", Verdict.VIOLATION: "bold red", Verdict.UNKNOWN: "yellow"}
 
@@ -87,7 +91,9 @@ def check_command(
 
 
 def _fail(line: str) -> NoReturn:
-    click.echo(f"raftkv: {line}", err=True)
+    if len(line) > COMPLAINT_CHARACTERS_MAX:
+        line = f"{line[:COMPLAINT_CHARACTERS_MAX]} ..."
+    click.echo(f"raftkv: {visible(line)}", err=True)
     sys.exit(EXIT_UNREADABLE)
 
 
@@ -127,7 +133,7 @@ def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> N
     for part in result.parts:
         # Beside a violation it says nothing that other keys were not decided.
         if part.verdict is result.verdict is not Verdict.VALID:
-            console.print(Text.assemble(("key ", "bold"), _name(part), f": {part.reason}"))
+            console.print(Text.assemble(("key ", "bold"), _name(part), f": {visible(part.reason)}"))
         if part.offending is not None:
             console.print(_around(part, by_index, timed=timed))
     line = Text(f"{result.verdict}: ", style=_STYLES[result.verdict])
@@ -167,7 +173,7 @@ def _around(part: PartResult, by_index: dict[int, Operation], *, timed: bool) ->
     def cells(operation: Operation) -> tuple[str, str, Text]:
         moments = (operation.invoked_ns, operation.completed_ns)
         began, ended = (_moment(ns, start_ns, timed=timed) for ns in moments)
-        return began, ended, Text(describe(operation))
+        return began, ended, Text(visible(describe(operation)))
 
     for place, index in list(enumerate(part.linearization, start=1))[-AROUND_MAX:]:
         table.add_row(f"{place} of {length}", *cells(by_index[index]))

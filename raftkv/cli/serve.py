@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 import click
 
 from raftkv.cli.config import ConfigError, load
+from raftkv.core.visible import visible_lines
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.pidfile import PidFile, PidFileError
 from raftkv.rpc import logs
@@ -46,7 +47,7 @@ def config_options(command: _Command) -> _Command:
 
 def refuse(message: object) -> NoReturn:
     """End with one line for the operator."""
-    click.echo(f"raftkv: {message}", err=True)
+    click.echo(f"raftkv: {visible_lines(str(message))}", err=True)
     sys.exit(EXIT_REFUSED)
 
 

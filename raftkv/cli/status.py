@@ -15,6 +15,7 @@ from rich.text import Text
 from raftkv.cli.connect import connected, described, json_option, print_json
 from raftkv.client import Client, RaftkvError
 from raftkv.core.health import Health, health_of, rows, silent_nodes
+from raftkv.core.visible import visible_facts
 from raftkv.web import quantities as q
 from raftkv.web import views
 
@@ -62,7 +63,8 @@ def status_command(
             unasked = {"error": error} if error else {}
             print_json({**facts, **unasked, "health": health.as_facts()})
         else:
-            Console(highlight=False).print(_error(error) if error else status_view(facts, []))
+            shown = visible_facts(facts)
+            Console(highlight=False).print(_error(error) if error else status_view(shown, []))
         if not watch:
             sys.exit(EXIT_CODES[health.state])
         time.sleep(interval_s)
@@ -89,6 +91,7 @@ def _live(
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 facts, error = _ask(client, scope)
+                facts = visible_facts(facts)
                 live.update(_error(error) if error else view(facts, before), refresh=True)
                 before = [facts] if facts else []
                 time.sleep(interval_s)
@@ -125,6 +128,9 @@ def _head(facts: Facts) -> list[RenderableType]:
     style, sign = _STYLES[health.state]
     lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
     lines += [Text(f"  {reason}", style="yellow") for reason in health.reasons]
+    for row in rows(facts, "shards"):
+        if pinned := views.pinned(row):
+            lines.append(Text(f"  The leadership of shard {row.get('shard')} is {pinned}."))
     seen = f"seen from {facts.get('node')}, map epoch {q.count(facts.get('map_epoch'))}"
     if silent := silent_nodes(facts):
         seen += f"; could not be asked: {', '.join(silent)}"

@@ -373,6 +373,8 @@ class StateMachine:
         entry = self._entries.get(comparison.key)
         operand = comparison.operand
         if comparison.target == "value":
+            if entry is None and self._format != 1:
+                return False
             value = b"" if entry is None else entry.value
             return isinstance(operand, bytes) and _compares(value, comparison.operator, operand)
         number = 0 if entry is None else _number(entry, comparison.target)

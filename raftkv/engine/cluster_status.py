@@ -1,21 +1,31 @@
 """What all nodes together tell operators: each is asked, and whoever does not answer is named."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.engine.peer_facts import check_facts
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
-from raftkv.rpc.messages import Facts
+from raftkv.rpc.framing import DECODE_ERRORS
+from raftkv.rpc.messages import Facts, Failure
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_STATUS = 5
 """(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
+
+QUESTIONS_MAX = 4
+"""So many questions are under way at once; who asks beyond that shares the answer to the newest.
+
+The facts of a node with many shards are megabytes, which every question fetches from every node.
+"""
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
@@ -28,6 +38,10 @@ _MEMBER_FACTS = (
 )
 
 _Rows = dict[str, dict[str, Any]]
+
+Answered = Callable[[Facts | Failure], None]
+
+_logger = logging.getLogger(__name__)
 
 
 class Links(Protocol):
@@ -67,11 +81,30 @@ class ClusterStatus:
         self._number = 0
         self._questions: dict[int, _Question] = {}
 
-    def ask(self, done: Callable[[dict[str, Any]], None]) -> None:
+    def ask(self, done: Answered) -> None:
         """Ask every connected node; answer when all have, or in time with those that have."""
+        self._ask(_Reader(lambda cluster: cluster, done))
+
+    def explain(self, key: bytes, done: Answered) -> None:
+        """Tell where ``key`` lives and why, and how all nodes see its shard."""
+        self._ask(_Reader(lambda cluster: self._explained(key, cluster), done))
+
+    def _explained(self, key: bytes, cluster: dict[str, Any]) -> dict[str, Any]:
+        facts = self._local.explain(key)
+        state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
+        # A node without a replica knows of the leader only what the others say.
+        known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
+        asked = {"state": state, "not_answering": cluster["not_answering"]}
+        return {**known, **facts, **asked}
+
+    def _ask(self, reader: "_Reader") -> None:
+        if len(self._questions) >= QUESTIONS_MAX:
+            next(reversed(self._questions.values())).readers.append(reader)
+            return
         self._number += 1
         number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, done))
+        question = _Question(self._links.connected, lambda: self._answer(number))
+        question.readers.append(reader)
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -80,35 +113,54 @@ class ClusterStatus:
         else:
             question.finish()
 
-    def explain(self, key: bytes, done: Callable[[Facts], None]) -> None:
-        """Tell where ``key`` lives and why, and how all nodes see its shard."""
-
-        def with_state(cluster: dict[str, Any]) -> None:
-            facts = self._local.explain(key)
-            state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
-            # A node without a replica knows of the leader only what the others say.
-            known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
-            asked = {"state": state, "not_answering": cluster["not_answering"]}
-            done(Facts({**known, **facts, **asked}))
-
-        self.ask(with_state)
-
     def on_message(self, peer: str, payload: bytes) -> None:
-        """Take a question of another node, or its answer to ours."""
-        number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
+        """Take a question of another node, or its answer to ours.
+
+        What does not fit is no reason to do without its link: it counts as no answer.
+        """
+        try:
+            number, facts = msgspec.msgpack.decode(payload, type=tuple[int, Any])
+        except DECODE_ERRORS as error:
+            _logger.warning("the status message of %s cannot be read: %s", peer, error)
+            return
         if facts is None:
-            answer = msgspec.msgpack.encode((number, self._local.facts()))
-            self._links.send(peer, CHANNEL_STATUS, answer)
-        elif (question := self._questions.get(number)) is not None:
+            self._tell(peer, number)
+            return
+        question = self._questions.get(number)
+        if question is None:
+            return
+        try:
+            check_facts(facts)
+        except DECODE_ERRORS as error:
+            _logger.warning("what %s says of itself does not fit: %s", peer, error)
+            question.done_with(peer)
+        else:
             question.take(peer, facts)
 
-    def _answer(self, number: int, done: Callable[[dict[str, Any]], None]) -> None:
-        done(self._merged({self._node: self._local.facts(), **self._questions.pop(number).answers}))
+    def _tell(self, peer: str, number: int) -> None:
+        try:
+            answer = msgspec.msgpack.encode((number, self._local.facts()))
+        except Exception:
+            _logger.exception("the facts that %s asks for cannot be told", peer)
+        else:
+            self._links.send(peer, CHANNEL_STATUS, answer, bulk=len(answer) > SMALL_BYTES)
+
+    def _answer(self, number: int) -> None:
+        """Answer; a bug met on the way is the readers', and no reason to stop the node."""
+        question = self._questions.pop(number)
+        cluster: dict[str, Any] | None = None
+        try:
+            cluster = self._merged({self._node: self._local.facts(), **question.answers})
+        except Exception:
+            _logger.exception("what the nodes say cannot be put together")
+        for reader in question.readers:
+            reader.done(_told(reader, cluster))
 
     # --- putting the answers together ---------------------------------------------------------
 
     def _merged(self, answers: _Rows) -> dict[str, Any]:
         links = {link["name"]: link for link in answers[self._node]["nodes"]}
+        views = _views(answers)  # gathered once, as there may be many shards
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -117,9 +169,23 @@ class ClusterStatus:
             "not_answering": [name for name in self._map.nodes if name not in answers],
             "ring": msgspec.structs.asdict(self._map.ring),
             "nodes": [_node(links[name], answers.get(name)) for name in self._map.nodes],
-            "shards": [_shard(placement, answers) for placement in self._map.groups],
+            "shards": [
+                _shard(placement, views.get(placement.id, {}), answers)
+                for placement in self._map.groups
+            ],
             "events": _events(answers),
         }
+
+
+def _told(reader: "_Reader", cluster: dict[str, Any] | None) -> Facts | Failure:
+    bug = Failure("internal", "a bug in the engine; its log has the trace")
+    if cluster is None:
+        return bug
+    try:
+        return Facts(reader.make(cluster))
+    except Exception:
+        _logger.exception("a question about the cluster cannot be answered")
+        return bug
 
 
 def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -153,14 +219,17 @@ def _events(answers: _Rows) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: (event["at_us"], event["node"]))[-EVENTS_SHOWN:]
 
 
-def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
+def _views(answers: _Rows) -> dict[tuple[int, int], _Rows]:
+    """What each replica says, by group and node."""
+    views: dict[tuple[int, int], _Rows] = {}
+    for name, facts in answers.items():
+        for shard in facts["shards"]:
+            views.setdefault((shard["shard"], shard["generation"]), {})[name] = shard
+    return views
+
+
+def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str, Any]:
     """One shard: the leader's view if it answered, and what each replica says."""
-    views: _Rows = {
-        name: shard
-        for name, facts in answers.items()
-        for shard in facts["shards"]
-        if (shard["shard"], shard["generation"]) == placement.id
-    }
     leading = [name for name, view in views.items() if view["role"] == "leader"]
     seen_by = max(
         leading or views,
@@ -230,12 +299,20 @@ def _digests(views: _Rows) -> str:
     return "agree" if compared else "not comparable now"
 
 
+class _Reader(NamedTuple):
+    """Who waits for an answer, and what of the cluster's facts is wanted."""
+
+    make: Callable[[dict[str, Any]], dict[str, Any]]
+    done: Answered
+
+
 class _Question:
     """Facts of several nodes, asked at once."""
 
     def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
         self.missing = set(peers)
         self.answers: dict[str, dict[str, Any]] = {}
+        self.readers: list[_Reader] = []
         self.timer: asyncio.TimerHandle | None = None
         self._complete = complete
         self._finished = False
@@ -243,6 +320,10 @@ class _Question:
     def take(self, peer: str, facts: dict[str, Any]) -> None:
         """Take one node's answer."""
         self.answers[peer] = facts
+        self.done_with(peer)
+
+    def done_with(self, peer: str) -> None:
+        """Wait no longer for one node."""
         self.missing.discard(peer)
         if not self.missing:
             self.finish()

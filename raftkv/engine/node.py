@@ -14,16 +14,18 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
 from raftkv.core.errors import UndecodableError
-from raftkv.engine.config import NodeConfig
+from raftkv.engine.config import NodeConfig, RaftOptions
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.engine import Engine, EngineError, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
-from raftkv.engine.network import TcpNetwork
+from raftkv.engine.network import ConnectDeadlines, TcpNetwork
 from raftkv.engine.rereading import Reread, digests, reread
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
@@ -149,7 +151,7 @@ class Node:
         listener = listen("http.listen", config.http_listen)
         check_free("peer.listen", config.peer_listen)
         self._jobs = ThreadJobs(loop, 2, "jobs")
-        seams = _seams(loop, disk, self._jobs)
+        seams = _seams(loop, disk, self._jobs, config.raft)
         self._engine = engine = Engine(config, data, security, seams)
         _settle_garbage_collector()
         # Reading the log may take long, and a signal ends that at once. From here on others rely
@@ -272,13 +274,21 @@ class Node:
         _logger.info("stopped")
 
 
-def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk, other_jobs: ThreadJobs) -> Seams:
+def _seams(
+    loop: asyncio.AbstractEventLoop, disk: RealDisk, other_jobs: ThreadJobs, raft: RaftOptions
+) -> Seams:
     """What this machine gives an engine."""
+    shortest_s, longest_s = (
+        raft.election_timeout_ms_min / 1000,
+        raft.election_timeout_ms_max / 1000,
+    )
+    deadlines = ConnectDeadlines.following(longest_s)
+    limits = LinkLimits.following(shortest_s, longest_s)
     return Seams(
         clock=SystemClock(),
         loop=loop,
         disk=disk,
-        network=TcpNetwork(),
+        network=TcpNetwork(deadlines),
         # Seeded by the system. Each message of a leader draws from it: no system call for that.
         random=random.Random(),  # noqa: S311 - spreads time-outs, guards nothing
         random_bytes=os.urandom,
@@ -286,6 +296,7 @@ def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk, other_jobs: ThreadJo
         other_jobs=other_jobs,
         snapshot_writer=lambda store: ForkingWriter(store, other_jobs),
         fatal=die,
+        link_limits=replace(limits, connect_deadline_s=deadlines.in_all_s),
     )
 
 

@@ -25,6 +25,8 @@ class Leaderships:
         self._latest: deque[Leadership] = deque(maxlen=LEADERSHIPS_KEPT)
         self.leader: str | None = None
         """Who is known to lead now."""
+        self.last: str | None = None
+        """Who was the last that is known to have led."""
         self.changes = 0
         """How often a leader was learnt of, since the start."""
 
@@ -32,7 +34,9 @@ class Leaderships:
         """Remember that ``leader`` leads from now on, or that nobody is known to."""
         self._latest.append(Leadership(term, leader, at_us))
         self.leader = leader
-        self.changes += leader is not None
+        if leader is not None:
+            self.last = leader
+            self.changes += 1
 
     @property
     def since_us(self) -> int | None:

@@ -3,7 +3,7 @@
 import os
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class LocalStatus:
     """Collects the facts of one node.
 
     Args:
+        leading: for each shard, who leads it by an operator's will, and why it stays where it is.
         data_path: the node's data directory; on a simulated disk its facts are not known.
         snapshot_path: where a group's snapshot is, if there is one.
     """
@@ -66,6 +67,7 @@ class LocalStatus:
         clock: Clock,
         data_path: Path,
         snapshot_path: Callable[[GroupId], Path],
+        leading: Callable[[], Mapping[int, Mapping[str, Any]]] = dict,
     ) -> None:
         self._node = node
         self._map = cluster_map
@@ -78,6 +80,7 @@ class LocalStatus:
         self._clock = clock
         self._data_path = data_path
         self._snapshot_path = snapshot_path
+        self._leading = leading
         self._started_us = clock.time_us()
         self._trails = {group: CommitTrail() for group in host.groups}
         self._cpu = (clock.monotonic(), _cpu_s())
@@ -114,7 +117,7 @@ class LocalStatus:
     def facts(self) -> dict[str, Any]:
         """Everything this node knows by itself."""
         host, now_us = self._host, self._clock.time_us()
-        connected = self._links.connected
+        connected, leading = self._links.connected, self._leading()
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -135,7 +138,10 @@ class LocalStatus:
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
-            "shards": [self._shard_facts(group) for group in host.groups.values()],
+            "shards": [
+                {**self._shard_facts(group), **leading.get(group.id.shard, {})}
+                for group in host.groups.values()
+            ],
             "events": host.recent.facts(EVENTS_SHOWN),
             "metrics": self._metrics(),
         }

@@ -210,10 +210,8 @@ class SnapshotExchange:
 
     def on_chunk(self, peer: str, message: wire.SnapshotChunk) -> None:
         """Take a piece of a snapshot that is newer than what is here (H7)."""
-        if message.term < self._replica.term:
-            self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
+        if not self._is_of_this_term(peer, message):
             return
-        self._replica.learn_term(message.term)
         if message.index <= self._replica.applied_index:
             journal = self._replica.journal  # applied may be ahead of this node's own disk
             if message.index <= max(journal.durable_index, journal.first_index):
@@ -233,6 +231,13 @@ class SnapshotExchange:
             receiver = self._receiver = self._new_receiver(snapshot, peer)
         if receiver is not None:  # else the file of the one before is still being written
             receiver.take(message.offset, message.data, self._clock.monotonic())
+
+    def _is_of_this_term(self, peer: str, message: wire.SnapshotChunk) -> bool:
+        """Whether a leader of our term, which may be new to us, sends what may be of that term."""
+        if message.term < self._replica.term:
+            self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
+            return False
+        return self._replica.learn_term(message.term) and message.last_term <= message.term
 
     def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver | None:
         try:

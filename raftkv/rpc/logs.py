@@ -1,6 +1,7 @@
 """What a node's processes write to standard error: lines for people, or one JSON object each.
 
-Messages never hold values, tokens or secrets. A record may bring ``extra={"facts": {...}}``:
+Messages never hold values, tokens or secrets. Text from outside shows what it holds and never is
+a line of its own (:mod:`raftkv.core.visible`). A record may bring ``extra={"facts": {...}}``:
 members of the object, or ``name=value`` behind the line. Warnings and errors that repeat are left
 out beyond a few and counted, so that a fault that comes a thousand times a second does not hide
 everything else; what happens rarely (elections) is never left out.
@@ -20,6 +21,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TextIO
+
+from raftkv.core.visible import visible, visible_facts, visible_json, visible_lines
 
 Format = Literal["console", "json"]
 
@@ -41,7 +44,11 @@ _logger = logging.getLogger(__name__)
 
 
 class ConsoleFormatter(logging.Formatter):
-    """One line: when, which node, how bad, who says it, what; then facts as ``name=value``."""
+    """One line: when, which node, how bad, who says it, what; then facts as ``name=value``.
+
+    The lines of a trace are indented: what an exception says may come from outside as well, and is
+    not to look like a line of its own.
+    """
 
     def __init__(self, node: str) -> None:
         super().__init__(
@@ -53,7 +60,11 @@ class ConsoleFormatter(logging.Formatter):
         """Put the facts behind the message."""
         line = super().formatMessage(record)
         said = [f"{name}={_shown(value)}" for name, value in _facts(record).items()]
-        return " ".join([line, *said])
+        return visible(" ".join([line, *said]))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Indent the trace."""
+        return "    " + visible_lines(super().formatException(ei)).replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):
@@ -74,12 +85,13 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "node": self._node,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": visible(record.getMessage()),
         }
-        document |= {name: value for name, value in _facts(record).items() if name not in document}
+        facts = visible_facts(_facts(record))
+        document |= {name: value for name, value in facts.items() if name not in document}
         if record.exc_info:
-            document["trace"] = self.formatException(record.exc_info)
-        return json.dumps(document, default=str)
+            document["trace"] = visible_lines(self.formatException(record.exc_info))
+        return visible_json(json.dumps(document, default=str))
 
 
 class RepeatFilter(logging.Filter):

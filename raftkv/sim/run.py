@@ -447,9 +447,16 @@ class _LogWatch(logging.Handler):
             self._broke(Violation(f"{record.name} has logged an exception: {told}"))
 
 
+def _raise(violation: Violation) -> None:
+    raise violation
+
+
 @contextmanager
-def _quiet(broke: Callable[[Violation], None]) -> Iterator[None]:
-    """Let nodes log exceptions only, and keep the collector from walking what has no cycles."""
+def _quiet(broke: Callable[[Violation], None] = _raise) -> Iterator[None]:
+    """Let nodes log exceptions only, and keep the collector from walking what has no cycles.
+
+    ``broke`` hears of what they log as an error, as a correct node has none to report.
+    """
     root = logging.root
     before, handlers = root.manager.disable, root.handlers
     logging.disable(logging.WARNING)

@@ -3,6 +3,8 @@
 What is not known is an en dash: never a zero, which would be a statement.
 """
 
+from datetime import UTC, datetime
+
 UNKNOWN = "–"  # noqa: RUF001 (an en dash is meant)
 
 _KILO = 1000
@@ -78,6 +80,14 @@ def percent(value: object) -> str:
     """A share of 1 as per cent: ``12.5 %``."""
     number = _number(value)
     return UNKNOWN if number is None else f"{number * 100:.1f} %"
+
+
+def moment(at_us: object) -> str:
+    """A wall clock moment in UTC: ``2026-12-01 09:30:00 UTC``."""
+    number = _number(at_us)
+    if number is None:
+        return UNKNOWN
+    return datetime.fromtimestamp(number / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def elapsed(at_us: object, now_us: int) -> str:

@@ -1,5 +1,6 @@
 """``raftkv check``: exit codes for scripts, a table and the story of a violation for people."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,9 @@ STALE: Sequence[tuple[str, object, int]] = (
     ("write", "blue", 2),
     ("read", "red", 1),
 )
+
+
+UNKNOWN = {"process": 0, "type": "info", "f": "read", "key": "k", "value": None, "time_ns": 1}
 
 
 def test_a_linearizable_history_ends_with_code_0(tmp_path: Path) -> None:
@@ -121,3 +125,67 @@ def test_hostile_text_does_nothing_to_a_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert "\x9b" not in result.stdout
     assert "[/bold]" in result.stdout
+
+
+def test_hostile_names_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    """Names of operations and of the file are theirs too."""
+    path = tmp_path / "h\x9b\x07"
+    end = Event(0, "ok", "wr\x9b\x07ite", "color", "x", 1)
+    with HistoryWriter(path) as writer:
+        writer.write(end)
+    result = run(path)
+    assert "has begun nothing" in result.stderr
+    assert result.stderr[:-1].isprintable()
+
+
+SPACES = " " * 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"INFO  jepsen.util - 0 :invoke :read n{SPACES}x", "cannot read the value n"),
+        (f"INFO  jepsen.util - 0 :invoke{SPACES}x", "not a line of a Jepsen log"),
+        (f"INFO{SPACES}jepsen.util - 0 :invoke", "not a line of a Jepsen log"),
+        ("jepsen.util - 1 :a :b :invoke" * 30_000, "cannot read the value :invoke"),
+        (f"{{:process 0, :type :invoke{SPACES}x}}", "not a map in EDN"),
+        ("{" + ":a 1 " * 10**5 + "x}", "not a map in EDN"),
+        ('{"process": 0, "time_ns": ' + "9" * 4000, "not JSON, or cut short"),
+        (json.dumps({**UNKNOWN, "time_ns": 10**400}), '"time_ns" must be an integer of 64 bits'),
+        (json.dumps({**UNKNOWN, "process": -(2**63)}), '"process" must be an integer of 64 bits'),
+    ],
+    ids=range(9),
+)
+def test_a_line_that_is_no_event_is_one_short_complaint(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    """However long it is: linear time to read, and a line that a person can read."""
+    path = tmp_path / "h"
+    path.write_text(text)
+    result = run(path)
+    assert result.exit_code == 3
+    assert f"line 1: {complaint}" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\n"])
+def test_a_file_without_an_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filler: bytes
+) -> None:
+    """One line or many: it is read up to a bound, and not into all memory."""
+    monkeypatch.setattr("raftkv.check.history.LINE_BYTES_MAX", 2**16)
+    monkeypatch.setattr("raftkv.check.history.HISTORY_BYTES_MAX", 2**17)
+    path = tmp_path / "h"
+    path.write_bytes(filler * 2**20)
+    result = run(path)
+    assert result.exit_code == 3
+    assert "more than" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_device_without_an_end_is_refused() -> None:
+    """``/dev/zero`` is one line that never ends."""
+    result = run("/dev/zero")
+    assert result.exit_code == 3
+    assert result.stderr == "raftkv: /dev/zero: line 1: has more than 67108864 bytes\n"

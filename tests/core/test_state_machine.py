@@ -225,15 +225,31 @@ def test_no_range_is_larger_than_the_engine_can_bear(
         (Compare(b"k", "mod", "!=", 2), False),
         (Compare(b"missing", "version", "=", 0), True),
         (Compare(b"missing", "create", "<", 1), True),
-        (Compare(b"missing", "value", "=", b""), True),
+        (Compare(b"missing", "mod", ">", 0), False),
+        (Compare(b"missing", "value", "=", b""), False),
+        (Compare(b"missing", "value", "!=", b"x"), False),
+        (Compare(b"missing", "value", "<", b"x"), False),
+        (Compare(b"empty", "value", "=", b""), True),
+        (Compare(b"empty", "value", "<", b"x"), True),
         (Compare(b"k", "value", "!=", 5), False),
         (Compare(b"k", "version", "!=", b"x"), False),
     ],
 )
 def test_comparisons(state: StateMachine, compare: Compare, *, holds: bool) -> None:
-    """As in etcd; a missing key counts as zero, an operand of the wrong type never holds."""
-    apply(state, Put(b"k", b"u"), Put(b"k", b"v"))
+    """As in etcd: numbers of a missing key are zero, and its value compares with nothing.
+
+    An operand of the wrong type never holds.
+    """
+    apply(state, Put(b"k", b"u"), Put(b"k", b"v"), Put(b"empty", b""))
     assert apply(state, Txn((compare,), (), ())) == [TxnResult(holds, None, ())]
+
+
+def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
+    """There the value of a missing key is empty; every replica must come to the same state."""
+    holds = Txn((Compare(b"missing", "value", "=", b""),), (Put(b"k", b"1"),), ())
+    batch = Batch(1, state.generation, 0, (Command(holds),))
+    assert state.apply(batch) == [TxnResult(succeeded=True, revision=1, results=(PutResult(1, 1),))]
+    assert apply(state, holds) == [TxnResult(succeeded=False, revision=None, results=())]
 
 
 def test_a_transaction_does_one_branch_at_one_revision(state: StateMachine) -> None:
@@ -584,7 +600,7 @@ def test_ranges_of_keys_count_without_values(state: StateMachine) -> None:
     assert isinstance(result, TxnResult)
 
 
-def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
+def test_ranges_in_a_log_of_format_1_count_as_they_did(state: StateMachine) -> None:
     """There ranges counted with what they asked for, and replicas must come to the same state."""
     apply(state, Put(b"a", BIG))
     txn = Txn((), (Put(b"b", b""), *(Range(b"", None, 1, bytes_max=1),) * 2), ())

@@ -5,6 +5,7 @@ import datetime as dt
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,7 +21,14 @@ from hypothesis import strategies as st
 from raftkv.cli.certs import make_certificates
 from raftkv.engine import security
 from raftkv.engine.config import Address, SecurityOptions
-from raftkv.engine.handshake import Acceptor, Dialer, FactsDiffer, HandshakeError, LinkHello
+from raftkv.engine.handshake import (
+    Acceptor,
+    Dialer,
+    FactsDiffer,
+    HandshakeError,
+    LinkHello,
+    Refusal,
+)
 from raftkv.engine.security import (
     LinkSecurity,
     SecurityError,
@@ -131,6 +139,29 @@ def test_no_bit_of_the_facts_can_be_changed(flip: int) -> None:
         with pytest.raises(HandshakeError) as caught:
             receive(bytes(changed))
         assert not isinstance(caught.value, FactsDiffer)
+
+
+STRANGE_WORDS = "n2\n2026-01-01 ERROR forged"
+
+
+@pytest.mark.parametrize("proof", [b"", bytes(32)])
+def test_the_words_of_a_stranger_are_not_repeated(proof: bytes) -> None:
+    """Whoever answers at the address of a peer may refuse, but not write into this node's log."""
+    dialer, acceptor = sides()
+    dialer.receive_challenge(acceptor.challenge())
+    refusal = msgspec.msgpack.encode(Refusal(STRANGE_WORDS, proof))
+    with pytest.raises(HandshakeError, match="refuses this node, and does not prove") as caught:
+        dialer.receive_welcome(refusal)
+    assert "forged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("secret", "certified"), [(SECRET, False), (None, True), (SECRET, True)])
+def test_a_proven_peer_says_why_it_refuses(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 - a parameter
+    """An operator finds the reason in the log of the node that is refused."""
+    dialer, acceptor = sides(secret, certified)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    with pytest.raises(HandshakeError, match="refuses this node: it came back"):
+        dialer.receive_welcome(acceptor.refusal("it came back"))
 
 
 def test_a_node_that_is_in_no_list_here_differs() -> None:

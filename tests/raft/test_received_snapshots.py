@@ -12,12 +12,11 @@ import scenarios
 from group_world import GROUP, GroupNode, GroupWorld, make_group_world
 from test_catching_up import caught_up, snapshot_chunk_of
 
-from raftkv.core.expiry import ExpiryClock
 from raftkv.core.operations import Command, FreeKey, Put
 from raftkv.core.snapshot import SnapshotHeader as StateHeader
 from raftkv.core.state_machine import Restorer
-from raftkv.raft import group as group_module
 from raftkv.raft import snapshot_transfer
+from raftkv.raft.host import GroupBounds
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
@@ -214,14 +213,9 @@ def test_a_snapshot_that_its_own_leader_cannot_open_stops_nobody(
     assert world.run(6.0, until=caught_up(world, "c", "a"))
 
 
-def test_who_leads_by_the_time_its_snapshot_is_built_still_forgets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The clock of a leader looks at the memory of the state that it has now."""
-    monkeypatch.setattr(
-        group_module, "ExpiryClock", lambda memory, **_: ExpiryClock(memory, lifetime_s=2.0)
-    )
-    world = scenarios.led_by_a(make_group_world)
+def test_who_leads_by_the_time_its_snapshot_is_built_still_forgets() -> None:
+    """The clock of a leader looks at the state that it has now, and no name lives longer for it."""
+    world = scenarios.led_by_a(make_group_world, bounds=GroupBounds(name_lifetime_s=2.0))
     outcomes: list[Sequence[Any] | Any] = []
     world.nodes["a"].group.propose((Command(Put(b"k", b"v"), FreeKey("k")),), outcomes.append)
     assert world.run(1.0, until=lambda: "k" in world.values("c"))

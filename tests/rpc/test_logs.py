@@ -262,3 +262,23 @@ def test_threads_and_finalizers_are_logged(monkeypatch: pytest.MonkeyPatch) -> N
 
     Bad()
     assert "ValueError: no end" in stream.getvalue()
+
+
+STRANGER = "x\n2026-01-01T00:00:00.000 n1 ERROR raftkv: forged\x1b]0;driven\x07\x9b\u202e"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_text_from_outside_is_neither_a_line_nor_a_command(form: Format) -> None:
+    """In a message, in facts, in a name of a fact and in an exception, in both forms."""
+    logger, stream = written(form)
+    logger.warning("refused: %s", STRANGER, extra={"facts": {STRANGER: [STRANGER], "b": STRANGER}})
+    first = stream.getvalue()
+    assert first.endswith("\n")
+    assert first[:-1].isprintable()
+    logger.error("failed", exc_info=ValueError(STRANGER))
+    lines = stream.getvalue()[len(first) : -1].split("\n")
+    assert all(map(str.isprintable, lines))
+    assert all(line.startswith("    ") for line in lines[1:])
+    if form == "json":
+        for line in [first, *lines]:
+            assert json.loads(line)["message"].isprintable()
