@@ -84,7 +84,7 @@ class Carrier:
         )
         if isinstance(plan, Plan):
             if plan.role is not None:
-                self.auth.check(headers.get(b"authorization"), plan.role)
+                self.authenticate(headers.get(b"authorization"), plan.role)
             return to_flask(plan.respond(self._ask(plan.request, plan.timeout_s)))
         return self._stream(plan)
 

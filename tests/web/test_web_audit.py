@@ -76,6 +76,14 @@ def test_a_token_of_too_small_a_role(api: Carrier, audit: Audit) -> None:
     assert audit.facts[0]["token"] == f"read {hashlib.sha256(b'of nobody').hexdigest()[:8]}"
 
 
+def test_a_batch_whose_operations_want_more(api: Carrier, audit: Audit) -> None:
+    """Its role is known only when it has been read."""
+    lines = bearer("of nobody") | {"Content-Type": "application/x-ndjson"}
+    body = b'{"op": "put", "key": "k", "value": "v"}'
+    assert api("POST", b"/v1/batch", lines, body).status == 403
+    assert audit.lines == ["login failed: this needs a token with role 'write'"]
+
+
 def test_what_is_allowed_and_usual_is_not_told(api: Carrier, audit: Audit) -> None:
     """The lines are for what is rare."""
     assert api("GET", b"/v1/kv/k", bearer("of ops")).status == 404
