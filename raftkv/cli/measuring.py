@@ -40,30 +40,36 @@ def ending_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def measuring(measure: Measure) -> Callable[..., None]:
-    """Add the options that all share, and show what was measured."""
-
-    @click.option(
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all share."""
+    into = click.option(
         "--json",
         "json_path",
         type=click.Path(dir_okay=False, writable=True, path_type=Path),
         help="Also write everything that was measured into this file.",
     )
-    @click.option(
+    beneath = click.option(
         "--dir",
         "parent",
         type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
         help="Where the cluster's directory is made, and removed again: choose the disk here.",
     )
+    return into(beneath(command))
+
+
+def tell(line: str) -> None:
+    """Say how far a measurement is."""
+    Console(stderr=True).print(line, style="dim", highlight=False)
+
+
+def measuring(measure: Measure) -> Callable[..., None]:
+    """Add the options that all share, and show what was measured."""
+
+    @shared_options
     @functools.wraps(measure)
     def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
-        progress = Console(stderr=True)
         with ending_cleanly():
-            report = measure(
-                parent=parent,
-                progress=lambda line: progress.print(line, style="dim", highlight=False),
-                **options,
-            )
+            report = measure(parent=parent, progress=tell, **options)
             publish(report, json_path, Console())
 
     return command

@@ -1,7 +1,9 @@
 """``raftkv check``: exit codes for scripts, a table and the story of a violation for people."""
 
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,70 @@ def test_a_file_that_is_not_there_ends_with_code_3(tmp_path: Path) -> None:
     assert run(tmp_path).exit_code == 3
     good = history(tmp_path / "history.jsonl", *STALE[:2])
     assert run(good, "--html", tmp_path / "none" / "report.html").exit_code == 3
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    """Standard input is -, and a pipe that has a name has its end."""
+    text = history(tmp_path / "history.jsonl", *STALE).read_bytes()
+    piped = CliRunner().invoke(check_command, ["-", "--html", str(tmp_path / "r.html")], input=text)
+    assert piped.exit_code == 1
+    assert "violation: 3 operations" in piped.stdout
+    assert "violation" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_bytes, text)
+        assert run(pipe).stdout == run(tmp_path / "history.jsonl").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"not a history\n", "-: line 1: not JSON"),
+        (b"", "-: holds no operation"),
+        (bytes(2**26 + 2**20), "-: line 1: has more than 67108864 bytes"),
+    ],
+)
+def test_what_is_piped_is_named_and_bounded(text: bytes, complaint: str) -> None:
+    """A pipe may have no end, and the copy of it is not what was asked for."""
+    result = CliRunner().invoke(check_command, ["-"], input=text)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"raftkv: {complaint}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_verdicts_as_json(tmp_path: Path) -> None:
+    """One document, and the same exit codes; keys as they are."""
+    result = run(history(tmp_path / "history.jsonl", *STALE), "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert (document["verdict"], document["operations"]) == ("violation", 3)
+    (key,) = document["keys"]
+    assert (key["key"], key["verdict"], key["offending"]) == ("color", "violation", 2)
+    assert "revision 2" in key["reason"]
+
+
+def test_a_key_that_the_search_did_not_come_to_is_not_judged(tmp_path: Path) -> None:
+    """It stopped at a violation, or before its first look: neither is an outcome of a search."""
+    path = tmp_path / "history.jsonl"
+    with HistoryWriter(path) as writer:
+        for number, key in enumerate(("bad", "unseen")):
+            at = 10 * number
+            members = {"revision": 1}
+            writer.write(Event(number, "invoke", "write", key, "red", at))
+            writer.write(Event(number, "ok", "write", key, "red", at + 1, members))
+            writer.write(Event(number, "invoke", "read", key, None, at + 2))
+            writer.write(Event(number, "ok", "read", key, "blue", at + 3, members))
+    told = " ".join(run(path).stdout.split())
+    assert "not judged" in told
+    assert "violation: 4 operations, 2 keys, model register; 1 not judged" in told
+    verdicts = {
+        one["key"]: one["verdict"] for one in json.loads(run(path, "--json").stdout)["keys"]
+    }
+    assert verdicts == {"bad": "violation", "unseen": "not judged"}
+    late = json.loads(run(path, "--json", "--budget", "1e-9").stdout)
+    assert late["verdict"] == "unknown"
+    assert {one["verdict"] for one in late["keys"]} == {"not judged"}
 
 
 def test_format_and_model_can_be_given(tmp_path: Path) -> None:
