@@ -17,6 +17,7 @@ from raftkv.client import (
     PreconditionFailedError,
     RaftkvError,
 )
+from raftkv.client.endpoints import DEFAULT_ENDPOINT, ENDPOINTS_VARIABLE
 from raftkv.client.types import Bytes
 
 EXIT_NO = 1
@@ -26,8 +27,6 @@ EXIT_UNKNOWN = 4
 
 WRITES = "_writes"
 
-DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
-
 
 def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout_s: float) -> float:
     """Refuse what never ends: ``nan`` is in every range."""
@@ -36,41 +35,18 @@ def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout
     return timeout_s
 
 
-def _check_token(
-    _context: click.Context, _parameter: click.Parameter, token: str | None
-) -> str | None:
-    """Refuse what cannot be in a header, without showing it."""
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise click.BadParameter("has characters that a token cannot have")
-    return token
-
-
-def _check_ca(_context: click.Context, _parameter: click.Parameter, ca: str | None) -> str | None:
-    """Refuse a file without certificates now: at a connection it would look like a broken one."""
-    if ca is None:
-        return None
-    import ssl  # noqa: PLC0415 -- takes its time, and most commands need none
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
-    except OSError as error:  # ssl.SSLError is one, and says nothing that helps
-        raise click.BadParameter(f"{ca}: no PEM certificate of a CA") from error
-    return ca
-
-
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reaching a cluster, pass a client first, and turn errors into codes."""
 
     @endpoints_option(
         "URL of a node; repeat it, or separate several by commas, in the variable also by spaces.  "
         f"[default: {DEFAULT_ENDPOINT}]",
-        variable="RAFTKV_ENDPOINTS",
+        variable=ENDPOINTS_VARIABLE,
     )
     @click.option(
         "--token",
         envvar="RAFTKV_TOKEN",
         show_envvar=True,
-        callback=_check_token,
         help="Bearer token.",
     )
     @click.option(
@@ -78,7 +54,6 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         envvar="RAFTKV_CA",
         show_envvar=True,
         type=click.Path(exists=True, dir_okay=False),
-        callback=_check_ca,
         help="CA file for https.",
     )
     @click.option(
@@ -142,7 +117,7 @@ _ADVICE = (
 
 def described(error: RaftkvError) -> str:
     """The error in one line, and what to look at first."""
-    text = str(error)
+    text = str(error.args[0])  # without its key, which was typed just now
     advice = next((advice for sign, advice in _ADVICE if sign in text), None)
     return text if advice is None else f"{text} ({advice})"
 

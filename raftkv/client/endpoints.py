@@ -1,5 +1,6 @@
 """Which node to ask: stay with one that answers, leave one that does not for a while."""
 
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,24 @@ from raftkv.client.clock import boot_s
 
 SUSPECT_S = 1.0
 """How long a node that did not answer is asked only if all others do not either."""
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
+"""Where the first node of ``raftkv dev`` listens."""
+
+ENDPOINTS_VARIABLE = "RAFTKV_ENDPOINTS"
+
+
+def endpoints_of_environment() -> list[str]:
+    """The URLs that commas or spaces separate in ``RAFTKV_ENDPOINTS``, or the default one.
+
+    Raises:
+        ValueError: The variable has something in it, but no URL.
+    """
+    text = os.environ.get(ENDPOINTS_VARIABLE, "")
+    urls = text.replace(",", " ").split()
+    if text and not urls:
+        raise ValueError(f"{ENDPOINTS_VARIABLE}: {text!r} is no list of URLs")
+    return urls or [DEFAULT_ENDPOINT]
 
 
 class Endpoints:
