@@ -111,7 +111,7 @@ def test_what_is_neither_bytes_nor_text_is_refused(client: Client, wrong: object
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
         client.put("counter", wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
-        client.get(wrong)  # type: ignore[arg-type]
+        client.get(wrong)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
         client.batch([Put("counter", wrong)])  # type: ignore[arg-type]
     assert client.get("counter") is None
