@@ -1,5 +1,6 @@
 """What all commands that talk to a cluster share: where it is, and how they end."""
 
+import contextlib
 import functools
 import json
 import math
@@ -37,7 +38,15 @@ def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reaching a cluster, pass a client first, and turn errors into codes."""
+    return _with_clients(command, each=False)
 
+
+def connected_to_each(command: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`connected`, but pass a list with one client for each endpoint."""
+    return _with_clients(command, each=True)
+
+
+def _with_clients(command: Callable[..., None], *, each: bool) -> Callable[..., None]:
     @endpoints_option(
         "URL of a node; repeat it, or separate several by commas, in the variable also by spaces.  "
         f"[default: {DEFAULT_ENDPOINT}]",
@@ -74,15 +83,19 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         timeout_s: float,
         **options: Any,
     ) -> None:
+        urls = endpoints or (DEFAULT_ENDPOINT,)
         try:
-            client = Client(
-                endpoints or (DEFAULT_ENDPOINT,), token=token, ca=ca, timeout_s=timeout_s
-            )
+            clients = [
+                Client(one, token=token, ca=ca, timeout_s=timeout_s)
+                for one in (urls if each else (urls,))
+            ]
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         try:
-            with client:
-                command(client, **options)
+            with contextlib.ExitStack() as stack:
+                for client in clients:
+                    stack.enter_context(client)
+                command(clients if each else clients[0], **options)
         except RaftkvError as error:
             click.echo(f"raftkv: {described(error)}", err=True)
             sys.exit(exit_code_of(error))

@@ -130,6 +130,11 @@ class Client:
         """The nodes' URLs."""
         return self._endpoints.urls
 
+    @property
+    def timeout_s(self) -> float:
+        """How many seconds a call takes at most that says nothing else."""
+        return self._timeout_s
+
     # --- single keys ----------------------------------------------------------------------------
 
     @overload
