@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -84,9 +85,10 @@ def _with_clients(command: Callable[..., None], *, each: bool) -> Callable[..., 
         **options: Any,
     ) -> None:
         urls = endpoints or (DEFAULT_ENDPOINT,)
+        say = _say_once(timeout_s)
         try:
             clients = [
-                Client(one, token=token, ca=ca, timeout_s=timeout_s)
+                Client(one, token=token, ca=ca, timeout_s=timeout_s, on_wait=say)
                 for one in (urls if each else (urls,))
             ]
         except ValueError as error:
@@ -108,6 +110,17 @@ def _with_clients(command: Callable[..., None], *, each: bool) -> Callable[..., 
     return run
 
 
+def _say_once(timeout_s: float) -> Callable[[RaftkvError], None]:
+    """Tell what is waited for, once in a command, so that silence is not taken for a hang."""
+    said = threading.Lock()
+
+    def say(error: RaftkvError) -> None:
+        if said.acquire(blocking=False):
+            click.echo(f"raftkv: {described(error)}; trying for {timeout_s:g} s", err=True)
+
+    return say
+
+
 def writes(command: Callable[..., None]) -> Callable[..., None]:
     """Mark a command that changes something: when it is interrupted its outcome is unknown."""
     setattr(command, WRITES, True)
@@ -120,6 +133,9 @@ _ADVICE = (
         "Connection refused",
         "is a cluster running there? raftkv dev starts one, --endpoint names another",
     ),
+    ("Name or service not known", "is the name of the host right?"),
+    ("No address associated with hostname", "is the name of the host right?"),
+    ("Temporary failure in name resolution", "is the name of the host right? no server knows it"),
     ("WRONG_VERSION_NUMBER", "does it speak http:// and not https://?"),
     (r"BadStatusLine('\x15\x03", "does it speak https:// and not http://?"),
     ("unable to get local issuer certificate", "--ca names the file of the cluster's CA"),

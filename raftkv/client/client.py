@@ -65,6 +65,8 @@ class Client:
             is not repeated and raises :class:`~raftkv.client.errors.UnknownOutcomeError`.
         coalesce: Let single-key calls that run at the same time share requests. Writes do so only
             if they are idempotent. See docs/client.md for when to turn it off.
+        on_wait: Called with the latest failure, in another thread, when a call has taken a second:
+            for programs before which somebody sits and waits.
 
     Raises:
         ValueError: An endpoint is no URL, the token cannot be in a header, or the CA's file has no
@@ -82,6 +84,7 @@ class Client:
         connections: int = 16,
         idempotent: bool = True,
         coalesce: bool = True,
+        on_wait: Callable[[RaftkvError], None] | None = None,
     ) -> None:
         if endpoints is None:
             # Together or not at all: a token is not sent to whom the program itself has chosen.
@@ -105,6 +108,7 @@ class Client:
             self._transport,
             attempt_timeout_s=attempt_timeout_s,
             headers=headers,
+            on_wait=on_wait,
         )
         self._coalescer = (
             Coalescer(self._caller, attempt_timeout_s=attempt_timeout_s) if coalesce else None

@@ -31,7 +31,10 @@ def endpoints_of_environment() -> list[str]:
 
 
 class Endpoints:
-    """The nodes' URLs. The lock guards the choice and the suspicions."""
+    """The nodes' URLs. The lock guards the choice, the suspicions and the refusals.
+
+    Of a node that refuses connections is kept when it did so the last time but one, and last.
+    """
 
     def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = boot_s) -> None:
         if isinstance(urls, str):
@@ -42,6 +45,7 @@ class Endpoints:
         self._clock = clock
         self._lock = threading.Lock()
         self._suspect_until = dict.fromkeys(self._urls, float("-inf"))
+        self._refused_at: dict[str, tuple[float, float]] = {}
         # Each client begins somewhere else, so that many of them do not all ask the first node.
         self._current = random.randrange(len(self._urls))  # noqa: S311 -- spreads load only
 
@@ -69,6 +73,25 @@ class Endpoints:
         with self._lock:
             self._suspect_until[url] = self._clock() + SUSPECT_S
             self._leave(url)
+
+    def refused(self, url: str, *, for_good: bool) -> None:
+        """``url`` refuses connections; ``for_good``: asking it again gives the same."""
+        with self._lock:
+            now = self._clock()
+            _, before = self._refused_at.get(url, (float("-inf"), float("-inf")))
+            self._refused_at[url] = (now if for_good else before, now)
+
+    def answered(self, url: str) -> None:
+        """``url`` takes connections."""
+        if self._refused_at:
+            with self._lock:
+                self._refused_at.pop(url, None)
+
+    def all_refuse_since(self, moment: float) -> bool:
+        """Whether every node has refused since then: all of them twice, but those for good once."""
+        with self._lock:
+            never = (float("-inf"), float("-inf"))
+            return all(self._refused_at.get(url, never)[0] >= moment for url in self._urls)
 
     def move_on(self, url: str) -> None:
         """``url`` answered that it cannot now: ask the next one, without suspecting it."""

@@ -146,6 +146,15 @@ def test_an_endpoint_that_does_not_answer_is_named() -> None:
     assert "Connection refused" in shown.stdout
 
 
+def test_status_of_several_endpoints_where_nobody_listens() -> None:
+    """Each is named, and there is nothing to wait for."""
+    started = time.monotonic()
+    shown = ask(None, None)
+    assert shown.exit_code == 2
+    assert shown.stdout.count("Connection refused") == 2
+    assert time.monotonic() - started < 2
+
+
 def test_of_two_equal_views_the_newer_terms_count() -> None:
     """The side of a partition that elects goes on; the other side's leaders are of old terms."""
     old, new = view("n1", silent=("n2",)), view("n2", silent=("n1",))
