@@ -40,6 +40,10 @@ class Links(Protocol):
     def refusal(self, peer: str) -> str | None:
         """Why the last handshake with the peer failed; None if it did not."""
 
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """The same of all peers, and of proven nodes that are not in the map."""
+
     def changed_us(self, peer: str) -> int | None:
         """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
@@ -86,6 +90,7 @@ class LocalStatus:
         self._cpu = (clock.monotonic(), _cpu_s())
         self._cpu_share: float | None = None
         self._refused: dict[str, int] = {}  # as it was when it last became an event
+        self._refused_nodes: dict[str, str] = {}  # likewise
         self.snapshots = {"written": 0, "failed": 0}
         """How many snapshots this node has written, and how many it could not."""
         self.stopping = False
@@ -105,6 +110,15 @@ class LocalStatus:
         for load in self._router.local.loads.values():
             load.each_second()
         self._note_refusals()
+        self._note_refused_nodes()
+
+    def _note_refused_nodes(self) -> None:
+        """Make an event of each node that is refused, and again when the reason is another one."""
+        refused = dict(self._links.refusals)
+        for name in sorted(refused):
+            if refused[name] != self._refused_nodes.get(name):
+                self._host.recent.add("node_refused", f"{name}: {refused[name]}")
+        self._refused_nodes = refused
 
     def _note_refusals(self) -> None:
         """Make one event of all requests that were refused lately."""

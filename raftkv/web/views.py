@@ -78,6 +78,7 @@ _EVENTS = {
     "link_down": ("bad", "✕", "link down"),
     "agreed": ("good", "✓", "agrees with the other nodes"),
     "disagreed": ("bad", "✕", "serves nothing: its map differs"),
+    "node_refused": ("bad", "✕", "refused a node"),
     "slow_disk": ("warn", "▲", "slow disk"),
     "refused": ("warn", "▲", "refused requests"),
     "worker_ended": ("warn", "▲", "an HTTP worker ended"),

@@ -327,6 +327,26 @@ def test_explain() -> None:
     assert facts["not_answering"] == []
 
 
+def test_a_refused_node_becomes_an_event_once() -> None:
+    """Also one that is in no map; told again when the reason changes or it was let in between."""
+    world = StatusWorld()
+    local, links = world.local["n1"], world.links["n1"]
+
+    def told() -> list[str]:
+        local.each_second()
+        events = local.facts()["events"]
+        return [event["detail"] for event in events if event["kind"] == "node_refused"]
+
+    links.refusals |= {"n9": "'n9' is not a node that dials 'n1'", "n2": "another identity"}
+    assert told() == told() == ["n2: another identity", "n9: 'n9' is not a node that dials 'n1'"]
+    links.refusals["n2"] = "differs"
+    assert told()[2:] == ["n2: differs"]
+    del links.refusals["n2"]
+    told()
+    links.refusals["n2"] = "differs"
+    assert told()[3:] == ["n2: differs"]
+
+
 def test_refused_requests_become_one_event() -> None:
     """A burst is one event with what was refused and how often; the next one waits its turn."""
     world = StatusWorld()
