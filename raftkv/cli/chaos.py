@@ -24,6 +24,7 @@ from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
 from raftkv.cli.endpoints import endpoints_option
+from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
@@ -185,7 +186,7 @@ def _run(settings: Settings) -> int:
         with _bar(console) as bar:
             run = run_chaos(settings, bar)
     except ChaosError as error:
-        click.echo(f"raftkv: {error}", err=True)
+        click.echo(f"raftkv: {visible(str(error))}", err=True)
         return EXIT_NOT_RUN
     except KeyboardInterrupt:
         click.echo("raftkv: interrupted; everything was stopped and taken away", err=True)

@@ -1,9 +1,11 @@
 """What all commands that talk to a cluster share: where it is, and how they end."""
 
+import contextlib
 import functools
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from raftkv.client import (
     PreconditionFailedError,
     RaftkvError,
 )
+from raftkv.client.endpoints import DEFAULT_ENDPOINT, ENDPOINTS_VARIABLE
 from raftkv.client.types import Bytes
 from raftkv.core.visible import visible, visible_json
 
@@ -27,8 +30,6 @@ EXIT_UNKNOWN = 4
 
 WRITES = "_writes"
 
-DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
-
 
 def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout_s: float) -> float:
     """Refuse what never ends: ``nan`` is in every range."""
@@ -37,41 +38,26 @@ def _check_timeout(_context: click.Context, _parameter: click.Parameter, timeout
     return timeout_s
 
 
-def _check_token(
-    _context: click.Context, _parameter: click.Parameter, token: str | None
-) -> str | None:
-    """Refuse what cannot be in a header, without showing it."""
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise click.BadParameter("has characters that a token cannot have")
-    return token
-
-
-def _check_ca(_context: click.Context, _parameter: click.Parameter, ca: str | None) -> str | None:
-    """Refuse a file without certificates now: at a connection it would look like a broken one."""
-    if ca is None:
-        return None
-    import ssl  # noqa: PLC0415 -- takes its time, and most commands need none
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
-    except OSError as error:  # ssl.SSLError is one, and says nothing that helps
-        raise click.BadParameter(f"{ca}: no PEM certificate of a CA") from error
-    return ca
-
-
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reaching a cluster, pass a client first, and turn errors into codes."""
+    return _with_clients(command, each=False)
 
+
+def connected_to_each(command: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`connected`, but pass a list with one client for each endpoint."""
+    return _with_clients(command, each=True)
+
+
+def _with_clients(command: Callable[..., None], *, each: bool) -> Callable[..., None]:
     @endpoints_option(
         "URL of a node; repeat it, or separate several by commas, in the variable also by spaces.  "
         f"[default: {DEFAULT_ENDPOINT}]",
-        variable="RAFTKV_ENDPOINTS",
+        variable=ENDPOINTS_VARIABLE,
     )
     @click.option(
         "--token",
         envvar="RAFTKV_TOKEN",
         show_envvar=True,
-        callback=_check_token,
         help="Bearer token.",
     )
     @click.option(
@@ -79,7 +65,6 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         envvar="RAFTKV_CA",
         show_envvar=True,
         type=click.Path(exists=True, dir_okay=False),
-        callback=_check_ca,
         help="CA file for https.",
     )
     @click.option(
@@ -100,15 +85,20 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         timeout_s: float,
         **options: Any,
     ) -> None:
+        urls = endpoints or (DEFAULT_ENDPOINT,)
+        say = _say_once(timeout_s)
         try:
-            client = Client(
-                endpoints or (DEFAULT_ENDPOINT,), token=token, ca=ca, timeout_s=timeout_s
-            )
+            clients = [
+                Client(one, token=token, ca=ca, timeout_s=timeout_s, on_wait=say)
+                for one in (urls if each else (urls,))
+            ]
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         try:
-            with client:
-                command(client, **options)
+            with contextlib.ExitStack() as stack:
+                for client in clients:
+                    stack.enter_context(client)
+                command(clients if each else clients[0], **options)
         except RaftkvError as error:
             click.echo(f"raftkv: {described(error)}", err=True)
             sys.exit(exit_code_of(error))
@@ -119,6 +109,17 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(EXIT_UNKNOWN)
 
     return run
+
+
+def _say_once(timeout_s: float) -> Callable[[RaftkvError], None]:
+    """Tell what is waited for, once in a command, so that silence is not taken for a hang."""
+    said = threading.Lock()
+
+    def say(error: RaftkvError) -> None:
+        if said.acquire(blocking=False):
+            click.echo(f"raftkv: {described(error)}; trying for {timeout_s:g} s", err=True)
+
+    return say
 
 
 def writes(command: Callable[..., None]) -> Callable[..., None]:
@@ -133,6 +134,9 @@ _ADVICE = (
         "Connection refused",
         "is a cluster running there? raftkv dev starts one, --endpoint names another",
     ),
+    ("Name or service not known", "is the name of the host right?"),
+    ("No address associated with hostname", "is the name of the host right?"),
+    ("Temporary failure in name resolution", "is the name of the host right? no server knows it"),
     ("WRONG_VERSION_NUMBER", "does it speak http:// and not https://?"),
     (r"BadStatusLine('\x15\x03", "does it speak https:// and not http://?"),
     ("unable to get local issuer certificate", "--ca names the file of the cluster's CA"),
@@ -143,7 +147,7 @@ _ADVICE = (
 
 def described(error: RaftkvError) -> str:
     """The error in one line, and what to look at first."""
-    text = visible(str(error))
+    text = visible(str(error.args[0]))  # without its key, which was typed just now
     advice = next((advice for sign, advice in _ADVICE if sign in text), None)
     return text if advice is None else f"{text} ({advice})"
 

@@ -97,7 +97,9 @@ def _introduce(cluster: LocalCluster) -> None:
         f"  curl -X PUT --data hello {url}/v1/kv/greeting\n"
         f"  curl {cluster.urls[-1]}/v1/kv/greeting\n"
         f"and open {url}/ to see the shards. Ctrl-C stops the cluster, its data stays in\n"
-        f"{cluster.directory}"
+        f"{cluster.directory}\n"
+        "For the raftkv command and raftkv.Client() in another shell:\n"
+        f"  export RAFTKV_ENDPOINTS={','.join(cluster.urls)}"
     )
     # A pipe is not a terminal: without this the line would wait for the buffer to fill.
     sys.stdout.flush()

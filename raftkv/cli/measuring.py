@@ -16,6 +16,7 @@ from raftkv.bench.first_write import NoWriteError
 from raftkv.bench.report import Report, publish
 from raftkv.bench.run_load import LoadError
 from raftkv.client import RaftkvError
+from raftkv.core.visible import visible
 from raftkv.testing import ClusterError
 
 Measure = Callable[..., Report]
@@ -33,7 +34,7 @@ def ending_cleanly() -> Iterator[None]:
     try:
         yield
     except (ClusterError, RaftkvError, LoadError, FillError, NoWriteError, OSError) as error:
-        click.echo(f"raftkv: {error}", err=True)
+        click.echo(f"raftkv: {visible(str(error))}", err=True)
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)

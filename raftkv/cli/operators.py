@@ -64,6 +64,13 @@ def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
+def _leader(facts: Mapping[str, Any], now_us: int) -> str:
+    since, nobody_since = facts.get("leader_since_us"), facts.get("no_leader_since_us")
+    if facts.get("leader"):
+        return f"{facts['leader']}" + (f", since {q.age(since, now_us)}" if since else "")
+    return "none" + (f", for {q.elapsed(nobody_since, now_us)}" if nobody_since else " is known")
+
+
 def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What the page ``/explain/{key}`` says, line by line."""
     state = views.mapping(facts.get("state"))
@@ -77,9 +84,7 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "partitioner", _text(facts.get("partitioner"))
     yield "shard", f"{_text(facts.get('shard'))}, generation {_text(facts.get('generation'))}"
     yield "replicas", _text(facts.get("replicas"))
-    since = facts.get("leader_since_us")
-    led = "" if since is None else f", since {q.age(since, now_us)}"
-    yield "leader", (_text(facts["leader"]) if facts.get("leader") else "none is known") + led
+    yield "leader", _leader(facts, now_us)
     if pinned := views.pinned(state):
         yield "pinned", pinned
     if kept := state.get("kept_because"):
@@ -104,13 +109,17 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @click.command("transfer-leader")
 @click.argument("shard", type=click.IntRange(min=0))
-@click.option("--to", "target", help="Name of the node; by default the preferred one.")
+@click.option(
+    "--to",
+    "target",
+    help="Name of the node; by default the preferred one, and it may be balanced again.",
+)
 @click.option(
     "--for",
     "for_s",
     type=Duration(),
-    help="How long it is to stay there, such as 90s, 30m, 2h or 1d; by default until that node "
-    "stops. Without --to it is left to the cluster again.",
+    help="With --to: how long it is to stay there, such as 90s, 30m, 2h or 1d; by default until "
+    "that node stops.",
 )
 @json_option
 @connected

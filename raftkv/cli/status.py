@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from raftkv.cli.connect import connected, described, json_option, print_json
-from raftkv.client import Client, RaftkvError
+from raftkv.cli.connect import connected_to_each, described, json_option, print_json
+from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
+from raftkv.client import Client
 from raftkv.core.health import Health, health_of, rows, silent_nodes
-from raftkv.core.visible import visible_facts
+from raftkv.core.visible import visible, visible_facts
 from raftkv.web import quantities as q
 from raftkv.web import views
 
@@ -29,6 +30,8 @@ _CELL_STYLES = {"leader": "bold cyan", "good": "green", "warn": "yellow", "bad":
 _EVENTS_SHOWN = 8
 
 Facts = Mapping[str, Any]
+View = Callable[[Facts, Sequence[Facts], Sequence[str]], RenderableType]
+"""Shows facts, given those of the look before and what the endpoints said besides."""
 
 
 def _watching(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,28 +46,29 @@ def _watching(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("status")
-@click.option("--local", is_flag=True, help="Only what the node that answers knows by itself.")
+@click.option("--local", is_flag=True, help="Only what the first node that answers knows itself.")
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
 @_watching
 @json_option
-@connected
+@connected_to_each
 def status_command(
-    client: Client, *, local: bool, watch: bool, interval_s: float, as_json: bool
+    clients: list[Client], *, local: bool, watch: bool, interval_s: float, as_json: bool
 ) -> None:
-    """Say how the cluster is: 0 if healthy, 1 if degraded, 2 if unavailable."""
-    scope = "local" if local else "cluster"
+    """Say how the cluster is: 0 if healthy, 1 if degraded, 2 if unavailable.
+
+    Every --endpoint is asked, and the node that hears most of the others is believed.
+    """
+    scope: Scope = "local" if local else "cluster"
     if watch and not as_json:
-        _live(client, scope, interval_s, status_view)
+        _live(clients, scope, interval_s, status_view)
         return
     while True:
-        facts, error = _ask(client, scope)
-        health = health_of(facts)
+        look = _look(clients, scope)
+        health = health_of(look.facts)
         if as_json:
-            unasked = {"error": error} if error else {}
-            print_json({**facts, **unasked, "health": health.as_facts()})
+            print_json({**look.facts, **_asked(look), "health": health.as_facts()})
         else:
-            shown = visible_facts(facts)
-            Console(highlight=False).print(_error(error) if error else status_view(shown, []))
+            Console(highlight=False).print(_shown(look, status_view, []))
         if not watch:
             sys.exit(EXIT_CODES[health.state])
         time.sleep(interval_s)
@@ -72,17 +76,48 @@ def status_command(
 
 @click.command("top")
 @_watching
-@connected
-def top_command(client: Client, *, interval_s: float) -> None:
+@connected_to_each
+def top_command(clients: list[Client], *, interval_s: float) -> None:
     """Watch load, lag and disks of every node and shard, until Ctrl-C."""
-    _live(client, "cluster", interval_s, top_view)
+    _live(clients, "cluster", interval_s, top_view)
+
+
+class _Look(NamedTuple):
+    """What was seen, no facts if nobody told, and what the endpoints said besides."""
+
+    facts: Facts
+    remarks: list[str]
+    told: list[Testimony]
+
+
+def _look(clients: Sequence[Client], scope: Scope) -> _Look:
+    told = ask_each(clients, scope)
+    answered = (one for one in told if one.error is None)
+    best = next(answered, None) if scope == "local" else best_informed(told)
+    if best is None:
+        return _Look({}, [described(one.error) for one in told if one.error is not None], told)
+    return _Look(best.facts, remarks(told, best, described), told)
+
+
+def _asked(look: _Look) -> Facts:
+    """What ``--json`` says of the asking itself; ``error`` is there if nobody told."""
+    asked = [
+        {
+            "endpoint": one.endpoint,
+            "node": one.facts.get("node"),
+            "error": None if one.error is None else described(one.error),
+        }
+        for one in look.told
+    ]
+    unasked = {} if look.facts else {"error": "; ".join(look.remarks)}
+    return {**unasked, "asked": asked, "remarks": look.remarks if look.facts else []}
 
 
 def _live(
-    client: Client,
-    scope: str,
+    clients: Sequence[Client],
+    scope: Scope,
     interval_s: float,
-    view: Callable[[Facts, Sequence[Facts]], RenderableType],
+    view: View,
 ) -> None:
     """Draw again and again; a node that does not answer is said, and asked again."""
     console = Console(highlight=False)
@@ -90,44 +125,40 @@ def _live(
     try:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
-                facts, error = _ask(client, scope)
-                facts = visible_facts(facts)
-                live.update(_error(error) if error else view(facts, before), refresh=True)
-                before = [facts] if facts else []
+                look = _look(clients, scope)
+                live.update(_shown(look, view, before), refresh=True)
+                before = [look.facts] if look.facts else []
                 time.sleep(interval_s)
     except KeyboardInterrupt:
         return
 
 
-def _ask(client: Client, scope: str) -> tuple[Facts, str | None]:
-    try:
-        return client.status("local" if scope == "local" else "cluster"), None
-    except RaftkvError as error:
-        return {}, described(error)
-
-
-def _error(error: str) -> RenderableType:
-    return Text(f"✕ No node tells how the cluster is: {error}", style="bold red")
+def _shown(look: _Look, view: View, before: Sequence[Facts]) -> RenderableType:
+    remarks = [visible(remark) for remark in look.remarks]
+    if look.facts:
+        return view(visible_facts(look.facts), before, remarks)
+    lines = ["✕ No node tells how the cluster is:", *remarks]
+    return Text(("\n  " if len(lines) > 2 else " ").join(lines), style="bold red")  # noqa: PLR2004
 
 
 # --- views -----------------------------------------------------------------------------------
 
 
-def status_view(facts: Facts, _before: Sequence[Facts]) -> RenderableType:
+def status_view(facts: Facts, _before: Sequence[Facts], said: Sequence[str] = ()) -> RenderableType:
     """The sentence, shards by nodes, nodes, and what happened last."""
-    return Group(*_head(facts), "", _grid(facts), "", _nodes(facts), *_events(facts))
+    return Group(*_head(facts, said), "", _grid(facts), "", _nodes(facts), *_events(facts))
 
 
-def top_view(facts: Facts, before: Sequence[Facts]) -> RenderableType:
+def top_view(facts: Facts, before: Sequence[Facts], said: Sequence[str] = ()) -> RenderableType:
     """The sentence, load and disk of every node, load and lag of every shard."""
-    return Group(*_head(facts), "", _busy_nodes(facts, before), "", _busy_shards(facts))
+    return Group(*_head(facts, said), "", _busy_nodes(facts, before), "", _busy_shards(facts))
 
 
-def _head(facts: Facts) -> list[RenderableType]:
+def _head(facts: Facts, said: Sequence[str]) -> list[RenderableType]:
     health: Health = health_of(facts)
     style, sign = _STYLES[health.state]
     lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
-    lines += [Text(f"  {reason}", style="yellow") for reason in health.reasons]
+    lines += [Text(f"  {reason}", style="yellow") for reason in (*health.reasons, *said)]
     for row in rows(facts, "shards"):
         if pinned := views.pinned(row):
             lines.append(Text(f"  The leadership of shard {row.get('shard')} is {pinned}."))
@@ -160,11 +191,16 @@ def _grid(facts: Facts) -> Table:
             str(line.shard),
             *cells,
             _reserve(line.margin),
-            since if line.facts.get("leader") else Text("no leader", style="red"),
+            since if line.facts.get("leader") else Text(_leaderless(line.facts), style="red"),
             q.count(line.facts.get("term")),
             q.count(line.facts.get("keys")),
         )
     return table
+
+
+def _leaderless(row: Facts) -> str:
+    since = row.get("no_leader_since_us")
+    return "no leader" + (f" for {q.elapsed(since, time.time_ns() // 1000)}" if since else "")
 
 
 def _reserve(margin: int | None) -> Text:

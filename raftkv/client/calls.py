@@ -7,6 +7,7 @@ speaks for the write itself (a result or a failed precondition) makes the call d
 
 import functools
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,10 +33,13 @@ from raftkv.client.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from raftkv.client.transport import Answer, Lost, NotSent, Transport
+from raftkv.client.transport import Answer, Lost, NotSent, Refused, RefusedForGood, Transport
 
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
+WAIT_SAID_S = 1.0
+"""After so long a call tells whoever wants to know what it waits for."""
+
 RESEND_WINDOW_S = 100.0
 """The server remembers an outcome for at least 120 s; a write is not sent again near that age.
 
@@ -184,12 +188,15 @@ class Caller:
         attempt_timeout_s: float,
         headers: Mapping[str, str],
         sleep: Callable[[float], None] = time.sleep,
+        on_wait: Callable[[RaftkvError], None] | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._transport = transport
         self._attempt_timeout_s = attempt_timeout_s
         self._headers = headers
         self._sleep = sleep
+        self._on_wait = on_wait
+        self._waits_for: RaftkvError | None = None
 
     def run(self, call: Call, timeout_s: float) -> Answer:
         """Return the answer of success, or raise what the last attempt or the worst one says."""
@@ -220,6 +227,29 @@ class Caller:
 
         Returns the result, and whether an attempt before it had an unknown outcome.
         """
+        if self._on_wait is None:
+            return self._repeat(attempt, timeout_s, reads=reads, repeatable=repeatable, renew=renew)
+        self._waits_for = None
+        timer = threading.Timer(WAIT_SAID_S, self._tell, (self._on_wait,))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._repeat(attempt, timeout_s, reads=reads, repeatable=repeatable, renew=renew)
+        finally:
+            timer.cancel()
+
+    def _tell(self, on_wait: Callable[[RaftkvError], None]) -> None:
+        on_wait(self._waits_for or UnavailableError(f"{self._endpoints.pick()}: no answer yet"))
+
+    def _repeat(
+        self,
+        attempt: Callable[[float], _Result | Failure],
+        timeout_s: float,
+        *,
+        reads: bool,
+        repeatable: bool,
+        renew: Callable[[int], bool],
+    ) -> tuple[_Result, bool]:
         started = boot_s()
         deadline = started + timeout_s
         unknown: RaftkvError | None = None
@@ -236,6 +266,7 @@ class Caller:
                 and renew(outcome.born_after)
             ):
                 outcome = _renewed(outcome)
+            self._waits_for = outcome.error
             if not outcome.definite:
                 unknown = outcome.error
             pause_s = self._pause_s(outcome, attempts)
@@ -243,6 +274,11 @@ class Caller:
             if (
                 not outcome.transient
                 or now + pause_s >= deadline
+                or (
+                    outcome.node_is_suspect
+                    and unknown is None
+                    and self._endpoints.all_refuse_since(started)
+                )
                 or (unknown is not None and not repeatable)
                 or (unknown is not None and not reads and now - started > RESEND_WINDOW_S)
             ):
@@ -269,6 +305,8 @@ class Caller:
             )
         except NotSent as error:
             self._endpoints.suspect(endpoint)
+            if isinstance(error, Refused):
+                self._endpoints.refused(endpoint, for_good=isinstance(error, RefusedForGood))
             return Failure(
                 UnavailableError(str(error)),
                 definite=True,
@@ -281,6 +319,7 @@ class Caller:
             return Failure(
                 kind(str(error)), definite=call.reads, transient=True, node_is_suspect=True
             )
+        self._endpoints.answered(endpoint)
         failure = _failure_of(answer, call)
         if failure is None:
             return answer
@@ -293,9 +332,13 @@ class Caller:
         self._endpoints.move_on(answer.endpoint)
 
     def _pause_s(self, failure: Failure, attempts: int) -> float:
-        """How long to wait: not at all for another node, else ever longer with jitter."""
-        if failure.node_is_suspect and attempts < len(self._endpoints):
-            return 0.0
+        """How long to wait: not at all for another node, else ever longer with jitter.
+
+        If no node can be reached there is one short pause before they are all asked once more.
+        """
+        nodes = len(self._endpoints)
+        if failure.node_is_suspect and attempts < 2 * nodes:
+            return 0.0 if attempts != nodes else backoff_s(1, failure.retry_after_s)
         if failure.born_after is not None and attempts == 1:
             return 0.0
         return backoff_s(attempts, failure.retry_after_s)

@@ -1,5 +1,6 @@
 """What makes no sense to send is refused here, in the terms of whoever calls."""
 
+import ssl
 from collections.abc import Iterable, Sequence
 
 from raftkv.client.errors import InvalidRequestError
@@ -15,6 +16,30 @@ from raftkv.client.types import (
 )
 
 
+def check_token(token: str | None) -> None:
+    """Check that a token can be in a header; the error does not show it.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that a token cannot have")
+
+
+def check_ca(ca: str | None) -> None:
+    """Check the file of a CA now: at a connection a bad one would look like a broken cluster.
+
+    Raises:
+        ValueError: It has no certificates, or cannot be read.
+    """
+    if ca is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one, and says nothing that helps
+        raise ValueError(f"{ca}: no PEM certificate of a CA") from error
+
+
 def check_key(key: Bytes) -> bytes:
     """The key as bytes.
 
@@ -24,7 +49,9 @@ def check_key(key: Bytes) -> bytes:
     """
     data = to_bytes(key)
     if not 1 <= len(data) <= KEY_BYTES_MAX:
-        raise InvalidRequestError(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(data)}")
+        error = InvalidRequestError(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(data)}")
+        error.key = data
+        raise error
     return data
 
 
@@ -49,16 +76,17 @@ def check_revision(revision: object) -> None:
         raise InvalidRequestError(f"a revision is from 1 to {REVISION_MAX}, not {revision}")
 
 
-def check_operations(operations: Iterable[object], of: str) -> None:
+def check_operations(operations: Iterable[object], of: str, kinds: tuple[type, ...]) -> None:
     """Check what a batch or a transaction is made of.
 
     Raises:
         TypeError: Something in it is no operation.
     """
     for operation in operations:
-        if not isinstance(operation, Put | Delete | Get):
+        if not isinstance(operation, kinds):
+            *most, last = (kind.__name__ for kind in kinds)
             found = type(operation).__name__
-            raise TypeError(f"a {of} is made of Put, Delete and Get, not {found}")
+            raise TypeError(f"a {of} is made of {', '.join(most)} and {last}, not {found}")
 
 
 def check_batch(operations: Sequence[Put | Delete | Get]) -> None:
@@ -68,10 +96,14 @@ def check_batch(operations: Sequence[Put | Delete | Get]) -> None:
         InvalidRequestError: A condition asks for a revision that no entry can have.
         TypeError: Something in it is no operation, or a revision no number.
     """
-    check_operations(operations, "batch")
+    check_operations(operations, "batch", (Put, Delete, Get))
     for operation in operations:
         if not isinstance(operation, Get):
-            check_revision(operation.if_revision)
+            try:
+                check_revision(operation.if_revision)
+            except InvalidRequestError as error:
+                error.key = to_bytes(operation.key)
+                raise
 
 
 def check_comparisons(comparisons: Iterable[object]) -> None:

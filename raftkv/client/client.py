@@ -1,17 +1,19 @@
 """The client: one object for a whole program, safe to share between its threads."""
 
 import contextlib
+import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 from raftkv.client import codec
 from raftkv.client.batches import BatchResult, run_batch
 from raftkv.client.calls import Call, Caller, Failure
-from raftkv.client.checks import check_key, check_revision
+from raftkv.client.checks import check_ca, check_key, check_revision, check_token
 from raftkv.client.coalescing import Alone, Coalescer
-from raftkv.client.endpoints import Endpoints
-from raftkv.client.errors import InvalidRequestError, ServerError, UnknownOutcomeError
+from raftkv.client.endpoints import Endpoints, endpoints_of_environment
+from raftkv.client.errors import InvalidRequestError, RaftkvError, ServerError, UnknownOutcomeError
 from raftkv.client.session import Session, SessionPool, Ticket
 from raftkv.client.transport import Answer, Transport
 from raftkv.client.types import (
@@ -22,8 +24,10 @@ from raftkv.client.types import (
     DeleteResult,
     Entry,
     Get,
+    NotModified,
     Put,
     PutResult,
+    Range,
     TxnResult,
     to_bytes,
 )
@@ -48,7 +52,9 @@ class Client:
 
     Args:
         endpoints: URLs of one or more nodes. Any node answers any request; the others are asked
-            when one does not answer.
+            when one does not answer. Without any the environment names the cluster:
+            ``RAFTKV_ENDPOINTS`` (else http://127.0.0.1:8000), and ``RAFTKV_TOKEN`` and
+            ``RAFTKV_CA`` where no token or CA is given here.
         token: Bearer token, where the cluster wants one.
         ca: File with the certificate authority of the cluster's HTTPS certificates.
         timeout_s: For each call, all its attempts and pauses together.
@@ -59,11 +65,17 @@ class Client:
             is not repeated and raises :class:`~raftkv.client.errors.UnknownOutcomeError`.
         coalesce: Let single-key calls that run at the same time share requests. Writes do so only
             if they are idempotent. See docs/client.md for when to turn it off.
+        on_wait: Called with the latest failure, in another thread, when a call has taken a second:
+            for programs before which somebody sits and waits.
+
+    Raises:
+        ValueError: An endpoint is no URL, the token cannot be in a header, or the CA's file has no
+            certificate.
     """
 
     def __init__(
         self,
-        endpoints: Sequence[str] | str,
+        endpoints: Sequence[str] | str | None = None,
         *,
         token: str | None = None,
         ca: str | None = None,
@@ -72,8 +84,16 @@ class Client:
         connections: int = 16,
         idempotent: bool = True,
         coalesce: bool = True,
+        on_wait: Callable[[RaftkvError], None] | None = None,
     ) -> None:
-        self._endpoints = Endpoints([endpoints] if isinstance(endpoints, str) else endpoints)
+        if endpoints is None:
+            # Together or not at all: a token is not sent to whom the program itself has chosen.
+            endpoints = endpoints_of_environment()
+            token = token or os.environ.get("RAFTKV_TOKEN") or None
+            ca = ca or os.environ.get("RAFTKV_CA") or None
+        check_token(token)
+        check_ca(ca)
+        self._endpoints = Endpoints(endpoints)
         self._transport = Transport(
             ca=ca, connections=connections, connect_timeout_s=attempt_timeout_s / 2
         )
@@ -88,6 +108,7 @@ class Client:
             self._transport,
             attempt_timeout_s=attempt_timeout_s,
             headers=headers,
+            on_wait=on_wait,
         )
         self._coalescer = (
             Coalescer(self._caller, attempt_timeout_s=attempt_timeout_s) if coalesce else None
@@ -113,8 +134,14 @@ class Client:
         """The nodes' URLs."""
         return self._endpoints.urls
 
+    @property
+    def timeout_s(self) -> float:
+        """How many seconds a call takes at most that says nothing else."""
+        return self._timeout_s
+
     # --- single keys ----------------------------------------------------------------------------
 
+    @overload
     def get(
         self,
         key: Bytes,
@@ -122,27 +149,61 @@ class Client:
         consistency: Consistency = "linearizable",
         max_age_ms: int | None = None,
         timeout_s: float | None = None,
-    ) -> Entry | None:
+    ) -> Entry | None: ...
+
+    @overload
+    def get(
+        self,
+        key: Bytes,
+        *,
+        if_none_match: int | None,
+        consistency: Consistency = "linearizable",
+        max_age_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Entry | NotModified | None: ...
+
+    def get(
+        self,
+        key: Bytes,
+        *,
+        if_none_match: int | None = None,
+        consistency: Consistency = "linearizable",
+        max_age_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Entry | NotModified | None:
         """Read one key; None if it does not exist.
 
-        ``stale`` reads whatever replica is asked; ``max_age_ms`` then bounds the age.
+        With the revision ``if_none_match``, of an :class:`Entry` that the caller still has, the
+        value comes only if it is another one by now, else :class:`NotModified`. ``stale`` reads
+        whatever replica is asked; ``max_age_ms`` then bounds the age.
         """
         data = check_key(key)
+        check_revision(if_none_match)
         query = codec.read_query(consistency, max_age_ms)
+        call = Call(
+            "GET",
+            codec.with_query(codec.key_target(data), query),
+            headers=lambda: codec.known_headers(if_none_match),
+            reads=True,
+            repeatable=True,
+            missing_is_answer=True,
+        )
 
-        def alone(deadline: float) -> Entry | Failure | None:
-            target = codec.with_query(codec.key_target(data), query)
-            call = Call("GET", target, reads=True, repeatable=True, missing_is_answer=True)
+        def alone(deadline: float) -> Entry | NotModified | Failure | None:
             answer = self._caller.attempt(call, deadline)
             if isinstance(answer, Failure):
                 return answer
-            return codec.entry_of(data, answer) if answer.status == 200 else None  # noqa: PLR2004 -- OK
+            return codec.read_of(data, if_none_match, answer)
 
         timeout = self._timeout(timeout_s)
-        if self._coalescer is None:
-            return self._caller.repeat(alone, timeout, reads=True, repeatable=True)[0]
-        member = codec.GetMember(data, consistency, codec.unset_if_none(max_age_ms))
-        result = self._coalescer.run(member, None, alone, timeout)
+        try:
+            if self._coalescer is None or if_none_match is not None:
+                return self._caller.repeat(alone, timeout, reads=True, repeatable=True)[0]
+            member = codec.GetMember(data, consistency, codec.unset_if_none(max_age_ms))
+            result = self._coalescer.run(member, None, cast("Alone", alone), timeout)
+        except RaftkvError as error:
+            error.key = data
+            raise
         return cast("Entry | None", result)
 
     def put(
@@ -170,7 +231,7 @@ class Client:
             headers["Content-Type"] = "application/octet-stream"
             return _Request("PUT", codec.key_target(data), headers, body)
 
-        return self._write(request, codec.put_of, timeout_s, member)
+        return self._write(request, codec.put_of, timeout_s, data, member)
 
     def put_if_absent(
         self, key: Bytes, value: Bytes, *, timeout_s: float | None = None
@@ -211,7 +272,7 @@ class Client:
             headers = codec.condition_headers(if_revision=if_revision, if_absent=False)
             return _Request("DELETE", codec.key_target(data), headers, None)
 
-        return self._write(request, codec.delete_of, timeout_s, member)
+        return self._write(request, codec.delete_of, timeout_s, data, member)
 
     # --- many keys ------------------------------------------------------------------------------
 
@@ -269,13 +330,21 @@ class Client:
         Raises:
             RaftkvError: Nothing was answered, and what kind of error it is holds for all.
         """
-        return run_batch(self._caller, self._batch_sessions, operations, self._timeout(timeout_s))
+        try:
+            results = run_batch(
+                self._caller, self._batch_sessions, operations, self._timeout(timeout_s)
+            )
+        except RaftkvError as error:
+            if len(operations) == 1:
+                error.key = to_bytes(operations[0].key)
+            raise
+        return [_about(*pair) for pair in zip(operations, results, strict=True)]
 
     def txn(
         self,
         compare: Sequence[Compare] = (),
-        then: Sequence[Put | Delete | Get] = (),
-        otherwise: Sequence[Put | Delete | Get] = (),
+        then: Sequence[Put | Delete | Get | Range] = (),
+        otherwise: Sequence[Put | Delete | Get | Range] = (),
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
@@ -289,7 +358,7 @@ class Client:
         body = codec.txn_body(compare, then, otherwise)
         headers = {"Content-Type": codec.MSGPACK, "Accept": codec.MSGPACK}
         request = _Request("POST", "/v1/txn", headers, body)
-        return self._write(lambda: request, codec.txn_of, timeout_s)
+        return self._write(lambda: request, codec.txn_of, timeout_s, None)
 
     # --- operators ------------------------------------------------------------------------------
 
@@ -355,9 +424,23 @@ class Client:
         request: Callable[[], _Request],
         decode: Callable[[Answer], _Written],
         timeout_s: float | None,
+        key: bytes | None,
         member: codec.Member | None = None,
     ) -> _Written:
-        """Carry out a write; one that is a ``member`` may travel in a batch with others."""
+        """Carry out a write of ``key``; a ``member`` may travel in a batch with others."""
+        try:
+            return self._written(request, decode, timeout_s, member)
+        except RaftkvError as error:
+            error.key = key
+            raise
+
+    def _written(
+        self,
+        request: Callable[[], _Request],
+        decode: Callable[[Answer], _Written],
+        timeout_s: float | None,
+        member: codec.Member | None,
+    ) -> _Written:
         with (
             contextlib.nullcontext() if self._session is None else self._session.writes() as ticket
         ):
@@ -391,3 +474,12 @@ def _decoded(decode: Callable[[Answer], _Written], answer: Answer) -> _Written:
     except ServerError as error:
         # A success that is not ours: whatever answered may have passed the write on.
         raise UnknownOutcomeError(str(error), status=error.status) from error
+
+
+def _about(operation: Put | Delete | Get, result: BatchResult) -> BatchResult:
+    """The result of one operation; an error that several of them share becomes its own."""
+    if not isinstance(result, RaftkvError):
+        return result
+    error = result if result.key is None else copy.copy(result)
+    error.key = to_bytes(operation.key)
+    return error

@@ -23,9 +23,12 @@ from raftkv.client.types import (
     DeleteResult,
     Entry,
     Get,
+    NotModified,
     OperationResult,
     Put,
     PutResult,
+    Range,
+    RangeResult,
     TxnResult,
     to_bytes,
 )
@@ -116,6 +119,11 @@ def condition_headers(*, if_revision: int | None, if_absent: bool) -> dict[str, 
     return headers
 
 
+def known_headers(revision: int | None) -> dict[str, str]:
+    """The condition of a read: not what has this revision."""
+    return {} if revision is None else {"If-None-Match": f'"{revision}"'}
+
+
 # --- single operations that travel in a batch with others (raftkv.client.coalescing) ------------
 
 
@@ -196,8 +204,21 @@ _batch = msgspec.msgpack.Decoder(_Batch)
 _txn = msgspec.msgpack.Decoder(_Txn)
 
 
-def entry_of(key: Bytes, answer: Answer) -> Entry:
-    """The entry that a GET of one key gave; its numbers are in the headers."""
+def read_of(key: Bytes, if_none_match: int | None, answer: Answer) -> Entry | NotModified | None:
+    """What a GET of one key gave; None if it does not exist."""
+    match answer.status:
+        case 200:
+            return _entry_of(key, answer)
+        case 304 if if_none_match is not None:
+            return NotModified(if_none_match)
+        case 404:
+            return None
+        case _:
+            raise _foreign(answer)
+
+
+def _entry_of(key: Bytes, answer: Answer) -> Entry:
+    """The entry of a GET of one key; its numbers are in the headers."""
     headers = answer.headers
     try:
         return Entry(
@@ -346,11 +367,11 @@ def _batch_result(member: _BatchResult) -> OperationResult | Problem:
 
 def txn_body(
     compare: Sequence[Compare],
-    then: Sequence[Put | Delete | Get],
-    otherwise: Sequence[Put | Delete | Get],
+    then: Sequence[Put | Delete | Get | Range],
+    otherwise: Sequence[Put | Delete | Get | Range],
 ) -> bytes:
     """The body of a transaction."""
-    check_operations((*then, *otherwise), "transaction")
+    check_operations((*then, *otherwise), "transaction", (Put, Delete, Get, Range))
     check_comparisons(compare)
     for operation in (*then, *otherwise):
         conditional = isinstance(operation, Put) and operation.if_absent
@@ -359,8 +380,8 @@ def txn_body(
     return msgspec.msgpack.encode(
         {
             "compare": [_comparison(comparison) for comparison in compare],
-            "then": [_operation(operation) for operation in then],
-            "else": [_operation(operation) for operation in otherwise],
+            "then": [_txn_operation(operation) for operation in then],
+            "else": [_txn_operation(operation) for operation in otherwise],
         }
     )
 
@@ -369,10 +390,24 @@ def txn_of(answer: Answer) -> TxnResult:
     """The result of a transaction."""
     try:
         txn = _txn.decode(answer.body)
-        results = tuple(_result(member) for member in txn.results)
+        results = tuple(_txn_result(member) for member in txn.results)
     except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise _foreign(answer) from error
     return TxnResult(txn.succeeded, txn.revision, results)
+
+
+def _txn_operation(operation: Put | Delete | Get | Range) -> dict[str, Any]:
+    if not isinstance(operation, Range):
+        return _operation(operation)
+    bounds = {"prefix": operation.prefix, "start": operation.start, "end": operation.end}
+    given: dict[str, Any] = {
+        name: to_bytes(bound) for name, bound in bounds.items() if bound is not None
+    }
+    if "prefix" in given and len(given) > 1:
+        raise InvalidRequestError("prefix excludes start and end")
+    if operation.limit is not None:
+        given["limit"] = operation.limit
+    return {"op": "range", "keys_only": operation.keys_only, **given}
 
 
 def _operation(operation: Put | Delete | Get) -> dict[str, Any]:
@@ -396,7 +431,7 @@ def _comparison(comparison: Compare) -> dict[str, Any]:
     }
 
 
-def _result(member: Mapping[str, Any]) -> OperationResult:
+def _txn_result(member: Mapping[str, Any]) -> OperationResult | RangeResult:
     match member["op"]:
         case "put":
             return PutResult(member["revision"], member["version"])
@@ -404,5 +439,7 @@ def _result(member: Mapping[str, Any]) -> OperationResult:
             return DeleteResult(member["deleted"], member["revision"])
         case "get":
             return None if member["entry"] is None else _entry(member["entry"])
+        case "range":
+            return RangeResult(tuple(_entry(entry) for entry in member["entries"]), member["more"])
         case other:
             raise ValueError(f"a result of an unknown kind: {other!r}")

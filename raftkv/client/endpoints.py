@@ -1,5 +1,6 @@
 """Which node to ask: stay with one that answers, leave one that does not for a while."""
 
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -10,9 +11,30 @@ from raftkv.client.clock import boot_s
 SUSPECT_S = 1.0
 """How long a node that did not answer is asked only if all others do not either."""
 
+DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
+"""Where the first node of ``raftkv dev`` listens."""
+
+ENDPOINTS_VARIABLE = "RAFTKV_ENDPOINTS"
+
+
+def endpoints_of_environment() -> list[str]:
+    """The URLs that commas or spaces separate in ``RAFTKV_ENDPOINTS``, or the default one.
+
+    Raises:
+        ValueError: The variable has something in it, but no URL.
+    """
+    text = os.environ.get(ENDPOINTS_VARIABLE, "")
+    urls = text.replace(",", " ").split()
+    if text and not urls:
+        raise ValueError(f"{ENDPOINTS_VARIABLE}: {text!r} is no list of URLs")
+    return urls or [DEFAULT_ENDPOINT]
+
 
 class Endpoints:
-    """The nodes' URLs. The lock guards the choice and the suspicions."""
+    """The nodes' URLs. The lock guards the choice, the suspicions and the refusals.
+
+    Of a node that refuses connections is kept when it did so the last time but one, and last.
+    """
 
     def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = boot_s) -> None:
         if isinstance(urls, str):
@@ -23,6 +45,7 @@ class Endpoints:
         self._clock = clock
         self._lock = threading.Lock()
         self._suspect_until = dict.fromkeys(self._urls, float("-inf"))
+        self._refused_at: dict[str, tuple[float, float]] = {}
         # Each client begins somewhere else, so that many of them do not all ask the first node.
         self._current = random.randrange(len(self._urls))  # noqa: S311 -- spreads load only
 
@@ -50,6 +73,25 @@ class Endpoints:
         with self._lock:
             self._suspect_until[url] = self._clock() + SUSPECT_S
             self._leave(url)
+
+    def refused(self, url: str, *, for_good: bool) -> None:
+        """``url`` refuses connections; ``for_good``: asking it again gives the same."""
+        with self._lock:
+            now = self._clock()
+            _, before = self._refused_at.get(url, (float("-inf"), float("-inf")))
+            self._refused_at[url] = (now if for_good else before, now)
+
+    def answered(self, url: str) -> None:
+        """``url`` takes connections."""
+        if self._refused_at:
+            with self._lock:
+                self._refused_at.pop(url, None)
+
+    def all_refuse_since(self, moment: float) -> bool:
+        """Whether every node has refused since then: all of them twice, but those for good once."""
+        with self._lock:
+            never = (float("-inf"), float("-inf"))
+            return all(self._refused_at.get(url, never)[0] >= moment for url in self._urls)
 
     def move_on(self, url: str) -> None:
         """``url`` answered that it cannot now: ask the next one, without suspecting it."""

@@ -40,12 +40,25 @@ __all__ = [
 ]
 
 
+_KEY_SHOWN = 64
+
+
 class RaftkvError(Exception):
-    """Base of all. ``status`` is the HTTP status of the answer, None if there was none."""
+    """Base of all. ``status`` is the HTTP status of the answer, None if there was none.
+
+    ``key`` is the key of the operation that failed, None where it was about several or none. The
+    text of the error ends with it.
+    """
+
+    key: bytes | None = None
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.key is None else f"{message} (key {_shown(self.key)})"
 
 
 class DefiniteError(RaftkvError):
@@ -107,3 +120,13 @@ class DiskFullError(UnavailableError):
 
 class UnknownOutcomeError(RaftkvError):
     """The write may have been applied, or may still be; only a read can tell."""
+
+
+def _shown(key: bytes) -> str:
+    """A key in one line of bounded length."""
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        text = ""
+    start = text[:_KEY_SHOWN] if text.isprintable() and text else key[:_KEY_SHOWN]
+    return repr(start) if len(key) <= _KEY_SHOWN else f"{start!r}..., {len(key)} bytes"

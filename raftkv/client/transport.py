@@ -5,7 +5,9 @@ is certain that it cannot, :class:`Lost` is not.
 """
 
 import os
+import socket
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,9 +16,10 @@ from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
     LocationValueError,
+    NameResolutionError,
     NewConnectionError,
+    ProtocolError,
     ReadTimeoutError,
-    SSLError,
 )
 
 from raftkv.client.clock import boot_s
@@ -25,7 +28,15 @@ _BODY_CHUNK_BYTES = 2**18
 
 
 class NotSent(Exception):  # noqa: N818 -- a fact about an attempt, always handled inside
-    """No connection could be made: the request has not left this machine."""
+    """No connection could be made: nothing has seen the request that could carry it out."""
+
+
+class Refused(NotSent):
+    """The other side said so: nothing listens there, or no way leads there."""
+
+
+class RefusedForGood(Refused):
+    """It will say so again: there is no such host, it speaks another scheme or is not trusted."""
 
 
 class Lost(Exception):  # noqa: N818 -- a fact about an attempt, always handled inside
@@ -86,7 +97,7 @@ class Transport:
         """Send one request and read the whole answer within ``timeout_s``.
 
         Raises:
-            NotSent: No connection could be made.
+            NotSent: No connection could be made; a subclass says how certain that is.
             Lost: Anything later went wrong.
         """
         deadline = boot_s() + timeout_s
@@ -101,12 +112,8 @@ class Transport:
                 redirect=False,
                 preload_content=False,
             )
-        except (NewConnectionError, ConnectTimeoutError, LocationValueError) as error:
-            raise NotSent(f"{endpoint}: {_reason(error)}") from error
         except (HTTPError, OSError) as error:
-            if _is_bad_certificate(error):
-                raise NotSent(f"{endpoint}: {_reason(error)}") from error
-            raise Lost(f"{endpoint}: {_reason(error)}") from error
+            raise _kind_of(error)(f"{endpoint}: {_reason(error)}") from error
         return _read(endpoint, response, deadline)
 
     def close(self) -> None:
@@ -143,9 +150,44 @@ def _read_some(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     return response.read1(_BODY_CHUNK_BYTES)
 
 
-def _is_bad_certificate(error: Exception) -> bool:
-    """Whether TLS failed before any of the request was sent, for want of a trusted certificate."""
-    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+_NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
+_TLS_ALERT = r"BadStatusLine('\x15\x03"
+"""Whoever answers HTTP with this waited for TLS, and has understood none of the request."""
+_TLS_FAILS_AGAIN = (
+    "CERTIFICATE_VERIFY_FAILED",
+    # How versions of OpenSSL call an answer that is no TLS.
+    *("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"),
+)
+
+
+def _kind_of(error: Exception) -> type[NotSent | Lost]:
+    """What an error before the answer says of the request."""
+    kind: type[NotSent | Lost] = Lost
+    match error:
+        case LocationValueError():
+            kind = RefusedForGood
+        case NameResolutionError(__cause__=socket.gaierror(errno=code)) if code in _NO_SUCH_NAME:
+            kind = RefusedForGood
+        case NewConnectionError():
+            kind = Refused
+        case ConnectTimeoutError():
+            kind = NotSent
+        case ProtocolError() if _TLS_ALERT in str(error):
+            kind = RefusedForGood
+        case _ if _in_handshake(error):
+            again = any(sign in str(error) for sign in _TLS_FAILS_AGAIN)
+            kind = RefusedForGood if again else NotSent
+    return kind
+
+
+def _in_handshake(error: Exception) -> bool:
+    """Whether it was met in TLS's handshake, after which the request is sent.
+
+    What is met on a connection that stood can have the same class and text.
+    """
+    inner = next((one for one in error.args if isinstance(one, Exception)), error)
+    frames = traceback.walk_tb(inner.__traceback__)
+    return any(frame.f_code.co_name == "do_handshake" for frame, _ in frames)
 
 
 def _reason(error: Exception) -> str:

@@ -59,6 +59,21 @@ class Get:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Read keys in byte order, in a transaction: ``prefix``, or ``start`` (included) to ``end``.
+
+    ``limit`` is 100 by default. Where the cluster has several shards, the prefix (or start and end
+    up to the same brace) holds a whole ``{tag}``, so that all keys live in one.
+    """
+
+    prefix: Bytes | None = None
+    start: Bytes | None = None
+    end: Bytes | None = None
+    limit: int | None = None
+    keys_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
     """One condition of a transaction, say ``Compare("stock", "value", "=", b"1")``.
 
@@ -97,6 +112,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class NotModified:
+    """The key still has the ``revision`` that the caller knows, so its value was not sent."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RangeResult:
+    """The entries of a :class:`Range`; ``more``: its limit left some out."""
+
+    entries: tuple[Entry, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PutResult:
     """A put was applied under ``revision``; ``version`` 1 means that it created the key."""
 
@@ -127,4 +157,4 @@ class TxnResult:
 
     succeeded: bool
     revision: int | None
-    results: tuple[OperationResult, ...]
+    results: tuple[OperationResult | RangeResult, ...]

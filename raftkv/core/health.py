@@ -150,7 +150,18 @@ def _lacks(lacking: Sequence[ShardHealth], total: int, what: str) -> str:
 
 
 def _reasons(facts: Facts) -> Iterable[str]:
-    for node in rows(facts, "nodes"):
+    me, nodes = facts.get("node"), rows(facts, "nodes")
+    if len(nodes) > 1 and all(reachable(node) == (node.get("name") == me) for node in nodes):
+        yield (
+            f"{me} hears no other node: either all of them are down or it is cut off; "
+            "ask another one, too."
+        )
+    yield from _of_nodes(nodes)
+    yield from _of_shards(rows(facts, "shards"))
+
+
+def _of_nodes(nodes: Iterable[Facts]) -> Iterable[str]:
+    for node in nodes:
         name = node.get("name")
         if isinstance(disagrees := node.get("disagrees"), str):
             yield f"{name} serves nothing: {disagrees}."
@@ -160,7 +171,10 @@ def _reasons(facts: Facts) -> Iterable[str]:
             yield f"The disk of {name} is full: it leads no writes."
         if node.get("stopping") is True:
             yield f"{name} is stopping."
-    for row in rows(facts, "shards"):
+
+
+def _of_shards(shards: Iterable[Facts]) -> Iterable[str]:
+    for row in shards:
         shard = row.get("shard")
         if row.get("digests") == "differ" or row.get("digest_mismatch") is True:
             yield f"The replicas of shard {shard} differ: compare them before you trust either."

@@ -301,7 +301,7 @@ class StateMachine:
         # Checked upstream; here only so that a condition is never silently ignored.
         if any(_is_conditional(part) for part in (*txn.then, *txn.otherwise)):
             return Refused("precondition")
-        succeeded = all(self._holds(comparison) for comparison in txn.compare)
+        succeeded = all(self._holds(comparison, form) for comparison in txn.compare)
         branch = txn.then if succeeded else txn.otherwise
         if self._bytes_read(branch, form) > TXN_READ_BYTES_MAX:
             return Refused("too_large")
@@ -369,11 +369,11 @@ class StateMachine:
         self._remove(old)
         return DeleteResult(deleted=True, revision=revision)
 
-    def _holds(self, comparison: Compare) -> bool:
+    def _holds(self, comparison: Compare, form: int) -> bool:
         entry = self._entries.get(comparison.key)
         operand = comparison.operand
         if comparison.target == "value":
-            if entry is None and self._format != 1:
+            if entry is None and form != 1:
                 return False
             value = b"" if entry is None else entry.value
             return isinstance(operand, bytes) and _compares(value, comparison.operator, operand)

@@ -9,6 +9,7 @@ import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.engine.peer_facts import check_facts
+from raftkv.engine.recent import LEADERSHIPS_KEPT
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import DECODE_ERRORS
@@ -36,6 +37,8 @@ _MEMBER_FACTS = (
     *("log_bytes", "snapshot", "leader_contact_age_s", "digest_agreed_index", "load", "waiting"),
     "installing_snapshot",
 )
+
+_LEADER_FACTS = ("leader", "leader_since_us", "no_leader_since_us", "term")
 
 _Rows = dict[str, dict[str, Any]]
 
@@ -92,10 +95,10 @@ class ClusterStatus:
     def _explained(self, key: bytes, cluster: dict[str, Any]) -> dict[str, Any]:
         facts = self._local.explain(key)
         state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
-        # A node without a replica knows of the leader only what the others say.
-        known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
+        # Who leads is what all nodes say together, as on every other page.
+        known = {name: state.get(name) for name in _LEADER_FACTS}
         asked = {"state": state, "not_answering": cluster["not_answering"]}
-        return {**known, **facts, **asked}
+        return {**facts, **known, **asked}
 
     def _ask(self, reader: "_Reader") -> None:
         if len(self._questions) >= QUESTIONS_MAX:
@@ -238,9 +241,12 @@ def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str,
     )
     if seen_by is None:
         row: dict[str, Any] = {"shard": placement.shard, "generation": placement.generation}
-        row |= {"leader": None, "leader_since_us": None, "term": None, "as_of_us": None}
+        row |= {**dict.fromkeys(_LEADER_FACTS), "as_of_us": None}
     else:
         row = {**views[seen_by], "as_of_us": answers[seen_by]["as_of_us"]}
+        row["leaders"] = _leaders(views, seen_by)
+        if not leading:
+            row |= _without_leader(views, row["leader"])
     margin = _margin(placement, views, row if leading else None)
     commit_index = row.get("commit_index")
     row |= {
@@ -259,6 +265,39 @@ def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str,
         },
     }
     return row
+
+
+def _without_leader(views: _Rows, believed: str | None) -> dict[str, Any]:
+    """Say who leads if no node that answers says so of itself.
+
+    It is whom others have heard lately, unless that node answers, and knows better. Otherwise there
+    has been no leader since the last of those that answer heard one.
+    """
+    if believed is not None and believed not in views:
+        return {}
+    since = [view.get("no_leader_since_us") for view in views.values()]
+    known = [moment for moment in since if moment is not None]
+    return {
+        "leader": None,
+        "leader_since_us": None,
+        "no_leader_since_us": max(known, default=None),
+    }
+
+
+def _leaders(views: _Rows, seen_by: str) -> list[dict[str, Any]]:
+    """Return the latest leaders, newest last: as one replica saw them, and what it missed.
+
+    It missed the leaders of terms in which it was down or cut off. A term has one leader.
+    """
+    told = [dict(entry) for entry in views[seen_by].get("leaders", ())]
+    terms = {entry["term"] for entry in told if entry["leader"] is not None}
+    for view in views.values():
+        for entry in view.get("leaders", ()):
+            if entry["leader"] is not None and entry["term"] not in terms:
+                terms.add(entry["term"])
+                told.append(dict(entry))
+    told.sort(key=lambda entry: (entry["term"], entry["leader"] is None, entry["at_us"]))
+    return told[-LEADERSHIPS_KEPT:]
 
 
 def _margin(

@@ -31,7 +31,7 @@ from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
 from raftkv.engine.status import LocalStatus
-from raftkv.raft.clock import Clock
+from raftkv.raft.clock import Clock, SinceBoot
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
@@ -212,7 +212,7 @@ class Engine:
             cluster_map=self.map,
             groups=host.groups,
             links=links,
-            clock=self._clock,
+            clock=SinceBoot(self._clock),
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
             random_bytes=self._seams.random_bytes,

@@ -201,7 +201,7 @@ class GroupHost:
     def add(self, group: Group) -> None:
         """Drive ``group`` from now on."""
         self.groups[group.id] = group
-        self.leaderships[group.id] = Leaderships()
+        self.leaderships[group.id] = Leaderships(self._clock.time_us())
         if self._withheld:
             group.withhold(withheld=True)
         self.wake(group.id)
@@ -316,12 +316,15 @@ class GroupHost:
                 self._timed[group.id] = deadline
                 heapq.heappush(self._due, (deadline, *group.id))
                 self._arm_timer()
-        known = self.leaderships[group.id]
-        leader = group.leader
-        if known.leader != leader:
-            before = known.last
+        self.note_leader(group)
+
+    def note_leader(self, group: Group) -> None:
+        """Remember who leads a group, and tell if that has changed."""
+        known, leader = self.leaderships[group.id], group.leader_heard
+        if known.leader != leader or (leader is not None and known.term != group.term):
+            before, again = known.last, (leader, group.term) == (known.last, known.term)
             known.note(group.term, leader, self._clock.time_us())
-            if leader is not None:
+            if leader is not None and not again:
                 self.leadership_begun(group, before, leader)
             self.leader_changed()
 

@@ -30,6 +30,8 @@ __all__ = ["IdentityBook", "LinkHandler", "LinkHello", "LinkLimits", "PeerLinks"
 
 _LOG_AGAIN_S = 60.0
 _LOG_KEYS_MAX = 1000
+_REFUSALS_MAX = 100
+"""Of peers and of nodes in no map: those have the cluster's secret, but may change their name."""
 _CLOSE_DEADLINE_S = 1.0
 
 _logger = logging.getLogger(__name__)
@@ -243,6 +245,11 @@ class PeerLinks:
         """Why the last handshake with ``peer`` failed; None if it did not."""
         return self._refusals.get(peer)
 
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """Why the last handshakes failed: of peers, and of proven nodes that are not in the map."""
+        return self._refusals
+
     # --- for connections (see connection.Owner) -----------------------------------------------
 
     def opened(self, connection: Connection) -> None:
@@ -327,7 +334,7 @@ class PeerLinks:
         """Say why, but not ten times a second."""
         peer, reason = connection.remote, str(error)
         self._say("refused", peer, reason)
-        if peer in self._peers:
+        if peer in self._peers or (error.proven and len(self._refusals) < _REFUSALS_MAX):
             self._refusals[peer] = reason
         if self._agreement is not None and isinstance(error, FactsDiffer):
             self._agreement.differs(peer, reason)

@@ -179,6 +179,11 @@ class Node:
             raise ListenError(f"peer.listen: cannot listen at {at}: {reason}") from error
         await self._server.start()
         await self._workers.start()
+        if config.security.insecure:
+            _logger.warning(
+                "security.insecure = true: whoever reaches this node's ports may read and change "
+                "what goes over them, and without tokens all data"
+            )
         _logger.info(
             "node %s of cluster %s: %d groups, http %s, peers %s",
             config.node.name,

@@ -17,6 +17,12 @@ _Time = Annotated[int, msgspec.Meta(ge=0, lt=_YEAR_9999_US)]
 _Name = Annotated[str, msgspec.Meta(max_length=255)]
 
 
+class _Leadership(TypedDict):
+    term: _Count
+    leader: _Name | None
+    at_us: _Time
+
+
 class _Follower(TypedDict):
     in_touch: NotRequired[bool | None]
 
@@ -35,6 +41,8 @@ class _Shard(TypedDict):
     digest_agreed_index: NotRequired[_Count | None]
     leader: NotRequired[_Name | None]
     leader_since_us: NotRequired[_Time | None]
+    no_leader_since_us: NotRequired[_Time | None]
+    leaders: NotRequired[Annotated[list[_Leadership], msgspec.Meta(max_length=1000)]]
     followers: NotRequired[Annotated[dict[_Name, _Follower], msgspec.Meta(max_length=_ROWS_MAX)]]
 
 

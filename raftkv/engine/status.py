@@ -40,6 +40,10 @@ class Links(Protocol):
     def refusal(self, peer: str) -> str | None:
         """Why the last handshake with the peer failed; None if it did not."""
 
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """The same of all peers, and of proven nodes that are not in the map."""
+
     def changed_us(self, peer: str) -> int | None:
         """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
@@ -86,6 +90,7 @@ class LocalStatus:
         self._cpu = (clock.monotonic(), _cpu_s())
         self._cpu_share: float | None = None
         self._refused: dict[str, int] = {}  # as it was when it last became an event
+        self._refused_nodes: dict[str, str] = {}  # likewise
         self.snapshots = {"written": 0, "failed": 0}
         """How many snapshots this node has written, and how many it could not."""
         self.stopping = False
@@ -105,6 +110,15 @@ class LocalStatus:
         for load in self._router.local.loads.values():
             load.each_second()
         self._note_refusals()
+        self._note_refused_nodes()
+
+    def _note_refused_nodes(self) -> None:
+        """Make an event of each node that is refused, and again when the reason is another one."""
+        refused = dict(self._links.refusals)
+        for name in sorted(refused):
+            if refused[name] != self._refused_nodes.get(name):
+                self._host.recent.add("node_refused", f"{name}: {refused[name]}")
+        self._refused_nodes = refused
 
     def _note_refusals(self) -> None:
         """Make one event of all requests that were refused lately."""
@@ -174,7 +188,7 @@ class LocalStatus:
 
     def _shard_facts(self, group: Group) -> dict[str, Any]:
         placement = self._map.placement(group.id.shard)
-        leader = group.leader if self._has_leader(group) else None
+        self._host.note_leader(group)  # its leader may have been silent for too long by now
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
         facts: dict[str, Any] = {
@@ -183,8 +197,9 @@ class LocalStatus:
             "replicas": list(placement.replicas),
             "preferred_leader": placement.preferred_leader,
             "role": "leader" if group.is_leader else "follower",
-            "leader": leader,
-            "leader_since_us": None if leader is None else leaderships.since_us,
+            "leader": leaderships.leader,
+            "leader_since_us": leaderships.since_us,
+            "no_leader_since_us": leaderships.nobody_since_us,
             "leaders": leaderships.facts(),
             "leader_changes": leaderships.changes,
             "term": group.term,
@@ -240,11 +255,6 @@ class LocalStatus:
             "at_us": facts.st_mtime_ns // 1000,
         }
 
-    def _has_leader(self, group: Group) -> bool:
-        """Whether the leader was heard recently; an old belief is worth nothing to an operator."""
-        age = group.leader_contact_age_s
-        return age is not None and age < 2 * group.config.timing.election_max_s
-
     def _sync_percentiles(self) -> dict[str, float | None]:
         samples = sorted(self._host.sync_seconds)
         if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
@@ -271,7 +281,7 @@ class LocalStatus:
         checks: dict[str, str | None] = {}
         for group in self._host.groups.values():
             # A follower goes on believing in a leader that died with the quorum.
-            well = group.is_ready and self._has_leader(group)
+            well = group.is_ready and group.leader_heard is not None
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None
@@ -306,9 +316,12 @@ class LocalStatus:
         }
         if group is not None:
             entry = group.state.get(key).entry
+            self._host.note_leader(group)
+            known = self._host.leaderships[group.id]
             facts |= {
-                "leader": group.leader if self._has_leader(group) else None,
-                "leader_since_us": self._host.leaderships[group.id].since_us,
+                "leader": known.leader,
+                "leader_since_us": known.since_us,
+                "no_leader_since_us": known.nobody_since_us,
                 "term": group.term,
                 "local_revision": None if entry is None else entry.mod_revision,
                 "applied_index": group.applied_index,

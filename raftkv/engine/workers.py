@@ -134,7 +134,8 @@ def web_config(
             if path is not None
         },
         "tokens": [
-            {"sha256": token.sha256, "role": token.role} for token in config.security.tokens
+            {"sha256": token.sha256, "role": token.role, "name": token.name}
+            for token in config.security.tokens
         ],
         "limits": {
             "value_bytes_max": http.max_value_bytes,

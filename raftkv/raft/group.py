@@ -137,6 +137,15 @@ class Group:
         return self._replica.leader_name
 
     @property
+    def leader_heard(self) -> str | None:
+        """Name of the leader if it was heard lately; a follower believes in a dead one for ever."""
+        if self.is_leader:
+            return self.config.node
+        silent_s = self._clock.monotonic() - self._replica.leader_contact
+        heard = silent_s < 2 * self.config.timing.election_max_s
+        return self._replica.leader_name if heard else None
+
+    @property
     def was_handed_over(self) -> bool:
         """Whether this term began by a transfer, as far as this replica has heard."""
         return self._replica.handed_over_term == self.term

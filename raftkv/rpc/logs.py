@@ -172,7 +172,8 @@ class QueueHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001 - the mistake of whoever logs; it is shown instead
-            line = f"a record of {record.name} cannot be shown: {traceback.format_exc()}"
+            trace = visible_lines(traceback.format_exc())
+            line = f"a record of {record.name} cannot be shown: {trace}"
         self.put(line)
 
     def put(self, line: str) -> None:
@@ -274,7 +275,8 @@ def speak_for_python() -> None:
 
 
 def say(line: str) -> None:
-    """Write a line for the operator as it is, behind what is logged, and wait for it a while."""
+    """Write a line for the operator, behind what is logged, and wait for it a while."""
+    line = visible(line)
     queues = [h for h in logging.getLogger().handlers if isinstance(h, QueueHandler)]
     for queue in queues:
         queue.put(line)

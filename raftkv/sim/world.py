@@ -145,7 +145,8 @@ def bounds(options: Options) -> Bounds:
             appends=AppendBounds(
                 options.append_bytes,
                 options.append_window * options.append_bytes,
-                options.append_window * options.append_bytes,  # groups wait for each other
+                # No more than one group's own, so that groups wait for each other.
+                peer_window_bytes=options.append_window * options.append_bytes,
             ),
             chunks=ChunkBounds(options.chunk_bytes, options.chunk_window),
             memory=MemoryLimits(

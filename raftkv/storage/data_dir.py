@@ -140,7 +140,7 @@ def open_data_dir(disk: Disk, path: Path, cluster_id: str, node_name: str) -> Da
     try:
         if not disk.exists(path / _IDENTITY):
             # Before locking, which would create a file in a directory that is not ours.
-            raise DataDirError(f"data directory {path} is not initialised: run raftkv init first")
+            raise _not_initialised(path)
         lock = _lock(disk, path)
         try:
             return _open(disk, path, lock, cluster_id, node_name)
@@ -170,7 +170,7 @@ def _init(disk: Disk, path: Path, identity: NodeIdentity, segment_bytes: int) ->
 def _open(disk: Disk, path: Path, lock: DiskLock, cluster_id: str, node_name: str) -> DataDir:
     identity = _read(disk, path / _IDENTITY, NodeIdentity)
     if identity is None:
-        raise DataDirError(f"data directory {path} is not initialised: run raftkv init first")
+        raise _not_initialised(path)
     for what, found, wanted in (
         ("cluster", identity.cluster_id, cluster_id),
         ("node", identity.node_name, node_name),
@@ -180,6 +180,14 @@ def _open(disk: Disk, path: Path, lock: DiskLock, cluster_id: str, node_name: st
     # The identity's rename may be visible here without being durable.
     disk.fsync_dir(path)
     return DataDir(disk, path, lock, identity)
+
+
+def _not_initialised(path: Path) -> DataDirError:
+    return DataDirError(
+        f"data directory {path} is not initialised: run raftkv init if this node is new. If it has "
+        "lost its disk do not: it has forgotten its votes, and under another identity the other "
+        "nodes refuse it for good (docs/operations.md, A disk is lost)"
+    )
 
 
 def _make_path(disk: Disk, path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull, NoSuchFile
+from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull, Exhausted, NoSuchFile
 
 FORMAT: Final = 1
 MAGIC: Final = b"raftkvSN"
@@ -62,6 +62,7 @@ class SnapshotStale(Exception):  # noqa: N818 - says what the new snapshot is
     """The group has a snapshot that is as new or newer; the new one was dropped."""
 
     def __init__(self, file: Path, offered: int, present: int) -> None:
+        self.is_present = offered == present
         super().__init__(f"{file}: snapshot at index {offered} dropped, one at {present} is here")
 
 
@@ -303,6 +304,7 @@ class SnapshotStore:
         self._publishing = Lock()
         self._sending = _Places(OPEN_MAX)
         self._receiving = _Places(OPEN_MAX)
+        self._unsynced: set[Path] = set()  # in place, and no sync was tried
         for name in disk.listdir(directory):
             if name.endswith((_SUFFIX + _WRITING, _SUFFIX + _RECEIVING)):
                 disk.unlink(directory / name)
@@ -386,11 +388,29 @@ class SnapshotStore:
             try:
                 self._require_newer(sealed, path)
                 self._disk.rename(sealed, path)
-            except (SnapshotStale, SnapshotDamaged, DiskError):
+            except (SnapshotStale, SnapshotDamaged, DiskError) as error:
                 with suppress(DiskError):  # a leftover is removed at the next start
                     self._disk.unlink(sealed)
-                raise
+                is_present = isinstance(error, SnapshotStale) and error.is_present
+                if not (is_present and path in self._unsynced):
+                    raise
+            self._sync_name(path)
+
+    def _sync_name(self, path: Path) -> None:
+        """Make a rename durable, if need be when the same snapshot comes again.
+
+        That is right only where no sync was tried, for want of a descriptor: one that failed may
+        have lost the name, and the next one succeeds all the same.
+        """
+        try:
             self._disk.fsync_dir(self._directory)
+        except Exhausted:
+            self._unsynced.add(path)
+            raise
+        except DiskError:
+            self._unsynced.clear()  # it may have lost their names as well
+            raise
+        self._unsynced.clear()
 
     def _require_newer(self, sealed: Path, path: Path) -> None:
         new, old = self._header_at(sealed), self._header_at(path)

@@ -24,6 +24,7 @@ class TokenHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     role: Role
+    name: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,7 +15,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served
 from raftkv.web.admission import Admission
-from raftkv.web.auth import Authenticator
+from raftkv.web.audit import AUDIT
+from raftkv.web.auth import AccessError, Authenticator
 from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
@@ -144,6 +145,8 @@ class Lane:
                 action, raw_key, scope, receive, send, headers=headers, request_id=request_id
             )
         except HttpError as error:
+            if isinstance(error, AccessError):
+                AUDIT.login_failed(scope.get("client"), error, request_id)
             response = error.response(self._me)
         except ClientTooSlowError:
             response = None  # of a stream, which has begun

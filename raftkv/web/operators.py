@@ -81,7 +81,7 @@ class Operators:
         if role is not None:
             header = flask.request.headers.get("Authorization")
             raw = None if header is None else header.encode("latin-1")
-            self._carrier.auth.check(raw, role)
+            self._carrier.authenticate(raw, role)
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
@@ -170,7 +170,7 @@ class Operators:
             raise invalid("for_s goes with a target only: on its preferred node it stays anyway")
         wait_s = timeout_s(request_headers(), self._carrier.limits)
         request = TransferRequest(shard, wanted.target, wanted.for_s)
-        reply = self._carrier.engine.call(request, wait_s)
+        reply = self._carrier.transfer(request, wait_s)
         return self._json(reply, facts_of(reply))
 
     # --- conventions ---------------------------------------------------------------------------

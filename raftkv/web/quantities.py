@@ -13,6 +13,7 @@ _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86400
 _TEN = 10
+_YEAR_9999_US = 253_370_764_800_000_000
 
 
 def _number(value: object) -> float | None:
@@ -85,7 +86,7 @@ def percent(value: object) -> str:
 def moment(at_us: object) -> str:
     """A wall clock moment in UTC: ``2026-12-01 09:30:00 UTC``."""
     number = _number(at_us)
-    if number is None:
+    if number is None or not 0 <= number < _YEAR_9999_US:
         return UNKNOWN
     return datetime.fromtimestamp(number / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 

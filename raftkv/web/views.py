@@ -78,6 +78,7 @@ _EVENTS = {
     "link_down": ("bad", "✕", "link down"),
     "agreed": ("good", "✓", "agrees with the other nodes"),
     "disagreed": ("bad", "✕", "serves nothing: its map differs"),
+    "node_refused": ("bad", "✕", "refused a node"),
     "slow_disk": ("warn", "▲", "slow disk"),
     "refused": ("warn", "▲", "refused requests"),
     "worker_ended": ("warn", "▲", "an HTTP worker ended"),
@@ -118,7 +119,7 @@ def replica_cell(row: Facts, name: str, alive: set[str]) -> Cell:
     if name not in alive:
         return Cell("bad", "✕", "silent", "does not answer")
     member = mapping(mapping(row.get("members")).get(name))
-    if member.get("role") == "leader" or (not member and row.get("leader") == name):
+    if row.get("leader") == name:  # a deposed one may still believe that it leads
         return Cell("leader", "★", "leader", "leads")
     return _follower_cell(row, name, member)
 
@@ -157,7 +158,7 @@ def members(row: Facts, facts: Facts) -> list[MemberLine]:
         member = mapping(mapping(row.get("members")).get(name))
         told = mapping(mapping(row.get("followers")).get(name))
         entries, seconds = lag(row, name)
-        leads = member.get("role") == "leader"
+        leads = row.get("leader") == name
         match = told.get("match_index", mapping(row.get("match")).get(name))
         lines.append(
             MemberLine(

@@ -31,6 +31,7 @@ from granian.server.embed import Server
 from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.rpc.process import open_standard_streams, raise_file_limit, resident_bytes
+from raftkv.web.audit import AUDIT
 from raftkv.web.config import WebConfig
 from raftkv.web.deferred import Deferred
 from raftkv.web.engine import Engine, LoopBridge
@@ -252,6 +253,7 @@ async def _report_each_second(engine: Engine, metrics: WorkerMetrics) -> None:
     while True:
         await asyncio.sleep(1.0 - time.time() % 1.0)
         await engine.call(metrics.report(), REPORT_TIMEOUT_S)
+        AUDIT.tell()
 
 
 async def _quiet(lane: Lane) -> None:

@@ -3,14 +3,16 @@
 import base64
 import hashlib
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import problem, serving
+from fake_server import Received, problem, serving
 from front_end import FrontEnd, front_end
 
 from raftkv.cli.main import COMMANDS, cli
@@ -170,6 +172,36 @@ def test_the_wrong_scheme_is_told(run: Run, served: FrontEnd) -> None:
     result = run("get", "k", "--endpoint", url, "--timeout", "0.5")
     assert result.exit_code == 3
     assert "does it speak http:// and not https://?" in result.stderr
+
+
+def test_what_is_waited_for_is_said_after_a_second() -> None:
+    """Once, on standard error; the answer is then on standard output as ever."""
+
+    def late(_request: Received, connection: socket.socket) -> bool:
+        time.sleep(1.2)
+        connection.sendall(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    with serving(late) as server:
+        result = CliRunner().invoke(cli, ["get", "k", "--endpoint", server.url, "--timeout", "9"])
+    assert result.stderr.splitlines()[0] == f"raftkv: {server.url}: no answer yet; trying for 9 s"
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "advice"),
+    [
+        ("http://127.0.0.1:1", "Connection refused (is a cluster running there?"),
+        ("http://no-such-host.invalid:8000", "(is the name of the host right?"),
+    ],
+)
+def test_an_obvious_error_is_told_at_once(endpoint: str, advice: str) -> None:
+    """Nothing that is worth the ten seconds of --timeout can happen."""
+    started = time.monotonic()
+    result = CliRunner().invoke(cli, ["put", "k", "v", "--endpoint", endpoint])
+    assert result.exit_code == 3
+    assert advice in result.stderr
+    assert time.monotonic() - started < 5
 
 
 def test_nobody_there_is_one_line_and_3() -> None:

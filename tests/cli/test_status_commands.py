@@ -1,5 +1,6 @@
 """``raftkv status`` and ``top``: the sentence first, an exit code for scripts, and live views."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +107,95 @@ def test_status_without_any_node() -> None:
     assert json.loads(shown.stdout)["error"]
 
 
+# --- several endpoints ----------------------------------------------------------------------------
+
+
+def view(node: str, *, silent: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+    """What ``node`` says of the cluster; a node that hears nobody knows no leader."""
+    leader = None if len(silent) == 2 else "n2"
+    return {**facts(silent=silent, leader=leader), "node": node, "cluster": "c", **changes}
+
+
+def ask(*views: dict[str, Any] | None, arguments: tuple[str, ...] = ()) -> Result:
+    """Ask one endpoint for each view; None is one where nobody listens."""
+    with contextlib.ExitStack() as stack:
+        urls = [nobody() if v is None else stack.enter_context(serving(told(v))).url for v in views]
+        command = ["status", *arguments, "--endpoint", ",".join(urls), "--timeout", "5"]
+        return CliRunner().invoke(cli, command, env=WIDE)
+
+
+CUT_OFF = view("n3", silent=("n1", "n2"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_node_that_is_cut_off_does_not_speak_for_the_cluster(place: int) -> None:
+    """Whichever endpoint is its: the view of those that hear each other is shown, it is named."""
+    views = [view("n1", silent=("n3",)), view("n2", silent=("n3",))]
+    views.insert(place, CUT_OFF)
+    shown = ask(*views)
+    assert shown.exit_code == 1
+    assert "All 2 shards have a leader and a quorum, but n3 does not answer" in shown.stdout
+    assert "n3 answers at http://127.0.0.1:" in shown.stdout
+    assert "n3 is cut off, and hears no other node." in shown.stdout
+
+
+def test_an_endpoint_that_does_not_answer_is_named() -> None:
+    """The others tell how the cluster is, and it ends with their verdict."""
+    shown = ask(None, view("n2"))
+    assert shown.exit_code == 0
+    assert "does not tell: " in shown.stdout
+    assert "Connection refused" in shown.stdout
+
+
+def test_status_of_several_endpoints_where_nobody_listens() -> None:
+    """Each is named, and there is nothing to wait for."""
+    started = time.monotonic()
+    shown = ask(None, None)
+    assert shown.exit_code == 2
+    assert shown.stdout.count("Connection refused") == 2
+    assert time.monotonic() - started < 2
+
+
+def test_of_two_equal_views_the_newer_terms_count() -> None:
+    """The side of a partition that elects goes on; the other side's leaders are of old terms."""
+    old, new = view("n1", silent=("n2",)), view("n2", silent=("n1",))
+    new["shards"] = [{**row, "term": 9} for row in new["shards"]]
+    for views in ([old, new], [new, old]):
+        shown = ask(*views)
+        assert "seen from n2" in shown.stdout
+        assert "n1 answers at http://" in shown.stdout
+        assert "the two are parted" in shown.stdout
+
+
+def test_an_endpoint_of_another_cluster_is_named() -> None:
+    """Its nodes are not counted as anybody's."""
+    shown = ask(view("n1"), view("x", cluster="other", silent=("n3",)))
+    assert shown.exit_code == 0
+    assert "is of another cluster: other." in shown.stdout
+
+
+def test_one_endpoint_that_hears_nobody_may_itself_be_cut_off() -> None:
+    """One node cannot tell which; the line says so, and what to do."""
+    shown = ask(CUT_OFF)
+    assert shown.exit_code == 2
+    assert "n3 hears no other node: either all of them are down or it is cut off;" in shown.stdout
+
+
+def test_json_says_who_was_asked() -> None:
+    """For scripts: each endpoint with its node or its error, and the sentences about them."""
+    document = json.loads(ask(CUT_OFF, view("n1", silent=("n3",)), arguments=("--json",)).stdout)
+    assert document["node"] == "n1"
+    assert document["health"]["state"] == "degraded"
+    assert [asked["node"] for asked in document["asked"]] == ["n3", "n1"]
+    assert "n3 is cut off" in document["remarks"][0]
+
+
+def test_local_is_the_first_node_that_answers() -> None:
+    """It is about one node, so which one is not a matter of who knows most."""
+    shown = ask(None, CUT_OFF, view("n1"), arguments=("--local",))
+    assert "seen from n3" in shown.stdout
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C after the first look."""
@@ -153,3 +243,13 @@ def test_what_a_server_refuses_with_does_not_drive_the_terminal() -> None:
     assert shown.exit_code not in (0, 1)
     assert "raftkv: forged" in shown.stderr
     assert shown.stderr[:-1].isprintable()
+
+
+def test_status_says_what_is_pinned_and_for_how_long_nobody_has_led(run: Run) -> None:
+    """An operator's own doing is not to look like a fault, nor an outage like a moment."""
+    status = facts(leader=None)
+    status["shards"][0] |= {"no_leader_since_us": time.time_ns() // 1000 - 42_400_000}
+    status["shards"][1] |= {"pinned": {"node": "n3", "until_us": None}}
+    said = run(status, "status").stdout
+    assert "no leader for 42 s" in said
+    assert "The leadership of shard 1 is pinned to n3 by an operator until that node stops" in said

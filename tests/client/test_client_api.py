@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
-from fake_server import get_answer, serving
+from fake_server import answer, get_answer, nobody, serving
 from front_end import FrontEnd, front_end
 
-import raftkv
 from raftkv import client as client_package
 from raftkv.client import (
     AccessError,
@@ -19,9 +18,14 @@ from raftkv.client import (
     Get,
     InvalidRequestError,
     NotFoundError,
+    NotModified,
     PreconditionFailedError,
     Put,
     PutResult,
+    RaftkvError,
+    Range,
+    RangeResult,
+    ServerError,
     TooLargeError,
     UnavailableError,
     batches,
@@ -68,13 +72,6 @@ def client(served: FrontEnd) -> Iterator[Client]:
     """A client of it."""
     with Client(served.url) as made:
         yield made
-
-
-def test_the_package_exports_the_client_lazily() -> None:
-    """``raftkv.Client`` is the client; other names are errors."""
-    assert raftkv.Client is Client
-    with pytest.raises(AttributeError):
-        raftkv.Klient  # noqa: B018 -- the access is the test
 
 
 def test_everything_that_is_exported_exists() -> None:
@@ -124,7 +121,7 @@ def test_what_is_neither_bytes_nor_text_is_refused(client: Client, wrong: object
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
         client.put("counter", wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
-        client.get(wrong)  # type: ignore[arg-type]
+        client.get(wrong)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="keys and values are bytes or str, not"):
         client.batch([Put("counter", wrong)])  # type: ignore[arg-type]
     assert client.get("counter") is None
@@ -198,7 +195,9 @@ def test_what_is_no_operation_is_refused(client: Client, served: FrontEnd) -> No
     """The error says what a batch and a transaction are made of."""
     with pytest.raises(TypeError, match="a batch is made of Put, Delete and Get, not str"):
         client.batch([Put("a", b""), "x"])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="a transaction is made of Put, Delete and Get, not tuple"):
+    with pytest.raises(
+        TypeError, match="a transaction is made of Put, Delete, Get and Range, not tuple"
+    ):
         client.txn(then=[("put", "a", b"")])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="the conditions of a transaction are Compare, not Get"):
         client.txn([Get("a")], [Put("a", b"")])  # type: ignore[list-item]
@@ -380,6 +379,132 @@ def test_a_transaction_takes_one_branch(client: Client) -> None:
     assert not client.txn([Compare("{acc}/none", "value", "!=", b"x")], [Get("{acc}/a")]).succeeded
     with pytest.raises(InvalidRequestError, match="belong into compare"):
         client.txn(then=[Put("a", b"", if_absent=True)])
+
+
+def test_a_transaction_reads_ranges(client: Client, served: FrontEnd) -> None:
+    """A branch may read what a prefix or two bounds hold, in order and up to a limit."""
+    client.batch([Put(f"{{o}}/{n}", b"\xff" * n) for n in range(5)])
+    done = client.txn(
+        then=[
+            Range(prefix="{o}/", limit=2),
+            Range(start="{o}/3", end=b"{o}/9", keys_only=True),
+            Put("{o}/5", b""),
+            Range(prefix="{o}/"),
+        ]
+    )
+    first, keys, put, rest = done.results
+    assert isinstance(first, RangeResult)
+    assert isinstance(keys, RangeResult)
+    assert isinstance(put, PutResult)
+    assert isinstance(rest, RangeResult)
+    assert ([entry.value for entry in first.entries], first.more) == ([b"", b"\xff"], True)
+    assert [(e.key, e.value) for e in keys.entries] == [(b"{o}/3", b""), (b"{o}/4", b"")]
+    assert (len(rest.entries), rest.more) == (6, False)
+    asked = len(served.engine.asked)
+    with pytest.raises(InvalidRequestError, match="prefix excludes start and end"):
+        client.txn(then=[Range(prefix="{o}/", end="{o}0")])
+    with pytest.raises(TypeError, match="a batch is made of Put, Delete and Get, not Range"):
+        client.batch([Range(prefix="{o}/")])  # type: ignore[list-item]
+    assert len(served.engine.asked) == asked
+
+
+def test_a_value_that_the_caller_has_already_is_not_sent(client: Client) -> None:
+    """With the revision of what was read the answer is ``NotModified`` until it changes."""
+    first = client.put("k", b"1")
+    assert client.get("k", if_none_match=first.revision) == NotModified(first.revision)
+    second = client.put("k", b"2")
+    entry = client.get("k", if_none_match=first.revision)
+    assert isinstance(entry, Entry)
+    assert (entry.value, entry.revision) == (b"2", second.revision)
+    assert client.get("k", if_none_match=None) == entry
+    client.delete("k")
+    assert client.get("k", if_none_match=second.revision) is None
+    with pytest.raises(InvalidRequestError, match="no entry has revision 0"):
+        client.get("k", if_none_match=0)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_was_not_asked_for_is_not_a_missing_key(status: int) -> None:
+    """Something between the client and the server made it up."""
+    with (
+        serving(answer(status)) as server,
+        Client(server.url) as client,
+        pytest.raises(ServerError, match="not of a raftkv server"),
+    ):
+        client.get("k")
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_an_error_names_its_key(served: FrontEnd, coalesce: bool) -> None:  # noqa: FBT001
+    """As an attribute, and in the line that a log shows: a program works on many keys."""
+    with Client(served.url, coalesce=coalesce) as client:
+        client.put("stock/17", b"1")
+        for call in (
+            lambda: client.put_if_absent("stock/17", b""),
+            lambda: client.cas("stock/17", b"", revision=99),
+            lambda: client.delete("stock/17", if_revision=99),
+            lambda: client.batch([Delete("stock/17", if_revision=0)]),
+        ):
+            with pytest.raises(RaftkvError, match=r" \(key 'stock/17'\)$") as caught:
+                call()
+            assert caught.value.key == b"stock/17"
+        results = client.batch([Get("a"), Put(b"\xff", b"", if_revision=1)])
+        assert isinstance(results[1], RaftkvError)
+        assert str(results[1]).endswith(r" (key b'\xff')")
+        with pytest.raises(InvalidRequestError, match=r"\(key 'xxx[x]+'\.\.\., 2000 bytes\)"):
+            client.batch([Get("x" * 2000)])
+        with pytest.raises(InvalidRequestError) as caught:
+            client.txn(then=[Put("a", b"", if_absent=True), Put("b", b"")])
+        assert caught.value.key is None
+
+
+def test_operations_that_share_an_error_have_one_each(
+    served: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed whole failed for every key in it."""
+    monkeypatch.setattr(batches, "PIECE_OPERATIONS", 2)
+    refused = Failure("no_leader", "none", definite=True, retry_after_ms=60_000)
+    first = served.engine.state.get(b"nothing")
+    served.engine.answers.extend([BatchResult((first, first)), refused])
+    with Client(served.url, timeout_s=1) as client:
+        results = client.batch([Get(key) for key in "abcdef"])
+    assert [getattr(result, "key", None) for result in results] == [
+        *(None, None, b"c", b"d", b"e", b"f")
+    ]
+
+
+def test_without_endpoints_the_environment_names_the_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Address and token belong together: none is sent to whom the program chose itself."""
+    for name in ("RAFTKV_ENDPOINTS", "RAFTKV_TOKEN", "RAFTKV_CA"):
+        monkeypatch.delenv(name, raising=False)
+    assert Client().endpoints == ("http://127.0.0.1:8000",)
+    monkeypatch.setenv("RAFTKV_ENDPOINTS", "http://a:1,http://b:2 http://c:3")
+    assert Client().endpoints == ("http://a:1", "http://b:2", "http://c:3")
+    monkeypatch.setenv("RAFTKV_ENDPOINTS", ", ,")
+    with pytest.raises(ValueError, match="RAFTKV_ENDPOINTS: ', ,' is no list of URLs"):
+        Client()
+    monkeypatch.setenv("RAFTKV_TOKEN", "sesame")
+    with serving(*[get_answer()] * 3) as server:
+        monkeypatch.setenv("RAFTKV_ENDPOINTS", server.url)
+        for client in (Client(), Client(token="mine"), Client(server.url)):
+            with client:
+                client.get("k")
+    sent = [received.headers.get("authorization") for received in server.received]
+    assert sent == ["Bearer sesame", "Bearer mine", None]
+    monkeypatch.setenv("RAFTKV_CA", "/dev/null")
+    with pytest.raises(ValueError, match="/dev/null: no PEM certificate of a CA"):
+        Client()
+
+
+def test_a_client_that_could_never_reach_anybody_is_not_made() -> None:
+    """A bad token or CA is found now, and the token is not shown."""
+    with pytest.raises(ValueError, match="characters that a token cannot have") as caught:
+        Client(nobody(), token="se\nsame")
+    assert "same" not in str(caught.value)
+    with pytest.raises(ValueError, match="nowhere: no PEM certificate"):
+        Client("https://127.0.0.1:1", ca="nowhere")
 
 
 def test_writes_carry_the_session_and_a_repetition_is_applied_once(

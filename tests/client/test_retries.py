@@ -1,13 +1,18 @@
 """When the client tries again, when it must not, and what it believes in the end."""
 
+import contextlib
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
 from fake_server import (
     Behaviour,
+    Received,
     answer,
     drip,
     get_answer,
@@ -30,6 +35,7 @@ from raftkv.client import (
     DiskFullError,
     PreconditionFailedError,
     Put,
+    RaftkvError,
     ServerError,
     TooLargeError,
     UnavailableError,
@@ -190,6 +196,162 @@ def test_without_any_node_the_failure_is_definite_and_in_time() -> None:
     with Client([nobody(), nobody()], timeout_s=0.3) as client, pytest.raises(UnavailableError):
         client.put("k", b"v")
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_when_every_node_refuses_a_call_ends(nodes: int, coalesce: bool) -> None:  # noqa: FBT001
+    """Each is asked once more; the ten seconds that are left are not waited for."""
+    with Client([nobody() for _ in range(nodes)], coalesce=coalesce) as client:
+        counts = _count_attempts(client)
+        started = time.monotonic()
+        for call in (lambda: client.get("k"), lambda: client.put("k", b"v"), client.status):
+            with pytest.raises(UnavailableError, match="Connection refused"):
+                call()
+            assert counts.pop() == 2 * nodes
+        assert time.monotonic() - started < 3
+
+
+def _count_attempts(client: Client) -> list[int]:
+    """How many attempts each call makes, as the last number of a list."""
+    counts: list[int] = []
+    attempt, repeat = client._caller.attempt, client._caller.repeat
+
+    def counted(call: Call, deadline: float) -> Any:
+        counts[-1] += 1
+        return attempt(call, deadline)
+
+    def begun(*arguments: Any, **named: Any) -> Any:
+        counts.append(0)
+        return repeat(*arguments, **named)
+
+    client._caller.attempt = counted  # type: ignore[method-assign]
+    client._caller.repeat = begun  # type: ignore[method-assign]
+    return counts
+
+
+def test_a_node_that_may_have_a_write_is_asked_for_it_though_all_refuse_now() -> None:
+    """The write is of unknown outcome, so it goes on until its time is up."""
+
+    def die(_request: Received, _connection: socket.socket) -> bool:
+        server.close()
+        return False
+
+    with serving(die) as server, Client(server.url) as client:
+        counts = _count_attempts(client)
+        with pytest.raises(UnknownOutcomeError, match="Connection refused"):
+            client.put("k", b"v", timeout_s=0.5)
+        assert counts.pop() > 3
+
+
+def test_a_node_that_comes_back_between_two_refusals_is_found() -> None:
+    """What it refused before it answered counts no more."""
+    now = 0.0
+    endpoints = Endpoints(["http://a", "http://b"], clock=lambda: now)
+    for _ in range(2):
+        endpoints.refused("http://a", for_good=False)
+    endpoints.refused("http://b", for_good=True)
+    assert endpoints.all_refuse_since(0.0)
+    assert not endpoints.all_refuse_since(0.1)
+    endpoints.answered("http://a")
+    endpoints.refused("http://a", for_good=False)
+    assert not endpoints.all_refuse_since(0.0)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_an_unknown_host_ends_a_call(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once; with another node the call goes on there."""
+
+    def unknown(*_arguments: object, **_named: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    urls = [f"http://host{number}.invalid:8000" for number in range(nodes)]
+    with Client(urls) as client, monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", unknown)
+        counts = _count_attempts(client)
+        with pytest.raises(UnavailableError, match="Name or service not known"):
+            client.get("k")
+        assert counts == [nodes]
+
+
+def test_a_node_among_unknown_hosts_is_found() -> None:
+    """One wrong name in a list does not end a call."""
+    with serving(*[get_answer()] * 4) as server:
+        for _ in range(4):  # the first endpoint is chosen at random
+            with Client(["http://host.invalid:1", server.url]) as client:
+                assert client.get("k") is not None
+
+
+def tls_alert(_request: Received, connection: socket.socket) -> bool:
+    """What a server for TLS answers to plain HTTP."""
+    connection.sendall(b"\x15\x03\x03\x00\x02\x02\x32")
+    return False
+
+
+def test_the_wrong_scheme_ends_a_call_and_is_definite() -> None:
+    """Neither side has understood the other, so nothing was done; asking again gives the same."""
+    with serving(tls_alert) as server, Client(server.url, idempotent=False) as client:
+        with pytest.raises(UnavailableError, match="BadStatusLine"):
+            client.put("k", b"v")
+        assert len(server.received) == 1
+    with tls_answered(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url, Client(url) as client:
+        counts = _count_attempts(client)
+        with pytest.raises(UnavailableError, match="SSL"):
+            client.put("k", b"v")
+        assert counts == [1]
+
+
+def test_a_connection_that_ends_before_tls_stands_is_definite() -> None:
+    """The request is sent after the handshake; a server that starts may do better next time."""
+    with tls_answered(b"") as url, Client(url, idempotent=False) as client:
+        counts = _count_attempts(client)
+        with pytest.raises(UnavailableError, match="https://"):
+            client.put("k", b"v", timeout_s=0.3)
+        assert counts.pop() > 1
+
+
+def test_who_waits_is_told_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a call, after a second: the latest failure, or the node that has not answered yet."""
+    monkeypatch.setattr(calls, "WAIT_SAID_S", 0.05)
+    told: list[str] = []
+
+    def tell(error: RaftkvError) -> None:
+        told.append(str(error))
+
+    slow = problem(503, "no_leader", definite=True, retry_after_ms=200)
+    with (
+        serving(put_answer(), slow, put_answer(), silent) as server,
+        Client(server.url, on_wait=tell) as client,
+    ):
+        client.put("k", b"v")
+        assert told == []
+        client.put("k", b"v")
+        assert told == ["about no_leader"]
+        with pytest.raises(UnavailableError):
+            client.get("k", timeout_s=0.3)
+    assert told[1:] == [f"{server.url}: no answer yet"]
+
+
+@contextlib.contextmanager
+def tls_answered(answer: bytes) -> Iterator[str]:
+    """A URL for TLS at which every first message is answered with this and the end."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield "https://{}:{}".format(*listener.getsockname())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_the_deadline_holds_against_an_answer_that_drips() -> None:

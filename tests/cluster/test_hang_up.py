@@ -57,3 +57,15 @@ def test_a_running_node_takes_over_tokens_and_the_log(tmp_path: Path) -> None:
         assert status_of(cluster) == 401
         file.write_text(before + LINES)
         assert cluster.pid("n1") == pid
+
+
+def test_an_insecure_node_says_so(tmp_path: Path) -> None:
+    """It is the one option that lifts the refusals, and may be left over from a trial."""
+    with LocalCluster(tmp_path / "c", nodes=1, shards=1) as cluster:
+        cluster.stop_node("n1")
+        assert "security.insecure" not in cluster.logs()["n1"]
+        file = cluster.node("n1").config
+        file.write_text(file.read_text().replace("[security]", "[security]\ninsecure = true"))
+        cluster.start_node("n1")
+        cluster.wait_ready()
+        assert "WARNING raftkv.engine.node: security.insecure = true" in cluster.logs()["n1"]

@@ -170,3 +170,13 @@ def test_how_many_more_may_fail_is_exact(data: st.DataObject) -> None:
 def test_any_facts_are_taken(facts: dict[str, Any]) -> None:
     """Whatever an engine of another version reports, what is not known is not good."""
     assert health_of(facts).state == "unavailable"
+
+
+def test_a_node_that_hears_nobody_may_be_cut_off() -> None:
+    """From there a cluster that is down looks the same, so the verdict says that."""
+    nodes = [{"name": name, "reachable": name == "n1"} for name in ("n1", "n2", "n3")]
+    said = "n1 hears no other node: either all of them are down or it is cut off"
+    assert said in health_of({"node": "n1", "nodes": nodes}).reasons[0]
+    nodes[1]["reachable"] = True
+    assert not health_of({"node": "n1", "nodes": nodes}).reasons
+    assert not health_of({"node": "n1", "nodes": nodes[:1]}).reasons

@@ -249,6 +249,8 @@ def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
     holds = Txn((Compare(b"missing", "value", "=", b""),), (Put(b"k", b"1"),), ())
     batch = Batch(1, state.generation, 0, (Command(holds),))
     assert state.apply(batch) == [TxnResult(succeeded=True, revision=1, results=(PutResult(1, 1),))]
+    reads = Txn(holds.compare, (), ())
+    assert state.read_only_txn(reads) == TxnResult(succeeded=False, revision=None, results=())
     assert apply(state, holds) == [TxnResult(succeeded=False, revision=None, results=())]
 
 

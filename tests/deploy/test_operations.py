@@ -174,7 +174,7 @@ def test_a_node_that_lost_its_disk_is_not_let_in(nodes: SecureNodes) -> None:
     nodes.processes["n3"].start()
     assert nodes.processes["n3"].wait(PATIENCE_S)
     assert nodes.processes["n3"].exit_code == 1
-    assert nodes.said("n3", "is not initialised: run raftkv init first")
+    assert nodes.said("n3", "is not initialised: run raftkv init if this node is new")
     config = nodes.directory / "n3" / "node.toml"
     assert run("init", "--config", config).returncode == 0
     nodes.processes["n3"].start()

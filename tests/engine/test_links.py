@@ -938,7 +938,7 @@ def test_a_node_with_another_secret_gets_nowhere(caplog: pytest.LogCaptureFixtur
 def test_a_node_of_another_cluster_or_of_no_map_gets_nowhere(
     stranger: dict[str, str], logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also with the right secret; and the stranger's own log says why."""
+    """Also with the right secret; both remember why, and the stranger's own log says it."""
 
     async def main() -> None:
         where = addresses("n1", "n2")
@@ -950,6 +950,8 @@ def test_a_node_of_another_cluster_or_of_no_map_gets_nowhere(
             await until(lambda: "refuses this node: " + logged in caplog.text)
             assert not two.recorder.events
             assert "n2" not in other.links.connected
+            assert logged in two.links.refusals[name]
+            assert logged in other.links.refusals["n2"]
 
     run(main())
 

@@ -327,6 +327,26 @@ def test_explain() -> None:
     assert facts["not_answering"] == []
 
 
+def test_a_refused_node_becomes_an_event_once() -> None:
+    """Also one that is in no map; told again when the reason changes or it was let in between."""
+    world = StatusWorld()
+    local, links = world.local["n1"], world.links["n1"]
+
+    def told() -> list[str]:
+        local.each_second()
+        events = local.facts()["events"]
+        return [event["detail"] for event in events if event["kind"] == "node_refused"]
+
+    links.refusals |= {"n9": "'n9' is not a node that dials 'n1'", "n2": "another identity"}
+    assert told() == told() == ["n2: another identity", "n9: 'n9' is not a node that dials 'n1'"]
+    links.refusals["n2"] = "differs"
+    assert told()[2:] == ["n2: differs"]
+    del links.refusals["n2"]
+    told()
+    links.refusals["n2"] = "differs"
+    assert told()[3:] == ["n2: differs"]
+
+
 def test_refused_requests_become_one_event() -> None:
     """A burst is one event with what was refused and how often; the next one waits its turn."""
     world = StatusWorld()
@@ -382,6 +402,104 @@ def test_stages_of_writes() -> None:
         "replication": 1,
         "apply": 1,
     }
+
+
+def shard_of(told: dict[str, Any]) -> dict[str, Any]:
+    """The row of the one shard."""
+    (row,) = told["shards"]
+    assert isinstance(row, dict)
+    return row
+
+
+def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
+    """Nobody, since the leader was heard last: in the row, in its history, and of each replica."""
+    world = StatusWorld()
+    world.seconds(2)
+    [survivor, other] = world.followers
+    lost_us = world.hosts.loop.time_us()
+    for name in (world.leader.name, other):
+        world.hosts.machines[name].kill()
+    for _ in range(10):
+        world.seconds(1)
+        row = shard_of(world.ask(survivor))
+        explained: list[Any] = []
+        world.status[survivor].explain(b"k", explained.append)
+        world.hosts.run(ASK_TIMEOUT_S)
+        for told in (row, explained[0].facts):
+            assert told["leader"] is None
+            assert told["leader_since_us"] is None
+            assert told["no_leader_since_us"] is not None
+            assert lost_us <= told["no_leader_since_us"] <= lost_us + 100_000
+        assert row["leaders"][-1]["leader"] is None
+        assert [leader["term"] for leader in row["leaders"]] == [1, 1]
+
+
+def test_a_shard_that_never_had_a_leader_has_had_none_since_the_start() -> None:
+    """Operators see for how long nobody could be served."""
+    world = StatusWorld()
+    started_us = world.hosts.loop.time_us()
+    for machine in world.hosts.machines.values():
+        machine.kill()
+    machine = world.hosts.machines["n1"]
+    machine.start()
+    world.hosts.run(5.0)
+    facts = world._local(machine).facts()
+    (row,) = facts["shards"]
+    assert (row["leader"], row["leader_since_us"]) == (None, None)
+    assert row["no_leader_since_us"] == started_us
+
+
+def test_a_leader_that_says_otherwise_itself_leads_no_more() -> None:
+    """It has stepped down, and the others have not noticed yet; who is silent may still lead."""
+    world = StatusWorld()
+    world.seconds(2)
+    name = world.leader.name
+    answers = {name: world.local[name].facts() for name in NAMES}
+    status = world.status[world.followers[0]]
+    without = {other: facts for other, facts in answers.items() if other != name}
+    assert shard_of(status._merged(without))["leader"] == name
+    for facts in without.values():
+        facts["shards"][0]["applied_index"] += 1  # theirs is the newest row
+    (own,) = answers[name]["shards"]
+    own |= {"role": "follower", "leader": None, "leader_since_us": None, "no_leader_since_us": 77}
+    row = shard_of(status._merged(answers))
+    assert (row["leader"], row["leader_since_us"], row["no_leader_since_us"]) == (None, None, 77)
+
+
+def test_leaders_that_a_replica_missed_are_told_by_the_others() -> None:
+    """No term that had a leader is left out, and none is told twice."""
+    world = StatusWorld()
+    absent = world.followers[0]
+    group = world.leader.group()
+    group.transfer.begin(world.followers[1], lambda _: None)
+    world.hosts.run(2.0)
+    row = shard_of(world.ask(absent))
+    assert [(entry["term"], entry["leader"]) for entry in row["leaders"] if entry["leader"]] == [
+        (1, world.leader.name),
+        (2, world.followers[1]),
+    ]
+    answers = {name: world.local[name].facts() for name in NAMES}
+    for name in NAMES:  # as if it had been down in the first term
+        if name != world.leader.name:
+            (shard,) = answers[name]["shards"]
+            shard["leaders"] = [entry for entry in shard["leaders"] if entry["term"] > 1]
+    (row,) = world.status[absent]._merged(answers)["shards"]
+    assert [entry["term"] for entry in row["leaders"] if entry["leader"]] == [1, 2]
+
+
+def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
+    """Also if it was the last one before: the term in between is not left out either."""
+    world = StatusWorld()
+    host, group = world.leader.host, world.leader.group()
+    known = host.leaderships[GROUP]
+    assert (known.leader, known.term) == (world.leader.name, 1)
+    group._replica._SyncObj__raftCurrentTerm = 3  # stands for two elections within one turn
+    host.note_leader(group)
+    assert [(entry["term"], entry["leader"]) for entry in known.facts()[-2:]] == [
+        (1, world.leader.name),
+        (3, world.leader.name),
+    ]
+    assert known.changes == 2
 
 
 def places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:

@@ -243,12 +243,12 @@ class GroupWorld(World):
         *,
         seed: int = 0,
         policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
-        bounds: GroupBounds = GroupBounds(),  # noqa: B008 - immutable
+        bounds: GroupBounds | None = None,
         **_: Any,
     ) -> None:
         super().__init__(names)
         self.policy = policy
-        self.bounds = bounds
+        self.bounds = GroupBounds() if bounds is None else bounds  # as they are now
         self.nodes: dict[str, GroupNode] = {}
         self._seed = seed
         self._lives = 0

@@ -1,10 +1,14 @@
 """Where leaderships go, with whole engines on simulated machines: where they do no harm."""
 
+from types import SimpleNamespace
+
+import pytest
 from sim_parts import Cluster, small_options
 
 from raftkv.core.operations import Command, Put, PutResult
+from raftkv.raft.clock import SinceBoot
 from raftkv.raft.group import Group
-from raftkv.rpc.messages import Call, Facts, Reply, Response, TransferRequest, WriteRequest
+from raftkv.rpc.messages import Call, Facts, Failure, Reply, Response, TransferRequest, WriteRequest
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import SECOND_US
 
@@ -141,3 +145,43 @@ def test_a_leadership_that_an_operator_lets_go_is_balanced_again() -> None:
     for machine in cluster.machines:
         assert machine.serving is not None
         assert machine.serving._balancer.pinned() == {}
+
+
+def test_a_request_that_slept_with_its_machine_is_not_served_when_it_wakes() -> None:
+    """Who sent it has asked elsewhere long ago, and its idempotency key is forgotten perhaps."""
+    cluster = three_nodes()
+    first, (second, third) = preferred(cluster), others(cluster)
+    for machine in (first, third):
+        machine.kill()
+    cluster.run_s(3.0)
+    answers = cluster.begin(PUT, second)  # waits for a leader, for 2 s at most
+    cluster.run_s(0.1)
+    clock, engine = second.clock, second.serving
+    assert engine is not None
+    with pytest.MonkeyPatch.context() as suspended:
+        suspended.setattr(
+            engine.router._clock, "monotonic", lambda: clock.boottime() + 3600.0, raising=True
+        )
+        for machine in (first, third):
+            machine.boot()
+        cluster.run_s(5.0)
+    (answer,) = answers
+    assert isinstance(answer, Failure)
+    assert answer.definite
+    assert leaders(cluster)
+
+
+def test_requests_are_timed_by_a_clock_that_does_not_stop_in_a_suspend() -> None:
+    """All others are: nobody is deposed for the time that a machine slept."""
+    cluster = three_nodes()
+    engine = cluster.machines[0].serving
+    assert engine is not None
+    assert isinstance(engine.router._clock, SinceBoot)
+    asked: list[str] = []
+    clock = SimpleNamespace(
+        monotonic=lambda: asked.append("monotonic"),
+        boottime=lambda: asked.append("boottime"),
+        time_us=lambda: 0,
+    )
+    SinceBoot(clock).monotonic()
+    assert asked == ["boottime"]

@@ -140,8 +140,9 @@ def test_not_initialised() -> None:
     """A directory without identity is refused and nothing is created in it."""
     disk = SimDisk()
     for path in (DIRECTORY.parent.parent, DIRECTORY.parent, DIRECTORY):
-        assert "not initialised: run raftkv init" in one_line(
-            lambda: open_data_dir(disk, DIRECTORY, "c", "n1")
+        assert (
+            "not initialised: run raftkv init if this node is new. If it has lost its disk do not"
+            in one_line(lambda: open_data_dir(disk, DIRECTORY, "c", "n1"))
         )
         disk.make_directory(path)
     assert "not initialised" in one_line(lambda: open_data_dir(disk, DIRECTORY, "c", "n1"))
