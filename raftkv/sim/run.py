@@ -139,7 +139,7 @@ class Run:
         self.report = Report(options)
         self._options = options
         self._problem: Violation | None = None
-        self._ledger = Ledger()
+        self._ledger = Ledger(complete=False)  # whoever drives a run by hand may ask engines
         self._invariants = Invariants(log_entries_max=log_entries_max(options), ledger=self._ledger)
         self.world = World(options, after_turn=self._look, broke=self._broke, write=write)
         scheduler = self.world.scheduler
@@ -207,6 +207,7 @@ class Run:
         Raises:
             Violation: whatever was found first.
         """
+        self._ledger.complete = True
         for machine in self.world.machines.values():
             machine.boot()
         self._start(self.operator.keep_running())
