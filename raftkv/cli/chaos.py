@@ -161,9 +161,13 @@ def _faults(text: str | None, system: str, nodes: int, *, own: bool) -> tuple[tu
         return tuple(dict.fromkeys(str(text).split(","))), ""
     if system == "etcd":
         return tuple(sorted(EtcdTarget.supported)), ""
-    obstacles = {kind: obstacle(kind, nodes) for kind in FAULTS}
-    left_out = [f"{kind} ({why})" for kind, why in obstacles.items() if why is not None]
-    return tuple(kind for kind in FAULTS if obstacles[kind] is None), ", ".join(left_out)
+    possible: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for kind in FAULTS:
+        why = obstacle(kind, nodes)
+        (possible if why is None else left_out.setdefault(why, [])).append(kind)
+    told = [f"{', '.join(kinds)} ({why})" for why, kinds in left_out.items()]
+    return tuple(possible), "; ".join(told)
 
 
 def _end_like_ctrl_c() -> None:
