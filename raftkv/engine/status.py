@@ -87,6 +87,7 @@ class LocalStatus:
         self._leading = leading
         self._started_us = clock.time_us()
         self._trails = {group: CommitTrail() for group in host.groups}
+        self._committed: dict[GroupId, int] = {}  # a second ago
         self._cpu = (clock.monotonic(), _cpu_s())
         self._cpu_share: float | None = None
         self._refused: dict[str, int] = {}  # as it was when it last became an event
@@ -102,6 +103,7 @@ class LocalStatus:
         if now > before:
             self._cpu_share = round((self._cpu[1] - cpu_before) / (now - before), 3)
         for name, group in self._host.groups.items():
+            self._committed[name] = group.commit_index
             trail = self._trails.setdefault(name, CommitTrail())
             if group.is_leader:
                 trail.note(now, group.commit_index)
@@ -280,8 +282,11 @@ class LocalStatus:
         """Which checks fail before this node should be sent requests."""
         checks: dict[str, str | None] = {}
         for group in self._host.groups.values():
-            # A follower goes on believing in a leader that died with the quorum.
-            well = group.is_ready and group.leader_heard is not None
+            # What is being applied at this very moment is no backlog. A follower goes on believing
+            # in a leader that died with the quorum.
+            goal = self._committed.get(group.id, group.commit_index)
+            caught_up = group.applied_index >= goal
+            well = group.has_role and caught_up and group.leader_heard is not None
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None

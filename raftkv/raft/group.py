@@ -181,9 +181,14 @@ class Group:
     @property
     def is_ready(self) -> bool:
         """Whether this replica follows or leads, and has applied what it knows to be committed."""
-        leads = self.is_leader and self._replica.no_op_applied
-        follows = self.leader is not None and not self.is_leader
-        return (leads or follows) and self.applied_index >= self.commit_index
+        return self.has_role and self.applied_index >= self.commit_index
+
+    @property
+    def has_role(self) -> bool:
+        """Whether this replica follows a leader, or leads and may answer."""
+        if self.is_leader:
+            return self._replica.no_op_applied
+        return self.leader is not None
 
     @property
     def installing_snapshot(self) -> bool:

@@ -23,6 +23,7 @@ from raftkv.engine.cluster_status import (
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
+from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
@@ -389,6 +390,21 @@ def test_a_follower_without_a_quorum_is_not_ready() -> None:
     world.leader.kill()
     world.seconds(5)
     assert world.local[last].ready()["failing"] == ["shard 0: no leader, or not caught up"]
+
+
+def test_a_replica_that_is_just_applying_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes that come at that moment must not take it out; a backlog of a second must."""
+    world = StatusWorld()
+    world.seconds(2)
+    local, group = world.local[world.leader.name], world.leader.group(GROUP)
+    local.each_second()
+    ahead = group.applied_index + 5
+    monkeypatch.setattr(Group, "commit_index", property(lambda _: ahead))
+    assert local.ready()["failing"] == []
+    local.each_second()
+    assert local.ready()["failing"] == ["shard 0: no leader, or not caught up"]
+    monkeypatch.setattr(Group, "applied_index", property(lambda _: ahead))
+    assert local.ready()["failing"] == []
 
 
 def test_stages_of_writes() -> None:
