@@ -13,6 +13,7 @@ from raftkv.bench import pages as pages_bench
 from raftkv.bench import profile as profile_bench
 from raftkv.bench.report import Report
 from raftkv.cli.bench_load import compare_command, load_command
+from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.measuring import measuring
 
 
@@ -45,6 +46,9 @@ def failover_command(
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option(
     "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
     type=click.FloatRange(0.5),
     default=3.0,
     show_default=True,
@@ -63,7 +67,14 @@ def floor_command(
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option(
-    "--duration", type=click.IntRange(1), default=4, show_default=True, help="Seconds of each run."
+    "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Seconds of each run.",
 )
 @measuring
 def generator_command(
@@ -99,7 +110,14 @@ def _directions(
     help="What grows, separated by commas.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=5.0, show_default=True, help="Of each step."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=5.0,
+    show_default=True,
+    help="Of each step.",
 )
 @click.option(
     "--keys-max", type=click.IntRange(1000), default=10**6, show_default=True, help="Up to 10^7."
@@ -123,7 +141,14 @@ def growth_command(
 @bench_command.command("idle")
 @click.option("--groups", type=click.IntRange(1, 1024), default=64, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=20.0, show_default=True, help="How long."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=20.0,
+    show_default=True,
+    help="How long.",
 )
 @measuring
 def idle_command(
@@ -146,7 +171,14 @@ def million_command(
 
 @bench_command.command("overload")
 @click.option(
-    "--seconds", type=click.FloatRange(3.0), default=120.0, show_default=True, help="How long."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(3.0),
+    default=120.0,
+    show_default=True,
+    help="How long.",
 )
 @click.option(
     "--connections",
@@ -169,7 +201,10 @@ def overload_command(
 )
 @click.option("--slow", type=click.IntRange(0, 900), default=100, show_default=True)
 @click.option(
-    "--seconds",
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
     type=click.FloatRange(1.0),
     default=40.0,
     show_default=True,
@@ -192,7 +227,14 @@ def connections_command(
 @click.option("--pages", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--pairs", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=10.0, show_default=True, help="Of each run."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=10.0,
+    show_default=True,
+    help="Of each run.",
 )
 @measuring
 def pages_command(
@@ -214,7 +256,14 @@ bench_command.add_command(compare_command)
 @bench_command.command("profile")
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(2.0), default=10.0, show_default=True, help="Of each load."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(2.0),
+    default=10.0,
+    show_default=True,
+    help="Of each load.",
 )
 @measuring
 def profile_command(

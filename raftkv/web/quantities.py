@@ -3,6 +3,8 @@
 What is not known is an en dash: never a zero, which would be a statement.
 """
 
+from datetime import UTC, datetime
+
 UNKNOWN = "–"  # noqa: RUF001 (an en dash is meant)
 
 _KILO = 1000
@@ -84,6 +86,18 @@ def elapsed(at_us: object, now_us: int) -> str:
     """For how long something has been so since a wall clock moment: ``5 min``."""
     number = _number(at_us)
     return UNKNOWN if number is None else duration((now_us - number) / 1e6)
+
+
+def clock(at_us: object, now_us: int) -> str:
+    """A wall clock moment in UTC, ``09:30:00``; of another day ``2026-11-30 09:30:00``."""
+    number = _number(at_us)
+    if number is None:
+        return UNKNOWN
+    try:
+        moment, now = (datetime.fromtimestamp(us / 1e6, UTC) for us in (number, now_us))
+    except (OverflowError, ValueError, OSError):  # no moment of any calendar
+        return UNKNOWN
+    return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def age(at_us: object, now_us: int) -> str:
