@@ -68,11 +68,16 @@ def resident_bytes(pid: int) -> int:
 
 
 def peak_resident_bytes(pid: int) -> int:
-    """The most resident memory that the process ever had."""
+    """The most resident memory that the process ever had, or since :func:`reset_peak`."""
     for line in (_PROC / str(pid) / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"/proc/{pid}/status has no VmHWM")
+
+
+def reset_peak(pid: int) -> None:
+    """Have :func:`peak_resident_bytes` count from now on (proc(5), clear_refs)."""
+    (_PROC / str(pid) / "clear_refs").write_text("5")
 
 
 class ForkWatch:

@@ -126,8 +126,13 @@ def table_of(report: Report) -> Table:
     return table
 
 
-def publish(report: Report, json_path: Path | None, console: Console) -> None:
-    """Print the table and the notes, and write everything into a file if asked."""
+def publish(
+    report: Report, json_path: Path | None, console: Console, table: Table | None = None
+) -> None:
+    """Print the table and the notes, and write everything into a file if asked.
+
+    ``table`` is one that shows the figures better than a line for each does.
+    """
     machine = report.machine
     console.print(report.benchmark, style="bold", highlight=False)
     console.print(
@@ -135,7 +140,7 @@ def publish(report: Report, json_path: Path | None, console: Console) -> None:
         f"load average before {machine.load_average:.1f}",
         highlight=False,
     )
-    console.print(table_of(report))
+    console.print(table_of(report) if table is None else table)
     for note in report.notes:
         console.print(note, highlight=False)
     if json_path is not None:

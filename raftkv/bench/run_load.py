@@ -125,9 +125,12 @@ def run_load(
     return _result(load, tally, processes, used)
 
 
-def generate(load: Load, processes: int) -> Tally:
-    """Make ``load`` from several processes at once, and put together what came of it."""
-    with _Generators(load, processes, None) as generators:
+def generate(load: Load, processes: int, progress: OnProgress | None = None) -> Tally:
+    """Make ``load`` from several processes at once, and put together what came of it.
+
+    ``progress`` is called as by :func:`run_load`.
+    """
+    with _Generators(load, processes, progress) as generators:
         return generators.tally()
 
 

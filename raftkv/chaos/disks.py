@@ -9,6 +9,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from raftkv.chaos.errors import ChaosError
@@ -33,8 +34,17 @@ def private_mounts() -> None:
 
 
 def can_mount() -> bool:
-    """Whether this process may have small disks."""
-    return os.geteuid() == 0 and shutil.which("mount") is not None
+    """Whether this process may have small disks; tried, as root in a container often may not."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="raftkv-chaos-") as name:
+        directory = Path(name)
+        try:
+            mount(directory, "64k")
+        except ChaosError:
+            return False
+        unmount(directory)
+    return True
 
 
 def mount(directory: Path, size: str) -> None:

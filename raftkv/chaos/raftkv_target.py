@@ -30,6 +30,8 @@ FAKETIME = tuple(
     )
 )
 LINK_FAULTS = frozenset({"partition", "slow", "lossy", "reset"})
+_OF_OTHERS = frozenset({"forwarder", "wipe"})
+"""Their effect is seen by other nodes, or on them."""
 DISK_SIZE = "48m"
 SEGMENT_BYTES = 2**20
 SNAPSHOT_AFTER_ENTRIES = 400
@@ -263,10 +265,23 @@ def faketime() -> Path:
     for path in FAKETIME:
         if path.exists():
             return path
-    raise ChaosError(
-        "the fault clock needs libfaketime: apt-get install libfaketime, "
-        "or leave clock out of --faults"
-    )
+    raise ChaosError("needs libfaketime: apt-get install libfaketime")
+
+
+def obstacle(kind: str, nodes: int) -> str | None:
+    """Why this machine, or so few nodes, cannot have a fault; None if they can."""
+    if nodes == 1 and kind in LINK_FAULTS:
+        return "one node has no links: use --nodes 3"
+    if nodes == 1 and kind in _OF_OTHERS:
+        return "there are no other nodes: use --nodes 3"
+    if kind == "disk" and not disks.can_mount():
+        return "needs root that may mount"
+    if kind == "clock":
+        try:
+            faketime()
+        except ChaosError as error:
+            return str(error)
+    return None
 
 
 def _redirect(config: Path, peer: str, real_port: int, port: int) -> None:

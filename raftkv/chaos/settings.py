@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raftkv.chaos.disks import can_mount
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.nemesis import RECOVER_S
 from raftkv.chaos.plan import FAULTS
-from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget
+from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget, obstacle
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.target import Nodes
 from raftkv.chaos.workloads import MIXED, WORKLOADS
@@ -78,10 +77,9 @@ class Settings:
             raise ChaosError(
                 f"--faults {kind}: etcd can have {', '.join(sorted(EtcdTarget.supported))}"
             )
-        if self.nodes == 1 and kind in {"partition", "slow", "lossy", "reset"}:
-            raise ChaosError(f"--faults {kind}: one node has no links; use --nodes 3")
-        if kind == "disk" and not can_mount():
-            raise ChaosError("--faults disk: needs root and mount; run as root, or leave it out")
+        why = obstacle(kind, self.nodes) if self.system == "raftkv" else None
+        if why is not None:
+            raise ChaosError(f"--faults {kind}: {why}, or leave it out")
 
     @property
     def hurts(self) -> bool:

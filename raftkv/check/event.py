@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 INVOKE, OK, FAIL, INFO = TYPES = ("invoke", "ok", "fail", "info")
 
+_INTEGERS_END = 2**63
 _MEMBERS = ("process", "type", "f", "key", "value", "time_ns")
 
 
@@ -91,14 +92,19 @@ def check(event: Event) -> None:
     Raises:
         HistoryError: a member has the wrong type; says which.
     """
-    # type() and not isinstance: true is no number here.
-    if type(event.process) is not int:
-        raise HistoryError(f'"process" must be an integer, not {event.process!r}')
+    _check_integer("process", event.process)
     if event.type not in TYPES:
         raise HistoryError(f'"type" must be one of {", ".join(TYPES)}, not {event.type!r}')
     if not isinstance(event.f, str):
         raise HistoryError(f'"f" must be text, not {event.f!r}')
     if not isinstance(event.key, str | None):
         raise HistoryError(f'"key" must be text or null, not {event.key!r}')
-    if type(event.time_ns) is not int:
-        raise HistoryError(f'"time_ns" must be an integer, not {event.time_ns!r}')
+    _check_integer("time_ns", event.time_ns)
+
+
+def _check_integer(name: str, value: object) -> None:
+    # type() and not isinstance: true is no number here.
+    if type(value) is not int:
+        raise HistoryError(f'"{name}" must be an integer, not {value!r}')
+    if abs(value) >= _INTEGERS_END:
+        raise HistoryError(f'"{name}" must be an integer of 64 bits')

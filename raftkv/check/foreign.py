@@ -12,9 +12,11 @@ from typing import Any
 
 from raftkv.check.event import INFO, Event, HistoryError
 
-_JEPSEN = re.compile(r".*jepsen\.util\s+-\s+(\d+)\s+:(\w+)\s+:([\w-]+)\s+(\S.*?)\s*")
+# A line is a stranger's: no pattern here takes more than linear time for one that does not fit.
+_LOGGER = "jepsen.util"
+_JEPSEN = re.compile(r"\s+-\s+(\d+)\s+:(\w+)\s+:([\w-]+)\s+(\S.*)")
 _JEPSEN_VALUE = re.compile(r"nil|:timed-out|-?\d+|\[\s*(nil|-?\d+)\s+(nil|-?\d+)\s*\]")
-_OTHER_LOG = re.compile(r"(TRACE|DEBUG|INFO|WARN|ERROR|FATAL)\s+(?!jepsen\.util\s+-\s+\d).*")
+_OTHER_LOG = re.compile(r"(TRACE|DEBUG|INFO|WARN|ERROR|FATAL)\s++(?!jepsen\.util\s+-\s+\d).*")
 
 _EDN_VALUE = r'nil|true|false|-?\d+|:[\w-]+|"(?:[^"\\]|\\.)*"'
 _EDN_MEMBER = re.compile(rf":([\w-]+)\s+({_EDN_VALUE})")
@@ -27,7 +29,7 @@ def jepsen_line(line: str, number: int) -> Event | None:
     Raises:
         HistoryError: the line looks like an event and is none.
     """
-    match = _JEPSEN.fullmatch(line)
+    match = _JEPSEN.fullmatch(line.rstrip().rpartition(_LOGGER)[2]) if _LOGGER in line else None
     if match is None:
         if _OTHER_LOG.fullmatch(line):
             return None

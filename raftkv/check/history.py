@@ -3,6 +3,7 @@
 docs/histories.md describes the file. ``pair`` makes operations of events.
 """
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 Format = Literal["raftkv", "jepsen-etcd", "kv"]
+
+LINE_BYTES_MAX = 64 * 2**20
+HISTORY_BYTES_MAX = 2**30
+"""More events than can be judged; a device or a pipe that never ends is no history."""
 
 
 @dataclass(slots=True)
@@ -97,10 +102,13 @@ def guess_format(path: Path) -> Format:
     """Return the format that a file seems to have, by its first line that is not empty.
 
     Raises:
+        HistoryError: it has no line, however far it is read.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        first = next((line.strip() for line in file if line.strip()), b"")
+    try:
+        first = next((line.strip() for _, line in _lines(path)), b"")
+    except HistoryError as error:
+        raise HistoryError(f"{path}: {error}") from error
     if first.startswith(b"{:"):
         return "kv"
     # Logs begin with a level, and JSON with a brace.
@@ -148,16 +156,30 @@ class HistoryWriter:
 
 
 def _numbered_events(path: Path, format: Format) -> Iterator[tuple[int, Event]]:  # noqa: A002 - as above
+    for number, line in _lines(path):
+        try:
+            event = _event(line.decode().strip(), number, format)
+        except ValueError as error:  # HistoryError and UnicodeDecodeError are both
+            raise HistoryError(f"line {number}: {error}") from error
+        if event is not None:
+            yield number, event
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not empty, with their numbers, in bounded memory."""
+    size = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                event = _event(line.decode().strip(), number, format)
-            except ValueError as error:  # HistoryError and UnicodeDecodeError are both
-                raise HistoryError(f"line {number}: {error}") from error
-            if event is not None:
-                yield number, event
+        for number in itertools.count(1):
+            line = file.readline(LINE_BYTES_MAX + 1)
+            size += len(line)
+            if len(line) > LINE_BYTES_MAX:
+                raise HistoryError(f"line {number}: has more than {LINE_BYTES_MAX} bytes")
+            if size > HISTORY_BYTES_MAX:
+                raise HistoryError(f"has more than {HISTORY_BYTES_MAX} bytes")
+            if not line:
+                return
+            if line.strip():
+                yield number, line
 
 
 def _event(line: str, number: int, format: Format) -> Event | None:  # noqa: A002 - as above

@@ -28,6 +28,7 @@ from raftkv.cli.serve import refuse
 from raftkv.client import Client, Entry, Get, PreconditionFailedError, Put, RaftkvError
 from raftkv.client.batches import BatchResult
 from raftkv.client.types import to_bytes
+from raftkv.core.visible import visible
 
 PIECE_KEYS = 500
 PIECE_BYTES = 4 * 2**20
@@ -215,9 +216,11 @@ def _report(
         return
     written = summary.entries - len(left_alone)
     click.echo(
-        f"{written} keys {what}; backup of cluster {summary.cluster}, "
-        f"{summary.began} to {summary.ended}, "
-        f"sha256 of all lines but the last {summary.sha256}",
+        visible(
+            f"{written} keys {what}; backup of cluster {summary.cluster}, "
+            f"{summary.began} to {summary.ended}, "
+            f"sha256 of all lines but the last {summary.sha256}"
+        ),
         err=to_stderr,
     )
     if left_alone:

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from rich.console import Console
 
+from raftkv.bench import abuse as abuse_bench
 from raftkv.bench import beside_wrk, failover, floor, growth, idle, million, overload
 from raftkv.bench import connections as connections_bench
 from raftkv.bench import pages as pages_bench
 from raftkv.bench import profile as profile_bench
-from raftkv.bench.report import Report
+from raftkv.bench.abuses import ABUSES
+from raftkv.bench.report import Report, publish
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.durations import ALIAS, Duration
-from raftkv.cli.measuring import measuring
+from raftkv.cli.measuring import ending_cleanly, measuring, shared_options, tell
+from raftkv.engine.config import SHARDS_MAX
 
 
 @click.group("bench")
@@ -25,6 +29,42 @@ def bench_command() -> None:
     targets in the tables are those of docs/benchmarks.md; a machine that is busy with something
     else misses them.
     """
+
+
+@bench_command.command("abuse")
+@click.option(
+    "--abuse",
+    "names",
+    type=click.Choice(list(ABUSES)),
+    multiple=True,
+    help="Only this one; may be repeated.",
+)
+@click.option(
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=1.5,
+    show_default=True,
+    help="Of each run, alone and beside an abuse.",
+)
+@shared_options
+def abuse_command(
+    *, names: tuple[str, ...], seconds: float, json_path: Path | None, parent: Path | None
+) -> None:
+    """Put clients that behave badly beside a normal one: what does it notice?
+
+    Ends with code 1 if a target is missed.
+    """
+    command = shlex.join(["raftkv", *sys.argv[1:]])
+    with ending_cleanly():
+        report = abuse_bench.run(names or tuple(ABUSES), seconds, command, parent, tell)
+        console = Console()
+        if not console.is_terminal:
+            console.width = abuse_bench.WIDTH
+        publish(report, json_path, console, abuse_bench.table_of(report.details["found"]))
+    sys.exit(any(figure.met is False for figure in report.figures))
 
 
 @bench_command.command("failover")
@@ -139,7 +179,7 @@ def growth_command(
 
 
 @bench_command.command("idle")
-@click.option("--groups", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option("--groups", type=click.IntRange(1, SHARDS_MAX), default=64, show_default=True)
 @click.option(
     "--duration",
     ALIAS,

@@ -18,13 +18,14 @@ from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
-from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES
+from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, obstacle
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
+from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
@@ -60,7 +61,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option(
     "--faults",
-    help=f"Some of {', '.join(FAULTS)}; or all, or none.  [default: all that the target can have]",
+    help=f"Some of {', '.join(FAULTS)}; or all, which leaves out what this machine cannot do; or "
+    "none.  [default: all]",
 )
 @click.option("--clients", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option(
@@ -132,6 +134,11 @@ def chaos_command(
     if seed is None:
         seed = secrets.randbelow(2**31)
     system = (api or "raftkv") if endpoints else target
+    _end_like_ctrl_c()
+    private_mounts()
+    chosen, left_out = _faults(faults, system, nodes, own=not endpoints)
+    if left_out:
+        click.echo(f"left out: {left_out}", err=True)
     settings = Settings(
         out=(out or Path(f"chaos-{seed}")).absolute(),
         seed=seed,
@@ -140,7 +147,7 @@ def chaos_command(
         shards=shards,
         replicas=replicas,
         workload=workload,
-        faults=_faults(faults, system, own=not endpoints),
+        faults=chosen,
         clients=clients,
         rate_per_s=rate_per_s,
         system="etcd" if system == "etcd" else "raftkv",
@@ -150,19 +157,23 @@ def chaos_command(
         election_timeout_ms=election_timeout_ms,
         snapshot_after_entries=snapshot_after_entries,
     )
-    _end_like_ctrl_c()
-    private_mounts()
     sys.exit(_run(settings))
 
 
-def _faults(text: str | None, system: str, *, own: bool) -> tuple[str, ...]:
-    """The faults that are meant, in the order of the table of all."""
-    possible = FAULTS if system == "raftkv" else tuple(sorted(EtcdTarget.supported))
+def _faults(text: str | None, system: str, nodes: int, *, own: bool) -> tuple[tuple[str, ...], str]:
+    """The faults that are meant, in the order of the table of all; which are left out, and why.
+
+    Left out is only what nobody has named.
+    """
     if text == "none" or (text is None and not own):
-        return ()
-    if text in {None, "all"}:
-        return possible
-    return tuple(dict.fromkeys(str(text).split(",")))
+        return (), ""
+    if text not in {None, "all"}:
+        return tuple(dict.fromkeys(str(text).split(","))), ""
+    if system == "etcd":
+        return tuple(sorted(EtcdTarget.supported)), ""
+    obstacles = {kind: obstacle(kind, nodes) for kind in FAULTS}
+    left_out = [f"{kind} ({why})" for kind, why in obstacles.items() if why is not None]
+    return tuple(kind for kind in FAULTS if obstacles[kind] is None), ", ".join(left_out)
 
 
 def _end_like_ctrl_c() -> None:
@@ -185,7 +196,7 @@ def _run(settings: Settings) -> int:
         with _bar(console) as bar:
             run = run_chaos(settings, bar)
     except ChaosError as error:
-        click.echo(f"raftkv: {error}", err=True)
+        click.echo(f"raftkv: {visible(str(error))}", err=True)
         return EXIT_NOT_RUN
     except KeyboardInterrupt:
         click.echo("raftkv: interrupted; everything was stopped and taken away", err=True)

@@ -1,9 +1,12 @@
 """``raftkv check``: is a recorded history linearizable? docs/histories.md explains the file."""
 
+import contextlib
+import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import IO, NoReturn, get_args
 
 import click
 from rich.console import Console
@@ -12,10 +15,19 @@ from rich.text import Text
 
 from raftkv.check.checker import check, check_mixed
 from raftkv.check.explain import describe
-from raftkv.check.history import Format, HistoryError, Operation, guess_format, read_history
+from raftkv.check.history import (
+    HISTORY_BYTES_MAX,
+    LINE_BYTES_MAX,
+    Format,
+    HistoryError,
+    Operation,
+    guess_format,
+    read_history,
+)
 from raftkv.check.model import shown
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import PartResult, Result, Verdict
+from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_UNREADABLE = 3
@@ -27,6 +39,13 @@ ROWS_MAX = 20
 
 AROUND_MAX = 8
 """So many operations are shown before one that nothing explains."""
+
+COMPLAINT_CHARACTERS_MAX = 500
+"""What does not fit may be as long as the file."""
+NOT_JUDGED = "not judged"
+"""Of a key that the search did not come to: it stopped at a violation, or its time was over."""
+
+_PIECE_BYTES = 2**20
 
 _STYLES = {Verdict.VALID: "green", Verdict.VIOLATION: "bold red", Verdict.UNKNOWN: "yellow"}
 
@@ -54,6 +73,9 @@ _STYLES = {Verdict.VALID: "green", Verdict.VIOLATION: "bold red", Verdict.UNKNOW
     help="Seconds after which what is not decided is unknown.",
 )
 @click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for scripts, with every key's verdict."
+)
+@click.option(
     "--html",
     "html_path",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -65,18 +87,22 @@ def check_command(
     model: str | None,
     format_name: Format | None,
     budget_s: float,
+    as_json: bool,
     html_path: Path | None,
 ) -> None:
-    """Judge whether the history in FILE is linearizable.
+    """Judge whether the history in FILE is linearizable; - is standard input.
 
     Ends with code 0 if it is, 1 if it is not, 2 if the time was too short to tell, and 3 if FILE
     is not a history.
     """
     try:
-        format_name = format_name or guess_format(file)
-        operations = _read(file, format_name)
+        with _regular(file) as path:
+            format_name, operations = _read(path, format_name, str(file))
         result = _judge(operations, model, format_name, budget_s)
-        _print(result, operations, timed=format_name == "raftkv")
+        if as_json:
+            click.echo(json.dumps(_document(result)))
+        else:
+            _print(result, operations, timed=format_name == "raftkv")
         if html_path is not None:
             _write_html(html_path, file, operations, result)
     except HistoryError as error:
@@ -87,15 +113,48 @@ def check_command(
 
 
 def _fail(line: str) -> NoReturn:
-    click.echo(f"raftkv: {line}", err=True)
+    if len(line) > COMPLAINT_CHARACTERS_MAX:
+        line = f"{line[:COMPLAINT_CHARACTERS_MAX]} ..."
+    click.echo(f"raftkv: {visible(line)}", err=True)
     sys.exit(EXIT_UNREADABLE)
 
 
-def _read(file: Path, format_name: Format) -> list[Operation]:
-    operations = read_history(file, format_name)
+@contextlib.contextmanager
+def _regular(file: Path) -> Iterator[Path]:
+    """The file itself, or a copy of what comes out of a pipe: its format is guessed first."""
+    if str(file) != "-" and (file.is_file() or not file.exists()):
+        yield file
+        return
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+        copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="raftkv-check-"))
+        _copy(source, copy)
+        yield Path(copy.name)
+
+
+def _copy(source: IO[bytes], copy: IO[bytes]) -> None:
+    """Copy to the end, or until it is more than anybody will read."""
+    size = line_began = 0
+    while size <= HISTORY_BYTES_MAX and size - line_began <= LINE_BYTES_MAX:
+        piece = source.read(_PIECE_BYTES)
+        if not piece:
+            break
+        if b"\n" in piece:
+            line_began = size + piece.rindex(b"\n")
+        size += len(piece)
+        copy.write(piece)
+    copy.flush()
+
+
+def _read(path: Path, format_name: Format | None, name: str) -> tuple[Format, list[Operation]]:
+    try:
+        format_name = format_name or guess_format(path)
+        operations = read_history(path, format_name)
+    except HistoryError as error:
+        raise HistoryError(str(error).replace(str(path), name, 1)) from error
     if not operations:
-        raise HistoryError(f"{file}: holds no operation, so there is nothing to judge")
-    return operations
+        raise HistoryError(f"{name}: holds no operation, so there is nothing to judge")
+    return format_name, operations
 
 
 def _judge(
@@ -113,7 +172,7 @@ def _write_html(path: Path, file: Path, operations: Sequence[Operation], result:
 
     events = file.with_name("events.jsonl")
     try:
-        found = read_events(events) if events.exists() else []
+        found = read_events(events) if file.is_file() and events.exists() else []
     except EventsError as error:
         raise HistoryError(str(error)) from error
     facts = {"history": str(file), "judge again": f"raftkv check {file}"}
@@ -127,13 +186,15 @@ def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> N
     for part in result.parts:
         # Beside a violation it says nothing that other keys were not decided.
         if part.verdict is result.verdict is not Verdict.VALID:
-            console.print(Text.assemble(("key ", "bold"), _name(part), f": {part.reason}"))
+            console.print(Text.assemble(("key ", "bold"), _name(part), f": {visible(part.reason)}"))
         if part.offending is not None:
             console.print(_around(part, by_index, timed=timed))
     line = Text(f"{result.verdict}: ", style=_STYLES[result.verdict])
     keys = f"{len(result.parts):,} key{'s' if len(result.parts) != 1 else ''}"
+    unseen = [_verdict(part) for part in result.parts].count(NOT_JUDGED)
+    left = f"; {unseen:,} {NOT_JUDGED}" if unseen else ""
     count = f"{result.operations:,} operation{'s' if result.operations != 1 else ''}"
-    line.append(f"{count}, {keys}, model {result.model}", "default")
+    line.append(f"{count}, {keys}, model {result.model}{left}", "default")
     console.print(line)
 
 
@@ -144,11 +205,35 @@ def _table(result: Result) -> Table:
     badness = [Verdict.VIOLATION, Verdict.UNKNOWN, Verdict.VALID]
     parts = sorted(result.parts, key=lambda part: badness.index(part.verdict))
     for part in parts[:ROWS_MAX]:
-        verdict = Text(part.verdict, style=_STYLES[part.verdict])
+        verdict = Text(_verdict(part), style=_STYLES[part.verdict])
         table.add_row(_name(part), f"{part.operations:,}", f"{part.seconds:.3f}", verdict)
     if len(parts) > ROWS_MAX:
         table.caption = f"and {len(parts) - ROWS_MAX:,} more keys"
     return table
+
+
+def _verdict(part: PartResult) -> str:
+    return NOT_JUDGED if part.verdict is Verdict.UNKNOWN and part.seconds == 0 else part.verdict
+
+
+def _document(result: Result) -> dict[str, object]:
+    """What a script wants to know."""
+    return {
+        "verdict": result.verdict,
+        "model": result.model,
+        "operations": result.operations,
+        "keys": [
+            {
+                "key": part.key,
+                "verdict": _verdict(part),
+                "operations": part.operations,
+                "seconds": part.seconds,
+                "reason": part.reason,
+                "offending": part.offending,
+            }
+            for part in result.parts
+        ],
+    }
 
 
 def _name(part: PartResult) -> Text:
@@ -167,7 +252,7 @@ def _around(part: PartResult, by_index: dict[int, Operation], *, timed: bool) ->
     def cells(operation: Operation) -> tuple[str, str, Text]:
         moments = (operation.invoked_ns, operation.completed_ns)
         began, ended = (_moment(ns, start_ns, timed=timed) for ns in moments)
-        return began, ended, Text(describe(operation))
+        return began, ended, Text(visible(describe(operation)))
 
     for place, index in list(enumerate(part.linearization, start=1))[-AROUND_MAX:]:
         table.add_row(f"{place} of {length}", *cells(by_index[index]))

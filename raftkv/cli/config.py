@@ -42,6 +42,7 @@ def load(path: str | os.PathLike[str], *, node: str | None = None) -> NodeConfig
     try:
         config = _convert(_named(_read(file), node))
         check_cluster(config)  # first: paths may depend on the node's name
+        _check_private(config, file)
         config = _resolve(config, file.resolve().parent)
         check(config)
     except InvalidOption as error:
@@ -147,6 +148,9 @@ _PATH_OPTIONS = {
 }
 
 
+_KEYS = frozenset({"tls_key", "peer_key"})
+
+
 def _resolve(config: NodeConfig, base: Path) -> NodeConfig:
     tables: dict[str, Any] = {}
     for table, options in _PATH_OPTIONS.items():
@@ -172,6 +176,27 @@ def _check_readable(config: NodeConfig) -> None:
             if path is not None and not os.access(path, os.R_OK):
                 reason = "cannot be read" if Path(path).exists() else "no such file"
                 raise InvalidOption(f"{table}.{option}", f"{path}: {reason}")
+            if path is not None and option in _KEYS:
+                # A group may: TLS keys of a machine are often kept for one.
+                _require_private(f"{table}.{option}", Path(path), stat.S_IROTH | stat.S_IWOTH)
+
+
+def _check_private(config: NodeConfig, file: Path) -> None:
+    """The file itself must be, if the secret stands in it."""
+    if config.security.secret is not None:
+        _require_private("security.secret", file, 0o077)
+
+
+def _require_private(option: str, file: Path, others: int) -> None:
+    """Refuse a file with a secret that ``others``, bits of a mode, may use."""
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except OSError:
+        return  # whoever reads it says so
+    if mode & others:
+        raise InvalidOption(
+            option, f"{file}: others may read it (mode {mode:04o}); chmod {mode & ~others:o} it"
+        )
 
 
 def _with_secret(security: SecurityOptions) -> SecurityOptions:
@@ -192,7 +217,6 @@ def _with_secret(security: SecurityOptions) -> SecurityOptions:
 
 def _read_secret(file: Path) -> str:
     try:
-        mode = file.stat().st_mode
         text = file.read_text(encoding="utf-8").strip()
     except FileNotFoundError as error:
         raise InvalidOption(
@@ -203,9 +227,5 @@ def _read_secret(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InvalidOption("security.secret_file", f"{file}: {reason}") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise InvalidOption(
-            "security.secret_file",
-            f"{file}: others may read it (mode {stat.S_IMODE(mode):04o}); chmod 600 it",
-        )
+    _require_private("security.secret_file", file, 0o077)
     return text

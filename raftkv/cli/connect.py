@@ -21,6 +21,7 @@ from raftkv.client import (
 )
 from raftkv.client.endpoints import DEFAULT_ENDPOINT, ENDPOINTS_VARIABLE
 from raftkv.client.types import Bytes
+from raftkv.core.visible import visible, visible_json
 
 EXIT_NO = 1
 """The answer is no: no such key, or a condition that does not hold."""
@@ -146,7 +147,7 @@ _ADVICE = (
 
 def described(error: RaftkvError) -> str:
     """The error in one line, and what to look at first."""
-    text = str(error.args[0])  # without its key, which was typed just now
+    text = visible(str(error.args[0]))  # without its key, which was typed just now
     advice = next((advice for sign, advice in _ADVICE if sign in text), None)
     return text if advice is None else f"{text} ({advice})"
 
@@ -163,7 +164,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 def print_json(document: object) -> None:
     """One document on one line."""
-    click.echo(json.dumps(document, ensure_ascii=False))
+    click.echo(visible_json(json.dumps(document, ensure_ascii=False)))
 
 
 def key_argument(text: str) -> bytes:

@@ -8,6 +8,7 @@ from types import FrameType
 
 import click
 
+from raftkv.engine.config import SHARDS_MAX
 from raftkv.testing.layout import LayoutError
 from raftkv.testing.local_cluster import ClusterError, LocalCluster
 
@@ -22,7 +23,7 @@ class _Stopped(BaseException):
 
 @click.command("dev")
 @click.option("--nodes", type=click.IntRange(1, 64), default=1, show_default=True)
-@click.option("--shards", type=click.IntRange(1, 1024), default=4, show_default=True)
+@click.option("--shards", type=click.IntRange(1, SHARDS_MAX), default=4, show_default=True)
 @click.option(
     "--replicas",
     type=click.IntRange(1, 7),

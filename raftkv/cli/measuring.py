@@ -16,6 +16,7 @@ from raftkv.bench.first_write import NoWriteError
 from raftkv.bench.report import Report, publish
 from raftkv.bench.run_load import LoadError
 from raftkv.client import RaftkvError
+from raftkv.core.visible import visible
 from raftkv.testing import ClusterError
 
 Measure = Callable[..., Report]
@@ -33,36 +34,42 @@ def ending_cleanly() -> Iterator[None]:
     try:
         yield
     except (ClusterError, RaftkvError, LoadError, FillError, NoWriteError, OSError) as error:
-        click.echo(f"raftkv: {error}", err=True)
+        click.echo(f"raftkv: {visible(str(error))}", err=True)
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def measuring(measure: Measure) -> Callable[..., None]:
-    """Add the options that all share, and show what was measured."""
-
-    @click.option(
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all share."""
+    into = click.option(
         "--json",
         "json_path",
         type=click.Path(dir_okay=False, writable=True, path_type=Path),
         help="Also write everything that was measured into this file.",
     )
-    @click.option(
+    beneath = click.option(
         "--dir",
         "parent",
         type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
         help="Where the cluster's directory is made, and removed again: choose the disk here.",
     )
+    return into(beneath(command))
+
+
+def tell(line: str) -> None:
+    """Say how far a measurement is."""
+    Console(stderr=True).print(line, style="dim", highlight=False)
+
+
+def measuring(measure: Measure) -> Callable[..., None]:
+    """Add the options that all share, and show what was measured."""
+
+    @shared_options
     @functools.wraps(measure)
     def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
-        progress = Console(stderr=True)
         with ending_cleanly():
-            report = measure(
-                parent=parent,
-                progress=lambda line: progress.print(line, style="dim", highlight=False),
-                **options,
-            )
+            report = measure(parent=parent, progress=tell, **options)
             publish(report, json_path, Console())
 
     return command

@@ -1,8 +1,9 @@
 """``raftkv explain`` and ``transfer-leader``."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from raftkv.cli.connect import connected, json_option, key_argument, print_json, writes
 from raftkv.client import Client
+from raftkv.core.visible import visible, visible_facts
+from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.web import quantities as q
 from raftkv.web import views
 
@@ -25,6 +28,25 @@ def _text(value: object) -> str:
     return str(value)
 
 
+class Duration(click.ParamType[float]):
+    """A time with its unit: ``90s``, ``30m``, ``2h``, ``1d``; in seconds."""
+
+    name = "duration"
+    _UNITS_S: ClassVar[dict[str, float]] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])", str(value))
+        seconds = float(match[1]) * self._UNITS_S[match[2]] if match else 0.0
+        if not 0 < seconds <= PINNED_S_MAX:
+            self.fail(f"{value!r} is not a time such as 90s, 30m, 2h or 1d", param, ctx)
+        return seconds
+
+
 @click.command("explain")
 @click.argument("key")
 @json_option
@@ -35,10 +57,18 @@ def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    facts = visible_facts(facts)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _explained(facts):
-        table.add_row(name, escape(value))
+        table.add_row(escape(name), escape(value))
     Console(highlight=False).print(table)
+
+
+def _leader(facts: Mapping[str, Any], now_us: int) -> str:
+    since, nobody_since = facts.get("leader_since_us"), facts.get("no_leader_since_us")
+    if facts.get("leader"):
+        return f"{facts['leader']}" + (f", since {q.age(since, now_us)}" if since else "")
+    return "none" + (f", for {q.elapsed(nobody_since, now_us)}" if nobody_since else " is known")
 
 
 def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -54,9 +84,11 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "partitioner", _text(facts.get("partitioner"))
     yield "shard", f"{_text(facts.get('shard'))}, generation {_text(facts.get('generation'))}"
     yield "replicas", _text(facts.get("replicas"))
-    since = facts.get("leader_since_us")
-    led = "" if since is None else f", since {q.age(since, now_us)}"
-    yield "leader", (_text(facts["leader"]) if facts.get("leader") else "none is known") + led
+    yield "leader", _leader(facts, now_us)
+    if pinned := views.pinned(state):
+        yield "pinned", pinned
+    if kept := state.get("kept_because"):
+        yield "not moved", _text(kept)
     yield "term", _text(facts.get("term"))
     yield f"revision at {_text(facts.get('asked'))}", _text(facts.get("local_revision"))
     yield "applied behind commit", q.count(facts.get("lag_entries"))
@@ -77,16 +109,31 @@ def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @click.command("transfer-leader")
 @click.argument("shard", type=click.IntRange(min=0))
-@click.option("--to", "target", help="Name of the node; by default the preferred one.")
+@click.option(
+    "--to",
+    "target",
+    help="Name of the node; by default the preferred one, and it may be balanced again.",
+)
+@click.option(
+    "--for",
+    "for_s",
+    type=Duration(),
+    help="With --to: how long it is to stay there, such as 90s, 30m, 2h or 1d; by default until "
+    "that node stops.",
+)
 @json_option
 @connected
 @writes
-def transfer_command(client: Client, shard: int, *, target: str | None, as_json: bool) -> None:
-    """Hand the leadership of SHARD to another node."""
-    facts = client.transfer_leader(shard, target)
+def transfer_command(
+    client: Client, shard: int, *, target: str | None, for_s: float | None, as_json: bool
+) -> None:
+    """Hand the leadership of SHARD to another node, and leave it there."""
+    if for_s is not None and target is None:
+        raise click.UsageError("--for goes with --to: on its preferred node it stays anyway")
+    facts = client.transfer_leader(shard, target, for_s=for_s)
     if as_json:
         print_json(facts)
     else:
         # Just after the transfer the old leader may not have heard of the new one yet.
         leader = facts.get("leader") or facts.get("target")
-        click.echo(f"shard {shard} is led by {_text(leader)}")
+        click.echo(f"shard {shard} is led by {visible(_text(leader))}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from raftkv.cli.serve import config_options, load_or_refuse
+from raftkv.core.visible import visible
 from raftkv.engine.config import NodeConfig
 
 EXIT_NOT_READY = 1
@@ -43,7 +44,7 @@ def ready_command(config_file: Path, node: str | None, *, wait_s: float) -> None
     while (failing := failing_checks(config)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     if failing:
-        click.echo(f"raftkv: {config.node.name} is not ready: {failing}", err=True)
+        click.echo(f"raftkv: {config.node.name} is not ready: {visible(failing)}", err=True)
         sys.exit(EXIT_NOT_READY)
     click.echo(f"{config.node.name} is ready")
 

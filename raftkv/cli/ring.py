@@ -15,6 +15,7 @@ from rich.table import Table
 
 from raftkv.cli.ring_picture import draw
 from raftkv.core.ring import VNODES_DEFAULT, Modulo, Ring, position_of
+from raftkv.engine.config import SHARDS_MAX
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ def measure(name: str, before: Ring | Modulo, after: Ring | Modulo, positions: l
 
 
 @click.command("ring")
-@click.option("--shards", type=click.IntRange(1, 1024), default=8, show_default=True)
+@click.option("--shards", type=click.IntRange(1, SHARDS_MAX), default=8, show_default=True)
 @click.option("--keys", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True)
 @click.option(
     "--vnodes",

@@ -13,9 +13,11 @@ from typing import NoReturn, TypeVar
 import click
 
 from raftkv.cli.config import ConfigError, load
+from raftkv.core.visible import visible_lines
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.pidfile import PidFile, PidFileError
 from raftkv.rpc import logs
+from raftkv.rpc.process import open_standard_streams
 
 EXIT_REFUSED = 1
 EXAMPLE = Path(__file__).with_name("example.toml")
@@ -46,7 +48,7 @@ def config_options(command: _Command) -> _Command:
 
 def refuse(message: object) -> NoReturn:
     """End with one line for the operator."""
-    click.echo(f"raftkv: {message}", err=True)
+    click.echo(f"raftkv: {visible_lines(str(message))}", err=True)
     sys.exit(EXIT_REFUSED)
 
 
@@ -107,20 +109,32 @@ def init_command(config_file: Path, node: str | None, *, if_needed: bool, exampl
 def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> None:
     """Run one node until SIGTERM or Ctrl-C.
 
+    On SIGHUP it reads certificates, tokens and the log's settings again.
+
     The process leads a process group of its own; its HTTP workers are in it and end with it.
     """
+    open_standard_streams()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the node can do what it asks for
     config = load_or_refuse(config_file, node)
     logs.set_up(config.node.name, config.log.format, config.log.level)
-    from raftkv.engine.node import run_node  # noqa: PLC0415 -- after a bad configuration is refused
+    logs.speak_for_python()
+    from raftkv.engine.node import NodeError, run_node  # noqa: PLC0415 -- same as above
+
+    def read_again() -> NodeConfig:
+        try:
+            return load(config_file, node=node)
+        except ConfigError as error:
+            raise NodeError(str(error)) from error
 
     if until_eof:
         threading.Thread(target=_stop_at_eof, name="until-eof", daemon=True).start()
     pid_file = config.node.pid_file
     try:
         with _own_process_group(), PidFile(Path(pid_file)) if pid_file else nullcontext():
-            code = run_node(config)
+            code = run_node(config, read_again)
     except PidFileError as error:
-        refuse(error)
+        logs.say(f"raftkv: {error}")
+        code = EXIT_REFUSED
     sys.exit(code)
 
 

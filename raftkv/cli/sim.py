@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raftkv.check.event import HistoryError
 from raftkv.sim.campaign import Tally, run_seeds
 from raftkv.sim.options import FAULTS, MINUTES, WORKLOADS, Options
 from raftkv.sim.plan import plan
@@ -117,6 +118,11 @@ def _parsed(kind: str, name: str, text: str) -> Any:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Also write the sums into this file.",
 )
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --seed: a new directory for its history, faults and a report.",
+)
 def sim_command(
     *,
     seeds: range | None,
@@ -128,6 +134,7 @@ def sim_command(
     shrinks: bool,
     keep_going: bool,
     json_path: Path | None,
+    out: Path | None,
 ) -> None:
     """Run simulated clusters through faults, and judge all that they said.
 
@@ -138,21 +145,37 @@ def sim_command(
         raise click.UsageError("say either --seeds FIRST:END or --seed N")
     if trace and seed is None:
         raise click.UsageError("--trace is for one --seed")
+    if out is not None and seed is None:
+        raise click.UsageError("--out is for one --seed")
+    if out is not None:
+        _make(out)
     numbers = range(seed, seed + 1) if seed is not None else seeds or ()
     try:
         runs = [Options.of(number, minutes, **dict(changes)) for number in numbers]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from error
     if seed is not None:
-        failed = _one(runs[0], trace=trace, shrinks=shrinks)
+        failed = _one(runs[0], trace=trace, shrinks=shrinks, out=out)
     else:
         failed = _many(runs, jobs, shrinks=shrinks, keep_going=keep_going, json_path=json_path)
     sys.exit(EXIT_VIOLATION if failed else 0)
 
 
-def _one(options: Options, *, trace: bool, shrinks: bool) -> bool:
+def _make(out: Path) -> None:
+    """Make the directory, before anything runs for it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        is_used = any(out.iterdir())
+    except OSError as error:
+        raise click.UsageError(f"--out {out}: {error.strerror or error}") from error
+    if is_used:
+        raise click.UsageError(f"--out {out}: is there and not empty; name a new directory")
+
+
+def _one(options: Options, *, trace: bool, shrinks: bool, out: Path | None) -> bool:
     """Run one seed; whether it failed."""
-    report = run(options, click.echo if trace else None)
+    write = click.echo if trace else None
+    report = run(options, write) if out is None else run(options, write, keep_record=True)
     click.echo(f"{command_of(options)}\n{options.describe()}", err=trace)
     click.echo(
         f"{report.operations} operations {report.outcomes}, {report.elections} elections, "
@@ -161,11 +184,32 @@ def _one(options: Options, *, trace: bool, shrinks: bool) -> bool:
         f"refused starts {report.refused}",
         err=trace,
     )
+    if out is not None:
+        _archive(report, out, err=trace)
     if report.violation is None:
         click.echo("no violation", err=trace)
         return False
     _say_failure(report, shrinks=shrinks)
     return True
+
+
+def _archive(report: Report, out: Path, *, err: bool) -> None:
+    # Only who wants a report waits for the import of it.
+    from raftkv.sim.archive import archive  # noqa: PLC0415
+
+    assert report.record is not None  # noqa: S101 -- asked for
+    try:
+        page = archive(
+            report.record,
+            out,
+            title=f"raftkv sim, seed {report.options.seed}",
+            command=command_of(report.options),
+            findings=() if report.violation is None else (report.violation,),
+        )
+    except (HistoryError, OSError) as error:
+        click.echo(f"raftkv: no report: {error}", err=True)
+    else:
+        click.echo(f"report: {page}", err=err)
 
 
 def _many(

@@ -17,6 +17,7 @@ from raftkv.cli.connect import connected_to_each, described, json_option, print_
 from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
 from raftkv.client import Client
 from raftkv.core.health import Health, health_of, rows, silent_nodes
+from raftkv.core.visible import visible, visible_facts
 from raftkv.web import quantities as q
 from raftkv.web import views
 
@@ -137,9 +138,10 @@ def _live(
 
 
 def _shown(look: _Look, view: View, before: Sequence[Facts]) -> RenderableType:
+    remarks = [visible(remark) for remark in look.remarks]
     if look.facts:
-        return view(look.facts, before, look.remarks)
-    lines = ["✕ No node tells how the cluster is:", *look.remarks]
+        return view(visible_facts(look.facts), before, remarks)
+    lines = ["✕ No node tells how the cluster is:", *remarks]
     return Text(("\n  " if len(lines) > 2 else " ").join(lines), style="bold red")  # noqa: PLR2004
 
 
@@ -161,6 +163,9 @@ def _head(facts: Facts, said: Sequence[str]) -> list[RenderableType]:
     style, sign = _STYLES[health.state]
     lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
     lines += [Text(f"  {reason}", style="yellow") for reason in (*health.reasons, *said)]
+    for row in rows(facts, "shards"):
+        if pinned := views.pinned(row):
+            lines.append(Text(f"  The leadership of shard {row.get('shard')} is {pinned}."))
     seen = f"seen from {facts.get('node')}, map epoch {q.count(facts.get('map_epoch'))}"
     if silent := silent_nodes(facts):
         seen += f"; could not be asked: {', '.join(silent)}"
@@ -213,7 +218,7 @@ def _grid_table(facts: Facts, *, words: bool, figures: bool) -> Table:
         ]
         since = q.age(line.facts.get("leader_since_us"), now_us)
         numbers = (
-            since if line.facts.get("leader") else Text("no leader", style="red"),
+            since if line.facts.get("leader") else Text(_leaderless(line.facts), style="red"),
             q.count(line.facts.get("term")),
             q.count(line.facts.get("keys")),
         )
@@ -225,6 +230,11 @@ def _cell(cell: views.Cell, *, words: bool) -> str:
     """The sign says it all but for how far a replica is behind."""
     plain = cell.kind in {"good", "leader"}
     return f"{cell.sign} {cell.text}" if words or not plain else cell.sign
+
+
+def _leaderless(row: Facts) -> str:
+    since = row.get("no_leader_since_us")
+    return "no leader" + (f" for {q.elapsed(since, time.time_ns() // 1000)}" if since else "")
 
 
 def _reserve(margin: int | None) -> Text:

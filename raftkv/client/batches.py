@@ -124,7 +124,7 @@ class _Batch:
         rounds = 0
         while True:
             try:
-                failed = self._round(waiting, deadline - boot_s())
+                failed = self._round(waiting, deadline)
             except RaftkvError as error:
                 if rounds == 0:
                     raise
@@ -142,8 +142,31 @@ class _Batch:
             if boot_s() >= last_s:  # this machine was suspended in the pause
                 return self._results
 
-    def _round(self, places: Sequence[int], timeout_s: float) -> dict[int, Problem]:
-        """Send the operations at these places; return what failed."""
+    def _round(self, places: Sequence[int], deadline: float) -> dict[int, Problem]:
+        """Send the operations at these places; return what failed.
+
+        Reads that together are too much for an answer are sent again in smaller requests.
+        """
+        failed = self._send(places, deadline - boot_s())
+        reads = [place for place in places if isinstance(self._operations[place], Get)]
+        too_much = [p for p in reads if p in failed and failed[p].code == "too_large"]
+        if len(places) == 1 or not too_much:
+            return failed
+        fitted = len(reads) - len(too_much)
+        size = fitted or (len(too_much) + 1) // 2
+        for start in range(0, len(too_much), size):
+            part = too_much[start : start + size]
+            for place in part:
+                del failed[place]
+            try:
+                failed |= self._round(part, deadline)
+            except RaftkvError as error:  # what was answered before must not be lost
+                for place in part:
+                    self._results[place] = self._error(place, error)
+        return failed
+
+    def _send(self, places: Sequence[int], timeout_s: float) -> dict[int, Problem]:
+        """Send one request; return what failed of it."""
         chosen = [self._operations[place] for place in places]
         reads = all(isinstance(operation, Get) for operation in chosen)
         body = codec.batch_body([self._member(place) for place in places])

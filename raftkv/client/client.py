@@ -389,14 +389,22 @@ class Client:
         return codec.document_of(self._read(target, timeout_s))
 
     def transfer_leader(
-        self, shard: int, to: str | None = None, *, timeout_s: float | None = None
+        self,
+        shard: int,
+        to: str | None = None,
+        *,
+        for_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """Hand the leadership of a shard to node ``to``; None is the preferred node."""
+        """Hand the leadership of a shard to node ``to``; None is the preferred node.
+
+        On ``to`` it stays for ``for_s`` seconds, or until that node stops.
+        """
         call = Call(
             "POST",
             f"/v1/shards/{shard}/transfer-leader",
             headers=lambda: {"Content-Type": "application/json"},
-            body=codec.transfer_body(to),
+            body=codec.transfer_body(to, for_s),
             # Asking twice for the same leader is asking once.
             repeatable=True,
         )

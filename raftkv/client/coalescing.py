@@ -13,6 +13,9 @@ end stay its own, in :meth:`raftkv.client.calls.Caller.repeat`, as though it had
 keeps its own number in the session, whichever way each attempt goes. Only what can be repeated
 travels together: the answer that is lost with a flight is lost for all in it.
 
+What is merged here is also divided: one that is too large in the company of the others goes again
+by itself, as do all of a batch that is refused for one of them.
+
 Linearizability is not touched. A batch is sent after each call in it began and answered before that
 call ends, and the server does each operation of it by itself at a moment in between: a linearizable
 read sees what was acknowledged before it began, and a write that goes again under its number takes
@@ -244,6 +247,8 @@ class Coalescer:
         is_refused = False
         for passenger, result in zip(crew, results, strict=True):
             if isinstance(result, Problem):
+                # Perhaps only because of what travelled with it: an answer holds so much.
+                passenger.alone = result.code == "too_large"
                 failure = failure_of_problem(
                     result,
                     reads=passenger.ticket is None,

@@ -295,9 +295,10 @@ def _foreign(answer: Answer) -> ServerError:
     )
 
 
-def transfer_body(to: str | None) -> bytes:
+def transfer_body(to: str | None, for_s: float | None) -> bytes:
     """The body that asks for a leader."""
-    return msgspec.json.encode({} if to is None else {"target": to})
+    wanted: dict[str, object] = {} if to is None else {"target": to}
+    return msgspec.json.encode(wanted if for_s is None else {**wanted, "for_s": for_s})
 
 
 # --- batches and transactions -------------------------------------------------------------------

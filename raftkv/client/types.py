@@ -77,13 +77,24 @@ class Range:
 class Compare:
     """One condition of a transaction, say ``Compare("stock", "value", "=", b"1")``.
 
-    A missing key has the value ``b""`` and the revisions and version 0.
+    A missing key has the revisions and version 0, and no value: no comparison of it holds, not
+    even ``!=``. :meth:`exists` and :meth:`absent` ask whether a key is there.
     """
 
     key: Bytes
     target: Literal["value", "create", "mod", "version"]
     operator: Literal["=", "!=", "<", ">"]
     operand: int | Bytes
+
+    @classmethod
+    def exists(cls, key: Bytes) -> "Compare":
+        """Return the condition that the key is there, whatever its value."""
+        return cls(key, "version", ">", 0)
+
+    @classmethod
+    def absent(cls, key: Bytes) -> "Compare":
+        """Return the condition that the key is not there."""
+        return cls(key, "version", "=", 0)
 
 
 # --- results ----------------------------------------------------------------------------------

@@ -52,10 +52,13 @@ DECIDES_NOTHING = {
     "FIRST_GENERATION": "the map says each group's generation",
     "DISMANTLE_ENTRIES": "how a state that nobody uses any more is freed",
     "NAMES_PER_FORGET": "a leader's proposal names what is forgotten",
+    "FORGET_CHARACTERS_MAX": "likewise",
+    "NAMES_PER_EPOCH": "a leader's proposals end epochs",
     "BATCH_FORMATS_READ": "what is proposed is of BATCH_FORMAT",
     "_FORMATS_READ": "what is written is of SNAPSHOT_FORMAT",
     "PIECE_ITEMS_MAX": "how a snapshot is cut, which its reader does not mind",
     "PIECE_BYTES_MAX": "likewise",
+    "PART_BYTES_MAX": "likewise",
 }
 """Constants of these modules that need not agree, and why."""
 

@@ -8,7 +8,7 @@ It needs no list of names: :class:`~raftkv.core.idempotency.OutcomeMemory` stamp
 name with an epoch, and an epoch ends with each ``Forget`` applied. The clock notes when it saw
 each epoch begin; names last used before an epoch that began a lifetime ago have had their time.
 While names are in use it proposes a ``Forget`` every ``interval_s``, if need be without names, so
-that epochs go by; on an idle shard it proposes nothing.
+that epochs go by, and more often while very many are new; on an idle shard it proposes nothing.
 """
 
 from collections import deque
@@ -20,7 +20,14 @@ LIFETIME_S = 120.0
 """How long the outcome of a request is remembered at least, after its name was last used (a
 session) or first used (a free-form key)."""
 
-NAMES_PER_FORGET = 1_000
+NAMES_PER_FORGET = 4_000
+"""A ``Forget`` names so many keys, and as many sessions, at most: a shard takes half as many new
+ones a second, and applying it takes some milliseconds."""
+
+NAMES_PER_EPOCH = 1_000
+"""An epoch in which so many keys were new ends at the next look. All of an epoch's names live as
+long as its youngest: long epochs of many names would fill the table with names that have had their
+time."""
 
 
 class ExpiryClock:
@@ -28,8 +35,8 @@ class ExpiryClock:
 
     Args:
         memory: The shard's memory, read only.
-        lifetime_s: How long a name lives at least. Epochs change every twelfth of it while names
-            are in use; names live up to twice that longer than they must.
+        lifetime_s: How long a name lives at least. Epochs change every twelfth of it at least
+            while names are in use; names live up to twice that longer than they must.
         retry_s: After how long a ``Forget`` that was not applied is given up and made again.
     """
 
@@ -45,6 +52,7 @@ class ExpiryClock:
         self._interval_s = lifetime_s / 12
         self._retry_s = retry_s
         self._begun: deque[tuple[int, float]] = deque()  # (epoch, when it was seen to have begun)
+        self._keys_at_begin = 0
         self._proposed: tuple[int, float] | None = None  # (epoch at the time, when)
 
     def poll(self, now_s: float) -> Forget | None:
@@ -56,6 +64,7 @@ class ExpiryClock:
         epoch = self._memory.epoch
         if not self._begun or self._begun[-1][0] != epoch:
             self._begun.append((epoch, now_s))
+            self._keys_at_begin = self._memory.free_key_count
         if self._is_pending(epoch, now_s):
             return None
         forget = self._due(epoch, now_s)
@@ -79,6 +88,6 @@ class ExpiryClock:
                 return due
         # Names used in the present epoch can only ever be forgotten after it has ended.
         is_used = self._memory.newest_epoch() == epoch
-        if is_used and now_s - self._begun[-1][1] >= self._interval_s:
-            return Forget((), (), epoch)
-        return None
+        is_long = now_s - self._begun[-1][1] >= self._interval_s
+        is_crowded = self._memory.free_key_count - self._keys_at_begin >= NAMES_PER_EPOCH
+        return Forget((), (), epoch) if is_used and (is_long or is_crowded) else None

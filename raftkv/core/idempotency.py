@@ -69,6 +69,10 @@ BIRTHS_AHEAD = 2**30
 use up all births below 2^53 needs four million lifetimes for it."""
 
 
+FORGET_CHARACTERS_MAX = 512 * 1024
+"""How long the keys of one ``Forget`` may be together, and its sessions likewise."""
+
+
 class MemoryLimits(msgspec.Struct, frozen=True):
     """How much a shard remembers. All replicas must use the same, as refusing is an outcome too.
 
@@ -251,7 +255,10 @@ class OutcomeMemory:
         self.epoch += 1
 
     def unused_since(self, epoch: int, limit: int) -> Forget:
-        """Return up to ``limit`` keys and as many sessions last used before ``epoch``."""
+        """Return up to ``limit`` keys and as many sessions last used before ``epoch``.
+
+        Of each no more than :data:`FORGET_CHARACTERS_MAX` together, and one at least.
+        """
         keys = takewhile(lambda key: _decode_epoch(self._free[key]).epoch < epoch, self._free)
         names = takewhile(lambda name: self._sessions[name].epoch < epoch, self._sessions)
         return Forget(_first(limit, keys), _first(limit, names), self.epoch)
@@ -390,4 +397,11 @@ def _answer(data: bytes, fingerprint: bytes) -> Outcome:
 
 
 def _first(limit: int, names: Iterator[str]) -> tuple[str, ...]:
-    return tuple(name for _, name in zip(range(limit), names, strict=False))
+    taken: list[str] = []
+    characters_left = FORGET_CHARACTERS_MAX
+    for name in names:
+        characters_left -= len(name)
+        if len(taken) >= limit or (taken and characters_left < 0):
+            break
+        taken.append(name)
+    return tuple(taken)

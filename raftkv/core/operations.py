@@ -15,7 +15,8 @@ import msgspec
 BATCH_FORMAT = 2
 """Version of the encoding of :class:`Batch`; a replica stops at one it does not know.
 
-In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`).
+In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`), and a missing key compares
+as if it had the value ``b""``.
 """
 
 BATCH_FORMATS_READ = (1, BATCH_FORMAT)
@@ -80,8 +81,9 @@ class Range(Operation, tag=4, frozen=True):
 class Compare(Operation, tag=5, frozen=True):
     """One condition of a transaction.
 
-    ``target`` says what of the key is compared; a missing key has value ``b""`` and create, mod
-    and version 0, as in etcd. ``operand`` is bytes for ``value`` and an integer otherwise.
+    ``target`` says what of the key is compared. As in etcd a missing key has create, mod and
+    version 0, and no value: no comparison of it holds, not even ``!=``. ``operand`` is bytes for
+    ``value`` and an integer otherwise.
     """
 
     key: Key

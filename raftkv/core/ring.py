@@ -69,16 +69,16 @@ def hash_tag(key: bytes) -> bytes:
 
 
 def share_tag(start: bytes, end: bytes | None) -> bool:
-    r"""Whether all keys ``start <= key < end`` have one hash tag, hence one shard on any ring.
+    r"""Whether all keys ``start <= key < end`` have the hash tag of ``start``, hence its shard.
 
     That is so if ``start`` goes on behind a tag's closing brace and ``end`` does not leave the
-    keys that begin as ``start`` does up to there, or if there is room for one key only. Otherwise
-    there is not: without a whole tag in it, ``start`` has another one than ``start + b"\0"``.
+    keys that begin as ``start`` does up to there, or if there is room for ``start`` only. Otherwise
+    it is not: without a whole tag in it, ``start`` has another one than ``start + b"\0"``.
     ``end`` None means to the end of the key space.
     """
     if end is None:
         return False
-    if end <= (start or b"\0") + b"\0":  # no key at all, or one
+    if end <= start + b"\0":  # no key at all, or one that is ``start``
         return True
     opening = start.find(b"{")
     closing = start.find(b"}", opening + 1)

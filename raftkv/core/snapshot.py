@@ -14,12 +14,16 @@ from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
 from raftkv.core.operations import Entry
 
 SNAPSHOT_FORMAT = 2
-"""Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``."""
+"""Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``,
+nor parts of records."""
 
 _FORMATS_READ = (1, SNAPSHOT_FORMAT)
 
 PIECE_ITEMS_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
+PART_BYTES_MAX = 8 * 2**20
+"""A longer record of the idempotency memory is written in parts: logs of format 1 leave outcomes of
+any size, and whoever keeps records may refuse very long ones."""
 
 _Item = TypeVar("_Item")
 
@@ -57,6 +61,15 @@ class MemoryPiece(
     records: tuple[bytes, ...]
 
 
+class RecordPart(
+    msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False, forbid_unknown_fields=True
+):
+    """A part of one record of the idempotency memory; unless ``last``, the next piece goes on."""
+
+    data: bytes
+    last: bool
+
+
 class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
     format: int
 
@@ -64,9 +77,8 @@ class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _header_decoder = msgspec.msgpack.Decoder(SnapshotHeader)
 _format_decoder = msgspec.msgpack.Decoder(_FormatOnly)
-_piece_decoder: msgspec.msgpack.Decoder[EntryPiece | MemoryPiece] = msgspec.msgpack.Decoder(
-    EntryPiece | MemoryPiece
-)
+Piece = EntryPiece | MemoryPiece | RecordPart
+_piece_decoder: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 
 
 def encode_header(header: SnapshotHeader) -> bytes:
@@ -88,7 +100,7 @@ def decode_header(record: bytes) -> SnapshotHeader:
         raise CorruptSnapshot(f"not a snapshot's header: {error}") from error
 
 
-def decode_piece(record: bytes) -> EntryPiece | MemoryPiece:
+def decode_piece(record: bytes) -> Piece:
     """Decode any other record; raise :class:`CorruptSnapshot`."""
     try:
         return _piece_decoder.decode(record)
@@ -100,8 +112,22 @@ def pieces(entries: Iterable[Entry], memory_records: Iterable[bytes]) -> Iterato
     """Yield everything as encoded pieces of bounded size."""
     return chain(
         (_encode(EntryPiece(tuple(part))) for part in _bounded(entries, _entry_size)),
-        (_encode(MemoryPiece(tuple(part))) for part in _bounded(memory_records, len)),
+        (
+            _encode(piece)
+            for records in _bounded(memory_records, len)
+            for piece in _memory_pieces(records)
+        ),
     )
+
+
+def _memory_pieces(records: list[bytes]) -> Iterator[MemoryPiece | RecordPart]:
+    record = records[0]
+    if len(record) <= PART_BYTES_MAX:  # a longer one is alone
+        yield MemoryPiece(tuple(records))
+        return
+    for start in range(0, len(record), PART_BYTES_MAX):
+        end = start + PART_BYTES_MAX
+        yield RecordPart(record[start:end], end >= len(record))
 
 
 def _entry_size(entry: Entry) -> int:

@@ -19,6 +19,7 @@ overwritten.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ from sortedcontainers import SortedDict
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
 from raftkv.core.idempotency import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
 from raftkv.core.operations import (
+    BATCH_FORMAT,
     Batch,
     Command,
     Compare,
@@ -98,8 +100,8 @@ class StateMachine:
         "_entries",
         "_entries_hash",
         "_floor",
+        "_format",
         "_owns",
-        "_unborn",
         "bytes_total",
         "generation",
         "last_revision",
@@ -117,7 +119,7 @@ class StateMachine:
         self._entries: SortedDict[bytes, Entry] = SortedDict()
         self._entries_hash = 0
         self._floor = 0  # lowest revision that the batch being applied may give
-        self._unborn = False  # whether the sessions of that batch have no births
+        self._format = BATCH_FORMAT  # of that batch
         self.generation = generation
         self.last_revision = 0
         """The newest write's revision, 0 before the first."""
@@ -207,7 +209,7 @@ class StateMachine:
         """
         if not is_read_only(txn):
             raise ValueError("a transaction that writes must go through the log")
-        return self._txn(txn)
+        return self._txn(txn, BATCH_FORMAT)
 
     # --- writes ---
 
@@ -216,7 +218,7 @@ class StateMachine:
         if batch.generation != self.generation:
             return [_MOVED] * len(batch.commands)
         self._floor = min(batch.clock_us, CLOCK_US_MAX)
-        self._unborn = batch.format == 1
+        self._format = batch.format
         apply = self._apply
         return [apply(command) for command in batch.commands]
 
@@ -251,7 +253,7 @@ class StateMachine:
         if isinstance(operation, Txn) and is_read_only(operation):
             return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
-        remembered = self.memory.recall(name, fingerprint, unborn=self._unborn)
+        remembered = self.memory.recall(name, fingerprint, unborn=self._format == 1)
         if remembered is not None:
             return remembered
         outcome = self._execute(operation)
@@ -271,7 +273,7 @@ class StateMachine:
             return self._put(operation, self._entries.get(operation.key))
         if isinstance(operation, Delete):
             return self._delete(operation)
-        return self._txn(operation)
+        return self._txn(operation, self._format)
 
     def _put(self, put: Put, old: Entry | None) -> PutResult | Refused:
         if put.if_absent and old is not None:
@@ -295,13 +297,13 @@ class StateMachine:
         self._remove(old)
         return DeleteResult(deleted=True, revision=revision)
 
-    def _txn(self, txn: Txn) -> TxnResult | Refused:
+    def _txn(self, txn: Txn, form: int) -> TxnResult | Refused:
         # Checked upstream; here only so that a condition is never silently ignored.
         if any(_is_conditional(part) for part in (*txn.then, *txn.otherwise)):
             return Refused("precondition")
-        succeeded = all(self._holds(comparison) for comparison in txn.compare)
+        succeeded = all(self._holds(comparison, form) for comparison in txn.compare)
         branch = txn.then if succeeded else txn.otherwise
-        if self._bytes_read(branch) > TXN_READ_BYTES_MAX:
+        if self._bytes_read(branch, form) > TXN_READ_BYTES_MAX:
             return Refused("too_large")
         revision = self._next_revision()
         results = tuple(self._part(part, revision) for part in branch)
@@ -314,18 +316,43 @@ class StateMachine:
         self.last_revision = revision
         return TxnResult(succeeded, revision, results)
 
-    def _bytes_read(self, parts: tuple[Put | Delete | Get | Range, ...]) -> int:
-        """Bound what a branch reads, before it writes anything: its outcome may be kept."""
+    def _bytes_read(self, parts: tuple[Put | Delete | Get | Range, ...], form: int) -> int:
+        """Bound what a branch reads, before it writes anything: its outcome may be kept.
+
+        In batches of format 1 a range counts with what it asks for, though it returns one entry
+        of any size: such outcomes could be too large for a snapshot.
+        """
         written = {part.key: len(part.value) for part in parts if isinstance(part, Put)}
+        deletes = sum(isinstance(part, Delete) for part in parts)
         total = 0
         for part in parts:
             if isinstance(part, Range):
-                total += min(max(0, part.bytes_max), RANGE_BYTES_MAX)
+                asked = min(max(0, part.bytes_max), RANGE_BYTES_MAX)
+                first = 0 if form == 1 else self._first_bytes(part, written, deletes)
+                total += max(asked, first)
             elif isinstance(part, Get):
                 entry = self._entries.get(part.key)
                 there = 0 if entry is None else len(entry.value)
                 total += len(part.key) + max(there, written.get(part.key, 0))
         return total
+
+    def _first_bytes(self, query: Range, written: dict[bytes, int], deletes: int) -> int:
+        """Bound the first entry of a range, whatever the branch does before it reads it.
+
+        It is one of the first that are there, as those before it may be deleted, or one that is
+        put.
+        """
+        if query.end is not None and query.end <= query.start:
+            return 0
+        there = self._entries.irange(query.start, query.end, inclusive=(True, False))
+        put = (key for key in written if _is_in(key, query))
+        sizes = [0]
+        for key in (*islice(there, deletes + 1), *put):
+            entry = self._entries.get(key)
+            value = 0 if entry is None else len(entry.value)
+            value = 0 if query.keys_only else max(value, written.get(key, 0))
+            sizes.append(len(key) + value)
+        return max(sizes)
 
     def _part(
         self, part: Put | Delete | Get | Range, revision: int
@@ -342,10 +369,12 @@ class StateMachine:
         self._remove(old)
         return DeleteResult(deleted=True, revision=revision)
 
-    def _holds(self, comparison: Compare) -> bool:
+    def _holds(self, comparison: Compare, form: int) -> bool:
         entry = self._entries.get(comparison.key)
         operand = comparison.operand
         if comparison.target == "value":
+            if entry is None and form != 1:
+                return False
             value = b"" if entry is None else entry.value
             return isinstance(operand, bytes) and _compares(value, comparison.operator, operand)
         number = 0 if entry is None else _number(entry, comparison.target)
@@ -471,6 +500,7 @@ class Restorer:
     def __init__(self, state: StateMachine) -> None:
         self._state = state
         self._header: SnapshotHeader | None = None
+        self._parts: list[bytes] = []
 
     def feed(self, record: bytes) -> None:
         """Take the next record.
@@ -486,7 +516,13 @@ class Restorer:
         if isinstance(piece, EntryPiece):
             self._state._restore_entries(piece.entries)  # noqa: SLF001 - same module
             return
-        self._restore_memory(piece)
+        if isinstance(piece, MemoryPiece):
+            self._restore_memory(piece.records)
+            return
+        self._parts.append(piece.data)
+        if piece.last:
+            self._restore_memory((b"".join(self._parts),))
+            self._parts = []
 
     def finish(self) -> StateMachine:
         """Return the state machine.
@@ -516,9 +552,9 @@ class Restorer:
         self._state._begin_as(header)  # noqa: SLF001 - same module
         return header
 
-    def _restore_memory(self, piece: MemoryPiece) -> None:
+    def _restore_memory(self, records: tuple[bytes, ...]) -> None:
         try:
-            for record in piece.records:
+            for record in records:
                 self._state.memory.restore_record(record)
         except (*DECODE_FAILURES, KeyError) as error:
             raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
@@ -527,6 +563,10 @@ class Restorer:
 def is_read_only(txn: Txn) -> bool:
     """Return whether neither branch of a transaction can write."""
     return not any(isinstance(part, Put | Delete) for part in (*txn.then, *txn.otherwise))
+
+
+def _is_in(key: bytes, query: Range) -> bool:
+    return query.start <= key and (query.end is None or key < query.end)
 
 
 def _hash_of(entry: Entry) -> int:

@@ -1,21 +1,32 @@
 """What all nodes together tell operators: each is asked, and whoever does not answer is named."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
+from raftkv.engine.peer_facts import check_facts
+from raftkv.engine.recent import LEADERSHIPS_KEPT
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
-from raftkv.rpc.messages import Facts
+from raftkv.rpc.framing import DECODE_ERRORS
+from raftkv.rpc.messages import Facts, Failure
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_STATUS = 5
 """(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
+
+QUESTIONS_MAX = 4
+"""So many questions are under way at once; who asks beyond that shares the answer to the newest.
+
+The facts of a node with many shards are megabytes, which every question fetches from every node.
+"""
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
@@ -27,7 +38,13 @@ _MEMBER_FACTS = (
     "installing_snapshot",
 )
 
+_LEADER_FACTS = ("leader", "leader_since_us", "no_leader_since_us", "term")
+
 _Rows = dict[str, dict[str, Any]]
+
+Answered = Callable[[Facts | Failure], None]
+
+_logger = logging.getLogger(__name__)
 
 
 class Links(Protocol):
@@ -67,11 +84,30 @@ class ClusterStatus:
         self._number = 0
         self._questions: dict[int, _Question] = {}
 
-    def ask(self, done: Callable[[dict[str, Any]], None]) -> None:
+    def ask(self, done: Answered) -> None:
         """Ask every connected node; answer when all have, or in time with those that have."""
+        self._ask(_Reader(lambda cluster: cluster, done))
+
+    def explain(self, key: bytes, done: Answered) -> None:
+        """Tell where ``key`` lives and why, and how all nodes see its shard."""
+        self._ask(_Reader(lambda cluster: self._explained(key, cluster), done))
+
+    def _explained(self, key: bytes, cluster: dict[str, Any]) -> dict[str, Any]:
+        facts = self._local.explain(key)
+        state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
+        # Who leads is what all nodes say together, as on every other page.
+        known = {name: state.get(name) for name in _LEADER_FACTS}
+        asked = {"state": state, "not_answering": cluster["not_answering"]}
+        return {**facts, **known, **asked}
+
+    def _ask(self, reader: "_Reader") -> None:
+        if len(self._questions) >= QUESTIONS_MAX:
+            next(reversed(self._questions.values())).readers.append(reader)
+            return
         self._number += 1
         number = self._number
-        question = _Question(self._links.connected, lambda: self._answer(number, done))
+        question = _Question(self._links.connected, lambda: self._answer(number))
+        question.readers.append(reader)
         self._questions[number] = question
         for peer in sorted(question.missing):
             self._links.send(peer, CHANNEL_STATUS, msgspec.msgpack.encode((number, None)))
@@ -80,35 +116,54 @@ class ClusterStatus:
         else:
             question.finish()
 
-    def explain(self, key: bytes, done: Callable[[Facts], None]) -> None:
-        """Tell where ``key`` lives and why, and how all nodes see its shard."""
-
-        def with_state(cluster: dict[str, Any]) -> None:
-            facts = self._local.explain(key)
-            state = next(row for row in cluster["shards"] if row["shard"] == facts["shard"])
-            # A node without a replica knows of the leader only what the others say.
-            known = {name: state.get(name) for name in ("leader", "leader_since_us", "term")}
-            asked = {"state": state, "not_answering": cluster["not_answering"]}
-            done(Facts({**known, **facts, **asked}))
-
-        self.ask(with_state)
-
     def on_message(self, peer: str, payload: bytes) -> None:
-        """Take a question of another node, or its answer to ours."""
-        number, facts = msgspec.msgpack.decode(payload, type=tuple[int, dict[str, Any] | None])
+        """Take a question of another node, or its answer to ours.
+
+        What does not fit is no reason to do without its link: it counts as no answer.
+        """
+        try:
+            number, facts = msgspec.msgpack.decode(payload, type=tuple[int, Any])
+        except DECODE_ERRORS as error:
+            _logger.warning("the status message of %s cannot be read: %s", peer, error)
+            return
         if facts is None:
-            answer = msgspec.msgpack.encode((number, self._local.facts()))
-            self._links.send(peer, CHANNEL_STATUS, answer)
-        elif (question := self._questions.get(number)) is not None:
+            self._tell(peer, number)
+            return
+        question = self._questions.get(number)
+        if question is None:
+            return
+        try:
+            check_facts(facts)
+        except DECODE_ERRORS as error:
+            _logger.warning("what %s says of itself does not fit: %s", peer, error)
+            question.done_with(peer)
+        else:
             question.take(peer, facts)
 
-    def _answer(self, number: int, done: Callable[[dict[str, Any]], None]) -> None:
-        done(self._merged({self._node: self._local.facts(), **self._questions.pop(number).answers}))
+    def _tell(self, peer: str, number: int) -> None:
+        try:
+            answer = msgspec.msgpack.encode((number, self._local.facts()))
+        except Exception:
+            _logger.exception("the facts that %s asks for cannot be told", peer)
+        else:
+            self._links.send(peer, CHANNEL_STATUS, answer, bulk=len(answer) > SMALL_BYTES)
+
+    def _answer(self, number: int) -> None:
+        """Answer; a bug met on the way is the readers', and no reason to stop the node."""
+        question = self._questions.pop(number)
+        cluster: dict[str, Any] | None = None
+        try:
+            cluster = self._merged({self._node: self._local.facts(), **question.answers})
+        except Exception:
+            _logger.exception("what the nodes say cannot be put together")
+        for reader in question.readers:
+            reader.done(_told(reader, cluster))
 
     # --- putting the answers together ---------------------------------------------------------
 
     def _merged(self, answers: _Rows) -> dict[str, Any]:
         links = {link["name"]: link for link in answers[self._node]["nodes"]}
+        views = _views(answers)  # gathered once, as there may be many shards
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -117,9 +172,23 @@ class ClusterStatus:
             "not_answering": [name for name in self._map.nodes if name not in answers],
             "ring": msgspec.structs.asdict(self._map.ring),
             "nodes": [_node(links[name], answers.get(name)) for name in self._map.nodes],
-            "shards": [_shard(placement, answers) for placement in self._map.groups],
+            "shards": [
+                _shard(placement, views.get(placement.id, {}), answers)
+                for placement in self._map.groups
+            ],
             "events": _events(answers),
         }
+
+
+def _told(reader: "_Reader", cluster: dict[str, Any] | None) -> Facts | Failure:
+    bug = Failure("internal", "a bug in the engine; its log has the trace")
+    if cluster is None:
+        return bug
+    try:
+        return Facts(reader.make(cluster))
+    except Exception:
+        _logger.exception("a question about the cluster cannot be answered")
+        return bug
 
 
 def _node(link: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -153,14 +222,17 @@ def _events(answers: _Rows) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: (event["at_us"], event["node"]))[-EVENTS_SHOWN:]
 
 
-def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
+def _views(answers: _Rows) -> dict[tuple[int, int], _Rows]:
+    """What each replica says, by group and node."""
+    views: dict[tuple[int, int], _Rows] = {}
+    for name, facts in answers.items():
+        for shard in facts["shards"]:
+            views.setdefault((shard["shard"], shard["generation"]), {})[name] = shard
+    return views
+
+
+def _shard(placement: GroupPlacement, views: _Rows, answers: _Rows) -> dict[str, Any]:
     """One shard: the leader's view if it answered, and what each replica says."""
-    views: _Rows = {
-        name: shard
-        for name, facts in answers.items()
-        for shard in facts["shards"]
-        if (shard["shard"], shard["generation"]) == placement.id
-    }
     leading = [name for name, view in views.items() if view["role"] == "leader"]
     seen_by = max(
         leading or views,
@@ -169,9 +241,12 @@ def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
     )
     if seen_by is None:
         row: dict[str, Any] = {"shard": placement.shard, "generation": placement.generation}
-        row |= {"leader": None, "leader_since_us": None, "term": None, "as_of_us": None}
+        row |= {**dict.fromkeys(_LEADER_FACTS), "as_of_us": None}
     else:
         row = {**views[seen_by], "as_of_us": answers[seen_by]["as_of_us"]}
+        row["leaders"] = _leaders(views, seen_by)
+        if not leading:
+            row |= _without_leader(views, row["leader"])
     margin = _margin(placement, views, row if leading else None)
     commit_index = row.get("commit_index")
     row |= {
@@ -190,6 +265,39 @@ def _shard(placement: GroupPlacement, answers: _Rows) -> dict[str, Any]:
         },
     }
     return row
+
+
+def _without_leader(views: _Rows, believed: str | None) -> dict[str, Any]:
+    """Say who leads if no node that answers says so of itself.
+
+    It is whom others have heard lately, unless that node answers, and knows better. Otherwise there
+    has been no leader since the last of those that answer heard one.
+    """
+    if believed is not None and believed not in views:
+        return {}
+    since = [view.get("no_leader_since_us") for view in views.values()]
+    known = [moment for moment in since if moment is not None]
+    return {
+        "leader": None,
+        "leader_since_us": None,
+        "no_leader_since_us": max(known, default=None),
+    }
+
+
+def _leaders(views: _Rows, seen_by: str) -> list[dict[str, Any]]:
+    """Return the latest leaders, newest last: as one replica saw them, and what it missed.
+
+    It missed the leaders of terms in which it was down or cut off. A term has one leader.
+    """
+    told = [dict(entry) for entry in views[seen_by].get("leaders", ())]
+    terms = {entry["term"] for entry in told if entry["leader"] is not None}
+    for view in views.values():
+        for entry in view.get("leaders", ()):
+            if entry["leader"] is not None and entry["term"] not in terms:
+                terms.add(entry["term"])
+                told.append(dict(entry))
+    told.sort(key=lambda entry: (entry["term"], entry["leader"] is None, entry["at_us"]))
+    return told[-LEADERSHIPS_KEPT:]
 
 
 def _margin(
@@ -230,12 +338,20 @@ def _digests(views: _Rows) -> str:
     return "agree" if compared else "not comparable now"
 
 
+class _Reader(NamedTuple):
+    """Who waits for an answer, and what of the cluster's facts is wanted."""
+
+    make: Callable[[dict[str, Any]], dict[str, Any]]
+    done: Answered
+
+
 class _Question:
     """Facts of several nodes, asked at once."""
 
     def __init__(self, peers: frozenset[str], complete: Callable[[], None]) -> None:
         self.missing = set(peers)
         self.answers: dict[str, dict[str, Any]] = {}
+        self.readers: list[_Reader] = []
         self.timer: asyncio.TimerHandle | None = None
         self._complete = complete
         self._finished = False
@@ -243,6 +359,10 @@ class _Question:
     def take(self, peer: str, facts: dict[str, Any]) -> None:
         """Take one node's answer."""
         self.answers[peer] = facts
+        self.done_with(peer)
+
+    def done_with(self, peer: str) -> None:
+        """Wait no longer for one node."""
         self.missing.discard(peer)
         if not self.missing:
             self.finish()

@@ -14,7 +14,9 @@ import msgspec
 
 NODE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 NODES_MAX = 64
-SHARDS_MAX = 1024
+SHARDS_MAX = 256
+"""As many as were shown to be good, see docs/partitioning.md."""
+
 REPLICAS_MAX = 7
 PORT_MAX = 65_535
 

@@ -1,17 +1,18 @@
 """One connection between two engines, from its handshake to its loss.
 
-In order and complete, or lost: a message that cannot be queued closes the connection, because
-Raft's transport may lose messages only together with the link. Small messages leave at the end of
-the loop turn; bulk messages (snapshot chunks) leave behind them, and only so many at a time that
-the receiver has not taken yet, so that a heartbeat never waits long behind a snapshot.
+In order and complete, or lost: a message of Raft that cannot be queued closes the connection,
+because Raft's transport may lose messages only together with the link. Whoever sends them bounds
+them (:mod:`raftkv.raft.windows`), so that this tells of a peer that takes nothing. What is small
+leaves at the end of the loop turn; what is large (snapshot chunks, values) leaves behind that, in
+pieces and at the pace of the receiver (:mod:`raftkv.engine.lanes`), and is refused where too much
+of it waits, so that a heartbeat never waits long behind it and no link is lost for it.
 """
 
 import asyncio
 import enum
 import logging
 import struct
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from raftkv.engine.handshake import (
@@ -21,15 +22,19 @@ from raftkv.engine.handshake import (
     LinkHello,
     encode_refusal,
 )
+from raftkv.engine.lanes import PIECE_BYTES, BulkLanes, Encode, Pieces
 from raftkv.engine.security import certificate_names
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.sizes import SMALL_BYTES
 
 CHANNEL_CONTROL = 127
-CHANNEL_MAX = CHANNEL_CONTROL - 1
+CHANNEL_MAX = 62
 """Channels 0 to this one are the handler's."""
 
-_BULK = 0x80  # bit of the channel byte
+_BULK = 0x80  # bits of the channel byte
+_CHANNEL = 0x3F
+_MORE = 0x40  # of a bulk message: other pieces of it follow
 _HELLO_BYTES_MAX = 4096
 _WRITE_HIGH_BYTES = 256 * 1024
 _WRITE_LOW_BYTES = 64 * 1024
@@ -50,20 +55,49 @@ class _Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """Times and bounds of links."""
+    """Times and bounds of links.
+
+    ``connect_deadline_s`` is for a connection in all; a network may give up before.
+    """
 
     tick_s: float = 0.05
     ping_interval_s: float = 0.25
     dead_after_s: float = 1.0
     reconnect_s: float = 0.1
     refused_retry_s: float = 1.0
-    connect_deadline_s: float = 0.5
+    connect_deadline_s: float = 30.0
     hello_deadline_s: float = 2.0
     frame_bytes_max: int = 64 * 1024 * 1024
     send_bytes_max: int = 128 * 1024 * 1024
-    bulk_queue_bytes_max: int = 16 * 1024 * 1024
+    small_bytes: int = SMALL_BYTES
+    """Calls and answers that carry more wait their turn."""
+    small_waiting_bytes_max: int = 32 * 1024 * 1024
+    """Beyond this small ones do so as well; below ``send_bytes_max``, so that Raft has room."""
+    calls_waiting_bytes_max: int = 64 * 1024 * 1024
+    """Of large calls that wait; one more is refused, before it has left."""
+    answers_waiting_bytes_max: int = 256 * 1024 * 1024
+    """Of large answers that wait; what one more has read is not sent. They are not encoded while
+    they wait, and what they hold is mostly what the state holds as well."""
+    bulk_queue_bytes_max: int = 20 * 1024 * 1024
     bulk_window_bytes: int = 512 * 1024
+    bulk_piece_bytes: int = PIECE_BYTES
     unauthenticated_max: int = 64
+
+    @classmethod
+    def following(cls, election_min_s: float, election_max_s: float) -> "LinkLimits":
+        """Return those for a cluster with these election time-outs.
+
+        A link must not be lost for a silence that leaders are forgiven, as its loss begins an
+        election.
+        """
+        usual = cls()
+        dead_after_s = max(usual.dead_after_s, election_min_s)
+        return replace(
+            usual,
+            ping_interval_s=dead_after_s / 4,
+            dead_after_s=dead_after_s,
+            hello_deadline_s=max(usual.hello_deadline_s, 2 * election_max_s),
+        )
 
 
 class Owner(Protocol):
@@ -130,11 +164,9 @@ class Connection(asyncio.BufferedProtocol):
         self._since_ping_s = 0.0
         self._pinged_us = 0  # when we pinged last, or the connection was made
         self._echoed_us = 0  # which of our pings was answered last
-        self._bulk: deque[tuple[int, bytes]] = deque()
-        self._bulk_queued_bytes = 0
-        self._bulk_sent_bytes = 0
-        self._bulk_taken_bytes = 0  # of what we sent, by the peer
-        self._bulk_received_bytes = 0
+        self._lanes = BulkLanes(self._limits.bulk_window_bytes, self._limits.bulk_piece_bytes)
+        self._pieces = Pieces(self._limits.frame_bytes_max)
+        self._message_echoed_us: int | None = None  # of the one of several pieces taken now
         self._bulk_pump_scheduled = False
         self._bulk_report_scheduled = False
         self._write_paused = False
@@ -231,56 +263,77 @@ class Connection(asyncio.BufferedProtocol):
         self._writer.send(channel, payload)
         return True
 
-    def send_bulk(self, channel: int, payload: bytes) -> bool:
-        """Queue a message that everything else may overtake; False: the queue is full."""
-        queued_bytes = self._bulk_queued_bytes + len(payload)
-        if self.closing or (self._bulk and queued_bytes > self._limits.bulk_queue_bytes_max):
+    def send_small(self, channel: int, payload: bytes) -> bool:
+        """Queue a message that may as well wait its turn; False: so much waits that it should.
+
+        It never closes the connection, and leaves room for Raft.
+        """
+        if self.closing or self._writer.waiting_bytes > self._limits.small_waiting_bytes_max:
             return False
-        self._bulk.append((channel, payload))
-        self._bulk_queued_bytes = queued_bytes
+        if (
+            self._write_paused
+            and self._writer.backlog_bytes() > self._limits.small_waiting_bytes_max
+        ):
+            return False
+        self._writer.send(channel, payload)
+        return True
+
+    def offer(self, channel: int, size_bytes: int, encode: Encode, bytes_max: int) -> bool:
+        """Queue a message that everything else may overtake, and that is made when it leaves.
+
+        False: ``bytes_max`` bytes of its channel wait already; see :meth:`BulkLanes.offer`.
+        """
+        if self.closing or not self._lanes.offer(channel, size_bytes, encode, bytes_max=bytes_max):
+            return False
         self._schedule_bulk_pump()
         return True
 
     def backlog_bytes(self) -> int:
         """Bytes that wait in this process, bulk among them."""
-        return self._writer.backlog_bytes() + self._bulk_queued_bytes
+        return self._writer.backlog_bytes() + self._lanes.waiting_bytes
 
     def _schedule_bulk_pump(self) -> None:
         """Send bulk at the end of a turn, when everything more urgent of it is queued already."""
-        if self._bulk and not self._bulk_pump_scheduled:
+        if not self._bulk_pump_scheduled and not self._lanes.is_empty:
             self._bulk_pump_scheduled = True
             self._loop.call_soon(self._pump_bulk)
 
     def _pump_bulk(self) -> None:
         self._bulk_pump_scheduled = False
-        while self._bulk and not self.closing and not self._write_paused:
-            channel, payload = self._bulk[0]
-            under_way_bytes = self._bulk_sent_bytes - self._bulk_taken_bytes
-            if under_way_bytes and under_way_bytes + len(payload) > self._limits.bulk_window_bytes:
+        lanes = self._lanes
+        # One piece may always be under way, so that Raft slows bulk down and does not stop it.
+        while not self.closing and not (self._write_paused and lanes.under_way_bytes):
+            taken = lanes.next_piece()
+            if taken is None:
                 return
-            self._bulk.popleft()
-            self._bulk_queued_bytes -= len(payload)
-            self._bulk_sent_bytes += len(payload)
-            self._writer.send(channel | _BULK, payload)
+            channel, piece, more = taken
+            self._writer.send(channel | (_BULK | _MORE if more else _BULK), piece)
 
     # --- receiving ---------------------------------------------------------------------------
 
     def _take_message(self, peer: str, channel: int, payload: bytes) -> None:
         if channel & _BULK:
-            self._bulk_received_bytes += len(payload)
             if not self._bulk_report_scheduled:
                 self._bulk_report_scheduled = True
                 self._loop.call_soon(self._report_bulk)
+            if channel & _MORE:
+                if not self._pieces.begin(channel & _CHANNEL, payload, self._echoed_us):
+                    raise FrameError("a message in pieces is larger than a message may be")
+                return
+            channel &= _CHANNEL
+            payload, self._message_echoed_us = self._pieces.end(channel, payload, self._echoed_us)
         try:
-            self._owner.deliver(peer, channel & ~_BULK, payload)
+            self._owner.deliver(peer, channel, payload)
         except Exception:
-            _logger.exception("a message of %s on channel %d failed", peer, channel & ~_BULK)
+            _logger.exception("a message of %s on channel %d failed", peer, channel)
             self.fail("a message could not be handled")
+        finally:
+            self._message_echoed_us = None
 
     def _report_bulk(self) -> None:
         self._bulk_report_scheduled = False
         if not self.closing:
-            self._send_control(_Kind.BULK_TAKEN, self._bulk_received_bytes)
+            self._send_control(_Kind.BULK_TAKEN, self._pieces.received_bytes)
 
     def _take_control(self, payload: memoryview) -> None:
         if len(payload) != _control.size:
@@ -291,9 +344,8 @@ class Connection(asyncio.BufferedProtocol):
         elif kind == _Kind.PONG:
             self._take_pong(number)
         elif kind == _Kind.BULK_TAKEN:
-            if not self._bulk_taken_bytes <= number <= self._bulk_sent_bytes:
-                raise FrameError(f"{number} bulk bytes taken of {self._bulk_sent_bytes}")
-            self._bulk_taken_bytes = number
+            if not self._lanes.taken(number):
+                raise FrameError(f"{number} bulk bytes taken of {self._lanes.sent_bytes}")
             self._schedule_bulk_pump()
         else:
             raise FrameError(f"control message of kind {kind}")
@@ -326,12 +378,17 @@ class Connection(asyncio.BufferedProtocol):
 
         A link keeps order: what comes behind an answer to a ping was sent after that ping. Before
         the first, everything comes behind a proof that the peer made for this very connection.
-        It grows while the peer's messages wait on their way here, or in a process that is frozen.
+        It grows while the peer's messages wait on their way here, in a process that is frozen, or
+        in a machine that is suspended.
+        A message of several pieces was made when the first of them left.
         """
-        return self._owner.clock.monotonic() - self._echoed_us / 1e6
+        echoed_us = self._message_echoed_us
+        if echoed_us is None:
+            echoed_us = self._echoed_us
+        return self._owner.clock.boottime() - echoed_us / 1e6
 
     def _now_us(self) -> int:
-        return int(self._owner.clock.monotonic() * 1e6)
+        return int(self._owner.clock.boottime() * 1e6)
 
     def _take_pong(self, number: int) -> None:
         if not self._echoed_us <= number <= self._pinged_us:
@@ -433,7 +490,8 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.refused(self, error)
         answer = error.answer
         if answer is None and error.proven:
-            answer = encode_refusal(str(error))
+            say = encode_refusal if self._acceptor is None else self._acceptor.refusal
+            answer = say(str(error))
         if answer is not None:
             self._writer.send(CHANNEL_CONTROL, answer)
             self.close(str(error))

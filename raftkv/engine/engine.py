@@ -15,9 +15,8 @@ import msgspec
 from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.engine.agreement import AgreedFile, Agreement
-from raftkv.engine.balancer import Balancer, NodeState
+from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
@@ -32,7 +31,7 @@ from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
 from raftkv.engine.status import LocalStatus
-from raftkv.raft.clock import Clock
+from raftkv.raft.clock import Clock, SinceBoot
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
@@ -61,7 +60,10 @@ from raftkv.storage.wal import RecoveredGroup, Wal
 from raftkv.version import __version__
 
 CHANNEL_NODE_STATE = 4
-"""A NodeState, every second."""
+"""A NodeState, every second and when a link comes or goes."""
+
+CHANNEL_LEADERSHIP = 6
+"""A Placed or Lost, when it happens."""
 
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""
@@ -153,8 +155,9 @@ class Engine:
             other_jobs=seams.other_jobs,
             stall_s=config.raft.election_timeout_ms_min / 1000,
             fatal=seams.fatal,
+            peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
-        facts = agreed_facts(self.map, MemoryLimits())
+        facts = agreed_facts(self.map, seams.group_bounds.memory)
         self.agreement = Agreement(
             nodes=self.map.nodes,
             facts=facts,
@@ -200,7 +203,7 @@ class Engine:
             self.host.recent.add("disagreed", refusal)
         elif may_lead:
             self.host.recent.add("agreed", "a majority of the nodes goes by the same map")
-        self.host.withhold(not may_lead)
+        self.host.guard(lambda: self.host.withhold(not may_lead))
 
     def _make_router(self) -> None:
         host, links = self.host, self.links
@@ -209,10 +212,11 @@ class Engine:
             cluster_map=self.map,
             groups=host.groups,
             links=links,
-            clock=self._clock,
+            clock=SinceBoot(self._clock),
             loop=self._loop,
             slow_s=self._config.log.slow_request_ms / 1000,
             random_bytes=self._seams.random_bytes,
+            limits=self._seams.link_limits,
         )
         self._balancer = Balancer(
             node=self._name,
@@ -220,9 +224,12 @@ class Engine:
             groups=host.groups,
             clock=self._clock,
             own_state=self._own_state,
+            tell=self._tell,
         )
+        self.router.local.placed = self._placed
         host.links = links
         host.leader_changed = self.router.leader_changed
+        host.leadership_begun = self._balancer.moved
 
     def _make_status(self, store: SnapshotStore) -> None:
         self.http = HttpTraffic(self._clock)
@@ -238,6 +245,7 @@ class Engine:
             clock=self._clock,
             data_path=self._data.path,
             snapshot_path=store.path,
+            leading=self._balancer.facts,
         )
         self._cluster_status = ClusterStatus(
             node=self._name,
@@ -311,6 +319,11 @@ class Engine:
         self.host.recent.add("started", f"version {__version__}")
         self._each_second()
 
+    def renew(self, config: NodeConfig, security: LinkSecurity) -> None:
+        """Go by another security for new links, and by other thresholds of the log."""
+        self.links.renew(security)
+        self.router.slow.threshold_s = config.log.slow_request_ms / 1000
+
     @property
     def in_flight(self) -> int:
         """Requests that are not answered yet."""
@@ -374,13 +387,14 @@ class Engine:
 
     def _connected(self, peer: str) -> None:
         self.host.recent.add("link_up", f"to {peer}")
-        self.links.send(peer, CHANNEL_NODE_STATE, msgspec.msgpack.encode(self._own_state()))
+        self._tell_state()
         self.host.on_connected(peer)
         self.router.leader_changed()
 
     def _disconnected(self, peer: str) -> None:
         self.host.recent.add("link_down", f"to {peer}")
         self._balancer.peers.pop(peer, None)
+        self._tell_state()
         self.host.on_disconnected(peer)
         self.router.on_disconnected(peer)
 
@@ -393,7 +407,9 @@ class Engine:
         elif channel == CHANNEL_REPLY:
             self.router.on_reply(peer, payload)
         elif channel == CHANNEL_NODE_STATE:
-            self._balancer.peers[peer] = msgspec.msgpack.decode(payload, type=NodeState)
+            self._balancer.hear(peer, msgspec.msgpack.decode(payload, type=NodeState))
+        elif channel == CHANNEL_LEADERSHIP:
+            self._balancer.hear_of(msgspec.msgpack.decode(payload, type=Placed | Lost))
         elif channel == CHANNEL_STATUS:
             self._cluster_status.on_message(peer, payload)
         else:
@@ -420,7 +436,7 @@ class Engine:
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":
-                self._cluster_status.ask(lambda facts: answer(Facts(facts)))
+                self._cluster_status.ask(answer)
             elif request.scope == "ready":
                 answer(Facts(self._status.ready()))
             else:
@@ -436,12 +452,32 @@ class Engine:
     # --- every second -------------------------------------------------------------------------
 
     def _own_state(self) -> NodeState:
-        return NodeState(self.host.has_space(), self._stopping)
+        return NodeState(
+            self.host.has_space(),
+            self._stopping,
+            self.host.has_slow_disk,
+            tuple(sorted(self.links.connected)),
+            self._balancer.pins.told(),
+        )
 
     def _tell_state(self) -> None:
-        state = msgspec.msgpack.encode(self._own_state())
+        self._tell_all(CHANNEL_NODE_STATE, self._own_state())
+
+    def _tell(self, word: Placed | Lost) -> None:
+        self._tell_all(CHANNEL_LEADERSHIP, word)
+
+    def _tell_all(self, channel: int, word: object) -> None:
+        message = msgspec.msgpack.encode(word)
         for peer in sorted(self.links.connected):  # in one order, so that a simulated run repeats
-            self.links.send(peer, CHANNEL_NODE_STATE, state)
+            self.links.send(peer, channel, message)
+
+    def _placed(self, shard: int, node: str | None, for_s: float | None) -> None:
+        """Leave a leadership where an operator has put it, and say so."""
+        self._balancer.placed(shard, node, for_s)
+        if node is None:
+            return
+        until = "until it stops" if for_s is None else f"for {for_s:g} s"
+        self.host.recent.add("pinned", f"to {node} by an operator, {until}", shard=shard)
 
     def _each_second(self) -> None:
         self._timer = self._loop.call_later(1.0, self._each_second)

@@ -5,8 +5,14 @@ request of its own for the router, which lets each be answered once, and by its 
 """
 
 import heapq
+import math
+import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from functools import partial
+from typing import NamedTuple, cast
+
+import msgspec
 
 from raftkv.core.operations import (
     Command,
@@ -14,11 +20,13 @@ from raftkv.core.operations import (
     Entry,
     GetResult,
     PutResult,
+    Range,
     RangeResult,
     Refused,
     TxnResult,
     WriteResult,
 )
+from raftkv.core.state_machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes
@@ -29,74 +37,193 @@ from raftkv.rpc.messages import (
     Failure,
     GetRequest,
     Response,
+    ScanPart,
     ScanRequest,
     Served,
 )
+
+PARTS_AT_ONCE = 32
+"""So many shards are asked at once for one page."""
 
 BatchItem = Command | GetRequest
 BatchItemResult = PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure
 
 
+class _Share(NamedTuple):
+    """What a shard is asked for: a number of entries, and a size in bytes."""
+
+    limit: int
+    bytes_max: int
+
+
+class _Step(NamedTuple):
+    """What comes next of a shard; without an entry that is known by its key and size alone."""
+
+    key: bytes
+    size_bytes: int
+    shard: int
+    entry: Entry | None
+
+
 class ScanGather:
-    """Merges the shards' parts of a scan into one page in key order."""
+    """Merges the shards' shares of a scan into one page in key order.
+
+    A page of many shards must cost about a page, not a page of each. So each shard is asked for
+    its share of it, with some to spare, and says which key it would have gone on with. Where that
+    key belongs on the page, the share was too small, and the shard is asked again for a larger one
+    from the same beginning: what is used of a shard is of one moment, see ``docs/guarantees.md``.
+    Shares at least double, and those of one round come to about a page.
+
+    Args:
+        ask: sends a request to its shard; the answer comes once, at once or later.
+    """
 
     def __init__(
-        self, request: ScanRequest, shards: Sequence[int], answer: Answer, node: str
+        self,
+        request: ScanRequest,
+        shards: Sequence[int],
+        answer: Answer,
+        node: str,
+        ask: Callable[[ScanRequest, Answer], None],
     ) -> None:
-        self._request = request
-        self._shards = shards
+        self._request = msgspec.structs.replace(  # a shard gives no more, however often it is asked
+            request,
+            limit=min(request.limit, RANGE_ENTRIES_MAX),
+            bytes_max=min(request.bytes_max, RANGE_BYTES_MAX),
+        )
         self._answer = answer
         self._node = node
-        self._results: list[RangeResult] = []
+        self._ask = ask
+        self._parts: dict[int, ScanPart] = {}
+        self._shares = dict.fromkeys(shards, self._first_share(len(shards)))
+        self._to_ask = deque(shards)
+        self._under_way = 0
+        self._going_on = False
         self._age_ms: int | None = None
         self._answered = False
 
-    def parts(self) -> Iterator[tuple[ScanRequest, Answer]]:
-        """One request per shard, with where its answer goes."""
-        whole = self._request
-        for shard in self._shards:
-            part = ScanRequest(
-                whole.start,
-                whole.end,
-                whole.limit,
-                whole.keys_only,
-                whole.consistency,
-                whole.max_age_ms,
-                whole.bytes_max,
-                shard,
-            )
-            yield part, self._take
+    def _first_share(self, shards: int) -> _Share:
+        """An even share, and what chance adds to it: keys are spread by a hash.
 
-    def _take(self, response: Response, served: Served) -> None:
+        So many of the page's entries fall to a shard as in a Poisson distribution, and hardly ever
+        three deviations more. Sizes vary as well: bytes are doubled.
+        """
+        mean = self._request.limit / shards
+        entries = math.ceil(mean + 3 * math.sqrt(mean))
+        bytes_max = 2 * math.ceil(self._request.bytes_max / shards)
+        return self._bounded(entries, bytes_max)
+
+    def _bounded(self, limit: int, bytes_max: int) -> _Share:
+        return _Share(min(limit, self._request.limit), min(bytes_max, self._request.bytes_max))
+
+    def start(self) -> None:
+        """Ask the shards, a bounded number at a time."""
+        if self._going_on:  # an answer that came at once, see below
+            return
+        self._going_on = True
+        while not self._answered and (self._to_ask or not self._under_way):
+            if self._to_ask and self._under_way < PARTS_AT_ONCE:
+                self._ask_next()
+            elif self._to_ask:
+                break
+            else:
+                self._merge()
+        self._going_on = False
+
+    def _ask_next(self) -> None:
+        shard, whole = self._to_ask.popleft(), self._request
+        share = self._shares[shard]
+        part = ScanRequest(
+            whole.start,
+            whole.end,
+            share.limit,
+            whole.keys_only,
+            whole.consistency,
+            whole.max_age_ms,
+            share.bytes_max,
+            shard,
+        )
+        self._under_way += 1
+        self._ask(part, partial(self._take, shard))
+
+    def _take(self, shard: int, response: Response, served: Served) -> None:
+        self._under_way -= 1
         if self._answered:
             return
-        if not isinstance(response, RangeResult):
+        if not isinstance(response, ScanPart):
             self._answered = True
             self._answer(response, Served(self._node, served.shard, served.term))
             return
-        self._results.append(response)
+        self._parts[shard] = response
         if served.age_ms is not None:
             self._age_ms = max(served.age_ms, self._age_ms or 0)
-        if len(self._results) == len(self._shards):
-            self._answered = True
-            self._answer(self._merged(), Served(self._node, age_ms=self._age_ms))
+        self.start()
 
-    def _merged(self) -> RangeResult:
-        """Merge up to the limits; never past the end of a part that was itself cut."""
-        ends = [result.entries[-1].key for result in self._results if result.more]
-        horizon = min(ends) if ends else None
-        merged = heapq.merge(
-            *(result.entries for result in self._results), key=lambda entry: entry.key
-        )
+    def _merge(self) -> None:
+        """Answer with the page, or ask those for more whose next key belongs on it."""
         taken: list[Entry] = []
-        size = 0
-        for entry in merged:
-            size += len(entry.key) + len(entry.value)
-            full = len(taken) >= self._request.limit or size > self._request.bytes_max
-            if (taken and full) or (horizon is not None and entry.key > horizon):
-                return RangeResult(tuple(taken), more=True)
-            taken.append(entry)
-        return RangeResult(tuple(taken), more=horizon is not None)
+        size = taken_bytes = 0
+        more = False
+        short: dict[int, _Step] = {}  # shards whose share was too small, in the order of keys
+        steps = (_steps(shard, part) for shard, part in self._parts.items())
+        for count, step in enumerate(heapq.merge(*steps, key=_key_of)):
+            size += step.size_bytes
+            more = count >= self._request.limit or (count > 0 and size > self._request.bytes_max)
+            if more:
+                break
+            if step.entry is None:
+                short[step.shard] = step
+            elif not short:
+                taken.append(step.entry)
+                taken_bytes = size
+        if not short:
+            self._answered = True
+            page = RangeResult(tuple(taken), more=more)
+            self._answer(page, Served(self._node, age_ms=self._age_ms))
+            return
+        entries_left = math.ceil((self._request.limit - len(taken)) / len(short))
+        bytes_left = math.ceil((self._request.bytes_max - taken_bytes) / len(short))
+        for shard, step in short.items():
+            had, part = self._shares[shard], self._parts[shard]
+            needed = step.size_bytes + sum(map(entry_bytes, part.entries))
+            self._shares[shard] = self._bounded(
+                max(2 * had.limit, had.limit + entries_left),
+                max(2 * had.bytes_max, had.bytes_max + bytes_left, needed),
+            )
+        if not taken:  # the first of a page comes whatever its size
+            shard, step = next(iter(short.items()))
+            if step.size_bytes > self._request.bytes_max:
+                self._shares[shard] = _Share(1, step.size_bytes)
+        self._to_ask.extend(short)
+
+
+_key_of = operator.itemgetter(0)
+
+
+def _steps(shard: int, part: ScanPart) -> Iterator[_Step]:
+    for entry in part.entries:
+        yield _Step(entry.key, entry_bytes(entry), shard, entry)
+    if part.next_key is not None:
+        yield _Step(part.next_key, part.next_bytes, shard, None)
+
+
+def entry_bytes(entry: Entry) -> int:
+    """What an entry counts in a page, in bytes."""
+    return len(entry.key) + len(entry.value)
+
+
+def scan_part(state: StateMachine, request: ScanRequest) -> ScanPart:
+    """Read a shard's share of a page: not even one entry if the first is larger than that."""
+    found = state.range(
+        Range(request.start, request.end, request.limit, request.keys_only, request.bytes_max)
+    )
+    entries = found.entries
+    if entries and entry_bytes(entries[0]) > request.bytes_max:
+        return ScanPart((), entries[0].key, entry_bytes(entries[0]))
+    if not found.more:
+        return ScanPart(entries)
+    behind = state.range(Range(entries[-1].key + b"\0", request.end, 1, request.keys_only))
+    return ScanPart(entries, behind.entries[0].key, entry_bytes(behind.entries[0]))
 
 
 class BatchGather:

@@ -23,6 +23,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event
+from raftkv.raft.windows import PEER_WINDOW_BYTES, PeerWindow
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1
@@ -41,6 +42,9 @@ SLOW_SYNC_S = 0.1
 """An fdatasync that takes longer is an event, one every so many seconds at most."""
 
 SLOW_SYNC_AGAIN_S = 10.0
+
+SLOW_DISK_S = 30.0
+"""A disk that was too slow for a leader counts as slow for so long."""
 
 ALARMS = frozenset({"digest_mismatch", "entries_lost"})
 """Events that tell of damage."""
@@ -64,6 +68,7 @@ class GroupHost:
         other_jobs: for everything else that may block.
         stall_s: an fdatasync that takes longer makes leaders step down (H20).
         fatal: called when the node cannot go on; must stop it.
+        peer_window_bytes: of entries in flight to one peer, of all groups together.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class GroupHost:
         other_jobs: JobRunner,
         stall_s: float,
         fatal: Callable[[BaseException], None],
+        peer_window_bytes: int = PEER_WINDOW_BYTES,
     ) -> None:
         self.wal = wal
         self.groups: dict[GroupId, Group] = {}
@@ -93,6 +99,8 @@ class GroupHost:
         """How many turns there were: between two of them nothing of a group changes for others."""
         self.leader_changed: Callable[[], None] = lambda: None
         """Called when a group of this node has got or lost its leader."""
+        self.leadership_begun: Callable[[Group, str | None, str], None] = lambda *_: None
+        """Called with who led a group of this node before, and who leads now."""
         self._clock = clock
         self._loop = loop
         self._sync_jobs = sync_jobs
@@ -105,9 +113,13 @@ class GroupHost:
         self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._peer_window_bytes = peer_window_bytes
+        self._windows: dict[str, PeerWindow] = {}
+        self._turns_due = False  # some window has room again for those that wait
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
+        self._stalled_at = -math.inf  # when an fdatasync ended that had taken too long for a leader
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
         self._stopped = False
@@ -163,16 +175,33 @@ class GroupHost:
         since = self._syncing_since
         return since is not None and self._clock.monotonic() - since > self._stall_s
 
+    @property
+    def has_slow_disk(self) -> bool:
+        """Whether the disk has stalled lately: a leader here would step down again."""
+        lately = self._clock.monotonic() - self._stalled_at < SLOW_DISK_S
+        return lately or self.disk_stalled()
+
     def has_space(self) -> bool:
         """Whether new proposals may be taken."""
         return self.wal.has_space()
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups share of what is in flight to ``peer``."""
+        window = self._windows.get(peer)
+        if window is None:
+            window = self._windows[peer] = PeerWindow(self._window_opened, self._peer_window_bytes)
+        return window
+
+    def _window_opened(self) -> None:
+        self._turns_due = True
+        self._schedule_turn()
 
     # --- life ---------------------------------------------------------------------------------
 
     def add(self, group: Group) -> None:
         """Drive ``group`` from now on."""
         self.groups[group.id] = group
-        self.leaderships[group.id] = Leaderships()
+        self.leaderships[group.id] = Leaderships(self._clock.time_us())
         if self._withheld:
             group.withhold(withheld=True)
         self.wake(group.id)
@@ -260,6 +289,10 @@ class GroupHost:
         for group in map(self.groups.__getitem__, dirty):
             self.guard(group.tick)
             self._note(group)
+        if self._turns_due:
+            self._turns_due = False
+            for window in self._windows.values():
+                self.guard(window.give_turns)
         for peer in list(self._bundles):
             self._send_bundle(peer)
         self._sync()
@@ -283,9 +316,16 @@ class GroupHost:
                 self._timed[group.id] = deadline
                 heapq.heappush(self._due, (deadline, *group.id))
                 self._arm_timer()
-        known = self.leaderships[group.id]
-        if known.leader != group.leader:
-            known.note(group.term, group.leader, self._clock.time_us())
+        self.note_leader(group)
+
+    def note_leader(self, group: Group) -> None:
+        """Remember who leads a group, and tell if that has changed."""
+        known, leader = self.leaderships[group.id], group.leader_heard
+        if known.leader != leader or (leader is not None and known.term != group.term):
+            before, again = known.last, (leader, group.term) == (known.last, known.term)
+            known.note(group.term, leader, self._clock.time_us())
+            if leader is not None and not again:
+                self.leadership_begun(group, before, leader)
             self.leader_changed()
 
     def _arm_timer(self) -> None:
@@ -348,6 +388,8 @@ class GroupHost:
             self.sync_durations.note(took_s)
             if took_s > SLOW_SYNC_S:
                 self._note_slow_sync(took_s)
+                if took_s > self._stall_s:
+                    self._stalled_at = self._clock.monotonic()
         self.wal.finish_sync(job)
         for group in self.groups.values():
             group.wal_synced()

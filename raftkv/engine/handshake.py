@@ -41,6 +41,7 @@ from raftkv.rpc.framing import DECODE_ERRORS
 PROTOCOL_VERSION = 2
 NONCE_BYTES = 32
 SECRET_BYTES_MIN = 16
+REASON_CHARACTERS_MAX = 1024
 
 Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Proof = Annotated[bytes, msgspec.Meta(max_length=32)]
@@ -124,9 +125,13 @@ class Ready(Step, tag=4, frozen=True):
 
 
 class Refusal(Step, tag=5, frozen=True):
-    """Why a proven peer is not let in all the same; for the operator who reads its log."""
+    """Why a proven peer is not let in all the same; for the operator who reads its log.
 
-    reason: Annotated[str, msgspec.Meta(max_length=1024)]
+    With a proof of who says so: a stranger's words are not written into anybody's log.
+    """
+
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+    proof: Proof = b""
 
 
 class OtherProtocol(Step, tag=6, frozen=True):
@@ -146,8 +151,8 @@ _decoder: msgspec.msgpack.Decoder[AnyStep] = msgspec.msgpack.Decoder(AnyStep)
 
 
 def encode_refusal(reason: str) -> bytes:
-    """Return the refusal to send."""
-    return _encode(Refusal(reason[:1024]))
+    """Return the refusal of a dialer, who has proven itself by its hello."""
+    return _encode(Refusal(reason[:REASON_CHARACTERS_MAX]))
 
 
 class _Side:
@@ -220,6 +225,7 @@ class Acceptor(_Side):
         super().__init__(me, nonce, secret=secret, certified=certified)
         self._dialers = dialers
         self._hello: Hello | None = None
+        self._proven_hello: Hello | None = None
         self.proven: str | None = None
         """Who the dialer is, once that is proven; it may still be refused."""
 
@@ -243,7 +249,7 @@ class Acceptor(_Side):
             raise HandshakeError("sent no hello")
         self._check_proof(hello.proof, self._proof("dialer", hello))
         self._check_certificate(hello.node)
-        self.proven = hello.node
+        self.proven, self._proven_hello = hello.node, hello
         self._check_cluster(hello.cluster_id)
         me = self._me.node_name
         if hello.peer != me:
@@ -260,6 +266,13 @@ class Acceptor(_Side):
         if node < me and facts:
             raise FactsDiffer(f"{reason}, whose {NODES_FACT} is {facts[NODES_FACT]}", proven=True)
         raise HandshakeError(reason, proven=True)
+
+    def refusal(self, reason: str) -> bytes:
+        """Return why the dialer, who has proven itself, is not let in."""
+        hello, reason = self._proven_hello, reason[:REASON_CHARACTERS_MAX]
+        if hello is None:
+            raise RuntimeError("a stranger is not told the reason")
+        return _encode(Refusal(reason, self._prove("refusal", *self._said(hello), reason)))
 
     def welcome(self) -> bytes:
         """Return the answer to the hello that was accepted."""
@@ -292,13 +305,15 @@ class Acceptor(_Side):
         return _encode(Accepted())
 
     def _proof(self, role: str, hello: Hello, facts: Mapping[str, str] | None = None) -> bytes:
-        me = self._me
-        dialer = (hello.cluster_id, hello.node, hello.identity, hello.peer)
-        said = (self._nonce, hello.nonce, *dialer)
+        me, said = self._me, self._said(hello)
         if role == "dialer":
             return self._prove(role, *said)
         mine = (me.cluster_id, me.node_name, me.identity)
         return self._prove(role, *said, *mine, me.facts if facts is None else facts)
+
+    def _said(self, hello: Hello) -> tuple[str | bytes, ...]:
+        dialer = (hello.cluster_id, hello.node, hello.identity, hello.peer)
+        return (self._nonce, hello.nonce, *dialer)
 
 
 class Dialer(_Side):
@@ -356,7 +371,7 @@ class Dialer(_Side):
         """
         welcome = decode(payload)
         if isinstance(welcome, Refusal):
-            raise HandshakeError(f"refuses this node: {welcome.reason}")
+            raise HandshakeError(self._refused(welcome))
         if not isinstance(welcome, Welcome):
             raise HandshakeError("sent no welcome")
         his = (welcome.cluster_id, welcome.node, welcome.identity)
@@ -370,6 +385,13 @@ class Dialer(_Side):
         # The acceptor is to see for itself what differs: it believes no refusal without a proof.
         self._check_facts(welcome.facts, answer=self.ready())
         return LinkHello(*his, welcome.facts)
+
+    def _refused(self, refusal: Refusal) -> str:
+        """Say what a refusal says, if it proves who sends it; TLS has proven that before."""
+        proof = self._prove("refusal", *self._said(), refusal.reason)
+        if not hmac.compare_digest(refusal.proof, proof):
+            return "refuses this node, and does not prove who it is"
+        return f"refuses this node: {refusal.reason}"
 
     def ready(self) -> bytes:
         """Return the answer to the welcome that was accepted."""

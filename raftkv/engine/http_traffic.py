@@ -47,6 +47,8 @@ class HttpTraffic:
         self._workers: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
         self._reports: dict[int, int] = {}
+        self.log_lines_dropped = 0
+        """How many lines of their logs all workers together have dropped."""
 
     def take(self, report: WorkerReport) -> None:
         """Add what one worker has answered since its last report."""
@@ -66,12 +68,18 @@ class HttpTraffic:
             durations.add(took.counts, took.sum_s)
             if second is not None and is_data(took.route):
                 second.counts = [a + b for a, b in zip(second.counts, took.counts, strict=True)]
+        self.log_lines_dropped += report.log_lines_dropped
         self._note_worker(report, requests, errors)
         self._reports[report.worker] = self.reports(report.worker) + 1
 
     def reports(self, worker: int) -> int:
         """How many reports have come under the number of this worker."""
         return self._reports.get(worker, 0)
+
+    def reporter(self, worker: int) -> int | None:
+        """The process that reported last under the number of this worker."""
+        known = self._workers.get(worker)
+        return None if known is None else known["pid"]
 
     def _note_worker(self, report: WorkerReport, requests: int, errors: int) -> None:
         before = self._workers.get(report.worker, {"requests": 0, "errors": 0})

@@ -23,12 +23,20 @@ class JobRunner(Protocol):
 
 
 class ThreadJobs:
-    """Jobs on a few threads; jobs of a one-thread runner run in the order they came."""
+    """Jobs on a few threads; jobs of a one-thread runner run in the order they came.
+
+    All threads are there from the start: later there may be none to be had, and a job that
+    cannot run would stop the node.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: int, name: str) -> None:
         self._loop = loop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._closed = False
+        met = threading.Barrier(threads + 1)
+        for _ in range(threads):
+            self._pool.submit(met.wait)
+        met.wait()
 
     def run(self, job: Job, done: JobDone) -> None:
         """Run ``job`` on a thread, ``done`` on the loop."""

@@ -21,6 +21,7 @@ from raftkv.engine.handshake import (
     HandshakeError,
     LinkHello,
 )
+from raftkv.engine.lanes import Encode
 from raftkv.engine.network import Listener, Network, TcpNetwork
 from raftkv.engine.security import LinkSecurity, check_addresses
 from raftkv.raft.clock import Clock, SystemClock
@@ -133,6 +134,12 @@ class PeerLinks:
             if peer > self._hello.node_name
         ]
 
+    def renew(self, security: LinkSecurity) -> None:
+        """Prove ourselves and peers by this from now on; links that are up stay."""
+        self._security = security
+        if self._listener is not None:
+            self._listener.renew(None if security.tls is None else security.tls.server)
+
     async def close(self) -> None:
         """End all links, after what was queued on them (bulk excepted) has been sent."""
         if self._ticker is not None:
@@ -178,8 +185,8 @@ class PeerLinks:
 
         ``bulk`` messages are overtaken by all others and leave only as fast as the peer takes
         them; False for one of them may mean that their queue is full. False for any other means
-        that there is no link, or none any more: over its bound a link is closed, and
-        ``on_disconnected`` follows.
+        that there is no link, or none any more: where a peer takes so little that Raft's own
+        messages come to the link's bound, it is closed, and ``on_disconnected`` follows.
         """
         if not 0 <= channel <= CHANNEL_MAX:
             raise ValueError(f"channel {channel} is not between 0 and {CHANNEL_MAX}")
@@ -188,7 +195,29 @@ class PeerLinks:
         link = self._links.get(peer)
         if link is None:
             return False
-        return link.send_bulk(channel, payload) if bulk else link.send(channel, payload)
+        if not bulk:
+            return link.send(channel, payload)
+        return link.offer(channel, len(payload), lambda: payload, self.limits.bulk_queue_bytes_max)
+
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """Queue a small message for the end of this loop turn, unless it should wait its turn.
+
+        False: there is no link, or so much waits for it that the message should be offered.
+        """
+        link = self._links.get(peer)
+        return link is not None and link.send_small(channel, payload)
+
+    def offer(
+        self, peer: str, channel: int, size_bytes: int, encode: Encode, *, bytes_max: int
+    ) -> bool:
+        """Let a message of about ``size_bytes`` wait until the peer has room for it.
+
+        ``encode`` makes it when it leaves, or returns None if nobody wants it any more. False:
+        there is no link, or ``bytes_max`` bytes of this channel wait for it already; what has no
+        size is always taken.
+        """
+        link = self._links.get(peer)
+        return link is not None and link.offer(channel, size_bytes, encode, bytes_max)
 
     def backlog_bytes(self, peer: str) -> int:
         """Bytes for ``peer`` that wait in this process."""
@@ -354,7 +383,9 @@ class PeerLinks:
             raise
         except OSError as error:  # TimeoutError is one
             connection.give_up()
-            why = error.strerror or type(error).__name__
+            why = (
+                error.strerror or str(error) or f"no answer in {self.limits.connect_deadline_s:g} s"
+            )
             self._say("unreachable", peer, f"cannot be reached at {address}: {why}")
             return False
         await connection.finished

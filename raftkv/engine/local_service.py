@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.operations import Command, Delete, Put, Range, WriteResult
-from raftkv.engine.gather import LocalBatch
+from raftkv.core.operations import Command, Delete, Put, WriteResult
+from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import Pending, failure
 from raftkv.raft.group import Group
@@ -45,6 +45,9 @@ class LocalService:
     ) -> None:
         self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
         """What this node served of each shard."""
+        self.placed: Callable[[int, str | None, float | None], None] = lambda *_: None
+        """Called when an operator has handed a shard's leadership to a node, for so many seconds;
+        without a node it is to go where it belongs."""
         self._node = node
         self._map = cluster_map
         self._finish = finish
@@ -71,10 +74,8 @@ class LocalService:
                 self._read(pending, group, request, lambda: group.state.get(key))
             case ScanRequest():
                 load.reads += 1
-                query = Range(
-                    request.start, request.end, request.limit, request.keys_only, request.bytes_max
-                )
-                self._read(pending, group, request, lambda: group.state.range(query))
+                scan = request
+                self._read(pending, group, scan, lambda: scan_part(group.state, scan))
             case BatchRequest():
                 load.took(request.operations)
                 self._batch(pending, group, request)
@@ -159,8 +160,12 @@ class LocalService:
         def done(rejection: Rejection | None) -> None:
             if rejection is not None:
                 self._finish(pending, failure(rejection), self._served_by(group))
-            else:
-                facts = Facts({"shard": request.shard, "leader": group.leader, "target": target})
-                self._finish(pending, facts, self._served_by(group))
+                return
+            self.placed(request.shard, request.target, request.for_s)
+            facts = {"shard": request.shard, "leader": group.leader, "target": target}
+            self._finish(pending, Facts(facts), self._served_by(group))
 
-        group.transfer.begin(target, done)
+        if target == self._node:  # it leads already, as whoever asks twice is told
+            done(None)
+        else:
+            group.transfer.begin(target, done)

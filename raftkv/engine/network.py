@@ -6,11 +6,13 @@ protocols.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 ProtocolFactory = Callable[[], asyncio.BufferedProtocol]
 
@@ -19,16 +21,50 @@ _HANDSHAKE_DEADLINE_S = 2.0
 _HANDSHAKES_MAX = 64
 _ACCEPT_RETRY_S = 0.1
 _LOG_AGAIN_S = 60.0
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _UNSENT_BYTES_MAX = 256 * 1024
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # Linux; missing in Python's socket
 
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectDeadlines:
+    """How long each step of a connection may take, in seconds: each in its own time.
+
+    A name server that is dead costs 5 s before the next one is asked, and says nothing of the
+    peer. A lost SYN comes again after a second.
+    """
+
+    resolve_s: float = 10.0
+    connect_s: float = 2.0
+    tls_s: float = 4.0
+
+    @classmethod
+    def following(cls, election_s: float) -> "ConnectDeadlines":
+        """Return those for a cluster that waits for ``election_s`` at most for a silent leader."""
+        return cls(max(10.0, 5 * election_s), max(1.0, election_s), max(2.0, 2 * election_s))
+
+    @property
+    def in_all_s(self) -> float:
+        """Return the longest time for all steps, with some addresses for the name."""
+        return self.resolve_s + 4 * self.connect_s + self.tls_s
+
+
+class TooSlow(OSError):  # noqa: N818 - what it says
+    """A step of a connection took longer than it may."""
+
+    def __init__(self, step: str, deadline_s: float) -> None:
+        super().__init__(f"{step} took more than {deadline_s:g} s")
+
+
 class Listener(Protocol):
     """A port that is listened on."""
 
     port: int
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Use another context for handshakes that begin from now on."""
 
     async def close(self) -> None:
         """Stop accepting; connections that were made go on."""
@@ -51,25 +87,88 @@ class Network(Protocol):
 class TcpNetwork:
     """TCP, with TLS if a context is given, on the running loop."""
 
+    _deadlines = ConnectDeadlines()
+
+    def __init__(self, deadlines: ConnectDeadlines = ConnectDeadlines()) -> None:
+        self._deadlines = deadlines
+        self._lookups: dict[tuple[str, int], asyncio.Task[Any]] = {}
+
     async def connect(
         self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
     ) -> None:
-        """See :class:`Network`."""
+        """See :class:`Network`; TooSlow says which step took too long."""
         loop = asyncio.get_running_loop()
-        if tls is None:
-            transport, _ = await loop.create_connection(factory, host, port)
-        else:
-            transport, _ = await loop.create_connection(
-                factory,
-                host,
-                port,
-                ssl=tls,
-                server_hostname=host,
-                ssl_handshake_timeout=_HANDSHAKE_DEADLINE_S,
-            )
-        connection = transport.get_extra_info("socket")
-        if connection is not None:
-            tune(connection)
+        connection = await self._open(await self._resolve(host, port))
+        tune(connection)
+        try:
+            if tls is None:
+                await loop.create_connection(factory, sock=connection)
+            else:
+                await loop.create_connection(
+                    factory,
+                    sock=connection,
+                    ssl=tls,
+                    server_hostname=host,
+                    ssl_handshake_timeout=self._deadlines.tls_s,
+                )
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _resolve(self, host: str, port: int) -> Sequence[Any]:
+        """Look a name up; one look-up for each at a time.
+
+        A look-up cannot be ended, and there are few threads for them: whoever asks again waits for
+        the one that is under way. An address needs none.
+        """
+        with contextlib.suppress(ValueError):
+            family = _FAMILIES[ipaddress.ip_address(host).version]
+            if "%" not in host:
+                return [(family, socket.SOCK_STREAM, 0, "", (host, port))]
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(host, port))
+            self._lookups[host, port] = lookup
+            lookup.add_done_callback(lambda done: self._looked_up((host, port), done))
+        done, _ = await asyncio.wait({lookup}, timeout=self._deadlines.resolve_s)
+        if not done:
+            raise TooSlow(f"looking up the name {host}", self._deadlines.resolve_s)
+        found: Sequence[Any] = lookup.result()
+        return found
+
+    def _looked_up(self, name: tuple[str, int], lookup: "asyncio.Task[Any]") -> None:
+        del self._lookups[name]
+        if not lookup.cancelled():
+            lookup.exception()  # whoever asked may have given up
+
+    async def _look_up(self, host: str, port: int) -> Sequence[Any]:
+        found: Sequence[Any] = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
+        return found
+
+    async def _open(self, found: Sequence[Any]) -> socket.socket:
+        """Connect to the first address that answers."""
+        loop, deadline_s = asyncio.get_running_loop(), self._deadlines.connect_s
+        failed = OSError("the name has no address")
+        for family, kind, protocol, _, address in found:
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(0)
+                async with asyncio.timeout(deadline_s):
+                    await loop.sock_connect(connection, address)
+            except TimeoutError:
+                connection.close()
+                failed = TooSlow(f"connecting to {address[0]}", deadline_s)
+            except OSError as error:
+                connection.close()
+                failed = error
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        raise failed
 
     async def listen(
         self, factory: ProtocolFactory, host: str, port: int, tls: ssl.SSLContext | None
@@ -82,12 +181,14 @@ class TcpNetwork:
         try:
             listening.settimeout(0)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # [::] is those of IPv4 too, whatever bindv6only says
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listening.bind(address)
             listening.listen(_BACKLOG)
         except BaseException:
             listening.close()
             raise
-        return TcpListener(listening, factory, tls)
+        return TcpListener(listening, factory, tls, self._deadlines.tls_s)
 
 
 class TcpListener:
@@ -102,17 +203,26 @@ class TcpListener:
     """
 
     def __init__(
-        self, listening: socket.socket, factory: ProtocolFactory, tls: ssl.SSLContext | None
+        self,
+        listening: socket.socket,
+        factory: ProtocolFactory,
+        tls: ssl.SSLContext | None,
+        tls_s: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._factory = factory
         self._tls = tls
+        self._tls_s = max(tls_s, _HANDSHAKE_DEADLINE_S)
         self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
         self._said_at: float | None = None
         self._again: asyncio.TimerHandle | None = None
         self.port: int = listening.getsockname()[1]
         self._watch()
+
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """See :class:`Listener`."""
+        self._tls = tls
 
     async def close(self) -> None:
         """Stop accepting, and give up the TLS handshakes that are under way."""
@@ -156,7 +266,7 @@ class TcpListener:
                     self._factory,
                     connection,
                     ssl=self._tls,
-                    ssl_handshake_timeout=_HANDSHAKE_DEADLINE_S,
+                    ssl_handshake_timeout=self._tls_s,
                 )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._say(f"peer connection refused in its TLS handshake: {error}")

@@ -5,6 +5,7 @@ links to its peers, on one thread with one event loop. The HTTP workers are its 
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -12,22 +13,27 @@ import random
 import secrets
 import signal
 import socket
-import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
 from raftkv.core.errors import UndecodableError
-from raftkv.engine.config import NodeConfig
+from raftkv.engine.config import NodeConfig, RaftOptions
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.engine import Engine, EngineError, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
-from raftkv.engine.network import TcpNetwork
+from raftkv.engine.network import ConnectDeadlines, TcpNetwork
+from raftkv.engine.rereading import Reread, digests, reread
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
 from raftkv.raft.member import ReplicaError
+from raftkv.rpc import logs
+from raftkv.rpc.process import raise_file_limit, resident_bytes
 from raftkv.rpc.server import LocalServer, SocketInUseError
 from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir
 from raftkv.storage.disk import DiskError, RealDisk
@@ -45,15 +51,16 @@ class NodeError(Exception):
     """The node cannot start; one line that names the file or option."""
 
 
-def run_node(config: NodeConfig) -> int:
+def run_node(config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None) -> int:
     """Run a node until SIGTERM or SIGINT; return its exit code.
 
-    0 after a clean stop, 1 if it cannot start (one line on standard error says why).
+    0 after a clean stop, 1 if it cannot start (one line on standard error says why). On SIGHUP it
+    takes over what it can of what ``read_again`` returns, which may raise NodeError.
     """
     try:
-        uvloop.run(_run(config))
+        uvloop.run(_run(config, read_again))
     except NodeError as error:
-        sys.stderr.write(f"raftkv: {error}\n")
+        logs.say(f"raftkv: {error}")
         return 1
     return 0
 
@@ -72,9 +79,17 @@ def interrupt_nobody() -> None:
         _logger.info("the scheduling policy stays as it is: %s", error.strerror)
 
 
-async def _run(config: NodeConfig) -> None:
+async def start_resolver_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop start its threads that resolve names: libuv aborts if it cannot do so later."""
+    with contextlib.suppress(socket.gaierror):  # a name is no address, and nobody is asked for it
+        await loop.getaddrinfo("localhost", None, flags=socket.AI_NUMERICHOST)
+
+
+async def _run(config: NodeConfig, read_again: Callable[[], NodeConfig] | None) -> None:
+    raise_file_limit()
+    resident_bytes()  # the file for it is opened while there is a descriptor
     interrupt_nobody()
-    node = Node(config)
+    node = Node(config, read_again)
     try:
         await node.start()
     except (
@@ -104,8 +119,14 @@ class Node:
     anything is created or a peer hears of us.
     """
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(
+        self, config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None
+    ) -> None:
         self._config = config
+        self._read_again = read_again
+        self._rereading: asyncio.Task[None] | None = None
+        self._reread_wanted = False
+        self._files = digests(config)
         self._engine: Engine | None = None
         self.started = False
         self.stop_requested = asyncio.Event()
@@ -115,6 +136,7 @@ class Node:
         config = self._config
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
+        await start_resolver_threads(loop)
         disk = RealDisk()
         data = open_data_dir(disk, Path(config.node.data_dir), config.cluster.id, config.node.name)
         security = link_security(config.security)
@@ -123,12 +145,15 @@ class Node:
             check_http_certificate(Path(http.tls_cert), Path(http.tls_key))
         listener = listen("http.listen", config.http_listen)
         check_free("peer.listen", config.peer_listen)
-        self._engine = engine = Engine(config, data, security, _seams(loop, disk))
+        self._jobs = ThreadJobs(loop, 2, "jobs")
+        seams = _seams(loop, disk, self._jobs, config.raft)
+        self._engine = engine = Engine(config, data, security, seams)
         _settle_garbage_collector()
         # Reading the log may take long, and a signal ends that at once. From here on others rely
         # on this node, so that it ends in order.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.request_reread)
         await self._start_serving(engine, data, listener)
         self.started = True
 
@@ -144,6 +169,7 @@ class Node:
             engine_token=token,
             ended=lambda detail: engine.host.recent.add("worker_ended", detail),
             reports=engine.http.reports,
+            reporter=engine.http.reporter,
         )
         try:
             await engine.start()
@@ -153,6 +179,11 @@ class Node:
             raise ListenError(f"peer.listen: cannot listen at {at}: {reason}") from error
         await self._server.start()
         await self._workers.start()
+        if config.security.insecure:
+            _logger.warning(
+                "security.insecure = true: whoever reaches this node's ports may read and change "
+                "what goes over them, and without tokens all data"
+            )
         _logger.info(
             "node %s of cluster %s: %d groups, http %s, peers %s",
             config.node.name,
@@ -171,11 +202,66 @@ class Node:
         """Begin to stop; a second request changes nothing."""
         self.stop_requested.set()
 
+    def request_reread(self) -> None:
+        """Begin to read the configuration again; once more if that is under way."""
+        if self._read_again is None or not self.started or self.stop_requested.is_set():
+            return
+        if self._rereading is not None:
+            self._reread_wanted = True
+            return
+        self._rereading = asyncio.create_task(self._reread(self._read_again), name="reread")
+
+    async def _reread(self, read_again: Callable[[], NodeConfig]) -> None:
+        """Read, try, take over; what is bad changes nothing."""
+        try:
+            again = await self._off_loop(lambda: reread(self._config, read_again()))
+            await self._take_over(again)
+        except Exception as error:  # noqa: BLE001 - whatever is in the files, the node goes on
+            _logger.error("nothing was taken over from the configuration: %s", error)  # noqa: TRY400
+        self._rereading = None
+        if self._reread_wanted:
+            self._reread_wanted = False
+            self.request_reread()
+
+    async def _take_over(self, again: Reread) -> None:
+        engine = self._engine
+        assert engine is not None  # noqa: S101 - it has started
+        merged, before = again.merged, self._config
+        names = {
+            n for n in {*self._files, *again.files} if self._files.get(n) != again.files.get(n)
+        }
+        names |= set(merged.taken)
+        self._config, self._files = merged.config, again.files
+        log = merged.config.log
+        logs.change(before.node.name, log.format, log.level)
+        engine.renew(merged.config, again.security)
+        _logger.info(
+            "reread the configuration: %s%s",
+            ", ".join(sorted(names)) or "nothing has changed",
+            f"; only a restart takes over {', '.join(merged.left)}" if merged.left else "",
+        )
+        if names and not await self._workers.renew(merged.config):
+            _logger.error("an HTTP worker did not start with what was reread: the old ones go on")
+
+    def _off_loop(self, job: Callable[[], Reread]) -> "asyncio.Future[Reread]":
+        future: asyncio.Future[Reread] = asyncio.get_running_loop().create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self._jobs.run(job, done)
+        return future
+
     async def stop(self) -> None:
         """Hand the leaderships over, finish what is in flight, let go of everything."""
         engine = self._engine
         if engine is None:
             return
+        if self._rereading is not None:
+            self._rereading.cancel()
         _logger.info("stopping: handing over leaderships")
         await engine.hand_over()
         # Not ready from here on; who balances load needs a moment to hear of it.
@@ -188,14 +274,21 @@ class Node:
         _logger.info("stopped")
 
 
-def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk) -> Seams:
+def _seams(
+    loop: asyncio.AbstractEventLoop, disk: RealDisk, other_jobs: ThreadJobs, raft: RaftOptions
+) -> Seams:
     """What this machine gives an engine."""
-    other_jobs = ThreadJobs(loop, 2, "jobs")
+    shortest_s, longest_s = (
+        raft.election_timeout_ms_min / 1000,
+        raft.election_timeout_ms_max / 1000,
+    )
+    deadlines = ConnectDeadlines.following(longest_s)
+    limits = LinkLimits.following(shortest_s, longest_s)
     return Seams(
         clock=SystemClock(),
         loop=loop,
         disk=disk,
-        network=TcpNetwork(),
+        network=TcpNetwork(deadlines),
         # Seeded by the system. Each message of a leader draws from it: no system call for that.
         random=random.Random(),  # noqa: S311 - spreads time-outs, guards nothing
         random_bytes=os.urandom,
@@ -203,6 +296,7 @@ def _seams(loop: asyncio.AbstractEventLoop, disk: RealDisk) -> Seams:
         other_jobs=other_jobs,
         snapshot_writer=lambda store: ForkingWriter(store, other_jobs),
         fatal=die,
+        link_limits=replace(limits, connect_deadline_s=deadlines.in_all_s),
     )
 
 

@@ -21,10 +21,15 @@ class Leadership(NamedTuple):
 class Leaderships:
     """The latest leaders of one group, as this replica came to know them."""
 
-    def __init__(self) -> None:
+    def __init__(self, began_us: int | None = None) -> None:
         self._latest: deque[Leadership] = deque(maxlen=LEADERSHIPS_KEPT)
+        self._began_us = began_us
         self.leader: str | None = None
         """Who is known to lead now."""
+        self.term = -1
+        """In which term the last that is known has led."""
+        self.last: str | None = None
+        """Who was the last that is known to have led."""
         self.changes = 0
         """How often a leader was learnt of, since the start."""
 
@@ -32,12 +37,21 @@ class Leaderships:
         """Remember that ``leader`` leads from now on, or that nobody is known to."""
         self._latest.append(Leadership(term, leader, at_us))
         self.leader = leader
-        self.changes += leader is not None
+        if leader is not None:
+            self.changes += (leader, term) != (self.last, self.term)  # heard again is no change
+            self.last, self.term = leader, term
 
     @property
     def since_us(self) -> int | None:
         """Since when the present leader is known, in microseconds of wall clock."""
         return None if self.leader is None else self._latest[-1].at_us
+
+    @property
+    def nobody_since_us(self) -> int | None:
+        """Since when nobody is known to lead; None: somebody does."""
+        if self.leader is not None:
+            return None
+        return self._latest[-1].at_us if self._latest else self._began_us
 
     def facts(self) -> list[dict[str, Any]]:
         """Return them as JSON, newest last."""

@@ -72,8 +72,8 @@ class Pending:
     """
 
     __slots__ = (
-        *("_answer", "answered", "deadline", "exposed", "hops", "request", "request_id", "sent"),
-        *("shard", "started", "voucher"),
+        *("_answer", "answered", "deadline", "exposed", "hops", "link", "request", "request_id"),
+        *("sent", "shard", "started", "voucher"),
     )
 
     def __init__(
@@ -101,6 +101,8 @@ class Pending:
         """A leader has it now, here or elsewhere, and has not answered."""
         self.exposed = False
         """An earlier try may have been applied: nothing said later can be definite."""
+        self.link: str | None = None
+        """The peer to whose link it waits for its turn; nothing of it has left then."""
 
     def finish(self, response: Response, served: Served) -> None:
         """Answer, truthfully with regard to the tries before."""
@@ -122,8 +124,16 @@ class Pending:
             return Failure("timeout", "no answer in time; nothing was written", definite=True)
         if self.sent or self.exposed:
             return Failure("timeout", "no answer in time; the write may or may not be applied")
+        if self.link is not None:
+            return link_busy(self.link)
         detail = f"shard {self.shard} has no reachable leader"
         return Failure("no_leader", detail, definite=True, retry_after_ms=RETRY_AFTER_MS)
+
+
+def link_busy(peer: str) -> Failure:
+    """Say that a request has not left this node, for all that waits to leave before it."""
+    detail = f"too much waits for the link to {peer}"
+    return Failure("busy", detail, definite=True, retry_after_ms=RETRY_AFTER_MS)
 
 
 def _not_definite(response: Response) -> Response:

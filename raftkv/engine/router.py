@@ -21,11 +21,13 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather
+from raftkv.engine.lanes import Encode
 from raftkv.engine.local_service import LocalService
 from raftkv.engine.partitioning import shard_of
-from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write
+from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write, link_busy
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -43,6 +45,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
+from raftkv.rpc.sizes import request_bytes, response_bytes, without_values
 
 CHANNEL_CALL = 2
 CHANNEL_REPLY = 3
@@ -64,7 +67,11 @@ leader, and what a leader has queued is refused when it stops leading.
 """
 
 REPLY_BYTES_MAX = 60 * 1024 * 1024
-"""Largest answer to a forwarded call; a frame on a link takes no more."""
+"""Largest answer to a forwarded call; a message on a link takes no more."""
+
+DETOUR_AFTER_S = 1.0
+"""How long a replica looks for a leader itself before it asks another replica, which may reach one:
+not while there is an election, and again after another one knew of none either."""
 
 RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
@@ -81,8 +88,13 @@ class Links(Protocol):
     def lag_s(self, peer: str) -> float:
         """At most so many seconds ago was sent what comes from ``peer`` now."""
 
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Queue a message; in order, or lost with the link."""
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """Queue a small message; False: no link, or so much waits that it should be offered."""
+
+    def offer(
+        self, peer: str, channel: int, size_bytes: int, encode: Encode, *, bytes_max: int
+    ) -> bool:
+        """Let a message wait until the peer has room; False: no link, or ``bytes_max`` wait."""
 
 
 class Router:
@@ -93,6 +105,7 @@ class Router:
         cluster_map: which shard has which replicas.
         slow_s: a request that takes longer is logged.
         random_bytes: where the numbers of this life's calls begin is drawn from it.
+        limits: what waits for a link, and from which size on.
     """
 
     def __init__(
@@ -106,6 +119,7 @@ class Router:
         loop: asyncio.AbstractEventLoop,
         slow_s: float = SLOW_S,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        limits: LinkLimits | None = None,
     ) -> None:
         self.map = cluster_map
         self.slow = SlowRequests(clock, slow_s)
@@ -127,7 +141,9 @@ class Router:
         self._forwarded: dict[int, tuple[str, Pending]] = {}
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
         self._links_lost: dict[str, int] = {}  # peer -> how often; which of its links this is
-        self._hints: dict[int, str] = {}  # shard without a replica here -> who led it last
+        self._limits = LinkLimits() if limits is None else limits
+        self._hints: dict[int, str] = {}  # shard that nobody leads here -> who led it last
+        self._detour_from: dict[int, float] = {}  # shard -> when to ask another replica again
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_call = msgspec.msgpack.Decoder(Call).decode
         self._decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -158,11 +174,11 @@ class Router:
         def answer(response: Response, served: Served) -> None:
             if self._links_lost.get(peer, 0) != link:
                 return  # who asked knows that this link is lost, and waits for nothing
-            payload = self._encode(Reply(call_id, response, served, self.map.epoch))
-            if len(payload) > REPLY_BYTES_MAX:
-                large = Failure("too_large", "the answer is too large", not is_write(call.request))
-                payload = self._encode(Reply(call_id, large, served, self.map.epoch))
-            self._links.send(peer, CHANNEL_REPLY, payload)
+            if response_bytes(response) <= self._limits.small_bytes:
+                payload = self._encode(Reply(call_id, response, served, self.map.epoch))
+                if self._links.send_small(peer, CHANNEL_REPLY, payload):
+                    return
+            self._offer_answer(peer, call, response, served)
 
         lag_s = self._links.lag_s(peer)
         if lag_s > CALL_LAG_S_MAX:
@@ -171,6 +187,25 @@ class Router:
             return
         voucher = None if call.term is None else Voucher(peer, call.term)
         self.route(call.request, call, answer, voucher)
+
+    def _offer_answer(self, peer: str, call: Call, response: Response, served: Served) -> None:
+        """Answer when the peer has room for it; reads are refused where too much waits for that."""
+
+        def encode() -> bytes:
+            payload = self._encode(Reply(call.id, response, served, self.map.epoch))
+            if len(payload) > REPLY_BYTES_MAX:
+                large = Failure("too_large", "the answer is too large", not is_write(call.request))
+                payload = self._encode(Reply(call.id, large, served, self.map.epoch))
+            return payload
+
+        offer, size_bytes = self._links.offer, response_bytes(response)
+        waiting_bytes_max = self._limits.answers_waiting_bytes_max
+        if not offer(peer, CHANNEL_REPLY, size_bytes, encode, bytes_max=waiting_bytes_max):
+            detail = f"too many answers wait for the link from {self._node}"
+            response = without_values(response, detail, RETRY_AFTER_MS)
+            payload = encode()
+            if not self._links.send_small(peer, CHANNEL_REPLY, payload):
+                offer(peer, CHANNEL_REPLY, 0, lambda: payload, bytes_max=waiting_bytes_max)
 
     def on_reply(self, peer: str, payload: bytes) -> None:
         """Take the answer to a call that was forwarded to ``peer`` over the link that is up now.
@@ -185,13 +220,16 @@ class Router:
         response = reply.response
         if isinstance(response, Failure) and response.definite and response.code in ELSEWHERE:
             pending.sent = False
+            self._detour_from[pending.shard] = self._clock.monotonic() + DETOUR_AFTER_S
             self._wait(pending)
             return
         if isinstance(response, Failure) and response.code == "unknown" and pending.lost():
             self._wait(pending)
             return
         if reply.served.shard is not None:
-            self._hints[reply.served.shard] = reply.served.node
+            leader = reply.served.node
+            known = leader == peer or self._links.is_connected(leader)
+            self._hints[reply.served.shard] = leader if known else peer
         self._finish(pending, response, reply.served)
 
     def on_disconnected(self, peer: str) -> None:
@@ -204,7 +242,7 @@ class Router:
         lost = [(i, pending) for i, (to, pending) in self._forwarded.items() if to == peer]
         for call_id, pending in lost:
             del self._forwarded[call_id]
-            if pending.lost():
+            if not pending.sent or pending.lost():
                 self._wait(pending)
             else:
                 detail = f"the link to {peer} broke before it answered"
@@ -270,13 +308,18 @@ class Router:
 
     def _fan_out(self, request: ScanRequest | BatchRequest, call: Call, answer: Answer) -> None:
         """Ask every shard for its part, and put the parts together."""
-        gather: ScanGather | BatchGather
-        if isinstance(request, ScanRequest):
-            gather = ScanGather(request, self.map.ring.shards, answer, self._node)
-        else:
+        if isinstance(request, BatchRequest):
             gather = BatchGather(request, partial(shard_of, self.map), answer, self._node)
-        for part, take in gather.parts():
-            self.route(part, call, take)
+            for part, take in gather.parts():
+                self.route(part, call, take)
+            return
+        deadline = self._clock.monotonic() + call.remaining_ms / 1000
+
+        def ask(share: ScanRequest, take: Answer) -> None:
+            left_ms = max(0, int((deadline - self._clock.monotonic()) * 1000))
+            self.route(share, msgspec.structs.replace(call, remaining_ms=left_ms), take)
+
+        ScanGather(request, self.map.ring.shards, answer, self._node, ask).start()
 
     def _try(self, pending: Pending) -> None:
         """Serve here, forward, or wait until there is a leader."""
@@ -296,18 +339,31 @@ class Router:
             self._wait(pending)
 
     def _target(self, pending: Pending, group: Group | None) -> str | None:
-        """Return whom to ask: the leader as known here, or any replica if there is none here."""
+        """Return whom to ask: the leader as known here, or a replica that may know better."""
         is_connected = self._links.is_connected
         if group is not None:
             leader = group.leader
-            return leader if leader is not None and is_connected(leader) else None
+            if leader is not None and is_connected(leader):
+                if self._detour_from:
+                    self._detour_from.pop(pending.shard, None)
+                return leader
+            if pending.hops or not self._may_detour(pending.shard):
+                return None
         replicas = [r for r in self.map.placement(pending.shard).replicas if is_connected(r)]
         if not replicas:
             return None
         hint = self._hints.pop(pending.shard, None)
         return hint if hint in replicas else replicas[self._next_id % len(replicas)]
 
+    def _may_detour(self, shard: int) -> bool:
+        """Whether to ask another replica, as this one has reached no leader for a while."""
+        now = self._clock.monotonic()
+        return now >= self._detour_from.setdefault(shard, now + DETOUR_AFTER_S)
+
     def _forward(self, pending: Pending, target: str, term: int | None) -> None:
+        if request_bytes(pending.request) > self._limits.small_bytes:
+            self._offer_call(pending, target)
+            return
         remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
         if remaining_ms <= 0:
             return  # the deadline answers
@@ -321,16 +377,55 @@ class Router:
             pending.request_id,
             term,
         )
-        if not self._links.send(target, CHANNEL_CALL, self._encode(call)):
-            self._wait(pending)
+        if not self._links.send_small(target, CHANNEL_CALL, self._encode(call)):
+            self._offer_call(pending, target)
             return
         pending.sent = True
         self._forwarded[self._next_id] = (target, pending)
+
+    def _offer_call(self, pending: Pending, target: str) -> None:
+        """Forward when the link has room for it; until then nothing of it has left."""
+        self._next_id += 1
+        call_id = self._next_id
+
+        def encode() -> bytes | None:
+            pending.link = None
+            remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
+            if pending.answered or remaining_ms <= 0:
+                self._forwarded.pop(call_id, None)
+                return None
+            pending.sent = True
+            group = self._groups.get(self.map.group_ids[pending.shard])
+            return self._encode(
+                Call(
+                    call_id,
+                    remaining_ms,
+                    pending.request,
+                    self.map.epoch,
+                    pending.hops + 1,
+                    pending.request_id,
+                    None if group is None else group.term,
+                )
+            )
+
+        size_bytes = max(1, request_bytes(pending.request))
+        self._forwarded[call_id] = (target, pending)
+        pending.link = target
+        if not self._links.offer(
+            target, CHANNEL_CALL, size_bytes, encode, bytes_max=self._limits.calls_waiting_bytes_max
+        ):
+            del self._forwarded[call_id]
+            pending.link = None
+            if self._links.is_connected(target):
+                self._finish(pending, link_busy(target), self._me(pending.shard))
+            else:
+                self._wait(pending)
 
     def _wait(self, pending: Pending) -> None:
         """Look again soon, or at once when a leader is found."""
         if pending.answered:
             return
+        pending.link = None
         if pending.hops:
             self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
             return

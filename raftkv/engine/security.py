@@ -5,7 +5,10 @@ compared exactly. Host names play no part, so nodes may move between machines, a
 with a wildcard stands for no node at all.
 """
 
+import logging
+import re
 import ssl
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 from raftkv.engine.config import Address, SecurityOptions
 from raftkv.engine.handshake import SECRET_BYTES_MIN
+from raftkv.interpreter import PYTHON_M
 
 __all__ = [
     "LinkSecurity",
@@ -24,6 +28,15 @@ __all__ = [
     "link_security",
     "peer_contexts",
 ]
+
+
+TRY_HTTP_TLS = (*PYTHON_M, "raftkv.web.try_tls")
+
+_TRY_DEADLINE_S = 20.0
+_RUST_ERROR = re.compile(r"an `Err` value: (?:General\(\"(?=.*\"\)))?(.*?)(?:\"\))?$")
+_CURVES = {"secp521r1": "P-521", "secp384r1": "P-384", "secp256r1": "P-256"}
+
+_logger = logging.getLogger(__name__)
 
 
 class SecurityError(Exception):
@@ -93,11 +106,49 @@ def peer_contexts(ca: Path, certificate: Path, key: Path) -> PeerContexts:
 def check_http_certificate(certificate: Path, key: Path) -> None:
     """Try what the HTTP workers are going to serve with: they could only fail again and again.
 
+    Blocks for some tenths of a second: OpenSSL says best what is wrong, but their server's TLS is
+    another, so that is tried as well, in a process of its own, which it may end.
+
     Raises:
         SecurityError: a file is missing, unreadable or not what it should be.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load_pair(context, ("http.tls_cert", certificate), ("http.tls_key", key))
+    command = (*TRY_HTTP_TLS, certificate, key)
+    try:
+        tried = subprocess.run(  # noqa: S603 -- our own
+            command, capture_output=True, timeout=_TRY_DEADLINE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:  # no process, or no time: not their fault
+        _logger.warning("http.tls_cert and http.tls_key could not be tried: %s", error)
+        return
+    if tried.returncode != 0:
+        said = tried.stderr.decode(errors="replace").strip().splitlines()
+        value = next((match[1] for match in map(_RUST_ERROR.search, said) if match), None)
+        why = value or (said[-1] if said else f"exit code {tried.returncode}")
+        raise SecurityError(
+            f"http.tls_cert: {certificate}, http.tls_key: {key}: the HTTP server cannot use them: "
+            f"{why} (the key is {_key_kind(key)}; RSA, P-256, P-384 and Ed25519 can be used, and "
+            "files in PEM that begin with what they hold)"
+        )
+
+
+def _key_kind(key: Path) -> str:
+    """Say in a word what a key is."""
+    # Takes its time, and is for mistakes only.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ec import (  # noqa: PLC0415
+        EllipticCurvePrivateKey,
+    )
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+    try:
+        loaded = load_pem_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError, OSError, UnsupportedAlgorithm):
+        return "of an unknown kind"
+    if isinstance(loaded, EllipticCurvePrivateKey):
+        return _CURVES.get(loaded.curve.name, loaded.curve.name)
+    return type(loaded).__name__.removeprefix("_").removesuffix("PrivateKey")
 
 
 def _load(context: ssl.SSLContext, ca: Path, certificate: Path, key: Path) -> None:

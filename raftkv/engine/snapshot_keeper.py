@@ -10,7 +10,6 @@ import logging
 import mmap
 import os
 import platform
-import resource
 import signal
 import struct
 import time
@@ -24,6 +23,8 @@ from raftkv.engine.jobs import JobRunner
 from raftkv.engine.patience import Patience
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.rpc.process import close_from
+from raftkv.storage.disk import DiskError
 from raftkv.storage.snapshots import (
     SnapshotHeader,
     SnapshotReader,
@@ -39,7 +40,8 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
 
-_COUNT = struct.Struct("<Q")
+_COUNT = struct.Struct("<QH")  # records, then how many bytes of what went wrong
+_REASON_BYTES_MAX = 500
 
 PATIENCE_S = 60.0
 """A writer that has not written a record for this long is killed. One under load, with the lowest
@@ -65,14 +67,14 @@ class GroupSnapshots:
 
     def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
         """Open the one that is in place."""
-        reader = self._store.open(self._group)
+        reader = self._store.open_to_send(self._group)
         if reader is None:
             return None
         return SnapshotId(reader.header.index, reader.header.term, reader.size), reader
 
-    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:  # noqa: ARG002 - the file knows
+    def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
         """Begin to write one that a leader sends."""
-        return self._store.receive(self._group)
+        return self._store.receive(self._group, snapshot.size_bytes)
 
 
 class SnapshotWriter(Protocol):
@@ -105,21 +107,36 @@ class InTurnWriter:
 
 
 class Progress:
-    """A count that a parent and its forked child share: written there, read here."""
+    """What a parent and its forked child share: written there, read here.
+
+    The child says here what went wrong, as it may not log: standard error may take nothing.
+    """
 
     def __init__(self) -> None:
-        self._shared = mmap.mmap(-1, _COUNT.size)
+        self._shared = mmap.mmap(-1, _COUNT.size + _REASON_BYTES_MAX)
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """How many records there were."""
         return int(_COUNT.unpack_from(self._shared)[0])
+
+    @property
+    def reason(self) -> str:
+        """What went wrong; empty if it was not said."""
+        _, length = _COUNT.unpack_from(self._shared)
+        return self._shared[_COUNT.size : _COUNT.size + length].decode(errors="replace")
 
     def counting(self, records: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the records and count them."""
         for number, record in enumerate(records, 1):
             yield record
-            _COUNT.pack_into(self._shared, 0, number)
+            _COUNT.pack_into(self._shared, 0, number, 0)
+
+    def fail(self, reason: str) -> None:
+        """Say what went wrong."""
+        said = reason.encode()[:_REASON_BYTES_MAX]
+        self._shared[_COUNT.size : _COUNT.size + len(said)] = said
+        _COUNT.pack_into(self._shared, 0, self.count, len(said))
 
 
 class WriterStalledError(Exception):
@@ -160,17 +177,21 @@ class ForkingWriter:
             return
         if pid == 0:
             records = progress.counting(group.state.snapshot_records())
-            _be_the_child(parent, lambda: write_records(self._store, header, records))
+            _be_the_child(parent, lambda: write_records(self._store, header, records), progress)
 
         def waited(status: Any, error: BaseException | None) -> None:
             if error is None and status != 0:
-                error = OSError(f"the snapshot writer ended with {_describe(status)}")
+                ended = f"the snapshot writer ended with {_describe(status)}"
+                error = OSError(": ".join(filter(None, (ended, progress.reason))))
             done(error)
 
         self._jobs.run(lambda: self._wait(header.group, pid, progress), waited)
 
     def _wait(self, group: GroupId, pid: int, progress: Progress) -> int:
-        """Return the child's exit code; WriterStalledError if it had to be killed."""
+        """Return the child's exit code; WriterStalledError if it had to be killed.
+
+        A child that failed, or that somebody killed, leaves nothing on the disk.
+        """
         patience = Patience(round(self._patience_s / _LOOK_S))
         while (status := _status_of(pid)) is None:
             if patience.is_over(progress.count):
@@ -179,6 +200,8 @@ class ForkingWriter:
                     f"the snapshot writer wrote nothing for {self._patience_s:g} s: killed"
                 )
             time.sleep(_LOOK_S)
+        if status != 0:
+            self._store.discard(group)
         return status
 
     def _kill(self, group: GroupId, pid: int) -> None:
@@ -206,21 +229,22 @@ def _status_of(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _be_the_child(parent: int, work: Callable[[], None]) -> None:
+def _be_the_child(parent: int, work: Callable[[], None], progress: Progress) -> None:
     """Do the work and leave, whatever happens; never return into the parent's code."""
     code = 1
+    logging.disable()  # what writes the log, and who holds its lock, is not in this process
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
             signal.set_wakeup_fd(-1)
-            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            close_from(3)
             os.nice(_NICENESS)
             _yield_the_disk()
             gc.disable()  # a collection would touch, and so copy, every page
             work()
             code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody above to raise to
-        os.write(2, f"snapshot writer: {type(error).__name__}: {error}\n".encode())
+        progress.fail(f"{type(error).__name__}: {error}")
     finally:
         os._exit(code)
 
@@ -371,6 +395,11 @@ class SnapshotKeeper:
         index, term = group.compaction.snapshot_point()
         digest = group.state.digest.to_bytes(16, "big")
         header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)
+        try:
+            self._store.require_room(group.id, group.state.bytes_total)
+        except DiskError as error:
+            self._finished(group, index, error)
+            return
         self._writer.write(header, group, lambda error: self._sealed(group, index, error))
 
     def _sealed(self, group: Group, index: int, error: BaseException | None) -> None:

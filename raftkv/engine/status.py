@@ -17,14 +17,14 @@ from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc import logs
+from raftkv.rpc.process import resident_bytes
 from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Links(Protocol):
@@ -52,6 +52,7 @@ class LocalStatus:
     """Collects the facts of one node.
 
     Args:
+        leading: for each shard, who leads it by an operator's will, and why it stays where it is.
         data_path: the node's data directory; on a simulated disk its facts are not known.
         snapshot_path: where a group's snapshot is, if there is one.
     """
@@ -70,6 +71,7 @@ class LocalStatus:
         clock: Clock,
         data_path: Path,
         snapshot_path: Callable[[GroupId], Path],
+        leading: Callable[[], Mapping[int, Mapping[str, Any]]] = dict,
     ) -> None:
         self._node = node
         self._map = cluster_map
@@ -82,6 +84,7 @@ class LocalStatus:
         self._clock = clock
         self._data_path = data_path
         self._snapshot_path = snapshot_path
+        self._leading = leading
         self._started_us = clock.time_us()
         self._trails = {group: CommitTrail() for group in host.groups}
         self._cpu = (clock.monotonic(), _cpu_s())
@@ -128,7 +131,7 @@ class LocalStatus:
     def facts(self) -> dict[str, Any]:
         """Everything this node knows by itself."""
         host, now_us = self._host, self._clock.time_us()
-        connected = self._links.connected
+        connected, leading = self._links.connected, self._leading()
         return {
             "node": self._node,
             "cluster": self._map.cluster_id,
@@ -140,7 +143,7 @@ class LocalStatus:
             "stopping": self.stopping,
             "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
             "disk": self._disk(),
@@ -149,7 +152,10 @@ class LocalStatus:
             "fdatasync_ms": self._sync_percentiles(),
             "fdatasync": host.sync_durations.facts(),
             "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
-            "shards": [self._shard_facts(group) for group in host.groups.values()],
+            "shards": [
+                {**self._shard_facts(group), **leading.get(group.id.shard, {})}
+                for group in host.groups.values()
+            ],
             "events": host.recent.facts(EVENTS_SHOWN),
             "metrics": self._metrics(),
         }
@@ -182,7 +188,7 @@ class LocalStatus:
 
     def _shard_facts(self, group: Group) -> dict[str, Any]:
         placement = self._map.placement(group.id.shard)
-        leader = group.leader if self._has_leader(group) else None
+        self._host.note_leader(group)  # its leader may have been silent for too long by now
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
         facts: dict[str, Any] = {
@@ -191,8 +197,9 @@ class LocalStatus:
             "replicas": list(placement.replicas),
             "preferred_leader": placement.preferred_leader,
             "role": "leader" if group.is_leader else "follower",
-            "leader": leader,
-            "leader_since_us": None if leader is None else leaderships.since_us,
+            "leader": leaderships.leader,
+            "leader_since_us": leaderships.since_us,
+            "no_leader_since_us": leaderships.nobody_since_us,
             "leaders": leaderships.facts(),
             "leader_changes": leaderships.changes,
             "term": group.term,
@@ -248,11 +255,6 @@ class LocalStatus:
             "at_us": facts.st_mtime_ns // 1000,
         }
 
-    def _has_leader(self, group: Group) -> bool:
-        """Whether the leader was heard recently; an old belief is worth nothing to an operator."""
-        age = group.leader_contact_age_s
-        return age is not None and age < 2 * group.config.timing.election_max_s
-
     def _sync_percentiles(self) -> dict[str, float | None]:
         samples = sorted(self._host.sync_seconds)
         if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
@@ -267,6 +269,7 @@ class LocalStatus:
             "waiting_operations": sum(group.waiting_operations for group in groups),
             "routed_in_flight": self._router.in_flight,
             "wal_bytes": self._host.wal.bytes_on_disk,
+            "log_lines_dropped": logs.dropped() + self._http.log_lines_dropped,
             "snapshots": dict(self.snapshots),
             "events": dict(self._host.event_counts),
             "requests": dict(self._router.served),
@@ -278,7 +281,7 @@ class LocalStatus:
         checks: dict[str, str | None] = {}
         for group in self._host.groups.values():
             # A follower goes on believing in a leader that died with the quorum.
-            well = group.is_ready and self._has_leader(group)
+            well = group.is_ready and group.leader_heard is not None
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None
@@ -313,9 +316,12 @@ class LocalStatus:
         }
         if group is not None:
             entry = group.state.get(key).entry
+            self._host.note_leader(group)
+            known = self._host.leaderships[group.id]
             facts |= {
-                "leader": group.leader if self._has_leader(group) else None,
-                "leader_since_us": self._host.leaderships[group.id].since_us,
+                "leader": known.leader,
+                "leader_since_us": known.since_us,
+                "no_leader_since_us": known.nobody_since_us,
                 "term": group.term,
                 "local_revision": None if entry is None else entry.mod_revision,
                 "applied_index": group.applied_index,
@@ -327,9 +333,3 @@ class LocalStatus:
 def _cpu_s() -> float:
     """Processor time that this process has used."""
     return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process, from the kernel."""
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

@@ -33,6 +33,10 @@ LOOK_S = 1.0
 SILENT_LOOKS_MAX = 120
 """Each worker reports every second; one that has not in so many looks hangs, and is killed."""
 
+SUCCESSION_S = 30.0
+"""A worker that has not reported for the first time in so long is given up."""
+SUCCESSION_LOOK_S = 0.05
+
 LISTEN_BACKLOG = 4096
 PATIENCE_S = 1.0
 WORKER_COMMAND = (*PYTHON_M, "raftkv.web.worker")
@@ -57,7 +61,13 @@ def listen(option: str, address: Address, *, patience_s: float = PATIENCE_S) -> 
     family, _, _, _, _ = _resolve(option, address)
     while True:
         try:
-            return socket.create_server(address, family=family, backlog=LISTEN_BACKLOG)
+            return socket.create_server(
+                address,
+                family=family,
+                backlog=LISTEN_BACKLOG,
+                # As for peers: [::] is every address of the machine, those of IPv4 too.
+                dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -124,7 +134,8 @@ def web_config(
             if path is not None
         },
         "tokens": [
-            {"sha256": token.sha256, "role": token.role} for token in config.security.tokens
+            {"sha256": token.sha256, "role": token.role, "name": token.name}
+            for token in config.security.tokens
         ],
         "limits": {
             "value_bytes_max": http.max_value_bytes,
@@ -145,7 +156,8 @@ class HttpWorkers:
     """All HTTP workers of a node. Use from the engine's event loop.
 
     ``ended`` is told of each worker that ends by itself; ``reports`` says how many reports have
-    come from a worker, by which one that hangs is told from one that goes on.
+    come from a worker, by which one that hangs is told from one that goes on; ``reporter`` says
+    which process reported last under a worker's number.
     """
 
     def __init__(
@@ -158,6 +170,7 @@ class HttpWorkers:
         command: Sequence[str] = WORKER_COMMAND,
         ended: Callable[[str], None] = lambda _: None,
         reports: Callable[[int], int] | None = None,
+        reporter: Callable[[int], int | None] = lambda _: None,
     ) -> None:
         self._config = config
         self._listener = listener
@@ -166,14 +179,16 @@ class HttpWorkers:
         self._command = tuple(command)
         self._ended = ended
         self._reports = reports
+        self._reporter = reporter
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._successors: dict[int, asyncio.subprocess.Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
         """Spawn every worker; each is replaced when it ends until :meth:`stop`."""
         for worker in range(self._config.http.workers):
-            process = await self._spawn(worker)
+            process = await self._try_to_spawn(worker, self._processes)
             watcher = asyncio.create_task(self._watch(worker, process), name=f"worker-{worker}")
             watcher.add_done_callback(_see_what_it_raised)
             self._watchers.append(watcher)
@@ -181,30 +196,74 @@ class HttpWorkers:
     @property
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers that run now."""
-        return tuple(process.pid for process in self._processes.values())
+        return tuple(process.pid for process in self._running())
+
+    def _running(self) -> list[asyncio.subprocess.Process]:
+        return [*self._processes.values(), *self._successors.values()]
+
+    async def renew(self, config: NodeConfig) -> bool:
+        """Let every worker be succeeded by one that goes by another configuration.
+
+        One after the other, each once its successor serves: connections in the kernel's queue
+        are taken by whichever is there, and the old one finishes what it has. Return whether all
+        were; where a successor does not come up, the old workers go on.
+        """
+        self._config = config
+        for worker in sorted(self._processes):
+            if not await self._succeed(worker):
+                return False
+        return True
+
+    async def _succeed(self, worker: int) -> bool:
+        old = self._processes.get(worker)
+        successor = await self._try_to_spawn(worker, self._successors)
+        if successor is None:
+            return False
+        patience = Patience(round(SUCCESSION_S / SUCCESSION_LOOK_S))
+        while self._reporter(worker) != successor.pid:
+            if successor.returncode is not None or patience.is_over(0):
+                self._successors.pop(worker, None)
+                await self._discard(successor)
+                return False
+            if await self._stopped_within(SUCCESSION_LOOK_S):
+                return False
+        if old is not None:
+            with contextlib.suppress(ProcessLookupError):
+                old.terminate()
+        return True
+
+    async def _discard(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Ask every worker to finish what it has (SIGTERM), and end those that do not in time."""
         self._stopping.set()
-        for process in self._processes.values():
+        for process in self._running():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=grace_s)
-        for worker, process in self._processes.items():
-            _logger.warning("HTTP worker %d did not end within %.0f s: killed", worker, grace_s)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        for process in self._running():
+            if process.returncode is None:
+                _logger.warning("an HTTP worker did not end within %.0f s: killed", grace_s)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        for successor in self._successors.values():
+            await successor.wait()
         await asyncio.gather(*self._watchers, return_exceptions=True)  # the loop was told of them
         self._listener.close()
 
-    async def _spawn(self, worker: int) -> asyncio.subprocess.Process:
+    async def _spawn(
+        self, worker: int, processes: dict[int, asyncio.subprocess.Process]
+    ) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             pass_fds=(self._listener.fileno(),),
         )
-        self._processes[worker] = process
+        processes[worker] = process
         document = web_config(
             self._config,
             worker=worker,
@@ -222,37 +281,42 @@ class HttpWorkers:
             await process.stdin.wait_closed()
         return process
 
-    async def _watch(self, worker: int, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, worker: int, process: asyncio.subprocess.Process | None) -> None:
         """Wait for the end of one worker and replace it, ever more slowly if it keeps failing."""
         backoff_s = BACKOFF_FIRST_S
         while True:
-            started = time.monotonic()
-            code = await self._end_of(worker, process)
-            del self._processes[worker]
-            if self._stopping.is_set():
-                return
-            if time.monotonic() - started >= STEADY_S:
-                backoff_s = BACKOFF_FIRST_S
-            _logger.warning(
-                "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
-            )
-            self._ended(f"worker {worker}, with code {code}")
-            replacement = None
-            while replacement is None:
-                if await self._stopped_within(backoff_s):
+            if process is not None:
+                started = time.monotonic()
+                code = await self._end_of(worker, process)
+                del self._processes[worker]
+                if self._stopping.is_set():
                     return
-                backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
-                replacement = await self._try_to_spawn(worker)
-            process = replacement
-            if self._stopping.is_set():
+                process = self._successors.pop(worker, None)
+                if process is not None:
+                    self._processes[worker] = process
+                    backoff_s = BACKOFF_FIRST_S
+                    continue
+                if time.monotonic() - started >= STEADY_S:
+                    backoff_s = BACKOFF_FIRST_S
+                _logger.warning(
+                    "HTTP worker %d ended with code %d; next one in %.1f s", worker, code, backoff_s
+                )
+                self._ended(f"worker {worker}, with code {code}")
+            if await self._stopped_within(backoff_s):
+                return
+            backoff_s = min(BACKOFF_MAX_S, backoff_s * 2)
+            process = await self._try_to_spawn(worker, self._processes)
+            if process is not None and self._stopping.is_set():
                 # stop() may have looked for processes just before this one was there.
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
 
-    async def _try_to_spawn(self, worker: int) -> asyncio.subprocess.Process | None:
+    async def _try_to_spawn(
+        self, worker: int, processes: dict[int, asyncio.subprocess.Process]
+    ) -> asyncio.subprocess.Process | None:
         """Spawn; None if the machine has no memory, process or descriptor for it just now."""
         try:
-            return await self._spawn(worker)
+            return await self._spawn(worker, processes)
         except OSError as error:
             _logger.warning("HTTP worker %d cannot be started: %s", worker, error)
             return None

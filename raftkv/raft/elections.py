@@ -48,10 +48,12 @@ class Elections(Member):
             self._drop_question()
             self._SyncObj__raftElectionDeadline = now + self._timing.election_max_s
             return
-        self._campaign_is_transfer = self._SyncObj__transferInProgress
-        if self._campaign_is_transfer or self._pre_vote_won or not self.peers:
+        self._campaign_is_transfer = self._asked_to_lead(now)
+        won = self._pre_vote_won and now - self._asked_at <= self._timing.election_min_s
+        if self._campaign_is_transfer or won or not self.peers:
             self._drop_question()
             return
+        self._pre_vote_won = False  # too long ago: this node was stopped meanwhile
         # Ask again soon if refused: pre-votes disturb nobody.
         again_s = self._timing.heartbeat_s * (1.0 + self._random.random())
         self._SyncObj__raftElectionDeadline = now + again_s
@@ -92,6 +94,7 @@ class Elections(Member):
         now = self._clock.monotonic()
         if withheld:
             self._drop_question()
+            self._forget_request_to_lead()
             if self.state != FOLLOWER:
                 self._SyncObj__setState(FOLLOWER)
                 self._SyncObj__raftLeader = None
@@ -100,6 +103,26 @@ class Elections(Member):
             # As when it was made: nobody's silence is waited for but a leader's that it hears.
             wait_s = self._first_wait_s() if self._starting else self._election_timeout_s()
             self._SyncObj__raftElectionDeadline = now + wait_s
+
+    def _asked_to_lead(self, now: float) -> bool:
+        """Whether the leader of this term has asked us to take over, just now.
+
+        The request skips pre-vote and stickiness, so it must not outlive what it was made for: who
+        acted on it later would depose a leader that all others hear.
+        """
+        if not self._SyncObj__transferInProgress:
+            return False
+        if self.term == self._asked_to_lead_term and now <= self._asked_to_lead_until:
+            return True
+        self._forget_request_to_lead()
+        return False
+
+    def _forget_request_to_lead(self) -> None:
+        """Wait for the leader's silence again, like everybody else."""
+        if self._SyncObj__transferInProgress:
+            self._SyncObj__transferInProgress = False
+            later = self._clock.monotonic() + self._election_timeout_s()
+            self._SyncObj__raftElectionDeadline = later
 
     def _drop_question(self) -> None:
         """Take back what was asked or won: no answer to it counts any more."""
@@ -187,7 +210,11 @@ class Elections(Member):
         if message.term < self.term:
             self._owner.send(node.name, wire.HigherTerm(self.term))
             return
+        if not self._is_near(message.term):
+            return
         self._starting = False
+        if message.transfer:
+            self.handed_over_term = message.term
         self._SyncObj__onMessageReceived(
             node,
             {
@@ -199,9 +226,16 @@ class Elections(Member):
         )
 
     def _on_timeout_now(self, node: PeerNode, message: wire.TimeoutNow) -> None:
-        """Stand at once; one that must not lead lets the leader's transfer run out of time."""
-        if not self._withheld:
-            self._SyncObj__onMessageReceived(node, {"type": "timeout_now", "term": message.term})
+        """Stand in the next tick; one that must not lead lets the transfer run out of time.
+
+        The request is of this term and of one moment: it is forgotten with the link over which it
+        came, when the term changes, and after the time that the leader waits for us.
+        """
+        if self._withheld or message.term != self.term:
+            return
+        self._asked_to_lead_term = message.term
+        self._asked_to_lead_until = self._clock.monotonic() + self._timing.election_min_s
+        self._SyncObj__onMessageReceived(node, {"type": "timeout_now", "term": message.term})
 
     def _on_vote(self, node: PeerNode, message: wire.VoteResponse) -> None:
         """Count each voter once per term; stock counts messages (H11)."""

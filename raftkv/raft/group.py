@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from raftkv.core.batches import decode_batch, encode_batch
+from raftkv.core.cluster_map import GroupId
 from raftkv.core.errors import CorruptBatch, UnknownFormat
 from raftkv.core.expiry import ExpiryClock
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command
@@ -48,7 +49,8 @@ class Group:
         files: this group's snapshots; the state is loaded from the latest here, all at once.
 
     Raises:
-        ReplicaError: the log was compacted beyond the snapshot that is there (H5).
+        ReplicaError: the log was compacted beyond the snapshot that is there (H5), or speaks of a
+            term or index that no cluster comes to.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Group:
         self._clock = clock
         self._outcomes: list[tuple[Callable[..., None], object]] = []
         self.journal = GroupJournal(store, config.id, recovered)
+        _check_reachable(config.id, self.journal)
         self.state, snapshot_index = load_state(config, files, self.journal)
         self._queue = ProposalQueue(config.limits)
         self._expiry: ExpiryClock | None = None
@@ -85,6 +88,7 @@ class Group:
             random=random,
             timing=config.timing,
             preferred=config.members[0] == config.node,
+            window_to=host.window_to,
             appends=config.bounds.appends,
             apply_operations_per_tick=config.bounds.apply_operations_per_tick,
         )
@@ -104,6 +108,7 @@ class Group:
             clock=clock,
             random=random,
             waiting_max=config.limits.reads_waiting_max,
+            election_s=config.timing.election_max_s,
         )
         self.transfer = LeadershipTransfer(config, replica=replica, host=host, clock=clock)
         self.digests = StateDigests(config.id, replica=replica, host=host)
@@ -130,6 +135,20 @@ class Group:
     def leader(self) -> str | None:
         """Name of the leader as far as known."""
         return self._replica.leader_name
+
+    @property
+    def leader_heard(self) -> str | None:
+        """Name of the leader if it was heard lately; a follower believes in a dead one for ever."""
+        if self.is_leader:
+            return self.config.node
+        silent_s = self._clock.monotonic() - self._replica.leader_contact
+        heard = silent_s < 2 * self.config.timing.election_max_s
+        return self._replica.leader_name if heard else None
+
+    @property
+    def was_handed_over(self) -> bool:
+        """Whether this term began by a transfer, as far as this replica has heard."""
+        return self._replica.handed_over_term == self.term
 
     @property
     def applied_index(self) -> int:
@@ -185,6 +204,8 @@ class Group:
         deadline = self._replica.next_deadline()
         if self.reads.is_asking or self.transfer.is_under_way:
             return min(deadline, self.reads.next_deadline(), self.transfer.next_deadline())
+        if self.freshness.is_waiting:
+            return min(deadline, self.freshness.next_deadline())
         return deadline
 
     # --- driving ------------------------------------------------------------------------------
@@ -205,8 +226,8 @@ class Group:
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
             done(None)
-        for done in self.freshness.satisfied():
-            done(None)
+        for done, rejection in self.freshness.tick():
+            done(rejection)
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()
@@ -363,8 +384,7 @@ class Group:
         self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
         if new == LEADER:
             self.elections += 1
-            lifetime_s = self.config.bounds.name_lifetime_s
-            self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
+            self._start_expiry()
             self._housekeeping_at = 0.0
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))
@@ -373,6 +393,7 @@ class Group:
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self.reads.fail_all()])
             self._snapshots.stop_sending()
+            self._replica.nothing_in_flight()
             self.stages.forget()
 
     def entries_lost(self, peer: str, first: int, last: int) -> None:
@@ -396,7 +417,7 @@ class Group:
         """
         self.state = state
         if self._expiry is not None:
-            self._expiry = ExpiryClock(state.memory)
+            self._start_expiry()
         self.compaction.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
         jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
@@ -405,6 +426,11 @@ class Group:
         detail = f"at entry {snapshot.index}, from {peer}"
         self._host.event(Event("snapshot_installed", self.id, self.term, detail))
         self._snapshots.acknowledge(peer, snapshot.index)
+
+    def _start_expiry(self) -> None:
+        """Count from now how long the names in the present state are not used."""
+        lifetime_s = self.config.bounds.name_lifetime_s
+        self._expiry = ExpiryClock(self.state.memory, lifetime_s=lifetime_s)
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -420,3 +446,12 @@ class Group:
                     done(answer)
                 except Exception:  # one caller's bug must not leave the others unanswered
                     _logger.exception("group %s: a caller failed to take its answer", self.id)
+
+
+def _check_reachable(group: GroupId, journal: GroupJournal) -> None:
+    """Refuse what peers could not even be told of."""
+    term, index = max(journal.getCurrentTerm(), journal.last_term), journal.last_index
+    if term >= wire.TERM_MAX or index >= wire.INDEX_MAX:
+        raise ReplicaError(
+            f"group {group}: the log is in term {term} at entry {index}, where no cluster comes"
+        )

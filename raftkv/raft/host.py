@@ -15,6 +15,7 @@ from raftkv.raft.proposals import Limits
 from raftkv.raft.replication import AppendBounds
 from raftkv.raft.snapshot_transfer import ChunkBounds
 from raftkv.raft.stages import StageDurations
+from raftkv.raft.windows import PeerWindow
 
 STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
 STATE_EVENTS = ("follower", "candidate", "leader")
@@ -104,3 +105,6 @@ class Host(Protocol):
 
     def has_space(self) -> bool:
         """Tell whether new proposals may be taken."""
+
+    def window_to(self, peer: str) -> PeerWindow:
+        """Return what all groups of the node share of what is in flight to ``peer``."""

@@ -14,8 +14,10 @@ A member does no I/O and reads no clock of its own: it is ticked, it is given me
 speaks through its :class:`Owner`.
 """
 
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -28,12 +30,24 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.journal import GroupJournal
 from raftkv.raft.seams import TURN, NullPoller, PeerNode
+from raftkv.raft.windows import PeerWindow
 
 PAST_DEADLINE_S = 1e-4
 """Stock compares deadlines strictly: a tick at exactly the deadline does nothing."""
 
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 """PySyncObj's states (S: ``_RAFT_STATE``)."""
+
+TERM_STEP_MAX = 1024
+"""By so much one message may raise the term.
+
+With pre-vote a term rises only by elections, so that a replica lags by as many terms as there were
+elections without it. One that lags by more learns the term from several messages, within seconds.
+And no peer can use the terms up, whatever it says: from the first to the last of them takes 2**43
+messages, which are years of them at a hundred thousand a second.
+"""
+
+_logger = logging.getLogger(__name__)
 
 
 class ReplicaError(Exception):
@@ -46,6 +60,11 @@ class Timing(msgspec.Struct, frozen=True):
     heartbeat_s: float = 0.1
     election_min_s: float = 0.5
     election_max_s: float = 1.0
+
+    @property
+    def idle_heartbeat_s(self) -> float:
+        """How long an idle leader may be silent: three of its heartbeats may be late."""
+        return max(self.heartbeat_s, self.election_min_s / 4)
 
 
 class RandomSource(Protocol):
@@ -80,6 +99,10 @@ class Owner(Protocol):
         """Tell whether this node's disk has not answered for an election time-out."""
 
 
+def _own_window(_peer: str) -> PeerWindow:
+    return PeerWindow(lambda: None, bytes_max=2**62)  # nobody shares it, so nobody waits
+
+
 def _stock(name: str, doc: str) -> Any:
     """Return a property that reads private state of stock code, without a call in Python."""
     return property(attrgetter(f"_SyncObj__{name}"), doc=doc)
@@ -109,6 +132,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         applied_index: what the state machine around it has applied (its snapshot's index).
         owner: where messages, entries and events go.
         preferred: ask for the leadership first when starting; pre-vote keeps this harmless.
+        window_to: the window to a peer that this replica shares with others; its own by default.
     """
 
     # The private state of stock code that is read or written here.
@@ -138,6 +162,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         random: RandomSource,
         timing: Timing,
         preferred: bool = False,
+        window_to: Callable[[str], PeerWindow] | None = None,
     ) -> None:
         self._owner = owner
         self._clock = clock
@@ -152,20 +177,29 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         self._pre_votes: set[str] = set()
         self._pre_vote_won = False
         self._question: wire.PreVote | None = None  # what we ask the others, or won by asking
-        self._asked_at = 0.0  # when it was asked first
+        self._asked_at = float("inf")  # when it was asked first
         self._unanswered: set[str] = set()  # who has not answered it yet
         self._settled: set[str] = set()  # with whom it is settled in this term who stands first
         self._settled_term = -1
         self._starting = True  # no leader and no candidate was seen since
         self._campaign_is_transfer = False
+        self._asked_to_lead_until = 0.0  # while the leader's request to take over counts
+        self._asked_to_lead_term = -1  # in which it was made
+        self.handed_over_term = -1
+        """The newest term known to have begun by a transfer, which its old leader asked for."""
         self._withheld = False  # must not lead
         self._voters: set[str] = set()
         self._voters_term = -1
         self._match: dict[str, int] = {}
         self._in_flight: dict[str, deque[tuple[int, int]]] = {}  # peer -> (last index, bytes)
+        self._went_back: dict[str, tuple[int, float]] = {}  # peer -> (to which index, when)
+        self._windows = {peer: (window_to or _own_window)(peer) for peer in self.peers}
+        self._turns = {peer: partial(self._take_turn, peer) for peer in self.peers}
         self._ack_limit = 0
+        self._shown_index = 0  # prev_index of the append that stock code was shown last
         self._answered = float("-inf")  # when this follower last answered, in monotonic seconds
         self._sent_last_index = 0
+        self._told = (-1, 0, 0)  # term, last and commit index at the last heartbeat
         self._held: deque[tuple[int, int, str, wire.RaftMessage]] = deque()  # (lsn, term, to, what)
         self.apply_budget_spent = False
         sink = _Sink()
@@ -183,6 +217,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         finally:
             TURN.clock = previous
         sink.member = self
+
+    def _take_turn(self, peer: str) -> None:
+        """Send ``peer`` one message of entries; see :class:`PeerWindow`."""
+        raise NotImplementedError
 
     def _first_wait_s(self) -> float:
         """How long a replica that starts waits before it asks for pre-votes."""
@@ -249,6 +287,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Leader only: up to where ``peer`` durably agrees."""
         return self._match.get(peer, 0)
 
+    def is_linked(self, peer: str) -> bool:
+        """Whether messages to ``peer`` go out at present."""
+        return self.peers.get(peer) in self._SyncObj__connectedNodes
+
     def follower_contact(self, peer: str) -> float | None:
         """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""
         return self._SyncObj__lastResponseTime.get(self.peers[peer])
@@ -261,19 +303,31 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
 
     # --- terms and time ---
 
-    def learn_term(self, term: int) -> None:
-        """Adopt a higher ``term`` as a follower, granting nothing.
+    def learn_term(self, term: int) -> bool:
+        """Adopt a higher ``term`` as a follower, granting nothing; whether it is ours now.
+
+        Not if it is further away than ``TERM_STEP_MAX``: then this is a step towards it, and a
+        message of that term must not be taken yet. Any step is safe (Raft paper 5.1: terms only
+        rise), it is an election more.
 
         Stock code has no message for this, but a vote request from a log that nobody votes for
         has exactly this effect.
         """
         if term <= self.term:
-            return
+            return term == self.term
+        aim, term = term, min(term, self.term + TERM_STEP_MAX)
+        if term < aim:
+            _logger.warning("told of term %d, and goes from %d to %d only", aim, self.term, term)
         anyone = next(iter(self.peers.values()))
         self._SyncObj__onMessageReceived(
             anyone,
             {"type": "request_vote", "term": term, "last_log_index": 0, "last_log_term": -1},
         )
+        return term == aim
+
+    def _is_near(self, term: int) -> bool:
+        """Whether a message of ``term`` may be taken; if not, this was a step towards it."""
+        return term - self.term <= TERM_STEP_MAX or self.learn_term(term)
 
     def _election_timeout_s(self) -> float:
         low, high = self._timing.election_min_s, self._timing.election_max_s
@@ -311,6 +365,8 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
         """Translate the few messages that stock code still sends by itself."""
         match message["type"]:
             case "request_vote":
+                if self._campaign_is_transfer:
+                    self.handed_over_term = message["term"]
                 self._hold(
                     node.name,
                     wire.RequestVote(

@@ -1,16 +1,28 @@
 """Raft on the wire: a closed list of messages, each with exactly these fields.
 
 Encoded by msgspec as MessagePack arrays with a small tag; the decoder accepts nothing else, and
-never runs code from a peer (the stock wire is pickle). Indexes and terms are non-negative and fit
-64 bits. Names follow the Raft paper (figure 2) and dissertation where they have one.
+never runs code from a peer (the stock wire is pickle). Names follow the Raft paper (figure 2) and
+dissertation where they have one.
+
+Indexes and terms are bounded by what no cluster comes to. A peer may raise a term only step by
+step besides, see ``TERM_STEP_MAX`` in :mod:`raftkv.raft.member`: a term is durable and spreads, and
+a group that has used up its terms can never elect anybody again.
 """
 
 from typing import Annotated
 
 import msgspec
 
-Index = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-Term = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+INDEX_MAX = 2**53
+"""A million entries a second come to it in 285 years."""
+
+TERM_MAX = 2**53
+"""A thousand elections a second come to it in 285,000 years."""
+
+Index = Annotated[int, msgspec.Meta(ge=0, le=INDEX_MAX)]
+Term = Annotated[int, msgspec.Meta(ge=0, le=TERM_MAX)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class Wire(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -30,12 +42,14 @@ class AppendEntries(Wire, tag=1, frozen=True):
 class AppendResponse(Wire, tag=2, frozen=True):
     """``success``: the log matches the leader's below ``next_index``, durably.
 
-    Otherwise the leader should go on at ``next_index``.
+    Otherwise the leader should go on at ``next_index``: the log does not match at ``refused``, the
+    ``prev_index`` of the append that is answered.
     """
 
     term: Term
     next_index: Index
     success: bool
+    refused: Index = 0
 
 
 class RequestVote(Wire, tag=3, frozen=True):
@@ -59,14 +73,14 @@ class PreVote(Wire, tag=5, frozen=True):
     term: Term
     last_log_index: Index
     last_log_term: Term
-    round: int
+    round: Number
 
 
 class PreVoteResponse(Wire, tag=6, frozen=True):
     """Answer to the pre-vote with the same ``round``."""
 
     term: Term
-    round: int
+    round: Number
     granted: bool
 
 
@@ -86,26 +100,26 @@ class ConfirmLeader(Wire, tag=9, frozen=True):
     """ReadIndex round (dissertation 6.4): am I still the leader of ``term``?"""
 
     term: Term
-    round: int
+    round: Number
 
 
 class LeaderConfirmed(Wire, tag=10, frozen=True):
     """Yes, in ``term``; ``round`` as asked."""
 
     term: Term
-    round: int
+    round: Number
 
 
 class FreshnessQuery(Wire, tag=11, frozen=True):
     """A follower asks for the commit index as of now."""
 
-    question: int
+    question: Number
 
 
 class FreshnessEcho(Wire, tag=12, frozen=True):
     """After a completed quorum round: the commit index read at its start."""
 
-    question: int
+    question: Number
     commit_index: Index
 
 
@@ -115,8 +129,8 @@ class SnapshotChunk(Wire, tag=13, frozen=True):
     term: Term
     index: Index
     last_term: Term
-    size_bytes: int
-    offset: int
+    size_bytes: Bytes
+    offset: Bytes
     data: bytes
 
 
@@ -124,13 +138,15 @@ class SnapshotProgress(Wire, tag=14, frozen=True):
     """The receiver of a snapshot wants byte ``offset`` of the one at ``index`` next.
 
     ``in_order`` false: something is missing, send from there again. When it has all of it,
-    installing follows, and then an AppendResponse.
+    installing follows, and then an AppendResponse. ``wait_ms`` above 0: it takes none now, for
+    want of space say; ask again after so long.
     """
 
     term: Term
     index: Index
-    offset: int
+    offset: Bytes
     in_order: bool
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
 
 class DigestCheck(Wire, tag=15, frozen=True):

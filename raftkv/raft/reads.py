@@ -116,7 +116,7 @@ class ReadIndex:
         if not replica.is_leader or not (self._waiting or self._asking):
             return self._served()
         if self._asking:
-            if self._clock.monotonic() - self._asked_at > self._resend_s:
+            if self._clock.monotonic() >= self.next_deadline():
                 self._ask_members()  # lost with a link, perhaps; an answer to either will do
         elif replica.no_op_applied:
             self._start_round()

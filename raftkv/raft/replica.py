@@ -64,7 +64,7 @@ class Replica(Replication):
     def peer_connected(self, peer: str) -> None:
         """Hear that messages to ``peer`` go out from now on."""
         if (node := self.peers.get(peer)) is not None:
-            self._in_flight.pop(peer, None)
+            self._nothing_in_flight(peer)
             self._SyncObj__onNodeConnected(node)
             self._SyncObj__newAppendEntriesTime = 0  # a leader speaks to it at once
             self._begin_when_connected()
@@ -77,10 +77,11 @@ class Replica(Replication):
         """
         if (node := self.peers.get(peer)) is None:
             return
-        self._in_flight.pop(peer, None)
+        self._nothing_in_flight(peer)
         self._unanswered.discard(peer)
         self._SyncObj__onNodeDisconnected(node)
         if self.leader_name == peer:
+            self._forget_request_to_lead()
             self._leader_contact = float("-inf")
             soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)

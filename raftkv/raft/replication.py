@@ -14,13 +14,18 @@ from raftkv.raft import messages as wire
 from raftkv.raft.elections import Elections
 from raftkv.raft.journal import FIRST_INDEX, REGULAR, LogEntry
 from raftkv.raft.member import ReplicaError
-from raftkv.raft.seams import PeerNode
+from raftkv.raft.seams import TURN, PeerNode
+from raftkv.raft.windows import PEER_WINDOW_BYTES, SHARE_BYTES
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """Entries per append are cut here (a single larger entry still goes whole)."""
 
 WINDOW_BYTES = 4 * 1024 * 1024
-"""Bytes of entries in flight to one follower before the leader waits for its answers."""
+"""Bytes of entries in flight to one follower before the leader waits for its answers.
+
+All groups that this node leads share another window per follower, see
+:mod:`raftkv.raft.windows`.
+"""
 
 
 class AppendBounds(msgspec.Struct, frozen=True):
@@ -28,6 +33,7 @@ class AppendBounds(msgspec.Struct, frozen=True):
 
     message_bytes_max: int = msgspec.field(default_factory=lambda: MESSAGE_BYTES_MAX)
     window_bytes: int = msgspec.field(default_factory=lambda: WINDOW_BYTES)
+    peer_window_bytes: int = msgspec.field(default_factory=lambda: PEER_WINDOW_BYTES)
 
 
 class Replication(Elections):
@@ -57,6 +63,11 @@ class Replication(Elections):
             return
         if self.is_leader and message.term == self.term:
             raise ReplicaError(f"{node.name} and this node both lead in term {self.term}")
+        for _, term in message.entries:
+            if term > message.term:  # it would raise ours with the next start
+                return
+        if message.term != self.term and not self._is_near(message.term):
+            return
         self._leader_contact = self._clock.monotonic()
         self._starting = False
         if self._question is not None:
@@ -66,7 +77,7 @@ class Replication(Elections):
             return
         prev_index, prev_term, entries = self._unknown_part(message)
         proven = max(message.prev_index + len(message.entries), self.journal.first_index)
-        self._ack_limit = proven
+        self._ack_limit, self._shown_index = proven, prev_index
         self._SyncObj__onMessageReceived(
             node,
             {
@@ -142,7 +153,10 @@ class Replication(Elections):
             if reset and nextNodeIdx is not None:
                 # Back off by a term at a time (Raft paper 5.3); stock goes one entry a round.
                 next_index = journal.first_index_of_term_at(nextNodeIdx, self.commit_index)
-            self._answer(peer, wire.AppendResponse(self.term, next_index, success=False))
+            refusal = wire.AppendResponse(
+                self.term, next_index, success=False, refused=self._shown_index
+            )
+            self._answer(peer, refusal)
             return
         proven = min((nextNodeIdx or 1) - 1, self._ack_limit)
         if proven <= journal.durable_index:
@@ -166,7 +180,7 @@ class Replication(Elections):
             return
         self._starting = False
         self._match = dict.fromkeys(self.peers, 0)
-        self._in_flight.clear()
+        self.nothing_in_flight()
         self._sent_last_index = 0
         super()._SyncObj__onBecomeLeader()
 
@@ -185,26 +199,50 @@ class Replication(Elections):
             match = self._match[peer] = max(self._match[peer], message.next_index - 1)
             window = self._in_flight.get(peer)
             while window and window[0][0] <= match:
-                window.popleft()
+                self._windows[peer].release(window.popleft()[1])
             next_index = next_indexes[node]
             if next_index <= match:
                 next_index = next_indexes[node] = match + 1
             if next_index <= last_index:
                 self._append_to(peer, node)
+        elif not self._is_of_the_past(peer, message):
+            self._go_back(peer, node, message)
+
+    def _go_back(self, peer: str, node: PeerNode, message: wire.AppendResponse) -> None:
+        """Send from where a follower says that its log ends, or agrees."""
+        last_index, next_indexes = self.journal.last_index, self._SyncObj__raftNextIndex
+        self._nothing_in_flight(peer)
+        if max(message.next_index, message.refused) <= self._match[peer]:
+            # It refuses what it had acknowledged in this term. Answers come in order, so this is
+            # no old one: the follower's log was cut, since a disk lost the end of it as if it had
+            # never been written. Insisting would mean to be refused for ever; what counted until
+            # now stays committed. One that backs off below what it had acknowledged, because its
+            # log differs above that, has lost nothing: it is asked there again.
+            self._owner.entries_lost(peer, message.next_index, self._match[peer])
+            self._match[peer] = 0
+        floor = max(self._match[peer], FIRST_INDEX) + 1
+        next_indexes[node] = max(floor, min(message.next_index, last_index + 1))
+        if next_indexes[node] > self.journal.first_index:
+            self._append_to(peer, node)
         else:
-            self._in_flight.pop(peer, None)
-            if message.next_index <= self._match[peer]:
-                # Answers come in order, so this is no old one: the follower's log was cut, since a
-                # disk lost the end of it as if it had never been written. Insisting would mean to
-                # be refused for ever; what counted until now stays committed.
-                self._owner.entries_lost(peer, message.next_index, self._match[peer])
-                self._match[peer] = 0
-            floor = max(self._match[peer], FIRST_INDEX) + 1
-            next_indexes[node] = max(floor, min(message.next_index, last_index + 1))
-            if next_indexes[node] > self.journal.first_index:
-                self._append_to(peer, node)
-            else:
-                self._owner.snapshot_needed(peer)
+            self._owner.snapshot_needed(peer)
+
+    def _is_of_the_past(self, peer: str, refusal: wire.AppendResponse) -> bool:
+        """Whether a refusal asks for what has been sent again since, a short while ago.
+
+        A follower that stood still finds many heartbeats, and refuses each. To go back for each of
+        them would put as many windows on the link.
+        """
+        now = self._clock.monotonic()
+        next_index, at = self._went_back.get(peer, (0, now))
+        if (
+            next_index == refusal.next_index
+            and self._in_flight.get(peer)
+            and now - at < self._timing.election_min_s
+        ):
+            return True
+        self._went_back[peer] = (refusal.next_index, now)
+        return False
 
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
         """Send to every connected follower what it lacks, or a heartbeat.
@@ -212,15 +250,34 @@ class Replication(Elections):
         Replaces stock's method: no pickled snapshot chunks (H1, H6), no pieces of entries (H13),
         a bounded window per follower, no copy of the log's tail.
         """
-        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._timing.heartbeat_s
+        self._SyncObj__newAppendEntriesTime = self._clock.monotonic() + self._heartbeat_wait_s()
         self._sent_last_index = self.journal.last_index
         connected = self._SyncObj__connectedNodes
         for peer, node in self.peers.items():
             if node in connected and not self._append_to(peer, node):
                 self._send_append(peer, self._SyncObj__raftNextIndex[node], ())
 
-    def _append_to(self, peer: str, node: PeerNode) -> bool:
-        """Send entries within the window; whether anything was sent."""
+    def _heartbeat_wait_s(self) -> float:
+        """How long after this heartbeat the next one is due: longer if there is nothing to tell.
+
+        That is, if all linked followers have everything, and heard of all that is committed by the
+        heartbeat before. With many groups most are idle, and heartbeats are all their cost.
+        """
+        last_index, commit_index, timing = self.journal.last_index, self.commit_index, self._timing
+        told, self._told = self._told, (self.term, last_index, commit_index)
+        if told != self._told or commit_index < last_index:
+            return timing.heartbeat_s
+        linked = self._SyncObj__connectedNodes
+        for peer, node in self.peers.items():
+            if node in linked and self._match[peer] < last_index:
+                return timing.heartbeat_s
+        return timing.idle_heartbeat_s
+
+    def _append_to(self, peer: str, node: PeerNode, *, in_turn: bool = False) -> bool:
+        """Send entries within the windows; whether anything was sent.
+
+        ``in_turn``: those that wait for the shared window have let this replica go on.
+        """
         journal = self.journal
         start, last_index = self._SyncObj__raftNextIndex[node], journal.last_index
         if start <= journal.first_index:
@@ -230,17 +287,48 @@ class Replication(Elections):
             return True
         if start > last_index:
             return False
-        window = self._in_flight.setdefault(peer, deque())
+        window, shared = self._in_flight.setdefault(peer, deque()), self._windows[peer]
         room, first = self._window_bytes - sum([size for _, size in window]), start
         while start <= last_index and room > 0:
-            entries = journal.entries_from(start, self._message_bytes_max)
+            bytes_max, share = self._message_bytes_max, not (in_turn or shared.is_open)
+            if share:
+                shared.wait(self._turns[peer])
+                if window:
+                    break
+                bytes_max = min(bytes_max, SHARE_BYTES)
+            in_turn = False
+            entries = journal.entries_from(start, bytes_max)
+            size = sum([len(command) for command, _ in entries])
+            if share and size > bytes_max:
+                break  # a single entry is larger
             self._send_append(peer, start, entries)
             start += len(entries)
-            size = sum([len(command) for command, _ in entries])
             window.append((start - 1, size))
+            shared.take(size)
             room -= size
         self._SyncObj__raftNextIndex[node] = start
         return start > first
+
+    def _take_turn(self, peer: str) -> None:
+        """Go on where this replica waited for the shared window, if it still leads."""
+        node = self.peers[peer]
+        if not self.is_leader or node not in self._SyncObj__connectedNodes:
+            return
+        previous, TURN.clock = TURN.clock, self._clock
+        try:
+            self._append_to(peer, node, in_turn=True)
+        finally:
+            TURN.clock = previous
+
+    def nothing_in_flight(self) -> None:
+        """Count nothing as in flight any more: no answer to it would be listened to."""
+        for peer in list(self._in_flight):
+            self._nothing_in_flight(peer)
+
+    def _nothing_in_flight(self, peer: str) -> None:
+        """The same for one peer, whose link is lost or whose log is not what we thought."""
+        for _, size in self._in_flight.pop(peer, ()):
+            self._windows[peer].release(size)
 
     def _send_append(self, peer: str, start: int, entries: tuple[tuple[bytes, int], ...]) -> None:
         prev_term = self.journal.term_at(start - 1)

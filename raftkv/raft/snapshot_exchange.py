@@ -37,7 +37,7 @@ from raftkv.raft.snapshot_transfer import (
     SnapshotReceiver,
 )
 from raftkv.storage.disk import DiskError
-from raftkv.storage.snapshots import SnapshotDamaged, SnapshotStale
+from raftkv.storage.snapshots import SnapshotBusy, SnapshotDamaged, SnapshotStale
 
 STALLED_S = 5.0
 """A transfer without progress for this long is given up; it is started again if still needed."""
@@ -47,6 +47,9 @@ REFUSE_FIRST_S = STALLED_S / 2
 Shorter than a sender waits, so that the first new try is not in vain."""
 
 REFUSE_MAX_S = 60.0
+
+BUSY_S = 0.5
+"""How long a transfer waits before it looks for a free place again."""
 
 
 class _Restoring(NamedTuple):
@@ -60,10 +63,12 @@ class _Restoring(NamedTuple):
 
 
 class _Refused(NamedTuple):
-    """What failed last, and until when it is not taken again, in monotonic seconds."""
+    """What failed last, and until when it is not taken again, in monotonic seconds.
 
-    snapshot: SnapshotId
-    peer: str
+    ``what`` is a snapshot of a peer, or None for all: it was this node's disk that failed.
+    """
+
+    what: tuple[SnapshotId, str] | None
     wait_s: float
     until: float
 
@@ -134,11 +139,14 @@ class SnapshotExchange:
         if sender is not None:
             if now - sender.progress_at < STALLED_S:
                 return
-            sender.close()
+            self._hold(peer, BUSY_S)  # others may have its place
         if now < self._open_again.get(peer, now):
             return
         try:
             opened = self._files.open()
+        except SnapshotBusy:
+            self._open_again[peer] = now + BUSY_S
+            return
         except (DiskError, SnapshotDamaged) as error:
             # Out of descriptors, perhaps, or rotten: the others of the group go on with us.
             self._open_again[peer] = now + STALLED_S
@@ -159,6 +167,11 @@ class SnapshotExchange:
         self._senders[peer] = sender
         sender.go_on(self._replica.term)
 
+    def _hold(self, peer: str, wait_s: float) -> None:
+        """End a transfer, and begin none for a while."""
+        self.stop_sending(peer)
+        self._open_again[peer] = self._clock.monotonic() + wait_s
+
     def _sending_failed(self, peer: str, error: BaseException) -> None:
         """Give up this transfer; the follower still needs one, so another is started later.
 
@@ -171,7 +184,11 @@ class SnapshotExchange:
         sender = self._senders.get(peer)
         if sender is None or message.term != self._replica.term or not self._replica.is_leader:
             return
-        if message.index == sender.snapshot.index:
+        if message.index != sender.snapshot.index:
+            return
+        if message.wait_ms:
+            self._hold(peer, min(message.wait_ms / 1000, REFUSE_MAX_S))
+        else:
             sender.on_progress(message, self._clock.monotonic())
 
     def stop_sending(self, peer: str | None = None) -> None:
@@ -193,10 +210,8 @@ class SnapshotExchange:
 
     def on_chunk(self, peer: str, message: wire.SnapshotChunk) -> None:
         """Take a piece of a snapshot that is newer than what is here (H7)."""
-        if message.term < self._replica.term:
-            self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
+        if not self._is_of_this_term(peer, message):
             return
-        self._replica.learn_term(message.term)
         if message.index <= self._replica.applied_index:
             journal = self._replica.journal  # applied may be ahead of this node's own disk
             if message.index <= max(journal.durable_index, journal.first_index):
@@ -206,22 +221,33 @@ class SnapshotExchange:
             return  # the one before is being loaded; the leader starts again if need be
         snapshot = SnapshotId(message.index, message.last_term, message.size_bytes)
         if self._is_refused(snapshot, peer):
-            return  # its window stays full, so that the leader sends no more until it starts again
+            self._ask_to_wait_longer(snapshot, peer)
+            return
         receiver = self._receiver
         if receiver is not None and (receiver.snapshot, receiver.peer) != (snapshot, peer):
             self._give_up(receiver)
             receiver = None
         if self._receiver is None:
-            try:
-                receiver = self._receiver = self._new_receiver(snapshot, peer)
-            except DiskError as error:
-                self._refuse(snapshot, peer, error)
-                return
+            receiver = self._receiver = self._new_receiver(snapshot, peer)
         if receiver is not None:  # else the file of the one before is still being written
             receiver.take(message.offset, message.data, self._clock.monotonic())
 
-    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver:
-        file = self._files.receive(snapshot)
+    def _is_of_this_term(self, peer: str, message: wire.SnapshotChunk) -> bool:
+        """Whether a leader of our term, which may be new to us, sends what may be of that term."""
+        if message.term < self._replica.term:
+            self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
+            return False
+        return self._replica.learn_term(message.term) and message.last_term <= message.term
+
+    def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver | None:
+        try:
+            file = self._files.receive(snapshot)
+        except SnapshotBusy:
+            self._ask_to_wait(snapshot, peer, BUSY_S)
+            return None
+        except DiskError as error:
+            self._refuse(snapshot, peer, error)
+            return None
         return Receiver(
             snapshot,
             peer,
@@ -238,6 +264,12 @@ class SnapshotExchange:
     ) -> None:
         term = self._replica.term
         message = wire.SnapshotProgress(term, snapshot.index, offset, in_order)
+        self._host.send(self._config.id, peer, message)
+
+    def _ask_to_wait(self, snapshot: SnapshotId, peer: str, wait_s: float) -> None:
+        message = wire.SnapshotProgress(
+            self._replica.term, snapshot.index, 0, in_order=False, wait_ms=round(wait_s * 1000) + 1
+        )
         self._host.send(self._config.id, peer, message)
 
     def _received(
@@ -263,21 +295,31 @@ class SnapshotExchange:
             self._host.wake(self._config.id)
 
     def _is_refused(self, snapshot: SnapshotId, peer: str) -> bool:
-        """Whether this very snapshot has failed a short while ago."""
+        """Whether this snapshot, or this node's disk, has failed a short while ago."""
         refused = self._refused
         return (
             refused is not None
-            and (refused.snapshot, refused.peer) == (snapshot, peer)
+            and refused.what in {None, (snapshot, peer)}
             and self._clock.monotonic() < refused.until
         )
 
+    def _ask_to_wait_longer(self, snapshot: SnapshotId, peer: str) -> None:
+        """Say how long nothing is taken; the leader may have another snapshot before that."""
+        refused = self._refused
+        if refused is not None:
+            wait_s = refused.until - self._clock.monotonic()
+            of_any = refused.what is None
+            self._ask_to_wait(snapshot, peer, wait_s if of_any else min(wait_s, STALLED_S))
+
     def _refuse(self, snapshot: SnapshotId, peer: str, error: BaseException | None) -> None:
         """Say what failed; take the same again only after a while, ever longer."""
+        what = None if isinstance(error, DiskError) else (snapshot, peer)
         before, wait_s = self._refused, REFUSE_FIRST_S
-        if before is not None and (before.snapshot, before.peer) == (snapshot, peer):
+        if before is not None and before.what == what:
             wait_s = min(2 * before.wait_s, REFUSE_MAX_S)
         until = self._clock.monotonic() + wait_s
-        self._refused = _Refused(snapshot, peer, wait_s, until)
+        self._refused = _Refused(what, wait_s, until)
+        self._ask_to_wait_longer(snapshot, peer)
         self._failed(f"from {peer}: {error}")
 
     def _failed(self, detail: str) -> None:

@@ -84,11 +84,16 @@ class SnapshotFiles(Protocol):
     def open(self) -> tuple[SnapshotId, SnapshotReader] | None:
         """Open the one that is in place, None if there is none.
 
+        Raises SnapshotBusy if so many are open that this one has to wait.
+
         One look: its name and its contents must be of the same file, whatever is renamed meanwhile.
         """
 
     def receive(self, snapshot: SnapshotId) -> SnapshotReceiver:
-        """Begin to write one that a leader sends, in place of an unfinished one."""
+        """Begin to write one that a leader sends, in place of an unfinished one.
+
+        Raises SnapshotBusy likewise, and DiskError.
+        """
 
 
 Job = Callable[[], object]

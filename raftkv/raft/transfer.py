@@ -2,7 +2,7 @@
 
 Nothing is proposed until the target has the whole log; then it is asked to stand for election at
 once. Writes wait meanwhile, they do not fail. A target that does not take over within an election
-time-out costs a pause only: the leader goes on with what waited.
+time-out, or whose link is lost, costs a pause only: the leader goes on with what waited.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class LeadershipTransfer:
         lag = replica.journal.last_index - replica.match_index(target)
         if lag > self._config.limits.entries_in_flight_max:
             return f"{target} lags by {lag} entries"
-        return None
+        return None if replica.is_linked(target) else f"there is no link to {target}"
 
     def tick(self) -> Sequence[tuple[TransferDone, Rejection | None]]:
         """Ask the target to stand once it has everything; return the answer if it is over."""
@@ -75,11 +75,15 @@ class LeadershipTransfer:
         if not self._replica.is_leader:
             self._transfer = None
             return ((transfer.done, None),)
-        if self._clock.monotonic() > transfer.deadline:
+        why = None
+        if not self._replica.is_linked(transfer.target):
+            why = f"the link to {transfer.target} is lost"
+        elif self._clock.monotonic() >= transfer.deadline:
+            why = f"{transfer.target} did not take over in time"
+        if why is not None:
             self._transfer = None
             self._host.wake(self._config.id)  # what waited goes on here
-            late = Rejection("refused", f"{transfer.target} did not take over in time")
-            return ((transfer.done, late),)
+            return ((transfer.done, Rejection("refused", why)),)
         if not transfer.asked and self._replica.start_transfer(transfer.target):
             transfer.asked = True
             detail = f"to {transfer.target}"

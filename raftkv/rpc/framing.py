@@ -138,14 +138,14 @@ class FrameWriter:
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport) -> None:
         self._loop = loop
         self._transport = transport
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._scheduled = False
         self._paused = False
         self._frames_queued = 0
         self.frames_flushed = 0
         self.waiting_bytes = 0
 
-    def send(self, channel: int, payload: bytes) -> None:
+    def send(self, channel: int, payload: bytes | memoryview) -> None:
         """Queue one frame for the end of this loop turn."""
         size = len(payload)
         self._parts += (_header.pack(size + 1, channel), payload)

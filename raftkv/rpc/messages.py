@@ -14,6 +14,7 @@ from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
+    Entry,
     GetResult,
     Key,
     PutResult,
@@ -46,8 +47,8 @@ class GetRequest(Message, tag=1, frozen=True):
 class ScanRequest(Message, tag=2, frozen=True):
     """Read ``start <= key < end`` over all shards, in key order, at most ``limit`` entries.
 
-    Linearizable per shard; not a snapshot of all shards. ``shard`` is set between engines, where
-    one shard is asked for its part.
+    Linearizable per shard; not a snapshot of all shards. ``shard`` is set by engines, where one
+    shard is asked for its share of a page; it answers with a :class:`ScanPart`.
     """
 
     start: bytes
@@ -94,11 +95,19 @@ class ExplainRequest(Message, tag=6, frozen=True):
     key: Key
 
 
+PINNED_S_MAX = 366 * 86_400.0
+"""The longest time for which a leadership may be put somewhere: a year."""
+
+
 class TransferRequest(Message, tag=7, frozen=True):
-    """Hand the leadership of ``shard`` to ``target`` (None: the preferred node)."""
+    """Hand the leadership of ``shard`` to ``target`` (None: the preferred node).
+
+    On a ``target`` it stays for ``for_s`` seconds, or until that node stops (None).
+    """
 
     shard: int
     target: str | None = None
+    for_s: float | None = None
 
 
 class Answered(Message, frozen=True):
@@ -132,6 +141,7 @@ class WorkerReport(Message, tag=8, frozen=True):
     rss_bytes: int
     answered: tuple[Answered, ...]
     durations: tuple[Took, ...]
+    log_lines_dropped: int = 0
 
 
 Request = (
@@ -212,6 +222,19 @@ class BatchResult(Message, tag=21, frozen=True):
     results: tuple[PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure, ...]
 
 
+class ScanPart(Message, tag=23, frozen=True):
+    """A shard's share of a page: the first entries of the range, at one moment, as far as they fit.
+
+    ``next_key`` is the first key that did not, with the size that its entry has alone, in bytes;
+    None: the shard has no more in the range. There may be no entries at all, with a next key: one
+    large value of each shard would be many times a page.
+    """
+
+    entries: tuple[Entry, ...]
+    next_key: bytes | None = None
+    next_bytes: int = 0
+
+
 class Facts(Message, tag=22, frozen=True):
     """JSON-able facts for operators (status, explain, transfer)."""
 
@@ -227,6 +250,7 @@ Response = (
     | Refused
     | Failure
     | BatchResult
+    | ScanPart
     | Facts
 )
 

@@ -2,7 +2,8 @@
 
 There is no task per call: the handler gets the call and a function to answer it with, now or
 later. A connection that has too many calls unanswered, or does not take its replies, is not read
-any further until it has caught up.
+any further until it has caught up. Large replies wait for it unencoded; of what is read beyond a
+bound only a refusal is sent, so that a slow front end costs no more memory and is not cut off.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import hmac
 import logging
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -32,6 +34,7 @@ from raftkv.rpc.local import (
     socket_address,
 )
 from raftkv.rpc.messages import Call, Failure, Reply, Served
+from raftkv.rpc.sizes import SMALL_BYTES, response_bytes, without_values
 
 __all__ = ["Handler", "LocalServer", "Respond", "SocketInUseError"]
 
@@ -46,7 +49,13 @@ _CONNECTIONS_MAX = 256
 _HELLO_DEADLINE_S = 5.0
 _CLOSE_DEADLINE_S = 1.0
 _WAITED_S = 0.25
-_OUTPUT_BYTES_MAX = 512 * 1024 * 1024
+_BUSY_RETRY_AFTER_MS = 200
+
+OUTPUT_BYTES_MAX = 1024 * 1024
+"""Of replies that are encoded and have not reached the kernel; large ones wait beyond that."""
+
+REPLIES_WAITING_BYTES_MAX = 256 * 1024 * 1024
+"""Of large replies that wait for one front end."""
 
 _logger = logging.getLogger(__name__)
 
@@ -117,8 +126,8 @@ class LocalServer:
 
     @property
     def in_flight(self) -> int:
-        """Calls of all connections that wait for their reply."""
-        return sum(len(connection.in_flight) for connection in self.connections)
+        """Calls of all connections that wait for their reply, or whose reply waits."""
+        return sum(len(each.in_flight) + len(each.waiting) for each in self.connections)
 
     def add(self, connection: "_Connection") -> None:
         """Count a connection, authenticated or not."""
@@ -193,6 +202,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._hello_deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._writer: FrameWriter
+        self.waiting: deque[tuple[int, Reply]] = deque()  # large replies, with their sizes
+        self._waiting_bytes = 0
+        self._drain_scheduled = False
         self.in_flight: set[int] = set()
 
     # --- asyncio ---------------------------------------------------------------------------
@@ -221,12 +233,14 @@ class _Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._schedule_drain()
         self._pace()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._cancel_deadline()
         self._server.remove(self)
         self.in_flight.clear()
+        self.waiting.clear()
 
     # --- calls and replies -----------------------------------------------------------------
 
@@ -239,6 +253,15 @@ class _Connection(asyncio.BufferedProtocol):
         except KeyError:
             _logger.exception("call %d was answered twice", reply.id)
             return
+        size = response_bytes(reply.response)
+        if size > SMALL_BYTES and (self.waiting or not self._has_room()):
+            self._let_wait(reply, size)
+        else:
+            self._send(reply)
+        if not self._reading:
+            self._pace()
+
+    def _send(self, reply: Reply) -> None:
         try:
             payload = self._encode(reply)
         except Exception:  # nobody else would ever answer this call
@@ -247,12 +270,42 @@ class _Connection(asyncio.BufferedProtocol):
         if len(payload) > self._server.payload_bytes_max:
             payload = self._encode(self._too_large(reply))
         self._writer.send(CHANNEL_CALL, payload)
-        if not self._reading:
-            self._pace()
-        if not self._writable and self._writer.backlog_bytes() > _OUTPUT_BYTES_MAX:
-            self._refuse("does not take its replies")
+
+    def _has_room(self) -> bool:
+        return self._writable and self._writer.waiting_bytes < OUTPUT_BYTES_MAX
+
+    def _let_wait(self, reply: Reply, size: int) -> None:
+        """Encode it when there is room; keep what was read only if not too much waits."""
+        if self._waiting_bytes + size > REPLIES_WAITING_BYTES_MAX:
+            detail = "too many answers wait for this front end"
+            refused = without_values(reply.response, detail, _BUSY_RETRY_AFTER_MS)
+            reply = Reply(reply.id, refused, reply.served, reply.map_epoch)
+            size = response_bytes(refused)
+            if size <= SMALL_BYTES:
+                self._send(reply)
+                return
+        self.waiting.append((size, reply))
+        self._waiting_bytes += size
+        self._schedule_drain()
+
+    def _schedule_drain(self) -> None:
+        if self.waiting and self._writable and not self._drain_scheduled:
+            self._drain_scheduled = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Let go as much as the socket takes; the rest in the next turn, or when it is writable."""
+        self._drain_scheduled = False
+        while self.waiting and self._has_room() and not self._transport.is_closing():
+            size, reply = self.waiting.popleft()
+            self._waiting_bytes -= size
+            self._send(reply)
+        if not self._transport.is_closing():
+            self._schedule_drain()
 
     def close(self) -> None:
+        while self.waiting:
+            self._send(self.waiting.popleft()[1])
         self._writer.flush()
         self._transport.close()
 

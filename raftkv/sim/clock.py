@@ -21,6 +21,10 @@ class SimClock:
         """Seconds since an arbitrary start; never goes back."""
         return self._elapsed_us / SECOND_US
 
+    def boottime(self) -> float:
+        """As :meth:`monotonic`: nothing is suspended here."""
+        return self.monotonic()
+
     def time_us(self) -> int:
         """Wall time in microseconds since the epoch; see :meth:`step_wall`."""
         return self._wall_us
@@ -62,6 +66,10 @@ class MachineClock:
     def monotonic(self) -> float:
         """Seconds since some start; never goes back."""
         return self._base_s + (self._scheduler.now_us - self._base_us) * self._rate / SECOND_US
+
+    def boottime(self) -> float:
+        """As :meth:`monotonic`: machines are frozen here, but not suspended."""
+        return self.monotonic()
 
     def time_us(self) -> int:
         """Wall time as this machine believes it, in microseconds since the epoch."""

@@ -27,6 +27,9 @@ class SimListener:
         self.factory = factory
         self._fabric = fabric
 
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Nothing: there is no TLS here."""
+
     async def close(self) -> None:
         """Stop accepting."""
         self._fabric.stop_listening(self)

@@ -498,7 +498,9 @@ def transfers(stage: Stage, random: Random) -> Undo:
 
 def _transfer(stage: Stage, random: Random) -> None:
     shard = random.randrange(stage.world.options.shards)
-    request = TransferRequest(shard, random.choice((*stage.world.names, None)))
+    target = random.choice((*stage.world.names, None))
+    for_s = None if target is None else random.choice((None, 20.0))
+    request = TransferRequest(shard, target, for_s)
 
     async def ask() -> None:
         answer = await stage.saboteur.ask_once(request)

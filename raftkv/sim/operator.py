@@ -8,7 +8,7 @@ disk all that is committed.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -40,6 +40,17 @@ A supervisor starts a process at once, people need longer, and some machines are
 
 _BLANK_SHARE = 0.1
 
+
+@dataclass(slots=True)
+class BegunFault:
+    """A fault of the plan from its begin to its end, in microseconds of the simulation."""
+
+    planned: PlannedFault
+    effect: Effect
+    begun_us: int
+    ended_us: int | None = None
+
+
 Goal = Mapping[GroupId, int]
 """Up to which index every replica of a group has to get."""
 
@@ -49,6 +60,7 @@ class Operator:
 
     Attributes:
         refused: how often a node refused to start, by the kind of error.
+        begun: the faults so far, in the order of their begin.
     """
 
     def __init__(
@@ -60,7 +72,7 @@ class Operator:
         self._invariants = invariants
         self._loop = loop
         self._active: dict[int, Undo] = {}
-        self._begun: list[tuple[str, Effect]] = []
+        self.begun: list[BegunFault] = []
         self._aims: dict[int, Machine] = {}
         self._restarting: set[str] = set()
         self._random = Random(f"operator {stage.world.options.seed}")
@@ -68,12 +80,12 @@ class Operator:
     @property
     def effective(self) -> Counter[str]:
         """How many faults of each kind were carried out: begun, and seen to take effect."""
-        return Counter(kind for kind, effect in self._begun if effect.times)
+        return Counter(fault.planned.kind for fault in self.begun if fault.effect.times)
 
     @property
     def without_effect(self) -> Counter[str]:
         """How many faults of each kind were begun and met nothing."""
-        return Counter(kind for kind, effect in self._begun if not effect.times)
+        return Counter(fault.planned.kind for fault in self.begun if not fault.effect.times)
 
     # --- the plan -----------------------------------------------------------------------------
 
@@ -106,10 +118,12 @@ class Operator:
     async def _begin(self, fault: PlannedFault) -> None:
         self._stage.world.trace.note("fault", str(fault))
         random = Random(fault.seed)
-        effect = Effect()
-        self._begun.append((fault.kind, effect))
+        effect, scheduler = Effect(), self._stage.world.scheduler
+        begun = BegunFault(fault, effect, scheduler.now_us)
+        self.begun.append(begun)
         if fault.kind == "bit_flip":
             await self._flip_alone(random, effect)
+            begun.ended_us = scheduler.now_us
             return
         stage = replace(self._stage, seen=effect, aim=self._aim_of(fault))
         self._active[fault.number] = FAULTS[fault.kind](stage, random)
@@ -131,6 +145,9 @@ class Operator:
         if undo is not None:
             self._stage.world.trace.note("undo", number)
             undo()
+            for begun in self.begun:
+                if begun.planned.number == number:
+                    begun.ended_us = self._stage.world.scheduler.now_us
 
     async def _until(self, at_s: float) -> None:
         wait_s = at_s - self._stage.world.scheduler.now_s

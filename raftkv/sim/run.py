@@ -9,14 +9,14 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from raftkv.check.checker import check
-from raftkv.check.event import HistoryError
+from raftkv.check.event import Event, HistoryError
 from raftkv.check.history import pair
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
@@ -27,7 +27,7 @@ from raftkv.sim.invariants import Invariants
 from raftkv.sim.ledger import Ledger
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
-from raftkv.sim.operator import Operator
+from raftkv.sim.operator import BegunFault, Operator
 from raftkv.sim.options import Options
 from raftkv.sim.plan import plan
 from raftkv.sim.recorder import Recorder
@@ -69,6 +69,14 @@ LOG_SLACK_ENTRIES = 200
 snapshot can be written: a stalled disk, a restart, the next look at the log."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was asked and told, by the model that judges it, and what was done to the cluster."""
+
+    events: Mapping[str, Sequence[Event]]
+    faults: Sequence[BegunFault]
+
+
 @dataclass(slots=True)
 class Report:
     """How a run went; ``violation`` is None if nothing was wrong."""
@@ -88,14 +96,19 @@ class Report:
     elections: int = 0
     events: int = 0
     digest: str = ""
+    record: Record | None = None
+    """Only if it was asked for."""
 
 
-def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
+def run(
+    options: Options, write: Callable[[str], None] | None = None, *, keep_record: bool = False
+) -> Report:
     """Run a seed; the report says what was wrong, if anything.
 
     Args:
         options: what to run.
         write: gets the trace, line by line.
+        keep_record: whether the report has the histories and faults, too.
     """
     began = time.process_time()
     drama = Run(options, write)
@@ -106,6 +119,8 @@ def run(options: Options, write: Callable[[str], None] | None = None) -> Report:
         except Violation as violation:
             report.violation = str(violation)
         drama.fill_in()
+        if keep_record:
+            report.record = drama.record()
         drama.end()
     report.cpu_s = time.process_time() - began
     return report
@@ -124,7 +139,7 @@ class Run:
         self.report = Report(options)
         self._options = options
         self._problem: Violation | None = None
-        self._ledger = Ledger()
+        self._ledger = Ledger(complete=False)  # whoever drives a run by hand may ask engines
         self._invariants = Invariants(log_entries_max=log_entries_max(options), ledger=self._ledger)
         self.world = World(options, after_turn=self._look, broke=self._broke, write=write)
         scheduler = self.world.scheduler
@@ -192,6 +207,7 @@ class Run:
         Raises:
             Violation: whatever was found first.
         """
+        self._ledger.complete = True
         for machine in self.world.machines.values():
             machine.boot()
         self._start(self.operator.keep_running())
@@ -431,6 +447,10 @@ class Run:
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest
 
+    def record(self) -> Record:
+        """What has been asked, told and done so far."""
+        return Record(self._recorder.events, self.operator.begun)
+
 
 class _LogWatch(logging.Handler):
     """Sees bugs that nodes survive, by a line in a log that nobody would read here."""
@@ -447,9 +467,16 @@ class _LogWatch(logging.Handler):
             self._broke(Violation(f"{record.name} has logged an exception: {told}"))
 
 
+def _raise(violation: Violation) -> None:
+    raise violation
+
+
 @contextmanager
-def _quiet(broke: Callable[[Violation], None]) -> Iterator[None]:
-    """Let nodes log exceptions only, and keep the collector from walking what has no cycles."""
+def _quiet(broke: Callable[[Violation], None] = _raise) -> Iterator[None]:
+    """Let nodes log exceptions only, and keep the collector from walking what has no cycles.
+
+    ``broke`` hears of what they log as an error, as a correct node has none to report.
+    """
     root = logging.root
     before, handlers = root.manager.disable, root.handlers
     logging.disable(logging.WARNING)

@@ -598,7 +598,7 @@ def _unchanged(random: Random, key: bytes, entry: Entry | None) -> tuple[Compare
         return random.choice((
             (Compare(key, "create", "=", 0),),
             (Compare(key, "version", "<", 1),),
-            (Compare(key, "value", "=", b""), Compare(key, "mod", "=", 0)),
+            (Compare(key, "version", "=", 0), Compare(key, "mod", "=", 0)),
         ))  # fmt: skip
     mod = entry.mod_revision
     return random.choice((

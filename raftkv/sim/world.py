@@ -143,7 +143,10 @@ def bounds(options: Options) -> Bounds:
         ),
         groups=GroupBounds(
             appends=AppendBounds(
-                options.append_bytes, options.append_window * options.append_bytes
+                options.append_bytes,
+                options.append_window * options.append_bytes,
+                # No more than one group's own, so that groups wait for each other.
+                peer_window_bytes=options.append_window * options.append_bytes,
             ),
             chunks=ChunkBounds(options.chunk_bytes, options.chunk_window),
             memory=MemoryLimits(
@@ -162,11 +165,18 @@ def _link_limits(options: Options) -> LinkLimits:
     ping_s = options.ping_ms / 1000
     bulk_bytes = options.bulk_chunks * options.chunk_bytes
     window_bytes = options.append_window * options.append_bytes + proposal_bytes_max(options)
+    send_bytes_max = options.link_windows * (window_bytes + 2**16)
     return LinkLimits(
         tick_s=ping_s / 5,
         ping_interval_s=ping_s,
         dead_after_s=4 * ping_s,
-        send_bytes_max=options.link_windows * (window_bytes + 2**16),
+        send_bytes_max=send_bytes_max,
+        small_bytes=options.chunk_bytes,
+        small_waiting_bytes_max=send_bytes_max // 4,
+        calls_waiting_bytes_max=4 * proposal_bytes_max(options),
+        answers_waiting_bytes_max=4 * proposal_bytes_max(options),
         bulk_window_bytes=bulk_bytes,
         bulk_queue_bytes_max=2 * bulk_bytes,
+        bulk_piece_bytes=max(1, options.chunk_bytes // 2),
+        connect_deadline_s=0.5,  # there are no names here
     )

@@ -30,8 +30,16 @@ class DiskError(Exception):
         super().__init__(f"{path}: cannot {action}: {reason}")
 
 
-class DiskFull(DiskError):  # noqa: N818 - named for the condition, which is expected and heals
+class Exhausted(DiskError):  # noqa: N818 - named for the condition, which is expected and heals
+    """Nothing was done, for want of something that others may give back."""
+
+
+class DiskFull(Exhausted):
     """No space (or quota) left; nothing else is wrong with the disk."""
+
+
+class TooManyFiles(Exhausted):
+    """No file descriptor left, of this process or of the machine."""
 
 
 class NoSuchFile(DiskError):  # noqa: N818 - named for the condition
@@ -140,6 +148,8 @@ def _translated(path: Path, action: str) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(path, action, reason) from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise TooManyFiles(path, action, reason) from error
         if error.errno == errno.ENOENT:
             raise NoSuchFile(path, action, reason) from error
         if error.errno == errno.EEXIST:
@@ -271,7 +281,11 @@ class RealDisk:
     def fsync_dir(self, directory: Path) -> None:
         """Sync the names of ``directory``."""
         with _translated(directory, "sync"):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:
+                os.sync()  # it may be entered but not read, such as the parent of a data directory
+                return
             try:
                 os.fsync(descriptor)
             finally:

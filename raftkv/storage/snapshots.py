@@ -13,7 +13,7 @@ the caller sees to that.
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.storage.disk import Disk, DiskError, DiskFile, NoSuchFile
+from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull, Exhausted, NoSuchFile
 
 FORMAT: Final = 1
 MAGIC: Final = b"raftkvSN"
@@ -38,6 +38,10 @@ _HEADER_BYTES_MAX: Final = 64 * 1024
 _BLOCK: Final = 2**20
 _SYNC_BYTES: Final = 2**20
 """Sync after so many bytes: one huge sync at the end would hold up the log's syncs behind it."""
+
+OPEN_MAX: Final = 8
+"""So many snapshots are open to be sent, and so many to be received, at any time: a node has a
+thousand groups and fewer descriptors, and a follower may need a snapshot of each."""
 
 _SUFFIX: Final = ".snap"
 _WRITING: Final = ".writing"
@@ -58,7 +62,12 @@ class SnapshotStale(Exception):  # noqa: N818 - says what the new snapshot is
     """The group has a snapshot that is as new or newer; the new one was dropped."""
 
     def __init__(self, file: Path, offered: int, present: int) -> None:
+        self.is_present = offered == present
         super().__init__(f"{file}: snapshot at index {offered} dropped, one at {present} is here")
+
+
+class SnapshotBusy(Exception):  # noqa: N818 - says what the store is
+    """So many snapshots are being read or received already that this one has to wait."""
 
 
 class SnapshotHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -148,9 +157,12 @@ class SnapshotWriter:
 class SnapshotReader:
     """An open snapshot. It stays readable when a newer one takes its place."""
 
-    def __init__(self, file: DiskFile, path: Path) -> None:
+    def __init__(
+        self, file: DiskFile, path: Path, closed: Callable[[], None] = lambda: None
+    ) -> None:
         self._file = file
         self._path = path
+        self._closed = closed
         self.size = file.size()
         self.header, self._start = _read_header(file, path)
 
@@ -173,6 +185,7 @@ class SnapshotReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._closed()
 
     def _walk(self) -> Iterator[bytes]:
         """Yield records, check the trailer. One block and one record in memory."""
@@ -206,9 +219,17 @@ class SnapshotReceiver:
     sealed, it is ended by ``publish`` or ``abort``.
     """
 
-    def __init__(self, store: "SnapshotStore", disk: Disk, path: Path, group: GroupId) -> None:
+    def __init__(
+        self,
+        store: "SnapshotStore",
+        disk: Disk,
+        path: Path,
+        group: GroupId,
+        closed: Callable[[], None],
+    ) -> None:
         self.received = 0
         """How many bytes are here; the offset that comes next."""
+        self._closed = closed
         self._store = store
         self._disk = disk
         self._path = path
@@ -250,11 +271,8 @@ class SnapshotReceiver:
         last step failed, the sync of the directory: then this one may be.
         """
         self._file.close()
-        try:
-            self._store.publish(self._group, received=True)
-        except DiskError:
-            self._unlink()
-            raise
+        self._closed()
+        self._store.publish(self._group, received=True)
 
     def _checked_header(self) -> SnapshotHeader:
         reader = SnapshotReader(self._file, self._path)
@@ -267,9 +285,7 @@ class SnapshotReceiver:
     def abort(self) -> None:
         """Throw away what was received."""
         self._file.close()
-        self._unlink()
-
-    def _unlink(self) -> None:
+        self._closed()
         with suppress(DiskError):  # a leftover is removed at the next start
             self._disk.unlink(self._path)
 
@@ -278,13 +294,17 @@ class SnapshotStore:
     """The snapshots of one node.
 
     ``_publishing`` guards the step from "is it newer?" to the rename, so that a writer and a
-    receiver that end together cannot put the older one last.
+    receiver that end together cannot put the older one last. ``_sending`` and ``_receiving`` bound
+    how many are open.
     """
 
     def __init__(self, disk: Disk, directory: Path) -> None:
         self._disk = disk
         self._directory = directory
         self._publishing = Lock()
+        self._sending = _Places(OPEN_MAX)
+        self._receiving = _Places(OPEN_MAX)
+        self._unsynced: set[Path] = set()  # in place, and no sync was tried
         for name in disk.listdir(directory):
             if name.endswith((_SUFFIX + _WRITING, _SUFFIX + _RECEIVING)):
                 disk.unlink(directory / name)
@@ -302,22 +322,49 @@ class SnapshotStore:
         with suppress(DiskError):  # there may be none; what stays goes at the next start
             self._disk.unlink(path.with_name(path.name + _WRITING))
 
-    def receive(self, group: GroupId) -> SnapshotReceiver:
-        """Start to receive a snapshot; an unfinished one of the same group is thrown away."""
+    def receive(self, group: GroupId, size_bytes: int = 0) -> SnapshotReceiver:
+        """Start to receive a snapshot; an unfinished one of the same group is thrown away.
+
+        Raises:
+            SnapshotBusy: ``OPEN_MAX`` are being received.
+            DiskFull: there is no room for one of ``size_bytes``.
+        """
+        self.require_room(group, size_bytes)
         path = self.path(group)
-        return SnapshotReceiver(self, self._disk, path.with_name(path.name + _RECEIVING), group)
+        path = path.with_name(path.name + _RECEIVING)
+        leave = self._receiving.enter()
+        try:
+            return SnapshotReceiver(self, self._disk, path, group, leave)
+        except BaseException:
+            leave()
+            raise
+
+    def require_room(self, group: GroupId, size_bytes: int) -> None:
+        """Raise DiskFull unless a snapshot of that size fits: trying takes room from the log."""
+        free_bytes = self._disk.free_bytes(self._directory)
+        if free_bytes < size_bytes:
+            reason = f"{free_bytes} bytes are free and a snapshot has {size_bytes}"
+            raise DiskFull(self.path(group), "write", reason)
 
     def open(self, group: GroupId) -> SnapshotReader | None:
         """Open the group's snapshot, None if it has none; only the header is checked yet."""
         return self._open(self.path(group))
 
+    def open_to_send(self, group: GroupId) -> SnapshotReader | None:
+        """Open like :meth:`open`; SnapshotBusy if ``OPEN_MAX`` opened so are not closed yet."""
+        leave = self._sending.enter()
+        try:
+            reader = self._open(self.path(group), leave)
+        except BaseException:
+            leave()
+            raise
+        if reader is None:
+            leave()
+        return reader
+
     def header(self, group: GroupId) -> SnapshotHeader | None:
         """Header of the group's snapshot, None if it has none."""
-        reader = self.open(group)
-        if reader is None:
-            return None
-        reader.close()
-        return reader.header
+        return self._header_at(self.path(group))
 
     def path(self, group: GroupId) -> Path:
         """Where the group's snapshot is, or would be."""
@@ -329,18 +376,48 @@ class SnapshotStore:
         return sorted(group for group in found if group is not None)
 
     def publish(self, group: GroupId, *, received: bool = False) -> None:
-        """Give a sealed snapshot its name; SnapshotStale, and it is gone, unless it is newer."""
+        """Give a sealed snapshot its name.
+
+        Raises SnapshotStale unless it is newer than the one in place, SnapshotDamaged or
+        DiskError. Then nothing of it is left, unless only the last step failed, the sync of the
+        directory.
+        """
         path = self.path(group)
         sealed = path.with_name(path.name + (_RECEIVING if received else _WRITING))
         with self._publishing:
-            new, old = self._header_at(sealed), self._header_at(path)
-            if new is None:
-                raise NoSuchFile(sealed, "publish", "no sealed snapshot")
-            if old is not None and (new.index, new.term) <= (old.index, old.term):
-                self._disk.unlink(sealed)
-                raise SnapshotStale(path, new.index, old.index)
-            self._disk.rename(sealed, path)
+            try:
+                self._require_newer(sealed, path)
+                self._disk.rename(sealed, path)
+            except (SnapshotStale, SnapshotDamaged, DiskError) as error:
+                with suppress(DiskError):  # a leftover is removed at the next start
+                    self._disk.unlink(sealed)
+                is_present = isinstance(error, SnapshotStale) and error.is_present
+                if not (is_present and path in self._unsynced):
+                    raise
+            self._sync_name(path)
+
+    def _sync_name(self, path: Path) -> None:
+        """Make a rename durable, if need be when the same snapshot comes again.
+
+        That is right only where no sync was tried, for want of a descriptor: one that failed may
+        have lost the name, and the next one succeeds all the same.
+        """
+        try:
             self._disk.fsync_dir(self._directory)
+        except Exhausted:
+            self._unsynced.add(path)
+            raise
+        except DiskError:
+            self._unsynced.clear()  # it may have lost their names as well
+            raise
+        self._unsynced.clear()
+
+    def _require_newer(self, sealed: Path, path: Path) -> None:
+        new, old = self._header_at(sealed), self._header_at(path)
+        if new is None:
+            raise NoSuchFile(sealed, "publish", "no sealed snapshot")
+        if old is not None and (new.index, new.term) <= (old.index, old.term):
+            raise SnapshotStale(path, new.index, old.index)
 
     def _header_at(self, path: Path) -> SnapshotHeader | None:
         reader = self._open(path)
@@ -349,16 +426,39 @@ class SnapshotStore:
         reader.close()
         return reader.header
 
-    def _open(self, path: Path) -> SnapshotReader | None:
+    def _open(self, path: Path, closed: Callable[[], None] = lambda: None) -> SnapshotReader | None:
         try:
             file = self._disk.open(path)
         except NoSuchFile:
             return None
         try:
-            return SnapshotReader(file, path)
+            return SnapshotReader(file, path, closed)
         except BaseException:
             file.close()
             raise
+
+
+class _Places:
+    """A bounded number of places. The lock guards who has one: files are closed on any thread."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = Lock()
+        self._taken: set[object] = set()
+
+    def enter(self) -> Callable[[], None]:
+        """Take a place; return how to leave it, once or more often. SnapshotBusy: none is free."""
+        with self._lock:
+            if len(self._taken) >= self._count:
+                raise SnapshotBusy(f"{self._count} snapshots are open")
+            place = object()
+            self._taken.add(place)
+
+        def leave() -> None:
+            with self._lock:
+                self._taken.discard(place)
+
+        return leave
 
 
 class _Source:

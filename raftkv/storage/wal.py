@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull
+from raftkv.storage.disk import Disk, DiskError, DiskFile, Exhausted, NoSuchFile
 from raftkv.storage.wal_format import (
     CARRY,
     RECORD,
@@ -122,7 +122,7 @@ class SyncJob:
         self.end = segment.end_with(size)
         self.effects = effects
         self.unit_crc: int | None = None  # set when the unit is durable
-        self.full: DiskFull | None = None
+        self.full: Exhausted | None = None
         """No room for the unit, and nothing of it was written: run the job again later."""
         self._before = before
         self._parts = parts
@@ -137,7 +137,7 @@ class SyncJob:
         self.full = None
         try:
             file = self._allocated()
-        except DiskFull as error:
+        except Exhausted as error:
             self.full = error
             return
         segment = self.segment
@@ -170,28 +170,29 @@ class HousekeepingJob:
     ) -> None:
         self.obsolete = obsolete
         self.spare = spare
-        self.full: DiskFull | None = None
+        self.full: Exhausted | None = None
         self.deleted = 0
         self.done = False
         self._disk = disk
         self._identity = identity
 
     def run(self) -> None:
-        """Delete, then allocate; blocking. A full disk is noted, any other DiskError raised."""
+        """Delete, then allocate; blocking. Want of room is noted, any other DiskError raised."""
         try:
             self._delete()
             if self.spare is not None:
                 self.spare.file = _allocate_segment(
                     self._disk, self.spare.path, self.spare.number, self.spare.size, self._identity
                 )
-        except DiskFull as error:
+        except Exhausted as error:
             self.full = error
         self.done = True
 
     def _delete(self) -> None:
         """Oldest first, each durable before the next: a crash must not leave a gap in the log."""
         for segment in self.obsolete:
-            self._disk.unlink(segment.path)
+            with suppress(NoSuchFile):  # the job before got so far, and no further
+                self._disk.unlink(segment.path)
             self._disk.fsync_dir(segment.path.parent)
             self.deleted += 1
 
@@ -472,7 +473,9 @@ class Wal:
     # --- segments -----------------------------------------------------------------------------
 
     def has_space(self) -> bool:
-        """False while the disk has no room for the next segment: refuse new proposals.
+        """False while the next segment cannot be made: refuse new proposals.
+
+        The disk has no room for it, or this process no descriptor.
 
         What is left of the active segment is for hard states, no-ops and what is in flight. It
         heals when a later housekeeping job gets its segment.
@@ -520,7 +523,7 @@ class Wal:
         spares = sum(spare.size for spare in self._spares if spare is not segment)
         return max(0, rest + spares - self._bytes)
 
-    def _note_full(self, error: DiskFull) -> None:
+    def _note_full(self, error: Exhausted) -> None:
         if not self._full:
             _log.warning("no room for the next log segment, refusing writes: %s", error)
         self._full = True

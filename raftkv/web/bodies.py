@@ -114,8 +114,9 @@ class _JsonRange(_Body, tag="range"):
 
 
 class _JsonCompare(Struct, forbid_unknown_fields=True):
-    target: CompareTarget
-    operator: CompareOperator
+    target: CompareTarget | UnsetType = UNSET
+    operator: CompareOperator | UnsetType = UNSET
+    exists: bool | UnsetType = UNSET
     key: Text = UNSET
     key_base64: Base64 = UNSET
     operand: int | str | UnsetType = UNSET
@@ -172,10 +173,11 @@ class _PackRange(_Body, tag="range"):
 
 
 class _PackCompare(Struct, forbid_unknown_fields=True):
-    target: CompareTarget
-    operator: CompareOperator
     key: bytes
-    operand: int | bytes
+    target: CompareTarget | UnsetType = UNSET
+    operator: CompareOperator | UnsetType = UNSET
+    exists: bool | UnsetType = UNSET
+    operand: int | bytes | UnsetType = UNSET
 
 
 _PackTxnOperation = _PackPut | _PackDelete | _PackGet | _PackRange
@@ -224,7 +226,8 @@ def parse_batch(http: HttpRequest, limits: Limits) -> Plan:
     members = _batch_members(http.body, media_type, limits.batch_operations_max)
     operations = tuple(_at(i, _batch_operation, m, limits) for i, m in enumerate(members))
     render = functools.partial(render_batch, answer_type, len(operations))
-    return Plan(BatchRequest(operations), wait_s, render)
+    writes = any(isinstance(operation, Command) for operation in operations)
+    return Plan(BatchRequest(operations), wait_s, render, "write" if writes else None)
 
 
 def _answer_type(accept: bytes | None, asked_in: bytes, types: tuple[bytes, ...]) -> bytes:
@@ -395,15 +398,27 @@ def _keys_only(branch: Sequence[Struct]) -> tuple[bool, ...]:
 
 
 def _compare(member: _JsonCompare | _PackCompare) -> Compare:
+    target, operator = member.target, member.operator
+    if isinstance(member.exists, bool):
+        _refuse_comparison(member)
+        return Compare(_key(member), "version", ">" if member.exists else "=", 0)
+    if isinstance(target, UnsetType) or isinstance(operator, UnsetType):
+        raise invalid("a comparison has exists, or target, operator and operand")
     operand = _operand(member)
-    if isinstance(operand, bytes) != (member.target == "value"):
+    if isinstance(operand, bytes) != (target == "value"):
         raise invalid(
             "operand must be a number, except for the target 'value', where it is "
             "a string, or operand_base64",
         )
     if isinstance(operand, int) and not 0 <= operand < REVISION_LIMIT:
         raise invalid(f"operand must be from 0 to {REVISION_LIMIT - 1}")
-    return Compare(_key(member), member.target, member.operator, operand)
+    return Compare(_key(member), target, operator, operand)
+
+
+def _refuse_comparison(member: _JsonCompare | _PackCompare) -> None:
+    for name in ("target", "operator", "operand", "operand_base64"):
+        if getattr(member, name, UNSET) is not UNSET:
+            raise invalid(f"exists excludes {name}")
 
 
 def _operand(member: _JsonCompare | _PackCompare) -> int | bytes:

@@ -10,6 +10,10 @@ import msgspec
 
 Role = Literal["read", "write", "admin"]
 
+OPERATOR_TIMEOUT_MS = 750
+"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
+which operators want to hear within about a second. Who wants to wait longer says so."""
+
 
 class TokenHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A bearer token as it is kept: only its SHA-256, in lower-case hexadecimal.
@@ -20,6 +24,7 @@ class TokenHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     role: Role
+    name: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,9 +54,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused."""
     connections_max: int = 16_384
     """Open connections of one worker; Granian stops accepting beyond."""
+    unread_wait_s: float = 30.0
+    """For so long a client may read nothing of a large answer before it is given up."""
+    unread_bytes_max: int = 256 * 2**20
+    """Large answers that one worker holds for clients that have not read them yet."""
     operator_threads: int = 8
     operator_queue_max: int = 64
     """Requests that run in or wait for the threads of the Flask side."""
+    probe_threads: int = 4
+    """Beside them, for health, readiness and metrics only."""
     stop_grace_s: float = 5.0
     """How long a stopping worker waits for what is in flight."""
 

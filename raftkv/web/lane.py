@@ -9,56 +9,38 @@ read here first, so that no slow client ever holds a thread.
 import asyncio
 import logging
 import time
-import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, cast
-
-from a2wsgi import WSGIMiddleware
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served
 from raftkv.web.admission import Admission
-from raftkv.web.auth import Authenticator
+from raftkv.web.audit import AUDIT
+from raftkv.web.auth import AccessError, Authenticator
 from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
 from raftkv.web.guard import RequestGuard, always_headers
-from raftkv.web.intake import BodyIntake, Message, Receive
+from raftkv.web.intake import BodyIntake, Receive
 from raftkv.web.metrics import WorkerMetrics
+from raftkv.web.mounted import MountedApplication
 from raftkv.web.problems import HttpError
 from raftkv.web.request_ids import HEADER, RequestIds, log_slow
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers
 from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, declared_length
+from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, Send, UnreadAnswers
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication
 
 Scope = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("raftkv.web")
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
 _SMALL_BODY_DIGITS = len("9999")
-_ASCII_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
-
-
-class RawPath:
-    """WSGI middleware that restores the bytes of the path which the ASGI bridge has lost.
-
-    ASGI's ``path`` is text: bytes that are not UTF-8 were replaced on the way. ``raw_path``
-    still has them.
-    """
-
-    def __init__(self, app: "WSGIApplication") -> None:
-        self._app = app
-
-    def __call__(  # noqa: D102 (as WSGI defines it)
-        self, environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
-        raw_path = environ["asgi.scope"]["raw_path"]
-        environ["PATH_INFO"] = urllib.parse.unquote_to_bytes(raw_path).decode("latin-1")
-        return self._app(environ, start_response)
+_PROBES = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 
 
 class Lane:
@@ -91,38 +73,60 @@ class Lane:
         self._ids = RequestIds()
         self._slow_s = config.slow_request_ms / 1000
         self._answering = 0
-        self._operators = WSGIMiddleware(
-            cast("Any", RawPath(operators)), workers=limits.operator_threads
+        self._unread = UnreadAnswers(wait_s=limits.unread_wait_s, bytes_max=limits.unread_bytes_max)
+        self._operators = MountedApplication(
+            operators, threads=limits.operator_threads, name="operators"
         )
-        self._operators_busy = 0
+        # Who watches the node must hear of it whatever keeps the others' threads.
+        self._probes = MountedApplication(operators, threads=limits.probe_threads, name="probes")
         metrics.in_flight = lambda: self._admission.in_flight
         metrics.body_bytes = lambda: self._intake.bytes_held
 
     @property
     def answering(self) -> int:
         """Requests that have arrived in full and are not answered yet; a stop waits for them."""
-        return self._answering + self._operators_busy
+        return self._answering + self._operators.busy + self._probes.busy
 
     def close(self) -> None:
         """Give back the threads of the Flask side."""
-        self._operators.executor.shutdown()
+        self._operators.close()
+        self._probes.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (or the server's lifespan), as ASGI defines it."""
         try:
             if scope["type"] != "http":
-                await self._operators(cast("Any", scope), cast("Any", receive), cast("Any", send))
-                return
+                return  # the lifespan of the server, of which nothing is needed
             path: bytes = scope["raw_path"]
             if path.startswith(KEY_PREFIX):
                 await self._serve(self._routes.key, path[_KEY_PREFIX_BYTES:], scope, receive, send)
             elif (route := self._routes.exact.get(path)) is not None:
                 await self._serve(route, b"", scope, receive, send)
             else:
-                await self._mounted(scope, receive, send)
+                await self._serve_other(path, scope, receive, send)
+        except ClientTooSlowError:
+            _LOG.debug("the connection ends within an answer")
         except asyncio.CancelledError:
             # Granian cancels the task when the client has gone: the end of it, and no error.
             _LOG.debug("the client went away before its answer")
+
+    async def _serve_other(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is no data route by its first look, as nearly all of them are.
+
+        Percent-encoding may spell one in many ways (RFC 3986, section 6.2.2.2); Flask would find
+        it all the same, and answer it in a thread.
+        """
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+            if path.startswith(KEY_PREFIX):
+                raw_key = quote_from_bytes(path[_KEY_PREFIX_BYTES:], safe="").encode()
+                await self._serve(self._routes.key, raw_key, scope, receive, send)
+                return
+            if (route := self._routes.exact.get(path)) is not None:
+                await self._serve(route, b"", scope, receive, send)
+                return
+        mounted = self._probes if path in _PROBES else self._operators
+        await self._mounted(mounted, scope, receive, send)
 
     # --- data routes ---------------------------------------------------------------------------
 
@@ -141,7 +145,11 @@ class Lane:
                 action, raw_key, scope, receive, send, headers=headers, request_id=request_id
             )
         except HttpError as error:
+            if isinstance(error, AccessError):
+                AUDIT.login_failed(scope.get("client"), error, request_id)
             response = error.response(self._me)
+        except ClientTooSlowError:
+            response = None  # of a stream, which has begun
         except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
             _LOG.exception(
                 "request failed: %s %r", scope["method"], scope["raw_path"][:200],
@@ -152,8 +160,10 @@ class Lane:
         if response is None:
             self._done(label, 200, time.perf_counter() - started, request_id)
             return
-        await self._send(response, scope["method"], send, request_id)
-        self._done(label, response.status, time.perf_counter() - started, request_id)
+        try:
+            await self._send(response, scope["method"], send, request_id)
+        finally:
+            self._done(label, response.status, time.perf_counter() - started, request_id)
 
     def _done(self, label: str, status: int, took_s: float, request_id: str) -> None:
         self._metrics.observe(label, status, took_s)
@@ -191,7 +201,11 @@ class Lane:
                 ),
                 self._limits,
             )
+            if action.role == "read" and self._unread.is_full:
+                raise HttpError("overloaded", "clients do not read what this worker holds for them")
             if isinstance(plan, Plan):
+                if plan.role is not None:
+                    self._auth.check(headers.get(b"authorization"), plan.role)
                 return plan.respond(await self._call(plan.request, plan.timeout_s, request_id))
             return await self._stream(plan, scope["method"], send, request_id)
         finally:
@@ -226,7 +240,7 @@ class Lane:
             return HttpResponse(200, headers)
         named = [*headers, (HEADER, request_id.encode()), *self._always]
         await send({"type": "http.response.start", "status": 200, "headers": named})
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._unread.send(send, chunk, more_body=True)
         while scan.request is not None:
             try:
                 chunk = scan.feed(await self._call(scan.request, scan.timeout_s, request_id))
@@ -235,7 +249,7 @@ class Lane:
             except Exception:  # noqa: BLE001 (too late for a 500: the last line has to say it)
                 _LOG.exception("a streamed scan failed")
                 chunk = scan.fail(HttpError("internal", "see the server's log"))
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._unread.send(send, chunk, more_body=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
 
@@ -247,34 +261,43 @@ class Lane:
         ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         body = b"" if method == "HEAD" else response.body
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        if len(body) > PIECE_BYTES:
+            await self._unread.send(send, body)
+        else:
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
     # --- everything else -----------------------------------------------------------------------
 
-    async def _mounted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _mounted(
+        self, mounted: MountedApplication, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        method: str = scope["method"]
+        body = b""
         try:
-            body = await self._operator_body(scope, receive)
+            body = await self._operator_body(mounted, scope, receive)
+            response = await mounted.answer(scope, body)
         except HttpError as error:
-            request_id = self._ids.of(join_headers(scope["headers"]))
-            await self._send(error.response(self._me), scope["method"], send, request_id)
+            await self._refuse(error, scope, send)
             return
-        query: bytes = scope["query_string"]
-        if not query.isascii():
-            # The bridge takes ASCII only; percent-encoding the other bytes means the same.
-            quoted = urllib.parse.quote_from_bytes(query, safe=_ASCII_PRINTABLE)
-            scope["query_string"] = quoted.encode()
-
-        async def replay() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        self._operators_busy += 1
-        try:
-            await self._operators(cast("Any", scope), cast("Any", replay), cast("Any", send))
+        except Exception:  # noqa: BLE001 (Flask answers its own; this is a bug of what carries it)
+            _LOG.exception("request failed: %s %r", method, scope["raw_path"][:200])
+            await self._refuse(
+                HttpError("internal", "see the server's log", definite=False), scope, send
+            )
+            return
         finally:
-            self._operators_busy -= 1
             self._intake.release(len(body))
+        start = {"type": "http.response.start", "status": response.status}
+        await send({**start, "headers": response.headers})
+        await self._unread.send(send, b"" if method == "HEAD" else response.body)
 
-    async def _operator_body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _refuse(self, error: HttpError, scope: Scope, send: Send) -> None:
+        request_id = self._ids.of(join_headers(scope["headers"]))
+        await self._send(error.response(self._me), scope["method"], send, request_id)
+
+    async def _operator_body(
+        self, mounted: MountedApplication, scope: Scope, receive: Receive
+    ) -> bytes:
         limit = BodyLimit(self._limits.operator_body_bytes_max)
         headers = join_headers(scope["headers"])
         self._guard.check(scope["method"], headers)
@@ -282,7 +305,7 @@ class Lane:
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
             body = await self._intake.read(receive, limit, length)
-        if self._operators_busy >= self._limits.operator_queue_max:
+        if mounted.busy >= self._limits.operator_queue_max:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")
         return body

@@ -83,6 +83,12 @@ _NODE = (
     ),
     _Figure("engine_groups_led", "metrics.groups_led", "Shards that this node leads"),
     _Figure("engine_wal_bytes", "metrics.wal_bytes", "Size of the write-ahead log on disk"),
+    _Figure(
+        "log_lines_dropped",
+        "metrics.log_lines_dropped",
+        "Lines of the node's log that standard error did not take",
+        is_counter=True,
+    ),
     _Figure("engine_stopping", "stopping", "1 while the node is shutting down"),
     _Figure("disk_has_space", "has_space", "1 while writes are taken, 0 on a full disk"),
 )

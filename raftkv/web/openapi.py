@@ -7,8 +7,9 @@ tests hold the running server against it.
 from typing import Any
 
 from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
+from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.version import __version__
-from raftkv.web.config import Limits
+from raftkv.web.config import OPERATOR_TIMEOUT_MS, Limits
 from raftkv.web.problems import KINDS
 from raftkv.web.requests import SEQUENCE_MAX
 
@@ -17,7 +18,7 @@ _JSON = "application/json"
 _NDJSON = "application/x-ndjson"
 _MSGPACK = "application/msgpack"
 _PROBLEM = "application/problem+json"
-_ETAG_PATTERN = '^"[1-9][0-9]{0,14}"$'
+_ETAG_PATTERN = f'^"[1-9][0-9]{{0,{len(str(REVISION_LIMIT - 1)) - 1}}}"$'
 
 
 def openapi_document(limits: Limits) -> dict[str, Any]:
@@ -36,9 +37,9 @@ def openapi_document(limits: Limits) -> dict[str, Any]:
         "paths": {
             "/v1/kv/{key}": _key_path(limits),
             "/v1/kv": _scan_path(limits),
-            "/v1/batch": _batch_path(),
-            "/v1/txn": _txn_path(),
-            **_operator_paths(),
+            "/v1/batch": _batch_path(limits),
+            "/v1/txn": _txn_path(limits),
+            **_operator_paths(limits),
             **_convention_paths(),
         },
         "components": {
@@ -160,12 +161,12 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
     return {**_query(name, schema, description), "in": "header"}
 
 
-def _timeout(limits: Limits) -> dict[str, Any]:
+def _timeout(limits: Limits, default_ms: int | None = None) -> dict[str, Any]:
     schema = {
         "type": "integer",
         "minimum": 1,
         "maximum": limits.timeout_ms_max,
-        "default": limits.timeout_ms_default,
+        "default": limits.timeout_ms_default if default_ms is None else default_ms,
     }
     return _header("Raftkv-Timeout-Ms", schema, "How long to wait for the answer")
 
@@ -281,10 +282,11 @@ def _scan_path(limits: Limits) -> dict[str, Any]:
             {
                 "type": "integer",
                 "minimum": 1,
-                "maximum": limits.scan_limit_max,
+                "maximum": SEQUENCE_MAX,
                 "default": limits.scan_limit_default,
             },
-            "At most so many entries; a stream has no limit unless it is given one",
+            f"At most so many entries; a page takes {limits.scan_limit_max} at most, a stream has "
+            "no limit unless it is given one",
         ),
         _query(
             "cursor",
@@ -317,12 +319,14 @@ def _scan_path(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _batch_path() -> dict[str, Any]:
+def _batch_path(limits: Limits) -> dict[str, Any]:
     return {
         "post": {
             "operationId": "batch",
             "summary": "Do many independent operations",
-            "description": "Results come in the order of the operations, each with its own status",
+            "description": "Results come in the order of the operations, each with its own status. "
+            "Needs the role read, or write if an operation writes",
+            "parameters": [_timeout(limits)],
             "requestBody": {
                 "required": True,
                 "content": {
@@ -346,12 +350,12 @@ def _batch_path() -> dict[str, Any]:
     }
 
 
-def _txn_path() -> dict[str, Any]:
+def _txn_path(limits: Limits) -> dict[str, Any]:
     return {
         "post": {
             "operationId": "txn",
             "summary": "Compare, then do one branch or the other, atomically within one shard",
-            "parameters": _IDEMPOTENCY,
+            "parameters": [*_IDEMPOTENCY, _timeout(limits)],
             "requestBody": {
                 "required": True,
                 "content": {
@@ -386,7 +390,7 @@ def _get(operation: str, summary: str, schema: str, *statuses: int) -> dict[str,
     }
 
 
-def _operator_paths() -> dict[str, Any]:
+def _operator_paths(limits: Limits) -> dict[str, Any]:
     shard = {
         "name": "shard",
         "in": "path",
@@ -401,10 +405,9 @@ def _operator_paths() -> dict[str, Any]:
     }
     name = {**shard, "name": "name", "schema": {"type": "string", "minLength": 1}}
     status = _get("status", "What this node, or all nodes, know", "Facts")
-    status["get"]["parameters"] = [
-        _query("scope", {"enum": ["local", "cluster"], "default": "local"}, "Whom to ask")
-    ]
-    return {
+    scope = {"enum": ["local", "cluster"], "default": "local"}
+    status["get"]["parameters"] = [_query("scope", scope, "Whom to ask")]
+    paths: dict[str, Any] = {
         "/v1/status": status,
         "/v1/nodes": _get("nodes", "Every node", "Nodes"),
         "/v1/nodes/{name}": {
@@ -422,6 +425,7 @@ def _operator_paths() -> dict[str, Any]:
             "post": {
                 "operationId": "transferLeader",
                 "summary": "Hand a shard's leadership to another node",
+                "parameters": [_timeout(limits)],
                 "requestBody": {
                     "required": True,
                     "content": {_JSON: {"schema": _schema("Transfer")}},
@@ -437,6 +441,11 @@ def _operator_paths() -> dict[str, Any]:
             **_get("explain", "Where a key lives, and why", "Facts"),
         },
     }
+    for path in paths.values():
+        if "get" in path:
+            wait = _timeout(limits, OPERATOR_TIMEOUT_MS)
+            path["get"].setdefault("parameters", []).append(wait)
+    return paths
 
 
 def _convention_paths() -> dict[str, Any]:
@@ -452,7 +461,10 @@ def _convention_paths() -> dict[str, Any]:
 
     page = text("index", "A page for people: shards, leaders, nodes", "text/html")
     page["get"]["security"] = [{}, {"bearer": []}, {"basic": []}]
-    page["get"]["responses"]["503"]["content"]["text/html"] = {"schema": {"type": "string"}}
+    part = _query("part", {"const": "main"}, "Only what changes: what the page itself asks for")
+    page["get"]["parameters"] = [part]
+    for response in page["get"]["responses"].values():
+        response["content"]["text/html"] = {"schema": {"type": "string"}}
     ready = _get("readyz", "Whether this node can serve", "Ready")
     lines = {"text/plain": {"schema": {"type": "string"}}}
     ready["get"]["responses"]["200"]["content"] |= lines
@@ -485,8 +497,12 @@ def _either(name: str) -> dict[str, Any]:
     return {"oneOf": [{"required": [name]}, {"required": [name + "_base64"]}]}
 
 
-_BASE64 = {"type": "string", "contentEncoding": "base64", "pattern": "^(?:[A-Za-z0-9+/]{4})+$"}
-_ANY_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+}
+_SOME_BASE64 = {**_BASE64, "minLength": 4}
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _SEQUENCE = {**_COUNT, "maximum": SEQUENCE_MAX}
@@ -494,16 +510,34 @@ _REVISION = {"type": "integer", "minimum": 1, "exclusiveMaximum": REVISION_LIMIT
 _MAYBE_REVISION = {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
 _KEY = {
     "key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
-    "key_base64": {**_BASE64, "maxLength": 4 * (KEY_BYTES_MAX // 3)},
+    "key_base64": {**_SOME_BASE64, "maxLength": 4 * -(-KEY_BYTES_MAX // 3)},
 }
-_VALUE = {"value": _TEXT, "value_base64": {**_ANY_BASE64, "pattern": "^(?:[A-Za-z0-9+/]{4})*$"}}
+_VALUE = {"value": _TEXT, "value_base64": _BASE64}
 _NUMBERS = {"revision": _REVISION, "create_revision": _REVISION, "version": _COUNT}
-_ENTRY_KEY = {"key": _TEXT, "key_base64": _ANY_BASE64}
+_ENTRY_KEY = {"key": _TEXT, "key_base64": _BASE64}
 
 
 def _operation(op: str, properties: dict[str, Any], *rules: dict[str, Any]) -> dict[str, Any]:
     more: dict[str, Any] = {"allOf": list(rules)} if rules else {}
     return _object({"op": {"const": op}, **properties}, "op", **more)
+
+
+_OUTCOMES = ("put", "delete", "get")
+_MEMBERS: dict[str, dict[str, Any]] = {
+    "put": {"revision": _REVISION, "version": {"type": "integer", "minimum": 1}},
+    "delete": {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION},
+    "get": {"entry": {"oneOf": [{"type": "null"}, _schema("Entry")]}},
+    "range": {
+        "entries": {"type": "array", "items": _schema("Entry")},
+        "more": {"type": "boolean"},
+    },
+}
+
+
+def _result(op: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Describe what one operation of a batch or transaction answered."""
+    members = {"op": {"const": op}, **_MEMBERS[op], **more}
+    return _object(members, *members)
 
 
 def _schemas(limits: Limits) -> dict[str, Any]:
@@ -570,7 +604,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION}, "deleted", "revision"
         ),
         "Entry": _object(
-            {**_ENTRY_KEY, "value": _TEXT, "value_base64": _ANY_BASE64, **_NUMBERS},
+            {**_ENTRY_KEY, "value": _TEXT, "value_base64": _BASE64, **_NUMBERS},
             "revision",
             "create_revision",
             "version",
@@ -617,7 +651,12 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             {
                 "results": {
                     "type": "array",
-                    "items": _object({"status": {"type": "integer"}}, "status", closed=False),
+                    "items": {
+                        "oneOf": [
+                            _schema("Problem"),
+                            *(_result(op, {"status": {"enum": [200, 201]}}) for op in _OUTCOMES),
+                        ]
+                    },
                 }
             },
             "results",
@@ -665,7 +704,10 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                     "operand",
                     allOf=[_either("key")],
                 ),
-            ]
+                _object({**_KEY, "exists": {"type": "boolean"}}, "exists", allOf=[_either("key")]),
+            ],
+            "description": "A missing key has create, mod and version 0, and no value: no "
+            "comparison of its value holds",
         },
         "Operator": {"enum": ["=", "!=", "<", ">"]},
         "TxnPut": _operation("put", put, _either("key"), _either("value")),
@@ -679,7 +721,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                 "end": {"type": "string", "minLength": 1},
                 "prefix_base64": _BASE64,
                 "start_base64": _BASE64,
-                "end_base64": _BASE64,
+                "end_base64": _SOME_BASE64,
                 "limit": {"type": "integer", "minimum": 1, "maximum": 10_000},
                 "keys_only": {"type": "boolean"},
             },
@@ -690,9 +732,9 @@ def _schemas(limits: Limits) -> dict[str, Any]:
                 "revision": _MAYBE_REVISION,
                 "results": {
                     "type": "array",
-                    "items": _object(
-                        {"op": {"enum": ["put", "delete", "get", "range"]}}, "op", closed=False
-                    ),
+                    "items": {
+                        "oneOf": [*(_result(op, {}) for op in _OUTCOMES), _result("range", {})]
+                    },
                 },
             },
             "succeeded",
@@ -700,7 +742,15 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             "results",
         ),
         "Transfer": _object(
-            {"target": {"type": ["string", "null"], "description": "Null: the preferred node"}}
+            {
+                "target": {"type": ["string", "null"], "description": "Null: the preferred node"},
+                "for_s": {
+                    "type": ["number", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": PINNED_S_MAX,
+                    "description": "How long it stays on the target; null: until that node stops",
+                },
+            }
         ),
         "Ready": _object(
             {

@@ -14,13 +14,14 @@ engine reports is passed on as it is:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flask
 import msgspec
 
 from raftkv.core.health import health_of, rows
 from raftkv.rpc.messages import (
+    PINNED_S_MAX,
     ExplainRequest,
     Facts,
     Reply,
@@ -28,7 +29,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.web.config import BodyLimit, Role
+from raftkv.web.config import OPERATOR_TIMEOUT_MS, BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
 from raftkv.web.openapi import openapi_document
@@ -51,13 +52,10 @@ _SCOPE = frozenset({b"scope"})
 _EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
 _SCRAPE_TIMEOUT_S = 2.0
 
-_ANSWER_TIMEOUT_MS = 750
-"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
-which operators want to hear within about a second. Who wants to wait longer says so."""
-
 
 class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
     target: str | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=PINNED_S_MAX)] | None = None
 
 
 _decode_transfer = msgspec.json.Decoder(_Transfer).decode
@@ -70,7 +68,7 @@ class Operators:
         self._carrier = carrier
         self._metrics = metrics
         self._limits = msgspec.structs.replace(
-            carrier.limits, timeout_ms_default=_ANSWER_TIMEOUT_MS
+            carrier.limits, timeout_ms_default=OPERATOR_TIMEOUT_MS
         )
         self._openapi = msgspec.json.encode(openapi_document(carrier.limits))
 
@@ -83,7 +81,7 @@ class Operators:
         if role is not None:
             header = flask.request.headers.get("Authorization")
             raw = None if header is None else header.encode("latin-1")
-            self._carrier.auth.check(raw, role)
+            self._carrier.authenticate(raw, role)
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
@@ -168,8 +166,11 @@ class Operators:
             wanted = _decode_transfer(body or b"{}")
         except msgspec.MsgspecError as error:
             raise invalid(f"the body does not fit: {error}") from error
+        if wanted.for_s is not None and wanted.target is None:
+            raise invalid("for_s goes with a target only: on its preferred node it stays anyway")
         wait_s = timeout_s(request_headers(), self._carrier.limits)
-        reply = self._carrier.engine.call(TransferRequest(shard, wanted.target), wait_s)
+        request = TransferRequest(shard, wanted.target, wanted.for_s)
+        reply = self._carrier.transfer(request, wait_s)
         return self._json(reply, facts_of(reply))
 
     # --- conventions ---------------------------------------------------------------------------

@@ -116,7 +116,7 @@ class Pages:
         cookie = flask.request.cookies.get(COOKIE)
         self._guard.check(flask.request.headers, cookie, token, f"transfer {shard}")
         request = TransferRequest(shard, fields.get("target", [""])[0] or None)
-        reply = self._carrier.engine.call(request, TRANSFER_TIMEOUT_S)
+        reply = self._carrier.transfer(request, TRANSFER_TIMEOUT_S)
         self._replies.forget()
         self._parts.forget()
         if isinstance(reply.response, Failure):
@@ -239,7 +239,7 @@ class Pages:
         flask.g.security_headers = SECURITY_HEADERS
         header = flask.request.headers.get("Authorization")
         raw = None if header is None else header.encode("latin-1")
-        self._carrier.auth.check(raw, role, page=True)
+        self._carrier.authenticate(raw, role, page=True)
         return parse_query(flask.request.query_string, allowed)
 
     def _live(

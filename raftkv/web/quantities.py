@@ -13,6 +13,7 @@ _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86400
 _TEN = 10
+_YEAR_9999_US = 253_370_764_800_000_000
 
 
 def _number(value: object) -> float | None:
@@ -80,6 +81,14 @@ def percent(value: object) -> str:
     """A share of 1 as per cent: ``12.5 %``."""
     number = _number(value)
     return UNKNOWN if number is None else f"{number * 100:.1f} %"
+
+
+def moment(at_us: object) -> str:
+    """A wall clock moment in UTC: ``2026-12-01 09:30:00 UTC``."""
+    number = _number(at_us)
+    if number is None or not 0 <= number < _YEAR_9999_US:
+        return UNKNOWN
+    return datetime.fromtimestamp(number / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def elapsed(at_us: object, now_us: int) -> str:

@@ -28,7 +28,7 @@ from raftkv.rpc.messages import (
     Served,
     WriteRequest,
 )
-from raftkv.web.config import Limits
+from raftkv.web.config import Limits, Role
 from raftkv.web.encoding import (
     check_key,
     decode_cursor,
@@ -74,11 +74,15 @@ _NO_PARAMETERS: frozenset[bytes] = frozenset()
 
 
 class Plan(msgspec.Struct, gc=False):
-    """One question for the engine, and what to do with its answer."""
+    """One question for the engine, and what to do with its answer.
+
+    ``role``: what the operations of the body want, where that is more than their route does.
+    """
 
     request: Request
     timeout_s: float
     render: Callable[[Reply], HttpResponse]
+    role: Role | None = None
 
     def respond(self, reply: Reply) -> HttpResponse:
         """Return the response for ``reply``, be it a result or a failure."""

@@ -29,7 +29,10 @@ Parse = Callable[[HttpRequest, Limits], Plan | ScanStream]
 
 
 class Action(NamedTuple):
-    """One method of one route. ``label`` names it in metrics; without a limit no body is read."""
+    """One method of one route. ``label`` names it in metrics; without a limit no body is read.
+
+    ``role`` is what it wants at least, before its body is read.
+    """
 
     label: str
     role: Role
@@ -70,8 +73,9 @@ class DataRoutes:
         self.exact = {
             b"/v1/kv": _route(GET=scan, HEAD=scan),
             b"/v1/batch": _route(
+                # Operations that write want more: Plan.role.
                 POST=Action(
-                    "batch", "write", parse_batch, values_limit(limits.batch_bytes_max, limits)
+                    "batch", "read", parse_batch, values_limit(limits.batch_bytes_max, limits)
                 )
             ),
             b"/v1/txn": _route(

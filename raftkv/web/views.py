@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftkv.core.health import Facts, reachable, rows, shard_health
-from raftkv.web.quantities import UNKNOWN, count, duration
+from raftkv.web.quantities import UNKNOWN, count, duration, moment
 
 LAGGING_ENTRIES = 1000
 LAGGING_S = 2.0
@@ -67,6 +67,7 @@ _EVENTS = {
     "follower": ("plain", "↓", "follows"),
     "candidate": ("notice", "?", "stood for election"),
     "transfer": ("notice", "⇄", "leadership handed over"),
+    "pinned": ("notice", "⚑", "leadership pinned"),
     "snapshot_installed": ("plain", "▣", "installed a snapshot"),
     "snapshot_written": ("plain", "▣", "wrote a snapshot"),
     "snapshot_failed": ("bad", "✕", "snapshot failed"),
@@ -118,7 +119,7 @@ def replica_cell(row: Facts, name: str, alive: set[str]) -> Cell:
     if name not in alive:
         return Cell("bad", "✕", "silent", "does not answer")
     member = mapping(mapping(row.get("members")).get(name))
-    if member.get("role") == "leader" or (not member and row.get("leader") == name):
+    if row.get("leader") == name:  # a deposed one may still believe that it leads
         return Cell("leader", "★", "leader", "leads")
     return _follower_cell(row, name, member)
 
@@ -157,7 +158,7 @@ def members(row: Facts, facts: Facts) -> list[MemberLine]:
         member = mapping(mapping(row.get("members")).get(name))
         told = mapping(mapping(row.get("followers")).get(name))
         entries, seconds = lag(row, name)
-        leads = member.get("role") == "leader"
+        leads = row.get("leader") == name
         match = told.get("match_index", mapping(row.get("match")).get(name))
         lines.append(
             MemberLine(
@@ -197,6 +198,17 @@ def _digest(row: Facts, member: Facts, *, leads: bool) -> str:
     if leader and leader.get("applied_index") == member.get("applied_index"):
         return "agrees" if leader.get("digest") == member.get("digest") else "differs"
     return "not compared yet"
+
+
+def pinned(row: Facts) -> str:
+    """Say where an operator has put the leadership of a shard, and until when; else nothing."""
+    told = mapping(row.get("pinned"))
+    if not told:
+        return ""
+    until = told.get("until_us")
+    if not isinstance(until, int):
+        return f"pinned to {told.get('node')} by an operator until that node stops"
+    return f"pinned to {told.get('node')} by an operator until {moment(until)}"
 
 
 def events(facts: Facts, *, shown: int = EVENTS_SHOWN) -> list[EventLine]:

@@ -30,6 +30,8 @@ from granian.server.embed import Server
 
 from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
+from raftkv.rpc.process import open_standard_streams, raise_file_limit, resident_bytes
+from raftkv.web.audit import AUDIT
 from raftkv.web.config import WebConfig
 from raftkv.web.deferred import Deferred
 from raftkv.web.engine import Engine, LoopBridge
@@ -45,6 +47,10 @@ EXIT_ENGINE_GONE = 3
 EXIT_UNUSABLE = 2
 
 LISTEN_BACKLOG = 4096
+
+DESCRIPTORS_KEPT = 64
+"""For the engine's socket, the log, files of figures and pages, and threads."""
+
 HEADER_TIMEOUT_MS = 30_000
 """For the head of a request, so that half-sent ones do not stay for ever."""
 
@@ -62,14 +68,14 @@ _QUIET_ROUND_S = 0.05
 _LOG = logging.getLogger("raftkv.web")
 
 
-class _Server(Server):
+class HttpServer(Server):
     """Granian inside our own loop, on a socket that we were given.
 
     Granian itself would bind with SO_REUSEPORT, which lets a second node slip in beside the
     first on the same port, and loses what waits in the queue of a worker that dies.
     """
 
-    def __init__(self, app: Lane, config: WebConfig, listener: socket.socket) -> None:
+    def __init__(self, app: Any, config: WebConfig, listener: socket.socket) -> None:
         self._listener_fd = listener.fileno()
         super().__init__(
             app,
@@ -81,7 +87,7 @@ class _Server(Server):
             websockets=False,
             backlog=LISTEN_BACKLOG,
             # It counts open connections, idle ones too, and stops accepting at that many.
-            backpressure=config.limits.connections_max,
+            backpressure=connections_max(config.limits.connections_max),
             log_level=LogLevels.error,
             log_dictconfig={"handlers": {}, "loggers": {"_granian": {"propagate": True}}},
             ssl_cert=None if config.tls_cert is None else Path(config.tls_cert),
@@ -103,9 +109,10 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
-def leave_interrupts_to_parent() -> None:
-    """Ignore Ctrl-C, which reaches the whole process group: the engine then stops us in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals_to_parent() -> None:
+    """Ignore what may reach the whole process group, such as Ctrl-C: the engine decides."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def yield_to_engine() -> None:
@@ -117,18 +124,32 @@ def yield_to_engine() -> None:
     os.nice(YIELDED_NICENESS)
 
 
-def raise_file_limit() -> None:
-    """Take all the descriptors that this process may have: every connection needs one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def prepare_process() -> None:
     """Make this process its engine's: its end, its interrupts, its rank; room for connections."""
+    open_standard_streams()
     die_with_parent()
-    leave_interrupts_to_parent()
+    leave_signals_to_parent()
     yield_to_engine()
     raise_file_limit()
+    resident_bytes()  # the file for it is opened while there is a descriptor
+
+
+def connections_max(configured: int) -> int:
+    """Return how many connections there may be at once, as each needs a descriptor.
+
+    What cannot be accepted for want of one is tried again without end, in the place of
+    everything else; what is not accepted yet waits in the kernel.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = max(1, min(configured, limit - DESCRIPTORS_KEPT))
+    if allowed < configured:
+        _LOG.warning(
+            "the limit of %d descriptors allows %d connections, not the %d of http.max_connections",
+            limit,
+            allowed,
+            configured,
+        )
+    return allowed
 
 
 def open_listener(config: WebConfig) -> socket.socket:
@@ -169,7 +190,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     operators = _operators(LoopBridge(engine, loop, config.node_name), config, metrics)
     lane = Lane(engine, config, operators, metrics)
     listener = open_listener(config)
-    server = _Server(lane, config, listener)
+    server = HttpServer(lane, config, listener)
     serving = asyncio.ensure_future(cast("Any", server).serve())
     _settle_garbage_collector()
     warming = loop.call_later(WARM_UP_S, loop.run_in_executor, None, _warm_up, operators)
@@ -232,6 +253,7 @@ async def _report_each_second(engine: Engine, metrics: WorkerMetrics) -> None:
     while True:
         await asyncio.sleep(1.0 - time.time() % 1.0)
         await engine.call(metrics.report(), REPORT_TIMEOUT_S)
+        AUDIT.tell()
 
 
 async def _quiet(lane: Lane) -> None:
@@ -260,7 +282,8 @@ async def run_worker(config: WebConfig) -> int:
 
 def main() -> None:
     """Run one worker; the process ends here, whatever threads are left."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up("-", "console", "info")  # until the settings are here
+    logs.speak_for_python()
     prepare_process()
     code = EXIT_UNUSABLE
     try:
@@ -270,6 +293,7 @@ def main() -> None:
     except (OSError, msgspec.MsgspecError) as error:
         _LOG.error("HTTP worker cannot start: %s", error)
     finally:
+        logging.shutdown()
         # Threads of the Flask side may be waiting for an engine that is gone.
         os._exit(code)
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from prometheus_client.registry import Collector
 
 from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
+from raftkv.rpc import logs
 from raftkv.rpc.messages import Answered, Took, WorkerReport
+from raftkv.rpc.process import resident_bytes
 
 _LATE_S = 0.1
 """A report made this soon after a second's end is about that second."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class WorkerMetrics:
@@ -34,6 +34,7 @@ class WorkerMetrics:
         self.body_bytes: Callable[[], int] = int
         """Bytes of request bodies held in memory."""
         self.collectors: list[Collector] = []
+        self._lines_dropped = 0  # as it was at the last report
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -49,6 +50,7 @@ class WorkerMetrics:
         with self._lock:
             answered, self._answered = self._answered, {}
             durations, self._durations = self._durations, {}
+        before, self._lines_dropped = self._lines_dropped, logs.dropped()
         return WorkerReport(
             worker=self._worker,
             pid=os.getpid(),
@@ -56,12 +58,8 @@ class WorkerMetrics:
             in_flight=self.in_flight(),
             body_bytes=self.body_bytes(),
             cpu_s=round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 3),
-            rss_bytes=_resident_bytes(),
+            rss_bytes=resident_bytes(),
             answered=tuple(Answered(*at, count) for at, count in answered.items()),
             durations=tuple(Took(route, *counts.take()) for route, counts in durations.items()),
+            log_lines_dropped=self._lines_dropped - before,
         )
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - a path for nobody
-        return int(statm.read().split()[1]) * _PAGE_BYTES

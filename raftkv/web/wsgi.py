@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import flask
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from raftkv.rpc.messages import Reply, Request, Served
-from raftkv.web.auth import Authenticator
-from raftkv.web.config import BodyLimit, Limits, WebConfig
+from raftkv.rpc.messages import Failure, Reply, Request, Served, TransferRequest
+from raftkv.web.audit import AUDIT
+from raftkv.web.auth import AccessError, Authenticator
+from raftkv.web.config import BodyLimit, Limits, Role, WebConfig
 from raftkv.web.engine import SyncEngine
 from raftkv.web.exchange import HttpRequest, HttpResponse
 from raftkv.web.request_ids import RequestIds
@@ -33,6 +34,27 @@ class Carrier:
         self.ids = RequestIds()
         self.slow_s = config.slow_request_ms / 1000
 
+    def authenticate(self, header: bytes | None, role: Role, *, page: bool = False) -> None:
+        """Check the ``Authorization`` header as the authenticator does, and note who it is."""
+        try:
+            flask.g.token = self.auth.check(header, role, page=page)
+        except AccessError as error:
+            AUDIT.login_failed(flask.request.remote_addr, error, flask.g.request_id)
+            raise
+
+    def transfer(self, request: TransferRequest, timeout_s: float) -> Reply:
+        """Hand leadership over, and note who asked for it and what came of it."""
+        reply = self.engine.call(request, timeout_s, flask.g.request_id)
+        response = reply.response
+        AUDIT.done(
+            f"transfer of shard {request.shard} to {request.target or 'the preferred node'}",
+            f"refused, {response.detail}" if isinstance(response, Failure) else "done",
+            client=flask.request.remote_addr,
+            token=flask.g.token,
+            request_id=flask.g.request_id,
+        )
+        return reply
+
     def data_view(self, route: Route) -> Callable[..., flask.Response]:
         """Return the view for a data route."""
 
@@ -45,7 +67,7 @@ class Carrier:
     def _data(self, action: Action) -> flask.Response:
         flask.g.label = action.label
         headers = request_headers()
-        self.auth.check(headers.get(b"authorization"), action.role)
+        self.authenticate(headers.get(b"authorization"), action.role)
         body = b""
         if action.body is not None:
             declared_length(headers, action.body)  # refuses here what says that it is too large
@@ -61,6 +83,8 @@ class Carrier:
             self.limits,
         )
         if isinstance(plan, Plan):
+            if plan.role is not None:
+                self.authenticate(headers.get(b"authorization"), plan.role)
             return to_flask(plan.respond(self._ask(plan.request, plan.timeout_s)))
         return self._stream(plan)
 

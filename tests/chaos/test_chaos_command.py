@@ -1,16 +1,20 @@
 """``raftkv chaos`` as a person runs it: what it refuses, and that it leaves nothing behind."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from click.testing import CliRunner
 
 from raftkv.bench.processes import descendants_of
-from raftkv.chaos import disks
+from raftkv.chaos import disks, raftkv_target
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
@@ -107,6 +111,72 @@ def test_the_command_to_run_it_again_asks_for_the_same(
     with pytest.raises(SystemExit):
         chaos.chaos_command.main([*arguments, "--out", "/x"])
     assert seen[0].arguments() == settings.arguments()
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Settings, str]:
+    """What the command would run, and what it says before."""
+    from raftkv.cli import chaos  # noqa: PLC0415 -- parsed here, not run
+
+    seen: list[Settings] = []
+
+    def keep(asked: Settings) -> int:
+        asked.check()
+        seen.append(asked)
+        return 0
+
+    monkeypatch.setattr(chaos, "_run", keep)
+    monkeypatch.setattr(chaos, "_end_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(chaos, "private_mounts", lambda: None)
+    done = CliRunner().invoke(chaos.chaos_command, [*arguments, "--out", "/x"])
+    assert done.exit_code == 0, done.output
+    return seen[0], done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--faults", "all")])
+def test_what_the_machine_cannot_do_is_left_out_in_one_line(
+    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user without libfaketime has all other faults, and is told of these two."""
+    monkeypatch.setattr(disks, "can_mount", lambda: False)
+    monkeypatch.setattr(raftkv_target, "FAKETIME", ())
+    settings, said = asked_for(monkeypatch, *arguments)
+    assert settings.faults == tuple(kind for kind in FAULTS if kind not in {"clock", "disk"})
+    assert said == (
+        "left out: clock (needs libfaketime: apt-get install libfaketime), "
+        "disk (needs root that may mount)\n"
+    )
+
+
+def test_a_machine_that_can_do_all_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says nothing; one node has no links, and nobody to refuse it."""
+    monkeypatch.setattr(disks, "can_mount", lambda: True)
+    monkeypatch.setattr(raftkv_target, "FAKETIME", (Path("/"),))
+    assert asked_for(monkeypatch) == (Settings(Path("/x"), seed=ANY, faults=FAULTS), "")
+    alone, said = asked_for(monkeypatch, "--nodes", "1")
+    left_out = {"partition", "slow", "lossy", "reset", "forwarder", "wipe"}
+    assert set(alone.faults) == set(FAULTS) - left_out
+    assert all(f"{kind} (" in said for kind in left_out)
+
+
+@pytest.mark.parametrize("kind", ["disk", "clock"])
+def test_a_fault_that_was_named_is_not_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names it is told why it cannot be."""
+    monkeypatch.setattr(disks, "can_mount", lambda: False)
+    monkeypatch.setattr(raftkv_target, "FAKETIME", ())
+    with pytest.raises(ChaosError, match=f"--faults {kind}: needs .*, or leave it out"):
+        Settings(Path("x"), seed=1, faults=("kill", kind)).check()
+
+
+def test_not_every_root_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a user who may not one who finds out in the middle of a run."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
+
+    def refuse(_directory: Path, _size: str) -> None:
+        raise ChaosError("permission denied")
+
+    monkeypatch.setattr(disks, "mount", refuse)
+    assert not disks.can_mount()
 
 
 # --- real runs --------------------------------------------------------------------------------

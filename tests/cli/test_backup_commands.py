@@ -294,3 +294,21 @@ def test_the_checksum_is_that_of_all_lines_but_the_last(source: FrontEnd, tmp_pa
     said = run(source, "backup", file).stdout
     lines = file.read_bytes().splitlines(keepends=True)
     assert hashlib.sha256(b"".join(lines[:-1])).hexdigest() in said
+
+
+def test_the_head_of_a_file_does_not_drive_the_terminal(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path
+) -> None:
+    """A backup that came from somebody else says what it is of in one line, with escapes."""
+    file = tmp_path / "backup"
+    run(source, "backup", file)
+    lines = file.read_bytes().splitlines(keepends=True)
+    head = {**json.loads(lines[0]), "cluster": "x\x1b[2J\nraftkv: forged", "began": "\x9b31m"}
+    body = [json.dumps(head).encode() + b"\n", *lines[1:-1]]
+    trailer = json.loads(lines[-1])
+    trailer |= {"sha256": hashlib.sha256(b"".join(body)).hexdigest(), "ended": "\u202e"}
+    file.write_bytes(b"".join(body) + json.dumps(trailer).encode())
+    for option in ((), ("--check",)):
+        restored = run(target, "restore", file, *option)
+        assert restored.exit_code == 0
+        assert restored.stdout.removesuffix("\n").isprintable()

@@ -1,6 +1,9 @@
 """``raftkv check``: exit codes for scripts, a table and the story of a violation for people."""
 
+import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,9 @@ STALE: Sequence[tuple[str, object, int]] = (
     ("write", "blue", 2),
     ("read", "red", 1),
 )
+
+
+UNKNOWN = {"process": 0, "type": "info", "f": "read", "key": "k", "value": None, "time_ns": 1}
 
 
 def test_a_linearizable_history_ends_with_code_0(tmp_path: Path) -> None:
@@ -89,6 +95,70 @@ def test_a_file_that_is_not_there_ends_with_code_3(tmp_path: Path) -> None:
     assert run(good, "--html", tmp_path / "none" / "report.html").exit_code == 3
 
 
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    """Standard input is -, and a pipe that has a name has its end."""
+    text = history(tmp_path / "history.jsonl", *STALE).read_bytes()
+    piped = CliRunner().invoke(check_command, ["-", "--html", str(tmp_path / "r.html")], input=text)
+    assert piped.exit_code == 1
+    assert "violation: 3 operations" in piped.stdout
+    assert "violation" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_bytes, text)
+        assert run(pipe).stdout == run(tmp_path / "history.jsonl").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"not a history\n", "-: line 1: not JSON"),
+        (b"", "-: holds no operation"),
+        (bytes(2**26 + 2**20), "-: line 1: has more than 67108864 bytes"),
+    ],
+)
+def test_what_is_piped_is_named_and_bounded(text: bytes, complaint: str) -> None:
+    """A pipe may have no end, and the copy of it is not what was asked for."""
+    result = CliRunner().invoke(check_command, ["-"], input=text)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"raftkv: {complaint}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_verdicts_as_json(tmp_path: Path) -> None:
+    """One document, and the same exit codes; keys as they are."""
+    result = run(history(tmp_path / "history.jsonl", *STALE), "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert (document["verdict"], document["operations"]) == ("violation", 3)
+    (key,) = document["keys"]
+    assert (key["key"], key["verdict"], key["offending"]) == ("color", "violation", 2)
+    assert "revision 2" in key["reason"]
+
+
+def test_a_key_that_the_search_did_not_come_to_is_not_judged(tmp_path: Path) -> None:
+    """It stopped at a violation, or before its first look: neither is an outcome of a search."""
+    path = tmp_path / "history.jsonl"
+    with HistoryWriter(path) as writer:
+        for number, key in enumerate(("bad", "unseen")):
+            at = 10 * number
+            members = {"revision": 1}
+            writer.write(Event(number, "invoke", "write", key, "red", at))
+            writer.write(Event(number, "ok", "write", key, "red", at + 1, members))
+            writer.write(Event(number, "invoke", "read", key, None, at + 2))
+            writer.write(Event(number, "ok", "read", key, "blue", at + 3, members))
+    told = " ".join(run(path).stdout.split())
+    assert "not judged" in told
+    assert "violation: 4 operations, 2 keys, model register; 1 not judged" in told
+    verdicts = {
+        one["key"]: one["verdict"] for one in json.loads(run(path, "--json").stdout)["keys"]
+    }
+    assert verdicts == {"bad": "violation", "unseen": "not judged"}
+    late = json.loads(run(path, "--json", "--budget", "1e-9").stdout)
+    assert late["verdict"] == "unknown"
+    assert {one["verdict"] for one in late["keys"]} == {"not judged"}
+
+
 def test_format_and_model_can_be_given(tmp_path: Path) -> None:
     """They decide, whatever the file looks like."""
     recorded = RECORDED / "jepsen-etcd" / "etcd_002.log"
@@ -121,3 +191,67 @@ def test_hostile_text_does_nothing_to_a_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert "\x9b" not in result.stdout
     assert "[/bold]" in result.stdout
+
+
+def test_hostile_names_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    """Names of operations and of the file are theirs too."""
+    path = tmp_path / "h\x9b\x07"
+    end = Event(0, "ok", "wr\x9b\x07ite", "color", "x", 1)
+    with HistoryWriter(path) as writer:
+        writer.write(end)
+    result = run(path)
+    assert "has begun nothing" in result.stderr
+    assert result.stderr[:-1].isprintable()
+
+
+SPACES = " " * 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"INFO  jepsen.util - 0 :invoke :read n{SPACES}x", "cannot read the value n"),
+        (f"INFO  jepsen.util - 0 :invoke{SPACES}x", "not a line of a Jepsen log"),
+        (f"INFO{SPACES}jepsen.util - 0 :invoke", "not a line of a Jepsen log"),
+        ("jepsen.util - 1 :a :b :invoke" * 30_000, "cannot read the value :invoke"),
+        (f"{{:process 0, :type :invoke{SPACES}x}}", "not a map in EDN"),
+        ("{" + ":a 1 " * 10**5 + "x}", "not a map in EDN"),
+        ('{"process": 0, "time_ns": ' + "9" * 4000, "not JSON, or cut short"),
+        (json.dumps({**UNKNOWN, "time_ns": 10**400}), '"time_ns" must be an integer of 64 bits'),
+        (json.dumps({**UNKNOWN, "process": -(2**63)}), '"process" must be an integer of 64 bits'),
+    ],
+    ids=range(9),
+)
+def test_a_line_that_is_no_event_is_one_short_complaint(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    """However long it is: linear time to read, and a line that a person can read."""
+    path = tmp_path / "h"
+    path.write_text(text)
+    result = run(path)
+    assert result.exit_code == 3
+    assert f"line 1: {complaint}" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\n"])
+def test_a_file_without_an_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filler: bytes
+) -> None:
+    """One line or many: it is read up to a bound, and not into all memory."""
+    monkeypatch.setattr("raftkv.check.history.LINE_BYTES_MAX", 2**16)
+    monkeypatch.setattr("raftkv.check.history.HISTORY_BYTES_MAX", 2**17)
+    path = tmp_path / "h"
+    path.write_bytes(filler * 2**20)
+    result = run(path)
+    assert result.exit_code == 3
+    assert "more than" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_device_without_an_end_is_refused() -> None:
+    """``/dev/zero`` is one line that never ends."""
+    result = run("/dev/zero")
+    assert result.exit_code == 3
+    assert result.stderr == "raftkv: /dev/zero: line 1: has more than 67108864 bytes\n"

@@ -46,6 +46,7 @@ def write(tmp_path: Path) -> Write:
     def write_file(text: str) -> Path:
         file = tmp_path / "node.toml"
         file.write_text(text, encoding="utf-8")
+        file.chmod(0o600)  # it may hold the secret
         return file
 
     return write_file
@@ -210,6 +211,33 @@ def test_a_secret_that_others_may_read_is_refused(write: Write, tmp_path: Path) 
     secret.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         load(write(MINIMAL.replace(f'secret = "{SECRET}"', 'secret_file = "s"')))
+
+
+def test_a_file_that_others_may_read_must_not_hold_the_secret(write: Write) -> None:
+    """Also where the secret stands in node.toml itself."""
+    file = write(MINIMAL)
+    for mode in (0o644, 0o640, 0o602):
+        file.chmod(mode)
+        with pytest.raises(ConfigError, match=rf"security\.secret: .* \(mode {mode:04o}\); chmod"):
+            load(file)
+
+
+@pytest.mark.parametrize("table", ["http", "security"])
+def test_a_key_that_everybody_may_read_is_refused(table: str, write: Write, tmp_path: Path) -> None:
+    """A group may: keys of a machine are often kept for one."""
+    for name in ("ca.crt", "n1.crt", "n1.key"):
+        (tmp_path / name).write_text("PEM")
+    files = {
+        "http": '[http]\ntls_cert = "n1.crt"\ntls_key = "n1.key"\n',
+        "security": 'peer_ca = "ca.crt"\npeer_cert = "n1.crt"\npeer_key = "n1.key"\n',
+    }
+    file, key = write(MINIMAL + files[table]), tmp_path / "n1.key"
+    option = {"http": "http.tls_key", "security": "security.peer_key"}[table]
+    key.chmod(0o644)
+    with pytest.raises(ConfigError, match=rf"{option}: .*n1\.key: others may read it .*chmod 640"):
+        load(file)
+    key.chmod(0o640)
+    load(file)
 
 
 def test_a_node_without_peers_wants_a_secret_too(write: Write) -> None:

@@ -219,6 +219,10 @@ def test_explain_and_transfer_leader(run: Run) -> None:
     assert "shard" in run("explain", "some/key").stdout
     assert json.loads(run("explain", "k", "--json").stdout)["shard"] == 0
     assert run("transfer-leader", "0", "--to", "n2").stdout == "shard 0 is led by n2\n"
+    assert run("transfer-leader", "0", "--to", "n2", "--for", "2h").exit_code == 0
+    assert run("transfer-leader", "0", "--for", "2h").exit_code == 2
+    for wrong in ("2", "h", "0s", "-1s", "1w", "9999d"):
+        assert run("transfer-leader", "0", "--to", "n2", "--for", wrong).exit_code == 2
     assert run("transfer-leader", "99").exit_code == 1
 
 

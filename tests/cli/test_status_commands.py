@@ -15,6 +15,7 @@ from raftkv.core.health import health_of
 
 WIDE = {"COLUMNS": "140"}
 EVIL = "[red]n9[/red]"
+EVIL_CODES = "n1\x1b]0;x\x07\nraftkv: forged\x9b\u202e"
 
 
 def facts(*, silent: tuple[str, ...] = (), leader: str | None = "n1") -> dict[str, Any]:
@@ -262,3 +263,37 @@ def test_live_views_end_with_ctrl_c(run: Run, arguments: tuple[str, ...], text: 
     assert text in shown.stdout
     assert "All 2 shards have a leader and a quorum; one more node may fail." in shown.stdout
     assert shown.exit_code == 0
+
+
+@pytest.mark.usefixtures("interrupted")
+@pytest.mark.parametrize(
+    "arguments", [("status",), ("status", "--json"), ("status", "--watch"), ("top",)]
+)
+def test_what_nodes_say_does_not_drive_the_terminal(run: Run, arguments: tuple[str, ...]) -> None:
+    """Names and details are theirs: what they hold is shown, not followed."""
+    said = facts(silent=("n3",))
+    said["node"] = "\x1b[2J\nn\x9b"
+    said["nodes"][0]["name"] = said["events"][0]["detail"] = said["events"][0]["node"] = EVIL_CODES
+    shown = run(said, *arguments).stdout
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_what_a_server_refuses_with_does_not_drive_the_terminal() -> None:
+    """Its words go to standard error, in one line."""
+    problem = json.dumps({"title": "no", "detail": EVIL_CODES, "code": "x", "definite": True})
+    kind = "application/problem+json"
+    with serving(answer(400, problem.encode(), Content_Type=kind)) as server:
+        shown = CliRunner().invoke(cli, ["get", "k", "--endpoint", server.url])
+    assert shown.exit_code not in (0, 1)
+    assert "raftkv: forged" in shown.stderr
+    assert shown.stderr[:-1].isprintable()
+
+
+def test_status_says_what_is_pinned_and_for_how_long_nobody_has_led(run: Run) -> None:
+    """An operator's own doing is not to look like a fault, nor an outage like a moment."""
+    status = facts(leader=None)
+    status["shards"][0] |= {"no_leader_since_us": time.time_ns() // 1000 - 42_400_000}
+    status["shards"][1] |= {"pinned": {"node": "n3", "until_us": None}}
+    said = run(status, "status").stdout
+    assert "no leader for 42 s" in said
+    assert "The leadership of shard 1 is pinned to n3 by an operator until that node stops" in said

@@ -26,12 +26,22 @@ from raftkv.client import (
     Range,
     RangeResult,
     ServerError,
+    TooLargeError,
     UnavailableError,
     batches,
 )
 from raftkv.client.codec import key_target
-from raftkv.core.operations import REVISION_LIMIT, Forget, Refused, SessionKey
-from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, WriteRequest
+from raftkv.core.operations import REVISION_LIMIT, Command, Forget, Refused, SessionKey
+from raftkv.rpc.messages import (
+    BatchRequest,
+    BatchResult,
+    Failure,
+    GetRequest,
+    Request,
+    Response,
+    TransferRequest,
+    WriteRequest,
+)
 from raftkv.web.config import TokenHash
 
 AWKWARD_KEYS = [
@@ -254,6 +264,60 @@ def test_a_batch_sends_again_only_what_failed_for_the_moment(
     assert first.operations[1] == second.operations[0]
 
 
+@pytest.mark.parametrize(("fitting", "asked_most"), [(1, 20), (7, 3), (0, 31)])
+def test_reads_that_are_too_much_for_one_answer_are_asked_for_in_several(
+    client: Client,
+    served: FrontEnd,
+    monkeypatch: pytest.MonkeyPatch,
+    fitting: int,
+    asked_most: int,
+) -> None:
+    """Who merges must divide; writes beside them are done once, and each has its own answer.
+
+    With none that fits in company, each is asked for alone in the end.
+    """
+    keys = [f"k{number}" for number in range(16)]
+    client.batch([Put(key, key.encode()) for key in keys])
+    honest = served.engine._answer
+    too_much = Failure("too_large", "more than fits: ask for this key again", definite=True)
+
+    def answer(request: Request) -> Response:
+        result: Response = honest(request)
+        if not isinstance(request, BatchRequest) or len(request.operations) == 1:
+            return result
+        assert isinstance(result, BatchResult)
+        reads = 0
+        results = list(result.results)
+        for place, operation in enumerate(request.operations):
+            if isinstance(operation, GetRequest):
+                reads += 1
+                if reads > fitting:
+                    results[place] = too_much
+        return BatchResult(tuple(results))
+
+    monkeypatch.setattr(served.engine, "_answer", answer)
+    served.engine.asked.clear()
+    found = client.batch([*map(Get, keys), Put("last", b"")])
+    assert [entry.value.decode() for entry in found[:16] if isinstance(entry, Entry)] == keys
+    assert isinstance(found[16], PutResult)
+    asked = [request for request in served.engine.asked if isinstance(request, BatchRequest)]
+    assert len(asked) <= asked_most
+    assert sum(isinstance(o, Command) for request in asked for o in request.operations) == 1
+
+
+def test_a_read_that_is_too_large_alone_is_an_error_of_its_own(
+    client: Client, served: FrontEnd
+) -> None:
+    """Its neighbours have their answers."""
+    found = served.engine.state.get(b"x")
+    too_much = Failure("too_large", "too large", definite=True)
+    served.engine.answers += [BatchResult((found, too_much)), BatchResult((too_much,))]
+    results = client.batch([Get("x"), Get("large")])
+    assert results[0] is None
+    assert isinstance(results[1], TooLargeError)
+    assert len(served.engine.asked) == 2
+
+
 def test_a_batch_of_any_size_goes_in_pieces(
     client: Client, served: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +372,11 @@ def test_a_transaction_takes_one_branch(client: Client) -> None:
     done = client.txn(compare, then, otherwise)
     assert done.succeeded
     assert [result.revision for result in done.results] == [done.revision] * 2  # type: ignore[union-attr]
+    there = [Compare.exists("{acc}/a"), Compare.absent("{acc}/none")]
+    assert client.txn(there, [Get("{acc}/a")]).succeeded
+    gone = [Compare.absent("{acc}/a")]
+    assert not client.txn(gone, [Get("{acc}/a")]).succeeded
+    assert not client.txn([Compare("{acc}/none", "value", "!=", b"x")], [Get("{acc}/a")]).succeeded
     with pytest.raises(InvalidRequestError, match="belong into compare"):
         client.txn(then=[Put("a", b"", if_absent=True)])
 
@@ -458,7 +527,7 @@ def test_stale_reads_ask_for_them(client: Client, served: FrontEnd) -> None:
     assert scan.consistency == "stale"  # type: ignore[union-attr]
 
 
-def test_operators_get_what_the_engine_says(client: Client) -> None:
+def test_operators_get_what_the_engine_says(client: Client, served: FrontEnd) -> None:
     """Status, nodes, shards, explain and transfer answer with the engine's facts."""
     assert client.status()["cluster"] == "test"
     assert client.status("local")["node"] == "n1"
@@ -467,6 +536,8 @@ def test_operators_get_what_the_engine_says(client: Client) -> None:
     assert client.shard(0)["term"] == 7
     assert client.explain(b"a/\xff")["key_length"] == 3
     assert client.transfer_leader(0, "n2")["leader"] == "n2"
+    client.transfer_leader(0, "n2", for_s=60.0)
+    assert served.engine.asked[-1] == TransferRequest(0, "n2", 60.0)
     with pytest.raises(NotFoundError):
         client.transfer_leader(99)
 
@@ -488,6 +559,7 @@ def test_a_token_opens_the_door() -> None:
                 client.get("k")
         with Client(served.url, token="sesame") as client:
             assert client.get("k") is None
+            assert client.batch([Get("k"), Get("l")]) == [None, None]
             with pytest.raises(AccessError):
                 client.put("k", b"1")
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import pytest
-from fake_server import FakeServer, Received, answer, problem, put_answer, serving
+from fake_server import FakeServer, Received, answer, get_answer, problem, put_answer, serving
 from front_end import FrontEnd, front_end
 
 from raftkv.client import (
@@ -221,6 +221,39 @@ def test_one_that_makes_no_sense_spoils_nothing_for_the_others() -> None:
         assert good.result(WAIT_S).revision == 9  # type: ignore[attr-defined]
         with pytest.raises(TooLargeError):
             bad.result(WAIT_S)
+
+
+def test_reads_that_are_too_much_for_one_answer_go_again_by_themselves() -> None:
+    """Who merges must divide: each value is within all limits, and its caller gets it."""
+    gate = Gate()
+    too_much = {"op": "get", "status": 413, "code": "too_large", "definite": True}
+    found = {"key": b"a", "value": b"1", "revision": 5, "version": 2, "create_revision": 4}
+    fits = {"op": "get", "status": 200, "entry": found}
+
+    def own(request: Received, connection: socket.socket) -> bool:
+        return get_answer(request.target.encode())(request, connection)
+
+    script = (gate, batch_answer(fits, too_much, too_much), own, own)
+    with serving(*script) as server, Client(server.url) as client:
+        asked = [lambda key=key: client.get(key) for key in "abc"]
+        with together(gate, server, client, *asked) as futures:
+            values = [future.result(WAIT_S).value for future in futures]  # type: ignore[attr-defined]
+    assert values == [b"1", b"/v1/kv/b", b"/v1/kv/c"]
+
+
+def test_what_is_too_large_by_itself_is_said_once() -> None:
+    """It is not asked for in company again."""
+    gate = Gate()
+    too_much = {"op": "get", "status": 413, "code": "too_large", "definite": True}
+    alone = problem(413, "too_large", definite=True)
+    with serving(gate, batch_answer(too_much, too_much), alone, alone) as server:
+        client = Client(server.url)
+        asked = [lambda key=key: client.get(key) for key in "ab"]
+        with client, together(gate, server, client, *asked) as futures:
+            for future in futures:
+                with pytest.raises(TooLargeError):
+                    future.result(WAIT_S)
+    assert len(server.received) == 4
 
 
 def test_each_raises_an_exception_of_its_own() -> None:

@@ -302,6 +302,7 @@ def lonely(tmp_path: Path) -> Path:
     """The configuration of one node, made but not run yet."""
     config = tmp_path / "node.toml"
     config.write_text(LONELY)
+    config.chmod(0o600)
     assert run("init", "--config", config).returncode == 0
     return config
 

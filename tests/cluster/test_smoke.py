@@ -1,9 +1,11 @@
 """A real cluster does what the first page of the README says."""
 
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
+import urllib3
 
 from raftkv import Client
 from raftkv.client import Compare, CrossShardError, Get, Put, PutResult, TooLargeError
@@ -86,6 +88,23 @@ def test_a_transaction_is_atomic_in_its_shard(client: Client) -> None:
     other = next(key for key in keys if client.explain(key)["shard"] != home)
     with pytest.raises(CrossShardError):
         client.txn(then=[Put(first, "1"), Put(other, "2")])
+
+
+def test_an_idempotency_key_names_one_write_of_one_shard(
+    cluster: LocalCluster, client: Client
+) -> None:
+    """Another request under it is refused where the keys share a shard, and done elsewhere."""
+    url = cluster.node(cluster.names[0]).url
+    keys = [f"named/{number}" for number in range(16)]
+    shards = [client.explain(key)["shard"] for key in keys]
+    assert len(set(shards)) > 1
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+    statuses = [
+        urllib3.request("PUT", f"{url}/v1/kv/{key}", body=key, headers=headers).status
+        for key in keys
+    ]
+    first = [shard not in shards[:place] for place, shard in enumerate(shards)]
+    assert statuses == [201 if is_first else 422 for is_first in first]
 
 
 def test_leadership_moves_when_asked(cluster: LocalCluster, client: Client) -> None:

@@ -1,9 +1,11 @@
 """When a leader forgets idempotency memory: never early, in the end always, idle when idle."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftkv.core.expiry import ExpiryClock
+from raftkv.core.expiry import NAMES_PER_FORGET, ExpiryClock
+from raftkv.core.idempotency import FORGET_CHARACTERS_MAX
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -13,6 +15,7 @@ from raftkv.core.operations import (
     FreeKey,
     Idempotency,
     Put,
+    Refused,
     SessionKey,
     Txn,
     WriteResult,
@@ -48,6 +51,10 @@ class Leader:
             if forget is not None:
                 self.proposals += 1
                 self._apply(forget, None)
+
+    def forget(self, forget: Forget) -> None:
+        """Apply what was proposed."""
+        self._apply(forget, None)
 
     @property
     def names(self) -> set[str]:
@@ -114,11 +121,59 @@ def test_one_proposal_at_a_time_and_a_lost_one_is_made_again() -> None:
 def test_many_names_are_forgotten_in_bounded_portions() -> None:
     """A Forget is bounded, and the next poll goes on."""
     leader = Leader()
-    for number in range(2_500):
+    for number in range(2 * NAMES_PER_FORGET + 1):
         leader.write(FreeKey(f"f{number}"))
     leader.run(LIFETIME_S + 15)
     assert leader.names == set()
     assert leader.proposals == 4  # one that ends the epoch, and three portions
+
+
+def test_long_names_are_forgotten_in_portions_of_bounded_size() -> None:
+    """An entry of the log must not grow with the length of names."""
+    leader = Leader()
+    for number in range(NAMES_PER_FORGET):
+        leader.write(FreeKey(f"{number:0255}"))
+    leader.run(LIFETIME_S + 9)
+    forget = None
+    while forget is None or not forget.keys:
+        leader.now_s += 1.0
+        forget = leader.clock.poll(leader.now_s)
+        if forget is not None:
+            leader.forget(forget)
+    assert 2_000 < len(forget.keys) < NAMES_PER_FORGET
+    assert sum(map(len, forget.keys)) <= FORGET_CHARACTERS_MAX
+
+
+def under_load(leader: Leader, keys_per_s: int, seconds: int) -> list[int]:
+    """Write under new keys with a Forget in between; return how many were refused, by second."""
+    refused = []
+    memory = leader.state.memory
+    for _ in range(seconds):
+        count = 0
+        for number in range(keys_per_s):
+            name = FreeKey(f"{leader.now_s} {number}")
+            if memory.recall(name, b"f") is None:
+                memory.remember(name, b"f", Refused("precondition"))
+            else:
+                count += 1
+        refused.append(count)
+        leader.run(1.0)
+    return refused
+
+
+@pytest.mark.parametrize("keys_per_s", [1_500, 2_000])
+def test_new_keys_up_to_the_rate_that_is_promised(keys_per_s: int) -> None:
+    """None is refused, however long it goes on."""
+    assert sum(under_load(Leader(), keys_per_s, 300)) == 0
+
+
+def test_more_new_keys_than_are_promised() -> None:
+    """What is beyond the rate is refused, and nothing any more once it is over."""
+    leader = Leader()
+    refused = under_load(leader, 2_500, 180)
+    taken_per_s = 2_500 - sum(refused[140:]) / 40
+    assert taken_per_s > 1_900
+    assert sum(under_load(leader, 1_500, 60)[3:]) == 0
 
 
 @settings(deadline=None)

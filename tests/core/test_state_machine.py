@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from raftkv.core.errors import CorruptSnapshot
 from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
@@ -37,6 +38,7 @@ from raftkv.core.state_machine import (
     StateMachine,
     is_read_only,
 )
+from raftkv.storage.snapshots import RECORD_BYTES_MAX
 
 GENERATION = 3
 
@@ -223,15 +225,33 @@ def test_no_range_is_larger_than_the_engine_can_bear(
         (Compare(b"k", "mod", "!=", 2), False),
         (Compare(b"missing", "version", "=", 0), True),
         (Compare(b"missing", "create", "<", 1), True),
-        (Compare(b"missing", "value", "=", b""), True),
+        (Compare(b"missing", "mod", ">", 0), False),
+        (Compare(b"missing", "value", "=", b""), False),
+        (Compare(b"missing", "value", "!=", b"x"), False),
+        (Compare(b"missing", "value", "<", b"x"), False),
+        (Compare(b"empty", "value", "=", b""), True),
+        (Compare(b"empty", "value", "<", b"x"), True),
         (Compare(b"k", "value", "!=", 5), False),
         (Compare(b"k", "version", "!=", b"x"), False),
     ],
 )
 def test_comparisons(state: StateMachine, compare: Compare, *, holds: bool) -> None:
-    """As in etcd; a missing key counts as zero, an operand of the wrong type never holds."""
-    apply(state, Put(b"k", b"u"), Put(b"k", b"v"))
+    """As in etcd: numbers of a missing key are zero, and its value compares with nothing.
+
+    An operand of the wrong type never holds.
+    """
+    apply(state, Put(b"k", b"u"), Put(b"k", b"v"), Put(b"empty", b""))
     assert apply(state, Txn((compare,), (), ())) == [TxnResult(holds, None, ())]
+
+
+def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
+    """There the value of a missing key is empty; every replica must come to the same state."""
+    holds = Txn((Compare(b"missing", "value", "=", b""),), (Put(b"k", b"1"),), ())
+    batch = Batch(1, state.generation, 0, (Command(holds),))
+    assert state.apply(batch) == [TxnResult(succeeded=True, revision=1, results=(PutResult(1, 1),))]
+    reads = Txn(holds.compare, (), ())
+    assert state.read_only_txn(reads) == TxnResult(succeeded=False, revision=None, results=())
+    assert apply(state, holds) == [TxnResult(succeeded=False, revision=None, results=())]
 
 
 def test_a_transaction_does_one_branch_at_one_revision(state: StateMachine) -> None:
@@ -545,3 +565,70 @@ def test_transaction_that_reads_too_much_writes_nothing(state: StateMachine) -> 
     assert state.get(b"new").entry is None
     [fits] = apply(state, Txn((), (Put(b"new", b""), *reads[1:]), ()))
     assert isinstance(fits, TxnResult)
+
+
+BIG = bytes(5 * 2**20)
+
+
+@pytest.mark.parametrize("deletes", [0, 1, 2])
+def test_ranges_count_with_the_entry_that_they_return_whatever_its_size(
+    state: StateMachine, deletes: int
+) -> None:
+    """Two of them are more than a transaction may read, so it writes nothing."""
+    smaller = [b"%d" % number for number in range(deletes)]
+    apply(state, *(Put(key, b"") for key in smaller), Put(b"big", BIG))
+    writes: list[Put | Delete | Range] = [*map(Delete, smaller), Put(b"new", b"")]
+    ranges = (Range(b"", None, 1, bytes_max=1),) * 2
+    digest = state.digest
+    assert apply(state, Txn((), (*writes, *ranges), ())) == [Refused("too_large")]
+    assert state.digest == digest
+    [fits] = apply(state, Txn((), (*writes, ranges[0]), ()))
+    assert isinstance(fits, TxnResult)
+
+
+def test_ranges_count_with_what_the_transaction_puts(state: StateMachine) -> None:
+    """It may be what they return first."""
+    ranges = (Range(b"a", b"b", 1, bytes_max=1),) * 2
+    assert apply(state, Txn((), (Put(b"a", BIG), *ranges), ())) == [Refused("too_large")]
+    [elsewhere] = apply(state, Txn((), (Put(b"b", BIG), *ranges), ()))
+    assert isinstance(elsewhere, TxnResult)
+
+
+def test_ranges_of_keys_count_without_values(state: StateMachine) -> None:
+    """They return none."""
+    apply(state, Put(b"a", BIG))
+    ranges = (Range(b"", None, 1, keys_only=True, bytes_max=1),) * 9
+    [result] = apply(state, Txn((), (Put(b"b", b""), *ranges), ()))
+    assert isinstance(result, TxnResult)
+
+
+def test_ranges_in_a_log_of_format_1_count_as_they_did(state: StateMachine) -> None:
+    """There ranges counted with what they asked for, and replicas must come to the same state."""
+    apply(state, Put(b"a", BIG))
+    txn = Txn((), (Put(b"b", b""), *(Range(b"", None, 1, bytes_max=1),) * 2), ())
+    [result] = state.apply(Batch(1, state.generation, 0, (Command(txn),)))
+    assert isinstance(result, TxnResult)
+
+
+@pytest.mark.parametrize("form", [1, BATCH_FORMAT])
+def test_every_outcome_fits_into_a_snapshot(state: StateMachine, form: int) -> None:
+    """Else none could be written for as long as it is remembered; logs of format 1 have such."""
+    apply(state, *(Put(b"%d" % number, bytes(12 * 2**20)) for number in range(8)))
+    ranges = tuple(Range(b"%d" % number, None, 1) for number in range(7))
+    txn = Txn((), (Put(b"x", b"y"), *ranges), ())
+    retried = Batch(form, state.generation, 0, (Command(txn, FreeKey("k")),))
+    first = state.apply(retried)
+    records = list(state.snapshot_records())
+    assert max(map(len, records)) < RECORD_BYTES_MAX
+    restorer = StateMachine.restore(state.generation, lambda _: True)
+    for record in records:
+        restorer.feed(record)
+    restored = restorer.finish()
+    assert restored.digest == state.digest
+    assert restored.apply(retried) == first
+    for cut in range(len(records) - 3, len(records)):
+        restorer = StateMachine.restore(state.generation, lambda _: True)
+        for record in records[:cut]:
+            restorer.feed(record)
+        with pytest.raises(CorruptSnapshot):
+            restorer.finish()

@@ -241,6 +241,8 @@ class Model:
 
     def holds(self, compare: Compare) -> bool:
         """Compare as etcd does."""
+        if compare.target == "value" and compare.key not in self.entries:
+            return False
         entry = self.entries.get(compare.key, Entry(compare.key, b"", 0, 0, 0))
         actual = {
             "value": entry.value,

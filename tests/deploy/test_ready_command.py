@@ -74,6 +74,7 @@ secret = "of at least 16 bytes"
 insecure = true
 """
     )
+    file.chmod(0o600)
     return file
 
 

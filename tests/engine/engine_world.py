@@ -18,6 +18,9 @@ from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
 
+CALLBACKS_MAX = 10_000
+"""More callbacks than any test needs at one moment."""
+
 
 class Handle:
     """A scheduled callback that can be cancelled."""
@@ -42,6 +45,10 @@ class ManualLoop:
         """Return simulated seconds."""
         return self.now
 
+    def boottime(self) -> float:
+        """Return simulated seconds."""
+        return self.now
+
     def time_us(self) -> int:
         """Return simulated microseconds."""
         return int(self.now * 1e6)
@@ -57,10 +64,13 @@ class ManualLoop:
         return self.call_later(0.0, callback, *args)
 
     def run(self, seconds: float) -> None:
-        """Let time pass, running what falls due."""
+        """Let time pass, running what falls due; it never ends for who spins, so that fails."""
         end = self.now + seconds
+        callbacks = 0  # since time has moved
         while self._heap and self._heap[0][0] <= end:
             at, _, callback, args, handle = heapq.heappop(self._heap)
+            callbacks = 0 if at > self.now else callbacks + 1
+            assert callbacks < CALLBACKS_MAX, f"time stands still: {callback} and others spin"
             self.now = max(self.now, at)
             if not handle.cancelled:
                 callback(*args)
@@ -74,6 +84,9 @@ class FakeLinks:
         self.connected = frozenset(connected)
         self.sent: list[tuple[str, int, bytes]] = []
         self.lags: dict[str, float] = {}
+        self.busy = False
+        """Whether nothing leaves until the test lets it go."""
+        self.waiting: list[tuple[str, int, int, Callable[[], bytes | None]]] = []
 
     def is_connected(self, peer: str) -> bool:
         """Whether the peer is there."""
@@ -83,13 +96,40 @@ class FakeLinks:
         """How late the peer's messages may be, as the test says."""
         return self.lags.get(peer, 0.0)
 
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Record, if the peer is there."""
-        assert not bulk
-        if peer not in self.connected:
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """Record, if the peer is there and takes small messages at once."""
+        if peer not in self.connected or self.busy:
             return False
         self.sent.append((peer, channel, payload))
         return True
+
+    def offer(
+        self,
+        peer: str,
+        channel: int,
+        size_bytes: int,
+        encode: Callable[[], bytes | None],
+        *,
+        bytes_max: int,
+    ) -> bool:
+        """Let it wait if the links are busy and it fits, else record it at once."""
+        if peer not in self.connected:
+            return False
+        waiting_bytes = sum(size for to, at, size, _ in self.waiting if (to, at) == (peer, channel))
+        if size_bytes and waiting_bytes and waiting_bytes + size_bytes > bytes_max:
+            return False
+        self.waiting.append((peer, channel, size_bytes, encode))
+        if not self.busy:
+            self.let_go()
+        return True
+
+    def let_go(self, count: int | None = None) -> None:
+        """Let what waits leave, or the oldest of it."""
+        leaving, self.waiting = self.waiting[:count], [] if count is None else self.waiting[count:]
+        for peer, channel, _, encode in leaving:
+            payload = encode()
+            if payload is not None:
+                self.sent.append((peer, channel, payload))
 
     def calls(self) -> list[tuple[str, Call]]:
         """Return the calls forwarded so far, and forget them."""

@@ -177,6 +177,10 @@ class HostWorld:
         self.links: set[tuple[str, str]] = set()
         self.machines: dict[str, Machine] = {}
         self._link_ages: dict[tuple[str, str], int] = {}
+        self.on_links: dict[tuple[str, str], list[int]] = {}
+        """Sizes of what is on its way, (sender, receiver) by pair; lost ones count no more."""
+        self.most_on_link = 0
+        """Most bytes that were on their way between two machines at once."""
         for name in names:
             self.machines[name] = Machine(self, name, policy)
 
@@ -204,6 +208,7 @@ class HostWorld:
                 self.links -= {(name, other), (other, name)}
                 for pair in ((name, other), (other, name)):
                     self._link_ages[pair] = self._link_ages.get(pair, 0) + 1
+                    self.on_links.pop(pair, None)
                 for a, b in ((name, other), (other, name)):
                     if self.machines[a].alive:
                         self.machines[a].host.on_disconnected(b)
@@ -214,11 +219,15 @@ class HostWorld:
         pair = (sender, to)
         if pair not in self.links:
             return False
+        on_link = self.on_links.setdefault(pair, [])
+        on_link.append(len(payload))
+        self.most_on_link = max(self.most_on_link, sum(on_link))
         self.loop.call_later(0.0001, self._deliver, pair, self._link_ages.get(pair, 0), payload)
         return True
 
     def _deliver(self, pair: tuple[str, str], age: int, payload: bytes) -> None:
         if pair in self.links and self._link_ages.get(pair, 0) == age:
+            self.on_links[pair].pop(0)
             self.machines[pair[1]].host.on_bundle(pair[0], payload)
 
     # --- what tests do ------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from host_world import NAMES, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
+from raftkv.raft import messages as wire
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.member import ReplicaError
 from raftkv.raft.proposals import Rejection
@@ -82,6 +84,17 @@ def test_a_transfer_goes_on_as_soon_as_its_target_has_everything(world: HostWorl
     assert "transfer" in [event["kind"] for event in leader.host.recent.facts(5)]
     world.run(1)
     assert world.leader() is target
+
+
+def test_who_is_cut_off_after_it_was_asked_to_take_over_does_not_spin(world: HostWorld) -> None:
+    """It waits like any other follower without links: a few turns in a second."""
+    leader = world.leader()
+    target = others(world, leader)[0]
+    target.group().receive(leader.name, wire.TimeoutNow(target.group().term))
+    world.disconnect(target.name)
+    before = target.host.turns
+    world.run(1.0)
+    assert target.host.turns - before < 30
 
 
 def test_leader_counts_itself_only_when_durable(world: HostWorld) -> None:
@@ -339,3 +352,38 @@ def test_stopping_answers_everyone(world: HostWorld) -> None:
     ]
     assert [outcome.reason for outcome in waiting if isinstance(outcome, Rejection)] == ["stopping"]
     assert [outcome.reason for outcome in reads if isinstance(outcome, Rejection)] == ["stopping"]
+
+
+def heartbeats(world: HostWorld, leader: Machine, seconds: float) -> int:
+    """How many appends a leader sends to each follower meanwhile."""
+    sent: list[object] = []
+    send = leader.host.send
+
+    def counted(group: GroupId, peer: str, message: wire.RaftMessage) -> None:
+        if isinstance(message, wire.AppendEntries):
+            sent.append(message)
+        send(group, peer, message)
+
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr(leader.host, "send", counted)
+        world.run(seconds)
+    return len(sent) // 2
+
+
+def test_an_idle_leader_sends_fewer_heartbeats(
+    world: HostWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of an election time-out apart, if followers have all and know what is committed."""
+    leader = world.leader()
+    timing = leader.group().config.timing
+    patient = msgspec.structs.replace(timing, heartbeat_s=timing.idle_heartbeat_s / 4)
+    for machine in world.machines.values():
+        monkeypatch.setattr(machine.group()._replica, "_timing", patient)
+    world.run(1.0)
+    assert heartbeats(world, leader, 5.0) <= 5.0 / timing.idle_heartbeat_s + 1
+    world.put_all(leader, b"news")
+    world.run(2 * patient.heartbeat_s)
+    assert {m.group().applied_index for m in world.machines.values()} == {leader.group().last_index}
+    others(world, leader)[0].sync_jobs.stall()
+    world.put_all(leader, b"lags")  # one follower does not have it: it is spoken to as ever
+    assert heartbeats(world, leader, 1.0) >= 2.0 / timing.idle_heartbeat_s

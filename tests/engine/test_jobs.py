@@ -3,12 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from raftkv.engine.jobs import OwnThread
+from raftkv.engine.jobs import OwnThread, ThreadJobs
+from raftkv.engine.node import start_resolver_threads
 
 Outcome = tuple[Any, BaseException | None]
 
@@ -86,3 +88,44 @@ def test_after_close_nothing_is_reported_and_nothing_begun() -> None:
     uvloop.run(run())
     assert release.is_set()
     assert calls == []
+
+
+def test_no_thread_is_needed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may have none to give by then, and a job that cannot run would end the node."""
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> list[Outcome]:
+        jobs = ThreadJobs(asyncio.get_running_loop(), 2, "test")
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+        reported: list[Outcome] = []
+        both = threading.Barrier(2)
+        for _ in range(2):
+            jobs.run(both.wait, lambda *outcome: reported.append(outcome))
+        async with asyncio.timeout(10):
+            while len(reported) < 2:  # noqa: ASYNC110 - reported by other threads
+                await asyncio.sleep(0.001)
+        jobs.close()
+        return reported
+
+    assert {error for _, error in uvloop.run(run())} == {None}
+
+
+def thread_count() -> int:
+    """How many threads this process has, whoever started them."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_names_are_resolved_by_threads_that_are_there() -> None:
+    """Libuv ends the process if it cannot start them when the first name is resolved."""
+
+    async def threads_of(resolve_first: Callable[[Any], Any]) -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        await resolve_first(loop)
+        before = thread_count()
+        await loop.getaddrinfo("localhost", 80)
+        return before, thread_count()
+
+    before, after = uvloop.run(threads_of(start_resolver_threads))
+    assert after == before

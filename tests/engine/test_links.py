@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from raftkv.engine.handshake import Acceptor, Dialer, LinkHello
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import TcpNetwork
 from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
+from raftkv.raft.clock import SystemClock
 from raftkv.rpc.framing import FrameDecoder, encode_frame
 from raftkv.sim.clock import SimClock
 
@@ -402,6 +404,130 @@ def test_a_full_bulk_queue_is_refused_and_costs_no_link() -> None:
     run(main())
 
 
+def test_a_large_message_leaves_in_pieces_between_urgent_ones() -> None:
+    """A heartbeat waits for a piece of a large answer, not for all; the answer comes whole."""
+    answer = os.urandom(5_000_000)
+    limits = msgspec_limits(bulk_window_bytes=200_000)
+
+    async def main() -> None:
+        async with pair(limits=limits) as (one, two):
+            assert one.links.offer("n2", 3, len(answer), lambda: answer, bytes_max=1)
+            (link,) = two.links._connections
+            await until(lambda: link._pieces.received_bytes > 0)
+            assert one.links.send("n2", 1, b"heartbeat")
+            await until(lambda: len(two.recorder.messages) == 2)
+            assert two.recorder.messages == [("n1", 1, b"heartbeat"), ("n1", 3, answer)]
+
+    run(main())
+
+
+def test_lanes_take_turns() -> None:
+    """A snapshot's chunk does not wait for all large answers that were there before it."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(bulk_window_bytes=100_000)) as (one, two):
+            for number in range(20):
+                make = partial(bytes.__mul__, bytes([number]), 200_000)
+                assert one.links.offer("n2", 3, 200_000, make, bytes_max=2**30)
+            assert one.links.send("n2", 1, b"chunk", bulk=True)
+            await until(lambda: len(two.recorder.messages) == 21)
+            channels = [channel for _, channel, _ in two.recorder.messages]
+            assert channels.index(1) <= 1
+            answers = [payload for _, channel, payload in two.recorder.messages if channel == 3]
+            assert answers == [bytes([number]) * 200_000 for number in range(20)]
+
+    run(main())
+
+
+def test_a_large_message_is_made_when_it_leaves() -> None:
+    """What waits costs no encoding; what nobody wants by then is not sent; a full lane refuses."""
+    made: list[int] = []
+
+    def make(number: int) -> bytes | None:
+        made.append(number)
+        return None if number == 1 else bytes([number]) * 100_000
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(bulk_window_bytes=1)) as (one, two):
+            (deaf,) = two.links._connections
+            assert deaf._transport is not None
+            deaf._transport.pause_reading()
+            for number in range(4):
+                offered = one.links.offer(
+                    "n2", 3, 100_000, partial(make, number), bytes_max=300_000
+                )
+                assert offered == (number < 3)
+            assert one.links.offer("n2", 3, 0, lambda: b"refused", bytes_max=300_000)
+            await until(lambda: len(made) == 1)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert made == [0], "the peer has taken nothing yet"
+            assert one.links.backlog_bytes("n2") > 200_000
+            deaf._transport.resume_reading()
+            await until(lambda: len(two.recorder.messages) == 3)
+            assert [payload[:7] for *_, payload in two.recorder.messages] == [
+                bytes(7),
+                b"\2" * 7,
+                b"refused",
+            ]
+            assert one.recorder.downs("n2") == 0
+            assert one.links.backlog_bytes("n2") == 0
+
+    run(main())
+
+
+def test_small_messages_never_close_a_link() -> None:
+    """Beyond their bound they are refused, and Raft still has room."""
+    limits = msgspec_limits(small_waiting_bytes_max=100_000, send_bytes_max=1_000_000)
+
+    async def main() -> None:
+        async with pair(limits=limits) as (one, two):
+            sent = 0
+            while one.links.send_small("n2", 3, bytes(10_000)):
+                sent += 1
+            assert 10 <= sent <= 11
+            assert one.links.send("n2", 1, bytes(10_000))
+            await until(lambda: len(two.recorder.messages) == sent + 1)
+            assert one.connected_to("n2")
+            (deaf,) = two.links._connections
+            assert deaf._transport is not None
+            deaf._transport.pause_reading()
+            for _ in range(10_000):  # the kernel takes some megabytes
+                if not one.links.send_small("n2", 3, bytes(10_000)):
+                    break
+                await asyncio.sleep(0)
+            assert not one.links.send_small("n2", 3, bytes(10_000))
+            assert one.links.send("n2", 1, b"heartbeat")
+            assert one.connected_to("n2")
+            assert not one.links.send_small("n9", 3, b"")
+            assert not one.links.offer("n9", 3, 1, lambda: b"", bytes_max=1)
+
+    run(main())
+
+
+def test_how_late_a_message_of_several_pieces_may_be_counts_from_its_first() -> None:
+    """It was made when that left, however prompt its last piece is."""
+    lags: list[float] = []
+    limits = msgspec_limits(bulk_window_bytes=1, dead_after_s=20)
+
+    async def main() -> None:
+        async with pair(limits=limits) as (one, two):
+            two.recorder.on = lambda *_: lags.append(two.links.lag_s("n1"))
+            (slow,) = two.links._connections
+            slow._report_bulk = lambda: None  # type: ignore[method-assign]  # gives no credit
+            assert one.links.offer("n2", 3, 100_000, lambda: bytes(100_000), bytes_max=1)
+            await until(lambda: slow._pieces.received_bytes > 0)
+            begun = time.monotonic()
+            await until(lambda: time.monotonic() - begun > 0.3)
+            assert two.links.lag_s("n1") < 0.3, "the link itself is prompt"
+            Connection._report_bulk(slow)
+            await until(lambda: len(lags) == 1)
+            assert lags[0] > 0.3
+            await until(lambda: two.links.lag_s("n1") < 0.3)
+
+    run(main())
+
+
 # --- liveness -------------------------------------------------------------------------------------
 
 
@@ -450,6 +576,30 @@ def test_how_late_messages_may_be_is_known_without_a_common_clock() -> None:
             assert two.links.lag_s("n9") == 0.0, "nothing comes from whom there is no link to"
 
     run(main())
+
+
+def test_a_machine_that_was_suspended_knows_how_late_its_messages_may_be() -> None:
+    """Its monotonic clock stood still meanwhile; what is in its sockets waited all the same."""
+
+    async def main() -> None:
+        async with pair(limits=msgspec_limits(ping_interval_s=20)) as (_, two):
+            clock = Suspended()
+            (link,) = two.links._connections
+            link._owner.clock = clock  # type: ignore[misc]  # of these links alone
+            clock.suspended_s = 60.0
+            assert two.links.lag_s("n1") > 60.0
+
+    run(main())
+
+
+class Suspended(SystemClock):
+    """The clocks of a machine that has slept for ``suspended_s``."""
+
+    suspended_s = 0.0
+
+    def boottime(self) -> float:
+        """Go on meanwhile."""
+        return super().boottime() + self.suspended_s
 
 
 def test_an_answer_to_a_ping_that_was_not_sent_closes_the_link() -> None:
@@ -958,6 +1108,7 @@ def test_strangers_cannot_keep_a_peer_out() -> None:
         encode_frame(CHANNEL_CONTROL, b"\x01"),
         encode_frame(CHANNEL_CONTROL, b"\x09" + bytes(8)),
         encode_frame(CHANNEL_CONTROL, b"\x03" + b"\xff" * 8),  # took bulk that was never sent
+        encode_frame(0xC3, bytes(2**20)) * 65,  # pieces without end
         (2**30).to_bytes(4, "little") + b"\1",
     ],
 )
@@ -1189,5 +1340,26 @@ def test_the_network_is_a_seam() -> None:
         await until(lambda: "connect" in seen)
         await links.close()
         assert seen[0] == "listen"
+
+    run(main())
+
+
+def test_new_certificates_are_for_new_links(certificates: Path) -> None:
+    """A link that is up stays; the next is proven by what was renewed, in both directions."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        nodes = [Node(name, where, tls=contexts(certificates, name)) for name in ("n1", "n2")]
+        one, two = nodes
+        evil = certificates / "evil"
+        async with running(*nodes):
+            await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
+            for name, node in (("n1", one), ("n2", two)):
+                renewed = peer_contexts(evil / "ca.crt", evil / f"{name}.crt", evil / f"{name}.key")
+                node.links.renew(LinkSecurity(secret=SECRET, tls=renewed))
+            await pings(one.links._links["n2"], 3)
+            assert one.recorder.downs("n2") == 0
+            one.links._links["n2"].close("this test")
+            await until(lambda: one.recorder.events.count(("up", "n2")) == 2)
 
     run(main())

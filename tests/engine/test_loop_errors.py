@@ -164,7 +164,9 @@ def test_a_group_that_fails_to_hear_of_a_link_ends_the_node(
     machine = HostWorld().leader()
     engine = object.__new__(Engine)
     engine.host = machine.host
-    engine.links = SimpleNamespace(send=lambda *_: True)  # type: ignore[assignment]
+    engine.links = SimpleNamespace(  # type: ignore[assignment]
+        send=lambda *_: True, connected=frozenset({"n2"})
+    )
     engine._own_state = dict  # type: ignore[method-assign, assignment]
     engine.router = SimpleNamespace(leader_changed=lambda: None)  # type: ignore[assignment]
     engine._balancer = SimpleNamespace(peers={})  # type: ignore[assignment]

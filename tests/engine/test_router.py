@@ -3,26 +3,28 @@
 import msgspec
 import pytest
 from engine_world import RouterWorld
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     Compare,
     Delete,
-    Entry,
     FreeKey,
     GetResult,
     Put,
     PutResult,
     Range,
-    RangeResult,
     Refused,
     Txn,
 )
-from raftkv.engine.gather import ScanGather
-from raftkv.engine.router import CALL_LAG_S_MAX, HOPS_MAX
+from raftkv.engine.connection import LinkLimits
+from raftkv.engine.router import (
+    CALL_LAG_S_MAX,
+    CHANNEL_CALL,
+    CHANNEL_REPLY,
+    DETOUR_AFTER_S,
+    HOPS_MAX,
+)
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
@@ -32,6 +34,7 @@ from raftkv.rpc.messages import (
     Failure,
     GetRequest,
     Reply,
+    Request,
     Response,
     ScanRequest,
     Served,
@@ -41,6 +44,7 @@ from raftkv.rpc.messages import (
 from raftkv.web.config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
+LED_BY_N2 = Served("n2", 0, 1)
 
 
 @pytest.fixture
@@ -104,6 +108,57 @@ def test_waits_for_a_leader(world: RouterWorld) -> None:
     world.router.leader_changed()
     world.loop.run(0.001)
     assert isinstance(world.response, PutResult)
+
+
+def test_a_replica_that_reaches_no_leader_asks_another_one(world: RouterWorld) -> None:
+    """In a partial partition one that hears the leader passes it on; elections are waited for."""
+    world.follow("n2", 0)
+    world.links.connected = frozenset({"n3"})
+    world.ask(put(world.key(0)), remaining_ms=5000)
+    world.loop.run(0.9 * DETOUR_AFTER_S)
+    assert not world.links.calls()
+    world.loop.run(0.2 * DETOUR_AFTER_S)
+    [(to, call)] = world.links.calls()
+    assert (to, call.hops) == ("n3", 1)
+    world.router.on_reply(
+        "n3", msgspec.msgpack.encode(Reply(call.id, PutResult(1, 1), LED_BY_N2, 1))
+    )
+    assert world.response == PutResult(1, 1)
+    world.ask(put(world.key(0, 1)))
+    [(to, _)] = world.links.calls()
+    assert to == "n3", "at once from now on"
+
+
+def test_another_replica_that_knows_no_leader_is_not_asked_again_at_once(
+    world: RouterWorld,
+) -> None:
+    """While nobody leads, requests wait instead of going to and fro."""
+    world.follow(None, 0)
+    world.ask(put(world.key(0)), remaining_ms=10_000)
+    world.loop.run(1.1 * DETOUR_AFTER_S)
+    [(to, call)] = world.links.calls()
+    world.answer(call, NO_LEADER, to)
+    world.loop.run(0.9 * DETOUR_AFTER_S)
+    assert not world.links.calls()
+    world.lead(0)
+    world.router.leader_changed()
+    world.loop.run(0.001)
+    assert isinstance(world.response, PutResult)
+
+
+def test_a_call_that_another_node_forwards_goes_no_further_without_a_leader(
+    world: RouterWorld,
+) -> None:
+    """It is refused, definitely, however long there has been no leader: calls must not circle."""
+    world.follow(None, 0)
+    world.ask(put(world.key(0)), remaining_ms=10_000)
+    world.loop.run(2 * DETOUR_AFTER_S)
+    world.links.calls()
+    call = Call(7, 1000, put(world.key(0)), world.map.epoch, hops=1)
+    world.router.on_call("n2", msgspec.msgpack.encode(call))
+    [(to, channel, payload)] = world.links.sent
+    assert (to, channel) == ("n2", CHANNEL_REPLY)
+    assert msgspec.msgpack.decode(payload, type=Reply).response.code == "no_leader"  # type: ignore[union-attr]
 
 
 def test_refused_for_leadership_is_tried_elsewhere(world: RouterWorld) -> None:
@@ -314,6 +369,110 @@ def test_lost_link_makes_a_write_unknown(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
     world.loop.run(2)
     assert not world.links.sent
+
+
+# --- large calls and answers wait their turn ----------------------------------------------------
+
+
+def large_put(key: bytes, size: int = 2**20) -> WriteRequest:
+    """Make a put of a large value, without an idempotency key."""
+    return WriteRequest(Command(Put(key, bytes(size))))
+
+
+def test_a_large_call_leaves_when_its_link_has_room(world: RouterWorld) -> None:
+    """With the time that is left then, and behind it an answer is as good as any."""
+    world.follow("n2", 0)
+    world.links.busy = True
+    world.ask(large_put(world.key(0)), remaining_ms=1000)
+    world.loop.run(0.4)
+    assert not world.links.sent
+    world.links.let_go()
+    [(to, call)] = world.links.calls()
+    assert (to, call.hops) == ("n2", 1)
+    assert call.remaining_ms == 600
+    world.answer(call, PutResult(7, 1), "n2", 0)
+    assert world.response == PutResult(7, 1)
+
+
+def test_a_write_that_has_not_left_is_refused_definitely(world: RouterWorld) -> None:
+    """Too much waits for the link, or its time is up before its turn comes: nobody had it."""
+    world.follow("n2", 0)
+    world.links.busy = True
+    fitting = LinkLimits().calls_waiting_bytes_max // 2**20
+    for _ in range(fitting + 1):
+        world.ask(large_put(world.key(0)), remaining_ms=300)
+    assert world.failure.code == "busy"
+    assert world.failure.definite
+    assert world.failure.retry_after_ms is not None
+    world.loop.run(0.6)
+    assert len(world.replies) == fitting + 1
+    for reply in world.replies:
+        assert isinstance(reply.response, Failure)
+        assert (reply.response.code, reply.response.definite) == ("busy", True)
+    world.links.let_go()
+    assert not world.links.sent, "what was answered is not sent any more"
+    assert world.router.in_flight == 0
+
+
+def test_a_write_that_waited_for_a_link_that_broke_goes_elsewhere(world: RouterWorld) -> None:
+    """Nothing of it had left, so it is tried again without a word, also without a key."""
+    world.follow("n2", 0)
+    world.links.busy = True
+    world.ask(large_put(world.key(0)))
+    world.links.waiting.clear()  # with its link
+    world.links.busy = False
+    world.follow("n3", 0)
+    world.router.on_disconnected("n2")
+    world.loop.run(0.05)
+    [(to, call)] = world.links.calls()
+    assert to == "n3"
+    world.answer(call, Failure("disk_full", "full", definite=True), "n3")
+    assert (world.failure.code, world.failure.definite) == ("disk_full", True)
+
+
+def test_small_calls_and_answers_wait_behind_large_ones_only_if_they_must(
+    world: RouterWorld,
+) -> None:
+    """A link that takes no more small messages at once takes them in turn; none is lost."""
+    world.follow("n2", 0)
+    world.lead(1)
+    world.links.busy = True
+    world.ask(put(world.key(0)))
+    world.router.on_call("n2", msgspec.msgpack.encode(Call(9, 1000, put(world.key(1)), hops=1)))
+    world.links.let_go()
+    [(_, to_call, _), (_, to_reply, _)] = world.links.sent
+    assert (to_call, to_reply) == (CHANNEL_CALL, CHANNEL_REPLY)
+
+
+def answers_to_n2(world: RouterWorld) -> list[Response]:
+    """What the peer n2 was answered."""
+    return [
+        msgspec.msgpack.decode(payload, type=Reply).response
+        for to, channel, payload in world.links.sent
+        if (to, channel) == ("n2", CHANNEL_REPLY)
+    ]
+
+
+def test_large_answers_wait_and_beyond_a_bound_reads_are_refused(world: RouterWorld) -> None:
+    """Definitely: they can be asked again. What is said of a write is said in any case."""
+    world.lead(0)
+    key = world.key(0)
+    world.ask(large_put(key, 16 * 2**20))
+    fitting = LinkLimits().answers_waiting_bytes_max // (16 * 2**20)
+    batch = BatchRequest((GetRequest(key), Command(Put(world.key(0, 1), b"v"))), shard=0)
+    requests: list[Request] = [*[GetRequest(key)] * (fitting + 1), batch]
+    for number, request in enumerate(requests):
+        world.links.busy = True
+        world.router.on_call("n2", msgspec.msgpack.encode(Call(number, 1000, request, hops=1)))
+    world.links.let_go()
+    answers = answers_to_n2(world)
+    assert len(answers) == fitting + 2
+    read = [answer for answer in answers if isinstance(answer, GetResult)]
+    assert len(read) == fitting
+    [refused] = [answer for answer in answers if isinstance(answer, Failure)]
+    assert (refused.code, refused.definite) == ("busy", True)
+    [mixed] = [answer for answer in answers if isinstance(answer, BatchResult)]
+    assert [type(result) for result in mixed.results] == [Failure, PutResult]
 
 
 def test_lost_link_repeats_what_may_be_repeated(world: RouterWorld) -> None:
@@ -548,60 +707,6 @@ def test_scan_fails_if_a_shard_fails(world: RouterWorld) -> None:
     world.ask(ScanRequest(b"", None, 10), remaining_ms=200)
     world.loop.run(0.5)
     assert isinstance(world.response, Failure)
-
-
-def test_a_page_stops_where_a_part_of_it_was_cut() -> None:
-    """A key behind the end of a cut part waits, though it would fit: others come before it."""
-    entries = [Entry(b"\x00", b"v", 1, 1, 1), Entry(b"\x02", bytes(90), 1, 1, 1)]  # of one shard
-    entries += [Entry(b"\x03", b"v", 1, 1, 1)]  # of the other
-    page = scan(entries, ScanRequest(b"", None, 10, bytes_max=50), 2)
-    assert [entry.key for entry in page.entries] == [b"\x00"]
-    assert page.more
-
-
-KEYS = st.sets(st.binary(min_size=1, max_size=3), max_size=40)
-
-
-@given(
-    keys=KEYS,
-    limit=st.integers(1, 12),
-    bytes_max=st.integers(1, 60),
-    shards=st.integers(1, 4),
-)
-def test_pages_of_a_scan_are_the_whole(
-    keys: set[bytes], limit: int, bytes_max: int, shards: int
-) -> None:
-    """Page after page, each merged from cut parts, gives every key once and in order."""
-    entries = [Entry(key, bytes(sum(key) % 40), 1, 1, 1) for key in sorted(keys)]
-    seen: list[bytes] = []
-    start = b""
-    for _ in range(len(keys) + 1):
-        page = scan(entries, ScanRequest(start, None, limit, bytes_max=bytes_max), shards)
-        seen += [entry.key for entry in page.entries]
-        if not page.more:
-            break
-        assert page.entries, "a page that says more must bring something"
-        start = page.entries[-1].key + b"\0"
-    assert seen == sorted(keys)
-
-
-def scan(entries: list[Entry], request: ScanRequest, shards: int) -> RangeResult:
-    """Answer a scan through the gather, with a shard per remainder of the first byte."""
-    answers: list[Response] = []
-    numbers = tuple(range(shards))
-    gather = ScanGather(request, numbers, lambda response, _: answers.append(response), "n1")
-    for part, take in gather.parts():
-        mine = [e for e in entries if e.key >= part.start and e.key[0] % shards == part.shard]
-        taken: list[Entry] = []
-        for entry in mine[: part.limit]:
-            size = sum(len(e.key) + len(e.value) for e in [*taken, entry])
-            if taken and size > part.bytes_max:
-                break
-            taken.append(entry)
-        take(RangeResult(tuple(taken), more=len(taken) < len(mine)), Served("n1", part.shard))
-    [answer] = answers
-    assert isinstance(answer, RangeResult)
-    return answer
 
 
 # --- slow requests -----------------------------------------------------------------------------

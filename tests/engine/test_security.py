@@ -1,20 +1,40 @@
 """What is refused for safety, and what the handshake makes of arbitrary bytes."""
 
+import codecs
+import datetime as dt
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv.cli.certs import make_certificates
+from raftkv.engine import security
 from raftkv.engine.config import Address, SecurityOptions
-from raftkv.engine.handshake import Acceptor, Dialer, FactsDiffer, HandshakeError, LinkHello
+from raftkv.engine.handshake import (
+    Acceptor,
+    Dialer,
+    FactsDiffer,
+    HandshakeError,
+    LinkHello,
+    Refusal,
+)
 from raftkv.engine.security import (
     LinkSecurity,
     SecurityError,
     certificate_names,
     check_addresses,
+    check_http_certificate,
     link_security,
     peer_contexts,
 )
@@ -119,6 +139,29 @@ def test_no_bit_of_the_facts_can_be_changed(flip: int) -> None:
         with pytest.raises(HandshakeError) as caught:
             receive(bytes(changed))
         assert not isinstance(caught.value, FactsDiffer)
+
+
+STRANGE_WORDS = "n2\n2026-01-01 ERROR forged"
+
+
+@pytest.mark.parametrize("proof", [b"", bytes(32)])
+def test_the_words_of_a_stranger_are_not_repeated(proof: bytes) -> None:
+    """Whoever answers at the address of a peer may refuse, but not write into this node's log."""
+    dialer, acceptor = sides()
+    dialer.receive_challenge(acceptor.challenge())
+    refusal = msgspec.msgpack.encode(Refusal(STRANGE_WORDS, proof))
+    with pytest.raises(HandshakeError, match="refuses this node, and does not prove") as caught:
+        dialer.receive_welcome(refusal)
+    assert "forged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("secret", "certified"), [(SECRET, False), (None, True), (SECRET, True)])
+def test_a_proven_peer_says_why_it_refuses(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 - a parameter
+    """An operator finds the reason in the log of the node that is refused."""
+    dialer, acceptor = sides(secret, certified)
+    acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))
+    with pytest.raises(HandshakeError, match="refuses this node: it came back"):
+        dialer.receive_welcome(acceptor.refusal("it came back"))
 
 
 def test_a_node_that_is_in_no_list_here_differs() -> None:
@@ -298,3 +341,66 @@ def test_only_dns_names_of_a_certificate_are_node_names() -> None:
     }
     assert certificate_names(certificate) == {"n1", "*.example"}
     assert certificate_names(None) == certificate_names({}) == frozenset()
+
+
+def self_signed(directory: Path, key: CertificateIssuerPrivateKeyTypes) -> tuple[Path, Path]:
+    """Write a certificate of this key, and the key."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "n1")])
+    now = dt.datetime.now(dt.UTC)
+    algorithm = None if isinstance(key, Ed25519PrivateKey | Ed448PrivateKey) else hashes.SHA256()
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=1))
+        .sign(key, algorithm)
+    )
+    paths = directory / "crt.pem", directory / "key.pem"
+    paths[0].write_bytes(made.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (ec.generate_private_key(ec.SECP521R1()), "P-521"),
+        (ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+        (Ed448PrivateKey.generate(), "Ed448"),
+    ],
+    ids=["P-521", "secp256k1", "Ed448"],
+)
+def test_a_key_that_only_openssl_takes_is_refused_by_name(
+    key: CertificateIssuerPrivateKeyTypes, name: str, tmp_path: Path
+) -> None:
+    """The workers' TLS is another, and they would end as often as they were started."""
+    with pytest.raises(SecurityError, match=rf"http\.tls_key: .*private key.*the key is {name};"):
+        check_http_certificate(*self_signed(tmp_path, key))
+
+
+def test_a_certificate_behind_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
+    """As an editor leaves it; OpenSSL reads over it."""
+    certificate, key = self_signed(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    certificate.write_bytes(codecs.BOM_UTF8 + certificate.read_bytes())
+    with pytest.raises(SecurityError, match="cannot use them: NoCertificatesPresented"):
+        check_http_certificate(certificate, key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()],
+    ids=["P-384", "Ed25519"],
+)
+def test_keys_that_the_workers_take(key: CertificateIssuerPrivateKeyTypes, tmp_path: Path) -> None:
+    """They are tried with a handshake."""
+    check_http_certificate(*self_signed(tmp_path, key))
+
+
+def test_a_certificate_that_cannot_be_tried_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That there is no process for it just now is no fault of theirs."""
+    monkeypatch.setattr(security, "TRY_HTTP_TLS", (str(tmp_path / "nothing"),))
+    check_http_certificate(*self_signed(tmp_path, ec.generate_private_key(ec.SECP256R1())))
+    assert "could not be tried" in caplog.text

@@ -197,3 +197,52 @@ def test_an_idle_group_that_fails_waits_as_well() -> None:
         leader.keeper.check()
         world.run(0.01)
     assert 6 <= writer.tries <= 8
+
+
+def test_a_child_that_somebody_kills_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    """The kernel, say, for want of memory: what it wrote would keep a full disk full."""
+
+    def killed() -> Iterator[bytes]:
+        yield bytes(2 << 20)
+        os.kill(os.getpid(), 9)
+        yield b"never"
+
+    writer = ForkingWriter(SnapshotStore(RealDisk(), tmp_path), JobsHere())
+    assert "ended with signal 9" in str(outcome_of(writer, killed()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_says_what_went_wrong(tmp_path: Path) -> None:
+    """To its parent, which logs it: standard error may take nothing."""
+
+    def fails() -> Iterator[bytes]:
+        yield b"one"
+        raise ValueError("no such record")
+
+    writer = ForkingWriter(SnapshotStore(RealDisk(), tmp_path), JobsHere())
+    outcome = outcome_of(writer, fails())
+    assert str(outcome).endswith("exit code 1: ValueError: no such record")
+
+
+def test_what_cannot_fit_is_not_begun() -> None:
+    """It would take room that the log needs, only to fail."""
+    world = HostWorld(policy=SnapshotPolicy())
+    leader = world.leader()
+    world.put_all(leader, *(b"%d" % n + bytes(1000) for n in range(50)))
+    leader.disk.capacity_bytes = leader.disk.used_bytes() + 10_000
+    leader.keeper._pinning = lambda: [leader.group().id]
+    written: list[Path] = []
+    leader.disk.before = lambda operation, path: (
+        written.append(path) if operation == "pwrite" and ".snap" in path.name else None
+    )
+    failed: list[BaseException | None] = []
+    leader.keeper.finished = lambda _, error: failed.append(error)
+    leader.keeper.check()
+    world.run(0.1)
+    assert [type(error) for error in failed] == [DiskFull]
+    assert written == []
+    leader.disk.capacity_bytes = None
+    leader.keeper.check()
+    leader.keeper.check()
+    world.run(0.1)
+    assert failed[1:] == [None]

@@ -1,9 +1,11 @@
 """What nodes tell operators: all that answer, in time, however few they are."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from host_world import GROUP, NAMES, HostWorld, Machine
 
 from raftkv.core.agreed import digest_of
@@ -12,11 +14,18 @@ from raftkv.core.health import health_of
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
-from raftkv.engine.cluster_status import ASK_TIMEOUT_S, CHANNEL_STATUS, ClusterStatus
+from raftkv.engine.cluster_status import (
+    ASK_TIMEOUT_S,
+    CHANNEL_STATUS,
+    QUESTIONS_MAX,
+    ClusterStatus,
+)
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc.messages import Facts, Failure
+from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.sim.disk import SimDisk
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
@@ -31,6 +40,7 @@ class StatusLinks:
         self.others: dict[str, ClusterStatus] = {}
         self.deaf: set[str] = set()
         self.refusals: dict[str, str] = {}
+        self.sent: dict[str, int] = {}
 
     @property
     def connected(self) -> frozenset[str]:
@@ -47,11 +57,28 @@ class StatusLinks:
         return 0.0
 
     def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Deliver at the end of the turn."""
-        assert (channel, bulk) == (CHANNEL_STATUS, False)
+        """Deliver at the end of the turn; what is large must be bulk."""
+        assert (channel, bulk) == (CHANNEL_STATUS, len(payload) > SMALL_BYTES)
+        self.sent[peer] = self.sent.get(peer, 0) + 1
         if peer not in self.deaf:
             self._world.loop.call_soon(self.others[peer].on_message, self._name, payload)
         return True
+
+    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
+        """No request is forwarded here."""
+        raise AssertionError((peer, channel, payload))
+
+    def offer(
+        self,
+        peer: str,
+        channel: int,
+        size_bytes: int,
+        encode: Callable[[], bytes | None],
+        *,
+        bytes_max: int,
+    ) -> bool:
+        """No request is forwarded here."""
+        raise AssertionError((peer, channel, size_bytes, encode, bytes_max))
 
     def round_trip_s(self, peer: str) -> float | None:
         """A millisecond to everybody."""
@@ -135,11 +162,45 @@ class StatusWorld:
 
     def ask(self, name: str) -> dict[str, Any]:
         """Ask a node about the cluster; its answer went through MessagePack as JSON would."""
-        answers: list[dict[str, Any]] = []
+        answers: list[Facts | Failure] = []
         self.status[name].ask(answers.append)
         self.hosts.run_until(lambda: answers, within_s=ASK_TIMEOUT_S + 0.1)
-        decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(answers[0]))
+        (answer,) = answers
+        assert isinstance(answer, Facts)
+        decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(answer.facts))
         return decoded
+
+
+class Counted(list[Any]):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_what_nodes_say_of_their_shards_is_gone_through_once() -> None:
+    """However many shards there are: their number squared would keep the engine for seconds."""
+    world = StatusWorld()
+    shards = 50
+    status = world.status["n1"]
+    status._map = ClusterMap(
+        1,
+        "test",
+        NAMES,
+        RingParameters("ring", tuple(range(shards)), 8),
+        tuple(GroupPlacement(shard, 1, NAMES) for shard in range(shards)),
+    )
+    answers = {name: world.local[name].facts() for name in NAMES}
+    for facts in answers.values():
+        (row,) = facts["shards"]
+        facts["shards"] = Counted({**row, "shard": shard} for shard in range(shards))
+    merged = status._merged(answers)
+    assert [row["shard"] for row in merged["shards"]] == list(range(shards))
+    assert all(len(row["members"]) == len(NAMES) for row in merged["shards"])
+    assert all(facts["shards"].times <= 2 for facts in answers.values())
 
 
 def test_a_healthy_cluster() -> None:
@@ -202,6 +263,24 @@ def test_silent_peers_are_not_waited_for() -> None:
     silent = world.followers[0]
     world.links[world.leader.name].deaf = {silent}
     assert world.ask(world.leader.name)["not_answering"] == [silent]
+
+
+def test_many_who_ask_at_once_share_answers() -> None:
+    """All facts of all nodes are not fetched once for each; everybody is answered."""
+    world = StatusWorld()
+    asked = world.status[world.leader.name]
+    links = world.links[world.leader.name]
+    links.deaf = {world.followers[0]}
+    for times in (1, 2):
+        answers: list[Facts | Failure] = []
+        for _ in range(50):
+            asked.ask(answers.append)
+        world.hosts.run(ASK_TIMEOUT_S + 0.1)
+        assert len(answers) == 50
+        for answer in answers:
+            assert isinstance(answer, Facts)
+            assert answer.facts["not_answering"] == [world.followers[0]]
+        assert links.sent[world.followers[1]] == times * QUESTIONS_MAX
 
 
 def test_states_that_differ_are_seen() -> None:
@@ -323,3 +402,173 @@ def test_stages_of_writes() -> None:
         "replication": 1,
         "apply": 1,
     }
+
+
+def shard_of(told: dict[str, Any]) -> dict[str, Any]:
+    """The row of the one shard."""
+    (row,) = told["shards"]
+    assert isinstance(row, dict)
+    return row
+
+
+def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
+    """Nobody, since the leader was heard last: in the row, in its history, and of each replica."""
+    world = StatusWorld()
+    world.seconds(2)
+    [survivor, other] = world.followers
+    lost_us = world.hosts.loop.time_us()
+    for name in (world.leader.name, other):
+        world.hosts.machines[name].kill()
+    for _ in range(10):
+        world.seconds(1)
+        row = shard_of(world.ask(survivor))
+        explained: list[Any] = []
+        world.status[survivor].explain(b"k", explained.append)
+        world.hosts.run(ASK_TIMEOUT_S)
+        for told in (row, explained[0].facts):
+            assert told["leader"] is None
+            assert told["leader_since_us"] is None
+            assert told["no_leader_since_us"] is not None
+            assert lost_us <= told["no_leader_since_us"] <= lost_us + 100_000
+        assert row["leaders"][-1]["leader"] is None
+        assert [leader["term"] for leader in row["leaders"]] == [1, 1]
+
+
+def test_a_shard_that_never_had_a_leader_has_had_none_since_the_start() -> None:
+    """Operators see for how long nobody could be served."""
+    world = StatusWorld()
+    started_us = world.hosts.loop.time_us()
+    for machine in world.hosts.machines.values():
+        machine.kill()
+    machine = world.hosts.machines["n1"]
+    machine.start()
+    world.hosts.run(5.0)
+    facts = world._local(machine).facts()
+    (row,) = facts["shards"]
+    assert (row["leader"], row["leader_since_us"]) == (None, None)
+    assert row["no_leader_since_us"] == started_us
+
+
+def test_a_leader_that_says_otherwise_itself_leads_no_more() -> None:
+    """It has stepped down, and the others have not noticed yet; who is silent may still lead."""
+    world = StatusWorld()
+    world.seconds(2)
+    name = world.leader.name
+    answers = {name: world.local[name].facts() for name in NAMES}
+    status = world.status[world.followers[0]]
+    without = {other: facts for other, facts in answers.items() if other != name}
+    assert shard_of(status._merged(without))["leader"] == name
+    for facts in without.values():
+        facts["shards"][0]["applied_index"] += 1  # theirs is the newest row
+    (own,) = answers[name]["shards"]
+    own |= {"role": "follower", "leader": None, "leader_since_us": None, "no_leader_since_us": 77}
+    row = shard_of(status._merged(answers))
+    assert (row["leader"], row["leader_since_us"], row["no_leader_since_us"]) == (None, None, 77)
+
+
+def test_leaders_that_a_replica_missed_are_told_by_the_others() -> None:
+    """No term that had a leader is left out, and none is told twice."""
+    world = StatusWorld()
+    absent = world.followers[0]
+    group = world.leader.group()
+    group.transfer.begin(world.followers[1], lambda _: None)
+    world.hosts.run(2.0)
+    row = shard_of(world.ask(absent))
+    assert [(entry["term"], entry["leader"]) for entry in row["leaders"] if entry["leader"]] == [
+        (1, world.leader.name),
+        (2, world.followers[1]),
+    ]
+    answers = {name: world.local[name].facts() for name in NAMES}
+    for name in NAMES:  # as if it had been down in the first term
+        if name != world.leader.name:
+            (shard,) = answers[name]["shards"]
+            shard["leaders"] = [entry for entry in shard["leaders"] if entry["term"] > 1]
+    (row,) = world.status[absent]._merged(answers)["shards"]
+    assert [entry["term"] for entry in row["leaders"] if entry["leader"]] == [1, 2]
+
+
+def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
+    """Also if it was the last one before: the term in between is not left out either."""
+    world = StatusWorld()
+    host, group = world.leader.host, world.leader.group()
+    known = host.leaderships[GROUP]
+    assert (known.leader, known.term) == (world.leader.name, 1)
+    group._replica._SyncObj__raftCurrentTerm = 3  # stands for two elections within one turn
+    host.note_leader(group)
+    assert [(entry["term"], entry["leader"]) for entry in known.facts()[-2:]] == [
+        (1, world.leader.name),
+        (3, world.leader.name),
+    ]
+    assert known.changes == 2
+
+
+def places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    """Paths to everything in nested facts."""
+    inner: list[tuple[object, object]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+def changed(facts: dict[str, Any], path: tuple[object, ...], value: object) -> Any:
+    """The facts with something else in one place."""
+    copy: Any = msgspec.msgpack.decode(msgspec.msgpack.encode([facts]))
+    at, key = copy, 0
+    for step in path:
+        at, key = at[key], step  # type: ignore[assignment]
+    at[key] = value
+    return copy[0]
+
+
+def test_no_facts_of_a_peer_stop_a_node_or_cost_the_link() -> None:
+    """Whatever a peer's facts hold: the question is answered, with that peer or without it."""
+    world = StatusWorld()
+    world.hosts.put_all(world.leader, b"a")
+    world.seconds(2)
+    asked, peer = world.followers[0], world.leader.name
+    facts = world.local[peer].facts()
+    status, told = world.status[asked], []
+    for path in places(facts):
+        for value in (None, -1, 2**63, "x", [None], {"a": None}):
+            if not path and value is None:
+                continue  # that is a question
+            answers: list[Facts | Failure] = []
+            world.links[asked].deaf = set(NAMES)
+            status.ask(answers.append)
+            number = status._number
+            for other, said in [(world.followers[1], {}), (peer, changed(facts, path, value))]:
+                status.on_message(other, msgspec.msgpack.encode((number, said)))
+            (answer,) = answers
+            assert isinstance(answer, Facts), (path, value)
+            told.append(peer in answer.facts["not_answering"])
+            assert world.followers[1] in answer.facts["not_answering"]
+            msgspec.json.encode([answer.facts, health_of(answer.facts).as_facts()])
+    assert {True, False} == set(told)
+
+
+def test_a_status_message_that_cannot_be_read_is_no_answer() -> None:
+    """Not MessagePack, or of another shape: nothing is raised, so that the link stays."""
+    world = StatusWorld()
+    asked = world.leader.name
+    for payload in (b"", b"\xc1", msgspec.msgpack.encode([1, 2, 3]), b"\x91" * 5000):
+        world.status[asked].on_message(world.followers[0], payload)
+    assert world.ask(asked)["not_answering"] == []
+
+
+def test_a_bug_in_what_is_told_is_answered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is told ``internal``; nothing is raised into the loop."""
+    world = StatusWorld()
+    asked = world.leader.name
+
+    def broken() -> dict[str, Any]:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(world.local[asked], "facts", broken)
+    answers: list[Facts | Failure] = []
+    world.status[asked].ask(answers.append)
+    world.status[asked].explain(b"a", answers.append)
+    world.hosts.run_until(lambda: len(answers) == 2, within_s=ASK_TIMEOUT_S + 0.1)
+    assert [isinstance(a, Failure) and a.code for a in answers] == ["internal", "internal"]
+    assert world.ask(world.followers[0])["not_answering"] == [asked]

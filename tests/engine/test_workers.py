@@ -20,11 +20,13 @@ from raftkv.engine.config import (
     Address,
     ClusterOptions,
     HttpOptions,
+    LogOptions,
     NodeConfig,
     NodeOptions,
     SecurityOptions,
     TokenOptions,
 )
+from raftkv.engine.network import TcpNetwork
 from raftkv.engine.workers import HttpWorkers, ListenError, listen, web_config
 from raftkv.web.config import WebConfig
 
@@ -189,6 +191,29 @@ def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(
     asyncio.run(scenario())
 
 
+def test_a_worker_that_cannot_be_started_at_first_is_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is up by then, and its peers rely on it."""
+    spawn = asyncio.create_subprocess_exec
+    refused: list[object] = []
+
+    async def refuse(*command: object, **_: object) -> asyncio.subprocess.Process:
+        refused.append(command)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+        await group.start()
+        await until(lambda: len(refused) == 2)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+        await until(lambda: len(reports(tmp_path)) == 1)
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_watcher_that_fails_is_seen(tmp_path: Path) -> None:
     """Its worker would never be replaced, and nobody would know."""
     seen: list[BaseException] = []
@@ -295,3 +320,74 @@ def test_an_address_that_is_about_to_be_free_is_waited_for() -> None:
 def test_the_worker_command_is_this_python() -> None:
     """Workers run in the interpreter of their engine, so in the same installation."""
     assert workers_module.WORKER_COMMAND[0] == sys.executable
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+def test_any_address_is_of_both_families(host: str) -> None:
+    """[::] is reached by IPv4 as well, for clients as for peers."""
+    with listen("http.listen", Address("::", 0)) as listening:
+        socket.create_connection((host, listening.getsockname()[1]), 5).close()
+
+    async def peers() -> None:
+        listener = await TcpNetwork().listen(asyncio.BufferedProtocol, "::", 0, None)
+        await asyncio.to_thread(lambda: socket.create_connection((host, listener.port), 5).close())
+        await listener.close()
+
+    asyncio.run(peers())
+
+
+def newest_pid(directory: Path, worker: int) -> int | None:
+    """Who reported last under the number of a worker; the program above reports once."""
+    told = [
+        (path.stat().st_mtime_ns, int(path.stem))
+        for path in reports(directory)
+        if json.loads(path.read_text())["worker"] == worker
+    ]
+    return max(told)[1] if told else None
+
+
+def test_workers_are_succeeded_one_after_the_other(tmp_path: Path) -> None:
+    """Each goes on until its successor, which goes by the new configuration, has reported."""
+
+    async def scenario() -> None:
+        ended: list[str] = []
+        group = workers_in(tmp_path, ended=ended.append)
+        group._reporter = lambda worker: newest_pid(tmp_path, worker)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 2)
+        old = group.pids
+        config = config_for(tmp_path)
+        new = NodeConfig(
+            cluster=config.cluster,
+            node=config.node,
+            http=config.http,
+            security=config.security,
+            log=LogOptions(level="debug"),
+        )
+        assert await group.renew(new)
+        await until(lambda: len(group.pids) == 2 and not set(group.pids) & set(old))
+        levels = {
+            json.loads((tmp_path / f"{pid}.json").read_text())["log_level"] for pid in group.pids
+        }
+        assert levels == {"debug"}
+        assert ended == [], "it was no accident"
+        await group.stop()
+        assert group.pids == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_that_does_not_come_up_leaves_the_old_worker(tmp_path: Path) -> None:
+    """It serves on."""
+
+    async def scenario() -> None:
+        group = workers_in(tmp_path, workers=1)
+        await group.start()
+        await until(lambda: len(reports(tmp_path)) == 1)
+        old = group.pids
+        group._command = (sys.executable, "-c", "raise SystemExit(2)")
+        assert not await group.renew(config_for(tmp_path, 1))
+        assert group.pids == old
+        await group.stop()
+
+    asyncio.run(scenario())

@@ -16,11 +16,12 @@ from worlds import Answer, Read, World
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
 from raftkv.raft.group import Group
-from raftkv.raft.host import Event, GroupConfig, SnapshotPolicy
+from raftkv.raft.host import Event, GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.raft.windows import PeerWindow
 from raftkv.sim.clock import SimClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.sim.network import Event as NetworkEvent
@@ -63,11 +64,16 @@ class NodeClock:
     def __init__(self, clock: SimClock, offset_s: float, wall_skew_us: int) -> None:
         self._clock = clock
         self._offset_s = offset_s
+        self.suspended_s = 0.0
         self._wall_skew_us = wall_skew_us
 
     def monotonic(self) -> float:
         """Seconds since whenever this node booted."""
         return self._clock.monotonic() + self._offset_s
+
+    def boottime(self) -> float:
+        """The same, and for how long it was suspended."""
+        return self.monotonic() + self.suspended_s
 
     def time_us(self) -> int:
         """Wall time as this node believes it."""
@@ -103,6 +109,7 @@ class GroupNode:
                 owns=_owns_everything,
                 timing=TIMING,
                 snapshots=world.policy,
+                bounds=world.bounds,
             ),
             store=self.wal,
             recovered=recovered.get(GROUP),
@@ -139,6 +146,10 @@ class GroupNode:
     def has_space(self) -> bool:
         """Ask the log."""
         return self.wal.has_space()
+
+    def window_to(self, _peer: str) -> PeerWindow:
+        """One for each, as there is only one group."""
+        return PeerWindow(lambda: None)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -232,10 +243,12 @@ class GroupWorld(World):
         *,
         seed: int = 0,
         policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        bounds: GroupBounds | None = None,
         **_: Any,
     ) -> None:
         super().__init__(names)
         self.policy = policy
+        self.bounds = GroupBounds() if bounds is None else bounds  # as they are now
         self.nodes: dict[str, GroupNode] = {}
         self._seed = seed
         self._lives = 0

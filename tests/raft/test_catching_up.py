@@ -9,7 +9,7 @@ from group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 
 from raftkv.core.state_machine import StateMachine
 from raftkv.raft import messages as wire
-from raftkv.raft import snapshot_transfer
+from raftkv.raft import replication, snapshot_transfer
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk
 from raftkv.storage.wal_format import SEGMENT_HEADER
 
@@ -250,6 +250,61 @@ def test_a_follower_whose_disk_lost_the_last_unit_is_given_it_again() -> None:
     assert "c had acknowledged entries" in lost[0].detail
     assert refusals(world, "c", "a") <= 2
     assert "rotten" in world.values("c")
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_follower_whose_log_differs_above_what_it_acknowledged_has_lost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: bool,  # noqa: FBT001 - whether it remembers what it acknowledged
+) -> None:
+    """It backs off by a whole term, below that; its disk is not to blame.
+
+    All nodes were restarted, so nobody knows what is committed; ``c`` has a tail of term 1 and has
+    taken the first entries of ``a`` over it when the link breaks.
+    """
+    monkeypatch.setattr(replication, "MESSAGE_BYTES_MAX", 1)  # one entry in each append
+    world = make_group_world("abc")
+    world.elect("c")
+    world.write("c", "p1", "p2", "p3", "p4")
+    world.run(0.5)
+    world.network.isolate("c")
+    world.propose("c", "x1", "x2", "x3", "x4")
+    world.turn("c")
+    world.elect("a")
+    world.crash("b")
+    world.propose("a", "y1", "y2", "y3", "y4")
+    world.turn("a")
+    for name in "ac":
+        world.crash(name)
+    for name in "ab":
+        world.start(name)
+    world.network.connect("a", "b")
+    world.elect("a")
+    world.crash("b")
+    leader = world.nodes["a"].group
+    world.start("c")
+    world.network.connect("a", "c")
+    for _ in range(60):
+        if leader.match_index("c") >= 3:
+            break
+        step(world, "a", "c")
+    assert 3 <= leader.match_index("c") < world.nodes["c"].group.last_index
+    world.network.cut("a", "c")
+    if restarts:
+        world.crash("c")
+        world.start("c")
+    world.network.connect("a", "c")
+    assert world.run(2.0, until=lambda: "y4" in world.values("c"))
+    assert not [event for event in world.nodes["a"].events if event.kind == "entries_lost"]
+
+
+def step(world: GroupWorld, one: str, other: str) -> None:
+    """Let a little time pass, and one message each way."""
+    world.clock.advance(0.01)
+    for name in sorted(world.live):
+        world.turn(name)
+    world.deliver_link(one, other, 1)
+    world.deliver_link(other, one, 1)
 
 
 def is_written(disk: SimDisk, path: Path) -> bool:

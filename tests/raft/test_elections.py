@@ -320,6 +320,18 @@ def test_pre_votes_of_long_ago_add_up_to_nothing() -> None:
     assert world.term("b") == term
 
 
+def test_who_was_stopped_after_it_won_its_pre_votes_asks_anew() -> None:
+    """Those who granted them may have a leader by now."""
+    world, number = asking_in_five()
+    group = world.nodes["b"].group
+    for peer in "cd":
+        group.receive(peer, wire.PreVoteResponse(group.term, number, granted=True))
+    world.clock.advance(60.0)
+    term = world.term("b")
+    world.turn("b")
+    assert world.term("b") == term
+
+
 def test_a_question_lost_with_its_link_keeps_nobody_from_asking() -> None:
     """``c`` never heard ``b``'s, so theirs do not cross."""
     world, _ = asking_in_five()

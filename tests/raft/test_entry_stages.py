@@ -13,6 +13,10 @@ class Clock:
         """Return it."""
         return self.now
 
+    def boottime(self) -> float:
+        """Return it."""
+        return self.now
+
     def time_us(self) -> int:
         """Return it as microseconds."""
         return int(self.now * 1e6)

@@ -83,7 +83,7 @@ def test_impossible_transfers_are_refused_with_the_reason(name: str, target: str
 def test_a_replica_that_lags_is_refused() -> None:
     """Leadership goes to nobody who would have to catch up first."""
     world = scenarios.led_by_a(make_group_world)
-    world.network.isolate("c")
+    world.network.hold("a", "c")
     for number in range(10):
         world.write("a", f"x{number}")
     (rejection,) = transfer(world, "a", "c")
@@ -168,3 +168,93 @@ def test_leadership_goes_round() -> None:
         leader = target
     world.run(0.5)
     assert world.acknowledged == set(world.values("a"))
+
+
+def asked_to_take_over(world: GroupWorld, name: str, by: str) -> None:
+    """Give ``name`` the request of its leader, and no turn yet."""
+    group = world.nodes[name].group
+    group.receive(by, wire.TimeoutNow(group.term))
+
+
+def test_a_request_to_take_over_is_lost_with_the_link_of_who_asked() -> None:
+    """Who is cut off before its next turn deposes nobody when it is linked again."""
+    world = scenarios.led_by_a(make_group_world)
+    asked_to_take_over(world, "c", by="a")
+    world.network.isolate("c")
+    world.run(10.0)
+    term = world.term("a")
+    world.network.connect("a", "c")
+    world.network.connect("b", "c")
+    world.run(2.0)
+    assert world.leads("a")
+    assert [world.term(name) for name in "abc"] == [term] * 3
+
+
+def test_a_request_to_take_over_is_of_one_moment() -> None:
+    """A node that was frozen since it was asked does not act on it when it wakes."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    asked_to_take_over(world, "c", by="a")
+    world.live.discard("c")
+    world.run(2 * TIMING.election_max_s)
+    world.live.add("c")
+    world.run(2.0)
+    assert world.leads("a")
+    assert [world.term(name) for name in "abc"] == [term] * 3
+
+
+def test_a_request_to_take_over_is_of_one_term() -> None:
+    """Who hears of a newer term before its turn stands like anybody else, if at all."""
+    world = scenarios.led_by_a(make_group_world)
+    group = world.nodes["c"].group
+    asked_to_take_over(world, "c", by="a")
+    group.receive("b", wire.HigherTerm(group.term + 1))
+    world.network.trace.clear()
+    world.turn("c")
+    said = [message_of(event) for event in world.network.trace if event.link[0] == "c"]
+    assert not [message for message in said if isinstance(message, wire.RequestVote)]
+
+
+def test_a_request_to_take_over_of_another_term_is_not_heard() -> None:
+    """What a leader said in its last term is not meant for this one."""
+    world = scenarios.led_by_a(make_group_world)
+    group, term = world.nodes["c"].group, world.term("a")
+    for other in (term - 1, term + 1):
+        due = group.next_deadline()
+        group.receive("a", wire.TimeoutNow(other))
+        assert group.next_deadline() == due
+
+
+def test_who_must_not_lead_any_more_forgets_that_it_was_asked_to() -> None:
+    """A request does not wait until the node may lead again."""
+    world = scenarios.led_by_a(make_group_world)
+    term = world.term("a")
+    asked_to_take_over(world, "c", by="a")
+    group = world.nodes["c"].group
+    group.withhold(withheld=True)
+    world.run(0.1)
+    group.withhold(withheld=False)
+    world.run(2.0)
+    assert world.leads("a")
+    assert world.term("c") == term
+
+
+def test_a_transfer_ends_with_the_link_to_its_target() -> None:
+    """Writes wait no longer for a target that cannot hear, or hears no more."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.hold("a", "c")
+    said = transfer(world, "a", "c")
+    world.propose("a", "waiting")
+    world.turn("a")
+    world.network.cut("a", "c")
+    assert world.run(TIMING.election_min_s / 2, until=lambda: "waiting" in world.acknowledged)
+    assert [rejection is not None and rejection.reason for rejection in said] == ["refused"]
+
+
+def test_a_target_that_is_not_linked_is_refused_at_once() -> None:
+    """No write waits for who cannot even be asked."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.cut("a", "c")
+    (rejection,) = transfer(world, "a", "c")
+    assert rejection is not None
+    assert "no link to c" in rejection.detail

@@ -6,6 +6,7 @@ from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft import replica
+from raftkv.raft.freshness import ASK_AGAIN_S
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 
@@ -350,3 +351,66 @@ def test_a_cut_off_leader_stops_leading_while_it_is_asked_to_write() -> None:
         world.propose("a", f"x{number}")
         world.run(0.6 * TIMING.heartbeat_s)
     assert not world.leads("a")
+
+
+def test_a_read_that_comes_while_an_older_question_is_on_its_way_is_served() -> None:
+    """The answer to that one is too old for it; the leader is asked again at once."""
+    world = scenarios.led_by_a(make_group_world)
+    first = fresh(world, "b", 0)
+    world.clock.advance(0.005)
+    later = [fresh(world, "b", age_ms) for age_ms in (0, 1, 4)]
+    assert not any(asked.outcomes for asked in (first, *later))
+    world.run(0.05)
+    assert all(asked.served for asked in (first, *later))
+
+
+def test_a_read_of_bounded_age_is_asked_of_the_new_leader() -> None:
+    """A question that was on its way to the old one, which still is there, is asked anew."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.hold("b", "a")
+    asked = fresh(world, "b", 0)
+    world.run(0.02)
+    world.nodes["a"].group.transfer.begin("c", lambda _: None)
+    assert world.run(1.0, until=lambda: world.nodes["b"].group.leader == "c")
+    world.run(2 * TIMING.heartbeat_s)  # one brings the commit index of the answer
+    assert asked.served
+
+
+def test_a_question_without_an_answer_is_asked_again() -> None:
+    """For as long as somebody waits for it, though nothing else happens."""
+    world = scenarios.led_by_a(make_group_world)
+    leader = world.nodes["a"].group.freshness
+    with pytest.MonkeyPatch.context() as deaf:
+        deaf.setattr(leader, "on_query", lambda *_: None)
+        asked = fresh(world, "b", 0)
+        world.run(0.05)
+    node = world.nodes["b"]
+    assert node.group.next_deadline() <= node.clock.monotonic() + ASK_AGAIN_S
+    world.run(2 * ASK_AGAIN_S)
+    assert asked.served
+
+
+def test_a_follower_that_is_cut_off_from_its_leader_says_so_at_once() -> None:
+    """Whether the read waits already or comes after the link was lost."""
+    world = scenarios.led_by_a(make_group_world)
+    world.network.hold("b", "a")
+    before = fresh(world, "b", 0)
+    world.network.cut("a", "b")
+    after = fresh(world, "b", 0)
+    for asked in (before, after):
+        (outcome,) = asked.outcomes
+        assert outcome is not None
+        assert outcome.reason == "not_leader"
+
+
+def test_a_follower_grows_older_while_its_machine_is_suspended() -> None:
+    """The monotonic clock stands still meanwhile, but the data does not stay fresh."""
+    world = scenarios.led_by_a(make_group_world)
+    fresh(world, "b", 0)
+    world.run(0.1)
+    node = world.nodes["b"]
+    node.clock.suspended_s += 3600.0
+    age_ms = node.group.freshness.age_ms()
+    assert age_ms is not None
+    assert age_ms >= 3_600_000
+    assert not fresh(world, "b", 1_000_000).outcomes

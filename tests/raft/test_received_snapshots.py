@@ -4,22 +4,22 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import scenarios
-from group_world import GROUP, GroupNode, GroupWorld, make_group_world
+from group_world import GROUP, SNAPSHOTS, GroupNode, GroupWorld, make_group_world
 from test_catching_up import caught_up, snapshot_chunk_of
 
-from raftkv.core.expiry import ExpiryClock
 from raftkv.core.operations import Command, FreeKey, Put
 from raftkv.core.snapshot import SnapshotHeader as StateHeader
 from raftkv.core.state_machine import Restorer
-from raftkv.raft import group as group_module
 from raftkv.raft import snapshot_transfer
+from raftkv.raft.host import GroupBounds
 from raftkv.sim.disk import SimulatedCrash
-from raftkv.storage.disk import DiskError
+from raftkv.storage.disk import DiskError, TooManyFiles
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
 
 Spoil = Callable[[list[bytes]], list[bytes]]
@@ -194,6 +194,29 @@ def test_a_state_is_installed_only_after_its_snapshot_is_durable() -> None:
     assert world.run(10.0, until=caught_up(world, "c", "a"))
 
 
+def test_a_snapshot_whose_name_could_not_be_synced_for_want_of_a_descriptor_is_taken_again() -> (
+    None
+):
+    """No sync was tried, so none has failed, and the node need not start anew."""
+    world = c_needs_a_snapshot()
+    put_in_place(world, "a")
+    disk = world.disks["c"]
+
+    def no_descriptor(operation: str, path: Path) -> None:
+        if operation == "fsync_dir" and path == SNAPSHOTS:
+            disk.before = None
+            raise TooManyFiles(path, "sync", "Too many open files")
+
+    disk.before = no_descriptor
+    world.network.connect("a", "c")
+    assert world.run(30.0, until=caught_up(world, "c", "a"))
+    assert len(failures(world.nodes["c"])) == 1
+    assert world.errors == []
+    durable = SnapshotStore(disk.crash_choosing(lambda _: 0, lambda _: 0), SNAPSHOTS).header(GROUP)
+    assert durable is not None
+    assert durable.index == world.nodes["c"].group.compaction.snapshot_index
+
+
 def test_a_snapshot_that_its_own_leader_cannot_open_stops_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -214,14 +237,9 @@ def test_a_snapshot_that_its_own_leader_cannot_open_stops_nobody(
     assert world.run(6.0, until=caught_up(world, "c", "a"))
 
 
-def test_who_leads_by_the_time_its_snapshot_is_built_still_forgets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The clock of a leader looks at the memory of the state that it has now."""
-    monkeypatch.setattr(
-        group_module, "ExpiryClock", lambda memory, **_: ExpiryClock(memory, lifetime_s=2.0)
-    )
-    world = scenarios.led_by_a(make_group_world)
+def test_who_leads_by_the_time_its_snapshot_is_built_still_forgets() -> None:
+    """The clock of a leader looks at the state that it has now, and no name lives longer for it."""
+    world = scenarios.led_by_a(make_group_world, bounds=GroupBounds(name_lifetime_s=2.0))
     outcomes: list[Sequence[Any] | Any] = []
     world.nodes["a"].group.propose((Command(Put(b"k", b"v"), FreeKey("k")),), outcomes.append)
     assert world.run(1.0, until=lambda: "k" in world.values("c"))

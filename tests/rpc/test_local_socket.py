@@ -5,6 +5,7 @@ import logging
 import socket
 import stat
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 import uvloop
 
-from raftkv.core.operations import Command, Delete, GetResult, Put
+from raftkv.core.operations import Command, Delete, Entry, GetResult, Put, PutResult
 from raftkv.rpc import client as client_module
 from raftkv.rpc import server as server_module
 from raftkv.rpc.client import EngineClient, EngineUnavailableError, SyncEngineClient, may_write
@@ -674,6 +675,48 @@ def test_a_front_end_that_takes_no_replies_is_not_read(tmp_path: Path) -> None:
                 for _ in range(20):
                     await asyncio.sleep(0)
                 assert calls == seen
+
+    run(main())
+
+
+def test_large_answers_wait_for_a_slow_front_end_and_cost_it_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait unencoded; beyond a bound what was read is refused, definitely; small ones pass."""
+    monkeypatch.setattr(server_module, "REPLIES_WAITING_BYTES_MAX", 20 * 2**20)
+    value = Entry(b"key", bytes(2**20), 1, 1, 1)
+    held = Held()
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", held) as server:
+            slow = socket.socket(socket.AF_UNIX)
+            slow.connect(str(tmp_path / "s"))
+            slow.sendall(hello(TOKEN) + b"".join(call_frame(number) for number in range(40)))
+            with slow:
+                await until(lambda: len(held.calls) == 40)
+                for call, respond in held.calls[:39]:
+                    respond(Reply(call.id, GetResult(value), SERVED))
+                call, respond = held.calls[39]
+                respond(Reply(call.id, PutResult(1, 1), SERVED))
+                (connection,) = server.connections
+                assert connection._writer.backlog_bytes() < 3 * 2**20, "few are encoded"
+                assert server.in_flight > 0, "a node that stops waits for them"
+                slow.setblocking(False)  # noqa: FBT003 - its own signature
+                loop, decoder = asyncio.get_running_loop(), FrameDecoder(2**21)
+                replies: list[Reply] = []
+                while len(replies) < 40:
+                    decoder.feed(await loop.sock_recv(slow, 2**20))
+                    for channel, payload in decoder.frames():
+                        if channel == CHANNEL_CALL:
+                            replies.append(msgspec.msgpack.decode(payload, type=Reply))
+                assert {reply.id for reply in replies} == set(range(40))
+                kinds = Counter(type(reply.response) for reply in replies)
+                assert kinds[PutResult] == 1
+                assert 20 <= kinds[GetResult] <= 22
+                refused = [r.response for r in replies if isinstance(r.response, Failure)]
+                assert {(failure.code, failure.definite) for failure in refused} == {("busy", True)}
+                assert replies.index(next(r for r in replies if r.id == 39)) < 20
+                assert server.in_flight == 0
 
     run(main())
 

@@ -1,15 +1,29 @@
 """What goes to standard error: one line each, for people or for programs."""
 
+import contextlib
+import fcntl
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from raftkv.rpc import logs
-from raftkv.rpc.logs import BURST, BURST_S, Format, RepeatFilter
+from raftkv.rpc.logs import (
+    BURST,
+    BURST_S,
+    ConsoleFormatter,
+    Format,
+    QueueHandler,
+    RepeatFilter,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +117,187 @@ def test_elections_and_alarms_are_never_left_out(level: int) -> None:
     """Only warnings and errors come thousands of times."""
     repeats = RepeatFilter(lambda: 0.0)
     assert all(repeats.filter(_record(level)) for _ in range(10 * BURST))
+
+
+@pytest.fixture
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe that holds a page."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    yield reading, writing
+    for fd in (reading, writing):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def queued(fd: int, bytes_max: int = 100_000) -> tuple[logging.Logger, QueueHandler]:
+    """A logger that writes here and nowhere else."""
+    handler = QueueHandler(fd, bytes_max)
+    handler.setFormatter(ConsoleFormatter("n1"))
+    logger = logging.getLogger(f"raftkv.test.{fd}")
+    logger.propagate = False
+    logger.setLevel("INFO")
+    logger.handlers.clear()
+    logger.addHandler(handler)
+    return logger, handler
+
+
+def lines_of(reading: int, last: str) -> list[str]:
+    """Read until a line ends so."""
+    text = ""
+    while not text.endswith(f"{last}\n"):
+        text += os.read(reading, 65536).decode()
+    return text.splitlines()
+
+
+@pytest.mark.timeout(20)
+def test_nobody_waits_for_who_reads_the_log(unread_pipe: tuple[int, int]) -> None:
+    """The queue is bounded; what was dropped is counted, and said where it is missing."""
+    reading, writing = unread_pipe
+    logger, handler = queued(writing)
+    for number in range(5000):
+        logger.info("line %04d of a log that nobody reads", number)
+    assert 0 < handler.dropped < 5000
+    lines = lines_of(reading, "line 4999 of a log that nobody reads")
+    noted = [line for line in lines if "were dropped here" in line]
+    assert sum(int(line.rpartition("=")[2]) for line in noted) == handler.dropped
+    assert len(lines) - len(noted) + handler.dropped == 5000
+
+
+LOGS_MUCH = """
+import logging
+from raftkv.rpc import logs
+logs.set_up("n1", "console", "info")
+for number in range(5000):
+    logging.info("line %d of a log that nobody reads", number)
+print(logs.dropped() == 0, flush=True)
+logging.shutdown()
+"""
+
+
+@pytest.mark.timeout(30)
+def test_a_process_whose_log_nobody_reads_goes_on_and_ends(unread_pipe: tuple[int, int]) -> None:
+    """Standard error is a pipe that is full: the work is done, and its end comes in time."""
+    process = subprocess.run(  # noqa: S603 -- our own
+        [sys.executable, "-c", LOGS_MUCH],
+        stdout=subprocess.PIPE,
+        stderr=unread_pipe[1],
+        timeout=20,
+        check=True,
+    )
+    assert process.stdout == b"True\n", "5,000 lines fit into the queue"
+
+
+@pytest.mark.timeout(20)
+def test_a_line_longer_than_the_queue_is_whole(unread_pipe: tuple[int, int]) -> None:
+    """It is written bit by bit as it is read."""
+    reading, writing = unread_pipe
+    logger, _ = queued(writing, 1000)
+    logger.info("%s.", "x" * 50_000)
+    (line,) = lines_of(reading, ".")
+    assert line.endswith("x" * 50_000 + ".")
+
+
+@pytest.mark.timeout(20)
+def test_a_descriptor_that_does_not_block_is_waited_for(unread_pipe: tuple[int, int]) -> None:
+    """Whoever shares it may have made it so."""
+    reading, writing = unread_pipe
+    os.set_blocking(writing, False)
+    logger, handler = queued(writing)
+    for number in range(200):
+        logger.info("line %d of many.", number)
+    assert len(lines_of(reading, "line 199 of many.")) == 200
+    assert handler.dropped == 0
+
+
+def test_a_sink_that_is_closed_costs_lines_only(unread_pipe: tuple[int, int]) -> None:
+    """EPIPE harms nobody."""
+    reading, writing = unread_pipe
+    os.close(reading)
+    logger, handler = queued(writing)
+    logger.info("one")
+    logger.info("two")
+    handler.flush()
+    assert handler.dropped == 2
+
+
+def test_a_full_disk_costs_lines_only(tmp_path: Path) -> None:
+    """ENOSPC harms nobody, and once there is room the log says what is missing."""
+    log = tmp_path / "log"
+    full, file = os.open("/dev/full", os.O_WRONLY), os.open(log, os.O_WRONLY | os.O_CREAT)
+    logger, handler = queued(full)
+    logger.info("lost")
+    handler.flush()
+    assert handler.dropped == 1
+    os.dup2(file, full)
+    logger.info("found")
+    handler.flush()
+    noted, found = log.read_text().splitlines()
+    assert noted.endswith("did not take them dropped=1")
+    assert found.endswith("found")
+    os.close(full)
+    os.close(file)
+
+
+def test_the_end_waits_for_the_last_lines_and_not_for_ever(
+    unread_pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush ends once all is written, or after its time."""
+    monkeypatch.setattr(logs, "FLUSH_S", 0.05)
+    reading, writing = unread_pipe
+    logger, handler = queued(writing)
+    logger.info("first")
+    handler.flush()
+    assert os.read(reading, 4096).endswith(b"first\n")
+    logger.info("x" * 10_000)
+    handler.flush()
+    assert len(os.read(reading, 4096)) == 4096
+
+
+def test_a_record_that_cannot_be_formatted_is_shown(unread_pipe: tuple[int, int]) -> None:
+    """With the mistake of whoever logged it."""
+    logger, handler = queued(unread_pipe[1])
+    logger.info("%d", "no number")
+    handler.flush()
+    assert b"cannot be shown: Traceback" in os.read(unread_pipe[0], 4096)
+
+
+def test_threads_and_finalizers_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own way would wait for standard error."""
+    for module, hook in ((threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))
+    _, stream = written("console")
+    logs.speak_for_python()
+    logging.captureWarnings(capture=False)
+    thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+    thread.start()
+    thread.join()
+    assert "ERROR raftkv.rpc.logs: thread worker ended with an exception" in stream.getvalue()
+    assert "ZeroDivisionError" in stream.getvalue()
+
+    class Bad:
+        def __del__(self) -> None:
+            raise ValueError("no end")
+
+    Bad()
+    assert "ValueError: no end" in stream.getvalue()
+
+
+STRANGER = "x\n2026-01-01T00:00:00.000 n1 ERROR raftkv: forged\x1b]0;driven\x07\x9b\u202e"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_text_from_outside_is_neither_a_line_nor_a_command(form: Format) -> None:
+    """In a message, in facts, in a name of a fact and in an exception, in both forms."""
+    logger, stream = written(form)
+    logger.warning("refused: %s", STRANGER, extra={"facts": {STRANGER: [STRANGER], "b": STRANGER}})
+    first = stream.getvalue()
+    assert first.endswith("\n")
+    assert first[:-1].isprintable()
+    logger.error("failed", exc_info=ValueError(STRANGER))
+    lines = stream.getvalue()[len(first) : -1].split("\n")
+    assert all(map(str.isprintable, lines))
+    assert all(line.startswith("    ") for line in lines[1:])
+    if form == "json":
+        for line in [first, *lines]:
+            assert json.loads(line)["message"].isprintable()

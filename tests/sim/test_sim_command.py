@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,18 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raftkv.check.event import Event
+from raftkv.check.report.events import FaultEvent, faults_of, read_events
 from raftkv.cli import sim
+from raftkv.cli.check import check_command
 from raftkv.cli.sim import command_of, sim_command
 from raftkv.sim import campaign
+from raftkv.sim.archive import archive
+from raftkv.sim.operator import BegunFault
 from raftkv.sim.options import FAULTS, WORKLOADS, Options
-from raftkv.sim.plan import plan
-from raftkv.sim.run import Report
+from raftkv.sim.plan import PlannedFault, plan
+from raftkv.sim.run import Record, Report
+from raftkv.sim.stage import Effect
 
 Runs = list[Options]
 
@@ -78,6 +85,9 @@ Simulate = Callable[[Callable[[Options], bool]], Runs]
         (("--seeds", "0:2", "--seed", "1"), "say either --seeds FIRST:END or --seed N"),
         (("--seeds", "0:2", "--trace"), "--trace is for one --seed"),
         (("--trace",), "say either --seeds"),
+        (("--seeds", "0:2", "--out", "never-made"), "--out is for one --seed"),
+        (("--seed", "1", "--out", "/dev/null/x"), "--out /dev/null/x: Not a directory"),
+        (("--seed", "1", "--out", "/"), "--out /: is there and not empty"),
         (("--seeds", "5"), "'5' is not FIRST:END, such as 0:1000"),
         (("--seeds", "5:5"), "'5:5' is not FIRST:END"),
         (("--seeds", "7:5"), "'7:5' is not FIRST:END"),
@@ -274,3 +284,49 @@ def test_processes_share_the_seeds() -> None:
     assert sorted(report.options.seed for report in shared) == [0, 1, 2]
     assert {report.options.seed: report.digest for report in shared} == alone
     assert len(set(alone.values())) == 3
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def test_a_seed_is_kept_as_a_history_and_a_report(tmp_path: Path) -> None:
+    """The judge reads what was written, and finds what the run found; faults lie beside it."""
+    out = tmp_path / "kept"
+    said = call("--seed", "7", "--minutes-per-seed", "0.5", "--out", str(out))
+    assert f"report: {out / 'report.html'}" in said
+    judged = CliRunner().invoke(check_command, [str(out / "history.jsonl"), "--json"])
+    document = json.loads(judged.stdout)
+    operations = re.search(r"^(\d+) operations", said, re.MULTILINE)
+    assert operations is not None
+    assert (document["verdict"], document["operations"]) == ("valid", int(operations[1]))
+    faults = faults_of(read_events(out / "events.jsonl"), start_ns=0, end_ns=10**12)
+    seen = Counter(fault.f for fault in faults if fault.effective)
+    assert f"faults that took effect {dict(seen)}" in said
+    assert all(0 < fault.start_ns < fault.end_ns < 10**12 for fault in faults)
+    assert "seed 7" in (out / "report.html").read_text(encoding="utf-8")
+    assert (out / "again").read_text() == "raftkv sim --seed 7 --minutes-per-seed 0.5\n"
+
+
+def test_what_is_kept_is_the_same_again(tmp_path: Path) -> None:
+    """A seed decides everything, byte for byte; keeping it changes nothing."""
+    arguments = ("--seed", "3", "--minutes-per-seed", "0.2")
+    digests = set()
+    for out in ("one", "other", None):
+        said = call(*arguments, *(("--out", str(tmp_path / out)) if out else ()))
+        digests.update(re.findall(r"digest (\w+)", said))
+    assert len(digests) == 1
+    for name in ("history.jsonl", "events.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_violation_is_in_the_report(tmp_path: Path) -> None:
+    """Also one that no history shows."""
+    event = Event(1, "invoke", "read", "k", None, 5)
+    fault = BegunFault(PlannedFault(4, 0.1, "kill", 1.0, "x"), Effect(), begun_us=100)
+    record = Record({"register": [event]}, [fault])
+    command = "raftkv sim --seed 4"
+    page = archive(record, tmp_path, title="it", command=command, findings=["n1 forgot a vote"])
+    assert "n1 forgot a vote" in page.read_text(encoding="utf-8")
+    assert 'class="verdict violation"' in page.read_text(encoding="utf-8")
+    (kept,) = read_events(tmp_path / "events.jsonl")
+    assert kept == FaultEvent(100_000, "kill", "start", 4, effective=False)

@@ -1,11 +1,13 @@
 """A simulated node that was set up with another map than the others: it must not disturb them."""
 
+from dataclasses import replace
 from random import Random
 
 import msgspec
 import pytest
 from sim_parts import Cluster, small_options
 
+from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import Command, GetResult, Put, PutResult
 from raftkv.engine import agreement
 from raftkv.rpc.messages import Failure, GetRequest, WriteRequest
@@ -97,3 +99,18 @@ def test_an_odd_node_that_is_set_up_anew_joins() -> None:
     answer = cluster.ask(GetRequest(b"k"), machine_of(cluster, "n1"))
     assert isinstance(answer, GetResult)
     assert answer.entry is not None
+
+
+def test_a_node_that_remembers_less_than_the_others_does_not_join() -> None:
+    """What is compared are the limits that its groups go by, whoever has set them."""
+    cluster = Cluster(small_options(nodes=3, replicas=3, shards=2), boot=False)
+    odd = machine_of(cluster, "n3")
+    memory = MemoryLimits(sessions_max=7)
+    groups = msgspec.structs.replace(odd._bounds.groups, memory=memory)
+    odd._bounds = replace(odd._bounds, groups=groups)
+    for machine in cluster.machines:
+        machine.boot()
+    cluster.run_s(10.0)
+    refused = cluster.ask(GetRequest(b"key"), odd)
+    assert isinstance(refused, Failure)
+    assert "memory.sessions_max is " in refused.detail

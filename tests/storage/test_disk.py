@@ -17,6 +17,7 @@ from raftkv.storage.disk import (
     Locked,
     NoSuchFile,
     RealDisk,
+    TooManyFiles,
 )
 
 ROOT = Path("/d")
@@ -115,6 +116,41 @@ def test_no_space_and_quota_are_full(
         file.allocate(100)
     with pytest.raises(DiskFull):
         file.pwrite(b"x", 0)
+
+
+def test_want_of_descriptors_is_told_from_a_failed_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It heals, and nothing was done: a directory that cannot be opened was not synced either."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    disk = RealDisk()
+    disk.create(tmp_path / "f").close()
+    monkeypatch.setattr(os, "open", fail)
+    for call in (
+        lambda: disk.create(tmp_path / "new"),
+        lambda: disk.open(tmp_path / "f"),
+        lambda: disk.fsync_dir(tmp_path),
+    ):
+        with pytest.raises(TooManyFiles, match="Too many open files"):
+            call()
+
+
+def test_a_directory_that_cannot_be_read_is_synced_with_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the parent of a data directory, which may be entered only."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    synced: list[str] = []
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "sync", lambda: synced.append("all"))
+    RealDisk().fsync_dir(tmp_path)
+    assert synced == ["all"]
 
 
 def test_short_reads_and_writes_are_continued(

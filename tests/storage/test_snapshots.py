@@ -10,6 +10,8 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.sim.disk import SimDisk, SimulatedCrash
 from raftkv.storage.disk import DiskError, DiskFull, NoSuchFile, RealDisk
 from raftkv.storage.snapshots import (
+    OPEN_MAX,
+    SnapshotBusy,
     SnapshotDamaged,
     SnapshotHeader,
     SnapshotReader,
@@ -314,3 +316,57 @@ def test_a_failed_sync_is_not_a_snapshot() -> None:
 def _fail_fdatasync(operation: str, path: Path) -> None:
     if operation == "fdatasync":
         raise DiskError(path, "sync", "Input/output error")
+
+
+@pytest.mark.parametrize("operation", ["open", "rename"])
+def test_one_that_cannot_be_published_leaves_nothing(operation: str) -> None:
+    """A sealed file that nobody may use would keep a full disk full."""
+    disk, store = new_store()
+    store.begin(header(5)).seal()
+
+    def fails(action: str, path: Path) -> None:
+        if action == operation:
+            raise DiskError(path, action, "Too many open files")
+
+    disk.before = fails
+    with pytest.raises(DiskError):
+        store.publish(GROUP)
+    assert disk.listdir(DIRECTORY) == []
+
+
+def test_few_are_open_to_be_sent_or_received() -> None:
+    """Others wait; whatever ends one gives its place back, once."""
+    _, store = new_store()
+    groups = [GroupId(shard, 1) for shard in range(OPEN_MAX + 1)]
+    for group in groups:
+        write(store, 9, group)
+    readers = [store.open_to_send(group) for group in groups[:-1]]
+    with pytest.raises(SnapshotBusy):
+        store.open_to_send(groups[-1])
+    assert store.header(groups[-1]) == header(9, groups[-1]), "a look takes no place"
+    for reader in readers[:1] * 2:
+        assert reader is not None
+        reader.close()
+    assert store.open_to_send(groups[-1]) is not None
+    with pytest.raises(SnapshotBusy):
+        store.open_to_send(groups[0])
+    receivers = [store.receive(group) for group in groups[:-1]]
+    with pytest.raises(SnapshotBusy):
+        store.receive(groups[-1])
+    receivers[0].abort()
+    with pytest.raises(SnapshotDamaged):
+        receivers[1].seal()
+    store.receive(groups[-1])
+    store.receive(groups[0])
+    with pytest.raises(SnapshotBusy):
+        store.receive(groups[1])
+
+
+def test_there_must_be_room_for_one_that_is_received() -> None:
+    """It is refused before it takes any."""
+    disk, store = new_store()
+    disk.capacity_bytes = disk.used_bytes() + 100
+    with pytest.raises(DiskFull, match="100 bytes are free and a snapshot has 101"):
+        store.receive(GROUP, 101)
+    assert disk.listdir(DIRECTORY) == []
+    store.receive(GROUP, 100)

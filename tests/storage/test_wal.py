@@ -24,7 +24,7 @@ from wal_harness import (
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk
-from raftkv.storage.disk import DiskError, DiskFull
+from raftkv.storage.disk import DiskError, DiskFull, TooManyFiles
 from raftkv.storage.wal import Wal, WalDamaged
 from raftkv.storage.wal_format import read_unit_header
 
@@ -311,6 +311,33 @@ def test_no_room_inside_a_segment_is_a_failed_sync() -> None:
     with pytest.raises(DiskFull, match="No space left"):
         job.run()
     assert wal.begin_sync() is None
+
+
+@pytest.mark.parametrize("operation", ["create", "fsync_dir"])
+def test_want_of_descriptors_is_want_of_room(operation: str) -> None:
+    """Proposals are refused until there is one again, wherever housekeeping was interrupted."""
+    disk = new_disk()
+    wal, _ = open_wal(disk)
+
+    def fails(action: str, path: Path) -> None:
+        if action == operation:
+            raise TooManyFiles(path, action, "Too many open files")
+
+    fill(wal, A, 1, 10)
+    wal.compact(A, 10, 1)
+    sync(wal)
+    wal.append(A, 11, 1, bytes(3500))
+    sync(wal)
+    disk.before = fails
+    housekeep(wal)
+    assert not wal.has_space()
+    housekeep(wal)
+    disk.before = None
+    housekeep(wal)
+    assert wal.has_space()
+    fill(wal, A, 12, 14)
+    _, recovered = open_wal(disk.kill())
+    assert [index for _, index, *_ in recovered[A].entries] == [11, 12, 13, 14]
 
 
 def test_other_errors_in_housekeeping_are_raised() -> None:

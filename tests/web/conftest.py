@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from carriers import AsgiCarrier, Carrier, WsgiCarrier
+from documented import DocumentedCarrier
 from fake_engine import FakeEngine
 
 from raftkv.web.config import Limits, WebConfig
@@ -29,12 +30,15 @@ def engine() -> FakeEngine:
 def make_api(
     request: pytest.FixtureRequest, engine: FakeEngine
 ) -> Iterator[Callable[[WebConfig], Carrier]]:
-    """Return a maker of the API over one of its carriers, with any settings."""
+    """Return a maker of the API over one of its carriers, with any settings.
+
+    Whatever a test asks, and is answered, must be as the API's own document says.
+    """
     made: list[Carrier] = []
 
     def make(config: WebConfig) -> Carrier:
         made.append(request.param(engine, config))
-        return made[-1]
+        return DocumentedCarrier(made[-1], config.limits)
 
     yield make
     for carrier in made:

@@ -74,7 +74,8 @@ class FakeEngine:
         self.failing: set[str] = set()
         self.delay_s = 0.0
         self.ready = True
-        self.http = HttpTraffic(SystemClock())
+        self.clock = SystemClock()
+        self.http = HttpTraffic(self.clock)
 
     def answer(self, request: Request, timeout_s: float) -> Reply:
         """Answer at once."""
@@ -124,7 +125,9 @@ class FakeEngine:
         return self._apply(operation)
 
     def _apply(self, command: Command) -> Any:
-        result: Any = self.state.apply(Batch(BATCH_FORMAT, 1, 0, (command,)))[0]
+        # Revisions are as large as a leader's clock makes them.
+        clock_us = self.clock.time_us()
+        result: Any = self.state.apply(Batch(BATCH_FORMAT, 1, clock_us, (command,)))[0]
         return result
 
     def _operator(self, request: Request) -> Response:

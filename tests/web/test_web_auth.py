@@ -37,7 +37,7 @@ _REQUESTS: list[tuple[str, bytes, Role]] = [
     ("GET", b"/v1/kv", "read"),
     ("PUT", b"/v1/kv/k", "write"),
     ("DELETE", b"/v1/kv/k", "write"),
-    ("POST", b"/v1/batch", "write"),
+    ("POST", b"/v1/batch", "read"),
     ("POST", b"/v1/txn", "write"),
     ("GET", b"/v1/status", "read"),
     ("GET", b"/v1/nodes", "read"),
@@ -65,6 +65,31 @@ def test_roles(api: Carrier, engine: FakeEngine, method: str, path: bytes, role:
     assert engine.asked == []
     for other in _ROLES[_ROLES.index(role) :]:
         assert api(method, path, _bearer(other)).status not in {401, 403}
+
+
+_GET = b'{"op":"get","key":"k"}'
+_PUT = b'{"op":"put","key":"k","value":"v"}'
+_DELETE = b'{"op":"delete","key":"k"}'
+
+
+@pytest.mark.parametrize(
+    ("operations", "statuses"),
+    [
+        ([_GET, _GET], [200, 200, 200]),
+        ([_GET, _PUT], [403, 200, 200]),
+        ([_DELETE, _GET], [403, 200, 200]),
+    ],
+)
+def test_the_role_of_a_batch_follows_its_operations(
+    api: Carrier, engine: FakeEngine, operations: list[bytes], statuses: list[int]
+) -> None:
+    """Whoever may read may read many at once; one write among them wants the role to write."""
+    lines = {"Content-Type": "application/x-ndjson"}
+    body = b"\n".join(operations)
+    answers = [api("POST", b"/v1/batch", {**_bearer(role), **lines}, body) for role in _ROLES]
+    assert [answer.status for answer in answers] == statuses
+    assert len(engine.asked) == statuses.count(200)
+    assert api("POST", b"/v1/batch", lines, body).status == 401
 
 
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/openapi.json"])

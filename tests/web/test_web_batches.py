@@ -335,6 +335,8 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
             {"key": "a", "target": "value", "operator": "!=", "operand": "x"},
             {"key": "a", "target": "value", "operator": "=", "operand_base64": "/w=="},
             {"key_base64": "/w==", "target": "mod", "operator": "<", "operand": 9},
+            {"key": "a", "exists": True},
+            {"key_base64": "/w==", "exists": False},
         ],
         "then": [
             {"op": "put", "key": "a", "value": "v"},
@@ -349,6 +351,8 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
             Compare(b"a", "value", "!=", b"x"),
             Compare(b"a", "value", "=", b"\xff"),
             Compare(b"\xff", "mod", "<", 9),
+            Compare(b"a", "version", ">", 0),
+            Compare(b"\xff", "version", "=", 0),
         ),
         then=(Put(b"a", b"v"), Delete(b"b"), Range(b"a", b"c", 5)),
         otherwise=(Get(b"a"), Range(b"\xff", None, 100)),
@@ -356,10 +360,28 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
     assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1, 9)))]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_txn_asks_whether_a_key_exists(api: Carrier, *, there: bool) -> None:
+    """``exists`` reads as it is meant; the value of a missing key compares with nothing."""
+    if there:
+        api("PUT", b"/v1/kv/k", body=b"")
+    for compare, holds in (
+        ({"exists": True}, there),
+        ({"exists": False}, not there),
+        ({"target": "value", "operator": "=", "operand": ""}, there),
+        ({"target": "value", "operator": "!=", "operand": "x"}, there),
+    ):
+        answer = _txn(api, then=[_GET], compare=[{"key": "k", **compare}])
+        assert answer.json()["succeeded"] is holds
+
+
 def test_txn_in_messagepack(api: Carrier) -> None:
     """A transaction can be MessagePack, too."""
     document = {
-        "compare": [{"key": b"\xff", "target": "value", "operator": "=", "operand": b""}],
+        "compare": [
+            {"key": b"\xff", "exists": False},
+            {"key": b"\xff", "target": "mod", "operator": "=", "operand": 0},
+        ],
         "then": [{"op": "put", "key": b"\xff", "value": b"\0"}, {"op": "get", "key": b"\xff"}],
     }
     body = msgspec.msgpack.encode(document)
@@ -387,6 +409,13 @@ _GET = {"op": "get", "key": "a"}
         {"then": [{"op": "range", "start": "b", "end": "a"}]},
         {"then": [{"op": "range", "limit": 0}]},
         {"then": [_GET], "compare": [{"key": "a", "target": "mod", "operator": "="}]},
+        {"then": [_GET], "compare": [{"key": "a"}]},
+        {"then": [_GET], "compare": [{"key": "a", "operator": "=", "operand": 1}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": 1}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": None}]},
+        {"then": [_GET], "compare": [{"exists": True}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": True, "operator": "="}]},
+        {"then": [_GET], "compare": [{"key": "a", "exists": True, "operand": 1}]},
         {
             "then": [_GET],
             "compare": [{"key": "a", "target": "mod", "operator": "=", "operand": "5"}],

@@ -1,6 +1,7 @@
 """The OpenAPI document is true: schemathesis holds the running application against it."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import flask
@@ -9,6 +10,7 @@ import pytest
 import schemathesis
 from carriers import Carrier, WsgiCarrier
 from conftest import LIMITS
+from documented import Document
 from fake_engine import FakeEngine
 from schemathesis.checks import CheckContext
 from schemathesis.core.failures import AcceptedNegativeData
@@ -20,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from raftkv.web.config import WebConfig
+from raftkv.web.openapi import openapi_document
 
 
 def _app() -> flask.Flask:
@@ -43,7 +46,7 @@ schema = schemathesis.openapi.from_wsgi("/openapi.json", _app(), config=_config)
 _INEXPRESSIBLE = re.compile(
     "exclude|goes with|below its low|must be after|must not be before|has at most|"
     "at most [0-9]+ operations are|larger than|bad cursor|got `float`|"
-    "whole number from"  # a pattern counts digits, not values
+    "whole number from|If-Match must be"  # a pattern counts digits, not values
 )
 
 
@@ -81,6 +84,27 @@ def test_server_keeps_to_its_document(case: schemathesis.Case[Any]) -> None:
         additional_checks=[_valid_requests_are_accepted, _invalid_requests_are_refused],
         excluded_checks=[positive_data_acceptance, negative_data_rejection],
     )
+
+
+def test_recorded_answers_are_held_against_the_document(api: Carrier) -> None:
+    """The comparison that all API tests go through sees a header, body or status that differs."""
+    document = Document(openapi_document(LIMITS))
+    put = api("PUT", b"/v1/kv/k", body=b"v")
+    asked: tuple[str, bytes, dict[str, str], bytes] = ("PUT", b"/v1/kv/k", {}, b"v")
+    document.check(*asked, put)
+    for changed in (
+        replace(put, headers={**put.headers, "etag": '"0"'}),
+        replace(put, headers={**put.headers, "raftkv-age-ms": "5"}),
+        replace(put, headers={n: v for n, v in put.headers.items() if n != "raftkv-node"}),
+        replace(put, body=put.body.replace(b"version", b"versions")),
+        replace(put, status=202),
+    ):
+        with pytest.raises(AssertionError):
+            document.check(*asked, changed)
+    with pytest.raises(AssertionError):
+        document.check("PUT", b"/v1/kv/k", {"If-Match": '"0"'}, b"v", put)
+    with pytest.raises(AssertionError):
+        document.check("PUT", b"/v1/kv/k?a=b", {}, b"v", put)
 
 
 def test_document_is_served(api: Carrier) -> None:

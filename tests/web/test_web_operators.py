@@ -77,12 +77,20 @@ def test_explain_checks_the_key(api: Carrier, key: bytes, status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "target"), [(b"", None), (b"{}", None), (b'{"target": "n2"}', "n2")]
+    ("body", "target", "for_s"),
+    [
+        (b"", None, None),
+        (b"{}", None, None),
+        (b'{"target": "n2"}', "n2", None),
+        (b'{"target": "n2", "for_s": 90.5}', "n2", 90.5),
+    ],
 )
-def test_transfer(api: Carrier, engine: FakeEngine, body: bytes, target: str | None) -> None:
-    """Leadership is handed to the node named, or to the preferred one."""
+def test_transfer(
+    api: Carrier, engine: FakeEngine, body: bytes, target: str | None, for_s: float | None
+) -> None:
+    """Leadership is handed to the node named, for some time, or to the preferred one."""
     answer = api("POST", b"/v1/shards/1/transfer-leader", _JSON, body)
-    assert (answer.status, engine.asked) == (200, [TransferRequest(1, target)])
+    assert (answer.status, engine.asked) == (200, [TransferRequest(1, target, for_s)])
 
 
 def test_refused_transfers(api: Carrier, engine: FakeEngine) -> None:
@@ -92,6 +100,9 @@ def test_refused_transfers(api: Carrier, engine: FakeEngine) -> None:
     assert api("POST", path, {"Content-Type": "text/plain"}, b"{}").status == 415
     assert api("POST", path, _JSON, b'{"to": "n2"}').status == 400
     assert api("POST", path, _JSON, b'{"target": 2}').status == 400
+    for for_s in (b"0", b"-1", b"1e9", b'"1h"'):
+        assert api("POST", path, _JSON, b'{"target": "n2", "for_s": %s}' % for_s).status == 400
+    assert api("POST", path, _JSON, b'{"for_s": 60}').status == 400
     assert api("POST", path, _JSON, b" " * 100_000).status == 413
     assert api("GET", path).status == 405
     assert engine.asked == []

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from raftkv.interpreter import PYTHON_M
-from raftkv.web.worker import YIELDED_NICENESS
+from raftkv.web.worker import DESCRIPTORS_KEPT, YIELDED_NICENESS, connections_max
 
 _SCRIPT = Path(__file__).with_name("fake_worker.py")
 _ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ _PATIENCE_S = 20.0
 class Worker:
     """One worker process over the fake engine; ``engine`` is the pipe that stands for its life."""
 
-    def __init__(self, *, delay_s: float = 0.0, **limits: Any) -> None:
+    def __init__(self, *, delay_s: float = 0.0, stderr: int | None = None, **limits: Any) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
             self.port: int = listener.getsockname()[1]
             gone, self.engine = os.pipe()
@@ -37,6 +37,7 @@ class Worker:
                 [sys.executable, str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=stderr,
                 pass_fds=(listener.fileno(), gone),
                 env={
                     **os.environ,
@@ -73,8 +74,9 @@ class Worker:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(_PATIENCE_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for output in (self.process.stdout, self.process.stderr):
+            if output is not None:
+                output.close()
         os.close(self.engine)
 
 
@@ -260,6 +262,46 @@ def test_many_idle_connections(worker: Worker) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_clients_that_read_nothing_hold_up_nobody(worker: Worker) -> None:
+    """Neither with pages in a row nor with streams, however their path is spelled."""
+    for i in range(24):
+        assert worker.request("PUT", f"/v1/kv/wide/{i:03}", b"x" * 2**20)[0] in {200, 201}
+    end = b" HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n"
+    asked = [b"GET /openapi.json" + end, b"GET /%761/kv?prefix=wide/" + end]
+    silent = [socket.socket() for _ in range(32)]
+    try:
+        for i, connection in enumerate(silent):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", worker.port))
+            connection.sendall(asked[i % 2] * 100)
+        time.sleep(1.0)  # most have filled all buffers; a test that comes too early sees less
+        for _ in range(20):
+            for path in ("/readyz", "/healthz", "/metrics", "/v1/status", "/"):
+                assert worker.request("GET", path)[0] == 200
+            assert worker.request("PUT", "/v1/kv/beside", b"v")[0] in {200, 201}
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_an_answer_that_nobody_reads_has_an_end() -> None:
+    """The worker does not keep a large answer for a client that never takes it."""
+    with _own(value_bytes_max=2**24, unread_wait_s=0.2, stderr=subprocess.PIPE) as worker:
+        value = b"x" * 2**24
+        assert worker.request("PUT", "/v1/kv/large", value)[0] == 201
+        with worker.connect() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            connection.sendall(b"GET /v1/kv/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            # The worker says so in its log; only from then on is anything read here.
+            assert worker.process.stderr is not None
+            assert b"was given up" in worker.process.stderr.readline()
+            got = 0
+            while piece := connection.recv(2**20):
+                got += len(piece)
+        assert 0 < got < len(value)
+        assert worker.request("GET", "/v1/kv/large") == (200, value)
+
+
 def test_stream_waits_for_its_reader(worker: Worker) -> None:
     """A stream larger than any buffer does not pile up in the worker for a client that waits."""
     value = b"x" * 2**19
@@ -384,3 +426,14 @@ def test_worker_dies_with_its_parent() -> None:
         os.close(handle)
         parent.wait()
         parent.stdout.close()
+
+
+def test_connections_beyond_the_descriptors_wait_in_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accepting one without a descriptor for it would be tried again and again."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert connections_max(500) == 500
+    assert connections_max(10_000) == 1024 - DESCRIPTORS_KEPT
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
+    assert connections_max(10_000) == 1
