@@ -47,7 +47,7 @@ def run(
         after = measure(seconds)
     return occasion.report(
         "connections",
-        f"raftkv bench connections --open {idle} --slow {slow} --seconds {seconds:g}",
+        f"raftkv bench connections --open {idle} --slow {slow} --duration {seconds:g}",
         _figures(before, crowded, after, crowd.attendance, seconds),
         notes=_notes(crowd.attendance),
         details={

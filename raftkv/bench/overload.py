@@ -64,7 +64,7 @@ def run(
     changed = sum(terms_after[shard] != term for shard, term in terms.items())
     return occasion.report(
         "overload",
-        f"raftkv bench overload --seconds {seconds:g} --connections {connections}",
+        f"raftkv bench overload --duration {seconds:g} --connections {connections}",
         _figures(tally, seconds, capacity, changed),
         notes=_notes(tally, cpu, seconds),
         details={

@@ -81,7 +81,7 @@ def run(
     return occasion.report(
         f"pages: {pages} open pages and a scrape a second beside {CONNECTIONS} connections, "
         f"{pairs} pairs of {seconds:g} s",
-        f"raftkv bench pages --pages {pages} --pairs {pairs} --seconds {seconds:g}",
+        f"raftkv bench pages --pages {pages} --pairs {pairs} --duration {seconds:g}",
         figures(result),
         notes=[
             "Throughput with viewers, of that without: "

@@ -16,6 +16,7 @@ from raftkv.bench import profile as profile_bench
 from raftkv.bench.abuses import ABUSES
 from raftkv.bench.report import Report, publish
 from raftkv.cli.bench_load import compare_command, load_command
+from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.measuring import ending_cleanly, measuring, shared_options, tell
 from raftkv.engine.config import SHARDS_MAX
 
@@ -39,7 +40,10 @@ def bench_command() -> None:
     help="Only this one; may be repeated.",
 )
 @click.option(
-    "--seconds",
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
     type=click.FloatRange(1.0),
     default=1.5,
     show_default=True,
@@ -82,6 +86,9 @@ def failover_command(
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option(
     "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
     type=click.FloatRange(0.5),
     default=3.0,
     show_default=True,
@@ -100,7 +107,14 @@ def floor_command(
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option(
-    "--duration", type=click.IntRange(1), default=4, show_default=True, help="Seconds of each run."
+    "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Seconds of each run.",
 )
 @measuring
 def generator_command(
@@ -136,7 +150,14 @@ def _directions(
     help="What grows, separated by commas.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=5.0, show_default=True, help="Of each step."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=5.0,
+    show_default=True,
+    help="Of each step.",
 )
 @click.option(
     "--keys-max", type=click.IntRange(1000), default=10**6, show_default=True, help="Up to 10^7."
@@ -160,7 +181,14 @@ def growth_command(
 @bench_command.command("idle")
 @click.option("--groups", type=click.IntRange(1, SHARDS_MAX), default=64, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=20.0, show_default=True, help="How long."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=20.0,
+    show_default=True,
+    help="How long.",
 )
 @measuring
 def idle_command(
@@ -183,7 +211,14 @@ def million_command(
 
 @bench_command.command("overload")
 @click.option(
-    "--seconds", type=click.FloatRange(3.0), default=120.0, show_default=True, help="How long."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(3.0),
+    default=120.0,
+    show_default=True,
+    help="How long.",
 )
 @click.option(
     "--connections",
@@ -206,7 +241,10 @@ def overload_command(
 )
 @click.option("--slow", type=click.IntRange(0, 900), default=100, show_default=True)
 @click.option(
-    "--seconds",
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
     type=click.FloatRange(1.0),
     default=40.0,
     show_default=True,
@@ -229,7 +267,14 @@ def connections_command(
 @click.option("--pages", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--pairs", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=10.0, show_default=True, help="Of each run."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(1.0),
+    default=10.0,
+    show_default=True,
+    help="Of each run.",
 )
 @measuring
 def pages_command(
@@ -251,7 +296,14 @@ bench_command.add_command(compare_command)
 @bench_command.command("profile")
 @click.option("--connections", type=click.IntRange(1, 20_000), default=64, show_default=True)
 @click.option(
-    "--seconds", type=click.FloatRange(2.0), default=10.0, show_default=True, help="Of each load."
+    "--duration",
+    ALIAS,
+    "seconds",
+    cls=Duration,
+    type=click.FloatRange(2.0),
+    default=10.0,
+    show_default=True,
+    help="Of each load.",
 )
 @measuring
 def profile_command(

@@ -21,6 +21,7 @@ from raftkv.bench.run_load import OnProgress
 from raftkv.bench.steady_load import Spread
 from raftkv.bench.workload import DISTRIBUTIONS, KEY_BYTES_MIN, KINDS, Distribution, Kind, Workload
 from raftkv.cli import load_picture
+from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.cli.measuring import ending_cleanly, measuring
 from raftkv.client.endpoints import normalized
@@ -101,7 +102,14 @@ def _plain(urls: Sequence[str]) -> tuple[str, ...]:
     help="Which keys: all alike, or some far more than others (Zipf's law with 0.99, as YCSB).",
 )
 @click.option(
-    "--duration", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds."
+    "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    help="Seconds.",
 )
 @click.option(
     "--warmup",
@@ -220,6 +228,9 @@ def _names(
 @click.option("--pairs", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option(
     "--duration",
+    ALIAS,
+    "duration",
+    cls=Duration,
     type=click.FloatRange(0.1),
     default=8.0,
     show_default=True,

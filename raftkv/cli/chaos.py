@@ -23,6 +23,7 @@ from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
+from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.core.visible import visible
 
@@ -34,7 +35,16 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command("chaos")
-@click.option("--duration", "duration_s", type=click.FloatRange(1), default=60, show_default=True)
+@click.option(
+    "--duration",
+    ALIAS,
+    "duration_s",
+    cls=Duration,
+    help="Seconds.",
+    type=click.FloatRange(1),
+    default=60,
+    show_default=True,
+)
 @click.option("--seed", type=click.IntRange(0), help="Decides the plan.  [default: a new one]")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True)
 @click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True)

@@ -20,6 +20,7 @@ from raftkv.rpc import logs
 from raftkv.rpc.process import open_standard_streams
 
 EXIT_REFUSED = 1
+EXAMPLE = Path(__file__).with_name("example.toml")
 _TERMINAL = "/dev/tty"
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -67,8 +68,16 @@ def load_or_refuse(config_file: Path, node: str | None = None) -> NodeConfig:
     help="Succeed if the directory is this node's already. Beware: after the loss of a disk this "
     "makes an empty node, which the others will refuse.",
 )
-def init_command(config_file: Path, node: str | None, *, if_needed: bool) -> None:
+@click.option(
+    "--example",
+    is_flag=True,
+    help="Only print a configuration with every option explained, to begin with.",
+)
+def init_command(config_file: Path, node: str | None, *, if_needed: bool, example: bool) -> None:
     """Make the data directory of a new node and mint its identity."""
+    if example:
+        click.echo(EXAMPLE.read_text(encoding="utf-8"), nl=False)
+        return
     from raftkv.storage.data_dir import (  # noqa: PLC0415 -- after a bad configuration is refused
         DataDirError,
         init_data_dir,

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,9 @@ _STYLES = {
 }
 _CELL_STYLES = {"leader": "bold cyan", "good": "green", "warn": "yellow", "bad": "red"}
 _EVENTS_SHOWN = 8
+_LED_LISTED = 8
+_WIDEST = 10_000
+"""Columns; wider than any table."""
 
 Facts = Mapping[str, Any]
 View = Callable[[Facts, Sequence[Facts], Sequence[str]], RenderableType]
@@ -178,24 +182,54 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _grid(facts: Facts) -> Table:
+class _Fitting:
+    """The first of some tables that fits into the width that there is, or the last."""
+
+    def __init__(self, *tables: Table) -> None:
+        self._tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(table: Table) -> bool:
+            widest = options.update(width=_WIDEST)
+            return Measurement.get(console, widest, table).maximum <= options.max_width
+
+        yield next(filter(fits, self._tables), self._tables[-1])
+
+
+def _grid(facts: Facts) -> RenderableType:
+    return Group(_Fitting(*(_grid_table(facts, **form) for form in _GRID_FORMS)))
+
+
+_GRID_FORMS = (
+    {"words": True, "figures": True},
+    {"words": False, "figures": True},
+    {"words": False, "figures": False},
+)
+"""With words beside the signs and with figures, as far as there is room for them."""
+
+
+def _grid_table(facts: Facts, *, words: bool, figures: bool) -> Table:
     names = views.node_names(facts)
-    table = _table("shard", *names, "reserve", ">led since", ">term", ">keys")
+    table = _table("shard", *names, "reserve", *((">led since", ">term", ">keys") * figures))
     now_us = time.time_ns() // 1000
     for line in views.grid(facts):
         cells = [
-            Text(f"{c.sign} {c.text}", style=_CELL_STYLES.get(c.kind, "dim")) for c in line.cells
+            Text(_cell(c, words=words), style=_CELL_STYLES.get(c.kind, "dim")) for c in line.cells
         ]
         since = q.age(line.facts.get("leader_since_us"), now_us)
-        table.add_row(
-            str(line.shard),
-            *cells,
-            _reserve(line.margin),
+        numbers = (
             since if line.facts.get("leader") else Text(_leaderless(line.facts), style="red"),
             q.count(line.facts.get("term")),
             q.count(line.facts.get("keys")),
         )
+        table.add_row(str(line.shard), *cells, _reserve(line.margin), *(numbers * figures))
     return table
+
+
+def _cell(cell: views.Cell, *, words: bool) -> str:
+    """The sign says it all but for how far a replica is behind."""
+    plain = cell.kind in {"good", "leader"}
+    return f"{cell.sign} {cell.text}" if words or not plain else cell.sign
 
 
 def _leaderless(row: Facts) -> str:
@@ -213,34 +247,48 @@ def _reserve(margin: int | None) -> Text:
     )
 
 
-def _nodes(facts: Facts) -> Table:
-    table = _table("node", "state", "leads", ">link", ">disk p99", ">disk free", ">memory", ">up")
+def _nodes(facts: Facts) -> RenderableType:
+    return Group(_Fitting(_nodes_table(facts, figures=True), _nodes_table(facts, figures=False)))
+
+
+def _nodes_table(facts: Facts, *, figures: bool) -> Table:
+    more = (">disk p99", ">memory") * figures
+    table = _table("node", "state", "leads", ">link", ">disk free", ">up", *more)
     silent = silent_nodes(facts)
     for row in rows(facts, "nodes"):
         answers = str(row.get("name")) not in silent
-        led = row.get("led")
+        numbers = (
+            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
+            q.size(row.get("rss_bytes")),
+        )
         table.add_row(
             escape(str(row.get("name"))),
             Text("✓ answers", style="green") if answers else Text("✕ silent", style="red"),
-            " ".join(map(str, led)) if isinstance(led, list) else q.UNKNOWN,
+            _led(row.get("led")),
             q.milliseconds(row.get("round_trip_ms")) if answers else q.UNKNOWN,
-            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
             q.size(views.mapping(row.get("disk")).get("free_bytes")),
-            q.size(row.get("rss_bytes")),
             q.duration(row.get("uptime_s")),
+            *(numbers * figures),
         )
     return table
+
+
+def _led(led: object) -> str:
+    """The shards that a node leads, or how many they are."""
+    if not isinstance(led, list):
+        return q.UNKNOWN
+    return " ".join(map(str, led)) if len(led) <= _LED_LISTED else f"{len(led)} shards"
 
 
 def _events(facts: Facts) -> list[RenderableType]:
     found = views.events(facts, shown=_EVENTS_SHOWN)
     if not found:
         return []
-    table = _table("when", "node", "what", "where", "detail")
+    table = _table("when (UTC)", "node", "what", "where", "detail")
     now_us = time.time_ns() // 1000
     for event in found:
         table.add_row(
-            q.age(event.at_us, now_us),
+            q.clock(event.at_us, now_us),
             escape(event.node or ""),
             f"{event.sign} {event.text}",
             event.where,

@@ -76,7 +76,8 @@ def remarks(
     for one in told:
         node = one.facts.get("node")
         if one.error is not None:
-            found.append(f"{one.endpoint} does not tell: {described(one.error)}")
+            why = described(one.error).removeprefix(f"{one.endpoint}: ")
+            found.append(f"{one.endpoint} does not tell: {why}")
         elif one.facts.get("cluster") != best.facts.get("cluster"):
             found.append(f"{one.endpoint} is of another cluster: {one.facts.get('cluster')}.")
         elif node in unheard:

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 from raftkv.core.visible import visible, visible_facts, visible_json, visible_lines
@@ -51,10 +52,13 @@ class ConsoleFormatter(logging.Formatter):
     """
 
     def __init__(self, node: str) -> None:
-        super().__init__(
-            f"%(asctime)s.%(msecs)03d {node} %(levelname)s %(name)s: %(message)s",
-            "%Y-%m-%dT%H:%M:%S",
-        )
+        super().__init__(f"%(asctime)s {node} %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - same
+        """Local time with its offset from UTC, as logs of several machines are compared."""
+        del datefmt
+        moment = datetime.fromtimestamp(record.created, UTC).astimezone()
+        return moment.isoformat(timespec="milliseconds")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Put the facts behind the message."""

@@ -4,6 +4,7 @@
 
     DIR/cluster.json        what the directory was made for
     DIR/cluster.secret      with which the nodes know each other (0600)
+    DIR/.gitignore          leaves all of it to no repository, the secret above all
     DIR/n1/node.toml        configuration, for ``raftkv serve --config DIR/n1/node.toml``
     DIR/n1/pid              process id while the node runs
     DIR/n1/log              what the node has written to its standard output and error
@@ -121,6 +122,7 @@ class Layout:
         """Make the directory, secret and configurations; :attr:`Shape.initialized` comes last."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            _replace(self.directory / ".gitignore", "# The cluster's secret is in here.\n*\n")
             self._write_shape()
             _write_secret(self.directory / "cluster.secret")
             for node in self.nodes:

@@ -225,6 +225,7 @@ class Pages:
         credentials = flask.request.headers.get("Authorization")
         content["token"] = self._guard.token(nonce, credentials, f"transfer {shard}")
         content["refusal"] = refusal
+        content["targets"] = views.transfer_targets(content["row"], content["members"])
         response = self._page("transfer.html", content, 200 if refusal is None else 409)
         response.set_cookie(
             COOKIE, nonce, httponly=True, samesite="Strict", secure=self._secure, path="/"

@@ -97,6 +97,18 @@ def elapsed(at_us: object, now_us: int) -> str:
     return UNKNOWN if number is None else duration((now_us - number) / 1e6)
 
 
+def clock(at_us: object, now_us: int) -> str:
+    """A wall clock moment in UTC, ``09:30:00``; of another day ``2026-11-30 09:30:00``."""
+    number = _number(at_us)
+    if number is None:
+        return UNKNOWN
+    try:
+        moment, now = (datetime.fromtimestamp(us / 1e6, UTC) for us in (number, now_us))
+    except (OverflowError, ValueError, OSError):  # no moment of any calendar
+        return UNKNOWN
+    return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
 def age(at_us: object, now_us: int) -> str:
     """How long ago a wall clock moment was; one of the last second is ``now``."""
     number = _number(at_us)

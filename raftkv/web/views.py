@@ -175,6 +175,16 @@ def members(row: Facts, facts: Facts) -> list[MemberLine]:
     return lines
 
 
+def transfer_targets(row: Facts, members: Sequence[MemberLine]) -> list[MemberLine]:
+    """Return who can be asked to lead a shard; first, as the default, whoever can do it now.
+
+    That is a follower that is not behind, the preferred node before others.
+    """
+    preferred = row.get("preferred_leader")
+    others = [member for member in members if member.name != row.get("leader")]
+    return sorted(others, key=lambda m: (m.cell.kind != "good", m.name != preferred))
+
+
 def _digest(row: Facts, member: Facts, *, leads: bool) -> str:
     """Say whether a replica's state is its leader's, as far as they can be compared."""
     if not member:
@@ -202,29 +212,58 @@ def pinned(row: Facts) -> str:
 
 
 def events(facts: Facts, *, shown: int = EVENTS_SHOWN) -> list[EventLine]:
-    """Return the newest events first."""
-    lines = []
-    for row in reversed(rows(facts, "events")[-shown:]):
-        name = str(row.get("kind"))
-        kind, sign, text = _EVENTS.get(name, ("plain", "·", name.replace("_", " ")))
-        node = row.get("node")
-        shard, term = row.get("shard"), row.get("term")
-        where = "" if shard is None else f"shard {shard}"
-        where += f", term {term}" if term is not None and where else ""
-        detail = str(row.get("detail") or "")
-        lines.append(
-            EventLine(
-                row.get("at_us"),
-                kind,
-                sign,
-                text,
-                where,
-                detail,
-                str(node) if node else None,
-                shard,
-            )
-        )
-    return lines
+    """Return the newest events first; what belongs to one change of leaders is one line."""
+    told = _as_hand_overs(rows(facts, "events"))
+    return [_event_line(row) for row in reversed(told[-shown:])]
+
+
+def _as_hand_overs(told: Sequence[Facts]) -> list[Facts]:
+    """Leave out what only says again that a leader was elected: on each node, before and after."""
+    elected = {_election(row): row for row in told if row.get("kind") == "leader"}
+    kept = []
+    for row in told:
+        shard, term = _election(row)
+        kind = row.get("kind")
+        if kind in {"follower", "candidate"} and (shard, term) in elected:
+            continue
+        if kind == "transfer" and isinstance(term, int) and (shard, term + 1) in elected:
+            continue
+        kept.append({**row, **_handed_over(row, told)} if kind == "leader" else row)
+    return kept
+
+
+def _handed_over(leader: Facts, told: Sequence[Facts]) -> Facts:
+    """Say by whom, if it was."""
+    shard, term = _election(leader)
+    if not isinstance(term, int):
+        return {}
+    for row in told:
+        if row.get("kind") == "transfer" and _election(row) == (shard, term - 1):
+            return {"detail": f"handed over by {row.get('node')}"}
+    return {}
+
+
+def _election(row: Facts) -> tuple[Any, Any]:
+    return row.get("shard"), row.get("term")
+
+
+def _event_line(row: Facts) -> EventLine:
+    name = str(row.get("kind"))
+    kind, sign, text = _EVENTS.get(name, ("plain", "·", name.replace("_", " ")))
+    node = row.get("node")
+    shard, term = row.get("shard"), row.get("term")
+    where = "" if shard is None else f"shard {shard}"
+    where += f", term {term}" if term is not None and where else ""
+    return EventLine(
+        row.get("at_us"),
+        kind,
+        sign,
+        text,
+        where,
+        str(row.get("detail") or ""),
+        str(node) if node else None,
+        shard,
+    )
 
 
 class Spark(NamedTuple):

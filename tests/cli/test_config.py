@@ -1,13 +1,16 @@
 """node.toml: what is accepted, and the one line that each mistake gets."""
 
+import configparser
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from raftkv.cli.config import ConfigError, load
+from raftkv.cli.main import cli
 from raftkv.engine.config import Address, NodeConfig, parse_address
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "node.toml"
@@ -64,6 +67,15 @@ def test_the_commented_example_parses(tmp_path: Path) -> None:
     assert config.peers == {"n2": ("127.0.0.1", 7002), "n3": ("127.0.0.1", 7003)}
     assert config.security.secret == SECRET
     assert config.node.data_dir == str(tmp_path / "data")
+
+
+def test_the_example_comes_with_the_package(tmp_path: Path) -> None:
+    """Whoever has installed raftkv has it, without a checkout and without a configuration."""
+    printed = CliRunner().invoke(cli, ["init", "--example", "--config", str(tmp_path / "none")])
+    assert (printed.exit_code, printed.stdout) == (0, EXAMPLE.read_text())
+    settings = configparser.ConfigParser()
+    settings.read(EXAMPLE.parents[1] / "setup.cfg")
+    assert "cli/example.toml" in settings["options.package_data"]["raftkv"].split()
 
 
 def test_the_example_shows_every_option_with_its_default() -> None:

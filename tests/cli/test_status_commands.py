@@ -88,7 +88,7 @@ def test_status_shows_shards_nodes_and_events(run: Run) -> None:
     shown = run(facts(silent=("n3",)), "status").stdout
     for text in ("★ leader", "✓ follows", "✕ silent", "could not be asked: n3", "link down", EVIL):
         assert text in shown
-    headings = ["when", "node", "what", "where", "detail"]
+    headings = ["when", "(UTC)", "node", "what", "where", "detail"]
     assert headings in [line.split() for line in shown.splitlines()]
 
 
@@ -105,6 +105,50 @@ def test_status_without_any_node() -> None:
         assert shown.exit_code == 2
     assert json.loads(shown.stdout)["health"]["state"] == "unavailable"
     assert json.loads(shown.stdout)["error"]
+
+
+def five_nodes() -> dict[str, Any]:
+    """Five nodes that lead many shards, one of which is behind, and a long event."""
+    names = tuple(f"node-{number}" for number in range(1, 6))
+    members = {name: {"role": "follower", "applied_index": 9_000_000} for name in names}
+    members["node-1"]["role"] = "leader"
+    members["node-2"]["applied_index"] = 1
+    row = {
+        "leader": "node-1",
+        "replicas": list(names),
+        "members": members,
+        "term": 123_456,
+        "leader_since_us": 1,
+        "commit_index": 9_000_000,
+        "keys": 123_456_789,
+    }
+    node = {"reachable": True, "led": list(range(64)), "rss_bytes": 2**34, "round_trip_ms": 123.4}
+    more = {"disk": {"free_bytes": 2**39}, "uptime_s": 90_000, "fdatasync_ms": {"p99": 12.3}}
+    return {
+        "node": "node-1",
+        "map_epoch": 1,
+        "nodes": [{"name": name, **node, **more} for name in names],
+        "shards": [{"shard": number, **row} for number in range(3)],
+        "events": [
+            {"kind": "node_refused", "node": "node-1", "at_us": 1, "detail": "because " * 20}
+        ],
+    }
+
+
+def test_status_of_five_nodes_fits_80_columns() -> None:
+    """Signs without their words, fewer figures; no cell is cut or broken over lines."""
+    with serving(told(five_nodes())) as server:
+        command = ["status", "--endpoint", server.url]
+        shown = CliRunner().invoke(cli, command, env={"COLUMNS": "80"}).stdout
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows_of = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows_of["shard"][:5] == [f"node-{number}" for number in range(1, 6)]
+    for number in "012":
+        assert rows_of[number][:6] == ["★", "▲", "−8,999,999", "✓", "✓", "✓"]  # noqa: RUF001
+        assert rows_of[number][6:9] == ["2", "may", "fail"]
+    assert rows_of["node-3"][:6] == ["✓", "answers", "64", "shards", "123", "ms"]
+    assert "…" not in shown
 
 
 # --- several endpoints ----------------------------------------------------------------------------

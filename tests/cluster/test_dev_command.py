@@ -116,6 +116,17 @@ def test_a_cluster_from_one_command(tmp_path: Path, port: int) -> None:
         assert keys == ["from/n1", "from/n2", "from/n3", "without/n2"]
 
 
+def test_what_a_shell_needs_is_printed(tmp_path: Path, port: int) -> None:
+    """The line to export makes the command find this cluster, at whatever ports it is."""
+    with dev(tmp_path / "data", port) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "export " in line).strip()
+        assert line == "export RAFTKV_ENDPOINTS=" + ",".join(url(port + n) for n in range(3))
+        value = line.partition("=")[2]
+        command = [*RAFTKV, "put", "k", "v"]
+        subprocess.run(command, check=True, env={**os.environ, "RAFTKV_ENDPOINTS": value})  # noqa: S603
+
+
 def test_another_shape_on_an_old_directory_is_one_line(tmp_path: Path, port: int) -> None:
     """The line says what the directory was made with; nothing is destroyed."""
     directory = tmp_path / "data"

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,24 @@ def test_console() -> None:
     logger.warning("slow", extra={"facts": {"total_ms": 7.5, "stages_ms": {"wal": 2.0}}})
     line = stream.getvalue()
     assert line.endswith(' n1 WARNING raftkv.test: slow total_ms=7.5 stages_ms={"wal":2.0}\n')
+
+
+@pytest.mark.parametrize(
+    ("zone", "written_as"),
+    [("UTC", "2026-09-21T14:13:20.250+00:00"), ("XST-5:30", "2026-09-21T19:43:20.250+05:30")],
+)
+def test_a_line_has_its_offset_from_utc(
+    zone: str, written_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of machines in other time zones, or of the hour that comes twice, can be compared."""
+    record = _record(logging.INFO, "up")
+    record.created = 1_790_000_000.25
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        line = logs.ConsoleFormatter("n1").format(record)
+    time.tzset()
+    assert line == f"{written_as} n1 INFO raftkv.test: up"
 
 
 def test_level() -> None:

@@ -56,6 +56,25 @@ def worker_of(cluster: LocalCluster, name: str) -> int:
     return int((cluster.node(name).directory / "worker").read_text())
 
 
+def test_a_repository_takes_nothing_of_a_cluster(make: Make, tmp_path: Path) -> None:
+    """``git add .`` beside a cluster's directory must not take its secret along."""
+    cluster = make()
+    cluster.start()
+    cluster.stop()
+    assert (cluster.directory / "cluster.secret").exists()
+    (tmp_path / "own").touch()
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)  # noqa: S603, S607 -- ours
+    listed = subprocess.run(
+        ["git", "ls-files"],  # noqa: S607 -- same
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert listed.stdout.split() == ["own"]
+
+
 def test_start_makes_the_files_and_stop_ends_every_process(make: Make) -> None:
     """Configuration, secret, pid and log are where they are said to be."""
     with make() as cluster:
