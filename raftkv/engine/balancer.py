@@ -148,6 +148,10 @@ class Balancer:
         for pin in state.pins:
             self.pins.give_way(pin)
 
+    def full_peers(self) -> frozenset[str]:
+        """Connected nodes that say that they have no space."""
+        return frozenset(name for name, state in self.peers.items() if not state.has_space)
+
     def hear_of(self, word: Placed | Lost) -> None:
         """Take what another node, or an operator here, has done or seen."""
         if isinstance(word, Lost):

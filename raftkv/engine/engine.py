@@ -394,6 +394,7 @@ class Engine:
     def _disconnected(self, peer: str) -> None:
         self.host.recent.add("link_down", f"to {peer}")
         self._balancer.peers.pop(peer, None)
+        self.host.full_peers = self._balancer.full_peers()
         self._tell_state()
         self.host.on_disconnected(peer)
         self.router.on_disconnected(peer)
@@ -408,6 +409,7 @@ class Engine:
             self.router.on_reply(peer, payload)
         elif channel == CHANNEL_NODE_STATE:
             self._balancer.hear(peer, msgspec.msgpack.decode(payload, type=NodeState))
+            self.host.full_peers = self._balancer.full_peers()
         elif channel == CHANNEL_LEADERSHIP:
             self._balancer.hear_of(msgspec.msgpack.decode(payload, type=Placed | Lost))
         elif channel == CHANNEL_STATUS:

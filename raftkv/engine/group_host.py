@@ -86,6 +86,7 @@ class GroupHost:
         self.wal = wal
         self.groups: dict[GroupId, Group] = {}
         self.links: Links | None = None
+        self.full_peers: frozenset[str] = frozenset()
         self.recent = RecentEvents(clock)
         self.leaderships: dict[GroupId, Leaderships] = {}
         self.event_counts: dict[str, int] = dict.fromkeys(sorted(ALARMS), 0)

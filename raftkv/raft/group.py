@@ -340,12 +340,19 @@ class Group:
     def _why_not_propose(self) -> Rejection | None:
         if not self.is_leader:
             return Rejection("not_leader")
-        if not self._host.has_space():
-            return self._disk_full()
-        return None
+        return self._disk_full()
 
-    def _disk_full(self) -> Rejection:
-        return Rejection("disk_full", f"the disk of {self.config.node} is full")
+    def _disk_full(self) -> Rejection | None:
+        """Why there is no room for an entry: here, or on so many replicas that none commits."""
+        if not self._host.has_space():
+            return Rejection("disk_full", f"the disk of {self.config.node} is full")
+        if not self._host.full_peers:  # nearly always
+            return None
+        members = self.config.members
+        full = sorted(self._host.full_peers.intersection(members))
+        if 2 * (len(members) - len(full)) > len(members):
+            return None
+        return Rejection("disk_full", f"the disks of {', '.join(full)} are full")
 
     # --- what the replica asks (its Owner) ----------------------------------------------------
 
@@ -357,8 +364,9 @@ class Group:
         """Everything that waits, as one entry."""
         if not self._queue.has_waiting or self.transfer.is_under_way:
             return None
-        if not self._host.has_space():  # it filled up while they waited: refused, still definitely
-            self._later(self._queue.fail_waiting(self._disk_full()))
+        full = self._disk_full()
+        if full is not None:  # it filled up while they waited: refused, still definitely
+            self._later(self._queue.fail_waiting(full))
             return None
         index, offered_at = self.journal.last_index + 1, self._queue.oldest_offered_at
         commands = self._queue.take(index, self.term)

@@ -103,6 +103,9 @@ class Host(Protocol):
     def disk_stalled(self) -> bool:
         """Tell whether an fdatasync has not returned for an election time-out (H20)."""
 
+    full_peers: frozenset[str]
+    """Nodes that say that they have no space."""
+
     def has_space(self) -> bool:
         """Tell whether new proposals may be taken."""
 

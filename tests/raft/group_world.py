@@ -143,6 +143,8 @@ class GroupNode:
             return False
         return self.clock.monotonic() - self.stalled_since > TIMING.election_min_s
 
+    full_peers: frozenset[str] = frozenset()
+
     def has_space(self) -> bool:
         """Ask the log."""
         return self.wal.has_space()

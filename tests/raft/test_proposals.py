@@ -1,8 +1,11 @@
 """Who is answered what when an entry is applied: the results are the proposer's own or nobody's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import scenarios
+from group_world import make_group_world
 
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.proposals import Limits, Proposal, ProposalQueue, Rejection
@@ -101,3 +104,32 @@ def test_entries_at_one_index_in_two_terms_are_both_answered() -> None:
     assert newer.answer == RESULTS
     assert isinstance(older.answer, Rejection)
     assert (queue.operations, queue.bytes) == (0, 0)
+
+
+def test_no_room_on_a_majority_is_no_room() -> None:
+    """A write that could not be committed is refused for certain, before the log has it."""
+    world = scenarios.led_by_a(make_group_world)
+    node, before = world.nodes["a"], world.nodes["a"].group.last_index
+    for full, refused in (("bc", True), ("b", False), ("", False)):
+        node.full_peers = frozenset(full)
+        outcomes: list[Any] = []
+        node.group.propose((Command(Put(b"k", full.encode())),), outcomes.append)
+        world.run(0.5)
+        (outcome,) = outcomes
+        if refused:
+            assert (outcome.reason, outcome.definite) == ("disk_full", True)
+            assert outcome.detail == "the disks of b, c are full"
+            assert node.group.last_index == before
+        else:
+            assert not isinstance(outcome, Rejection)
+
+
+def test_what_waits_when_a_majority_has_no_room_any_more_is_refused() -> None:
+    """It had not reached the log."""
+    world = scenarios.led_by_a(make_group_world)
+    node = world.nodes["a"]
+    outcomes: list[Any] = []
+    node.group.propose((Command(Put(b"k", b"v")),), outcomes.append)
+    node.full_peers = frozenset("bc")
+    world.run(0.5)
+    assert [outcome.reason for outcome in outcomes] == ["disk_full"]
