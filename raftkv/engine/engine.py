@@ -229,6 +229,7 @@ class Engine:
         self.router.local.placed = self._placed
         host.links = links
         host.leader_changed = self.router.leader_changed
+        host.space_changed = self._tell_state
         host.leadership_begun = self._balancer.moved
 
     def _make_status(self, store: SnapshotStore) -> None:

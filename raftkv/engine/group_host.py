@@ -100,6 +100,8 @@ class GroupHost:
         """How many turns there were: between two of them nothing of a group changes for others."""
         self.leader_changed: Callable[[], None] = lambda: None
         """Called when a group of this node has got or lost its leader."""
+        self.space_changed: Callable[[], None] = lambda: None
+        """Called when this node has no space any more, or has some again."""
         self.leadership_begun: Callable[[Group, str | None, str], None] = lambda *_: None
         """Called with who led a group of this node before, and who leads now."""
         self._clock = clock
@@ -416,7 +418,10 @@ class GroupHost:
         if error is not None:
             self._fatal(error)
             return
+        had_space = self.wal.has_space()
         self.wal.finish_housekeeping(job)
+        if self.wal.has_space() != had_space:
+            self.space_changed()
         self._sync()
 
 
