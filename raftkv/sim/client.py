@@ -124,6 +124,10 @@ class Doors:
         self._random = random
         self.cut_share = cut_share
 
+    def close(self) -> None:
+        """Let no copy arrive any more: it would be load where nobody works."""
+        self._copies = 0.0
+
     async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
         """Send a request to a node and wait for its answer, not longer than an attempt takes.
 
@@ -178,7 +182,9 @@ class Doors:
         self, machine: Machine, first: Call, answered: "asyncio.Future[Response]"
     ) -> None:
         worker = machine.front.worker
-        if worker is None or not worker.serving or not _may_come_again(answered):
+        if not self._copies or worker is None or not worker.serving:
+            return
+        if not _may_come_again(answered):
             return
         call = self._asked(first.request, first.remaining_ms)
         told = partial(self._copy_told, call, answered)

@@ -287,6 +287,7 @@ class Run:
         self._go_on(FINAL_S)
         self._working = False
         self._go_on_until(lambda: not self._busy, 60.0, "clients were not answered")
+        self._doors.close()
         reads = self._start(read_all(self._reader, self._scene))
         self._go_on_until(reads.done, 60.0, "not everything could be read in the end")
         self._expect_answers(live_from_s)
