@@ -62,7 +62,7 @@ class RequestGuard:
             HttpError: 431 a head over its bound, 400 no ``Host`` or several, 421 a host that is
                 none of this node's, 403 a change that another site's page asks for.
         """
-        if sum(map(len, headers.values())) + sum(map(len, headers)) > HEAD_BYTES_MAX:
+        if len(b"".join([*headers, *headers.values()])) > HEAD_BYTES_MAX:  # the quickest way
             raise HttpError(
                 "head_too_large",
                 f"the header fields are larger than {HEAD_BYTES_MAX} bytes: send fewer cookies",
