@@ -51,8 +51,9 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         random: Any,
         timing: Timing,
         preferred: bool = False,
+        **bounds: Any,
     ) -> None:
-        del applied_index, preferred
+        del applied_index, preferred, bounds  # windows and the like are raftkv's
         self._owner, self._clock, self._random, self._timing = owner, clock, random, timing
         self.journal = journal
         self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
@@ -174,6 +175,22 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         """Whether its own no-op is applied."""
         no_op = self._SyncObj__noopIDx
         return no_op is not None and self.applied_index >= no_op
+
+    handed_over_term = -1
+
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+        """Stock knows of no reason not to lead."""
+
+    def is_linked(self, peer: str) -> bool:
+        """Whether messages to a peer go out at present."""
+        return self.peers.get(peer) in self._SyncObj__connectedNodes
+
+    def follower_contact(self, peer: str) -> float | None:
+        """When a peer last answered."""
+        return self._SyncObj__lastResponseTime.get(self.peers[peer])  # type: ignore[no-any-return]
+
+    def nothing_in_flight(self) -> None:
+        """Stock has no windows."""
 
     def match_index(self, peer: str) -> int:
         """Up to where a peer agrees, as the leader believes."""
