@@ -40,6 +40,7 @@ Scope = MutableMapping[str, Any]
 _LOG = logging.getLogger("raftkv.web")
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
 _SMALL_BODY_DIGITS = len("9999")
+_READS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 
 
@@ -202,7 +203,7 @@ class Lane:
                 self._limits,
             )
             if action.role == "read" and self._unread.is_full:
-                raise HttpError("overloaded", "clients do not read what this worker holds for them")
+                raise _unread()
             if isinstance(plan, Plan):
                 if plan.role is not None:
                     self._auth.check(headers.get(b"authorization"), plan.role)
@@ -308,11 +309,19 @@ class Lane:
         if mounted.busy >= self._limits.operator_queue_max:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")
+        # Pages and documents are not small, and some want no token; probes are always answered.
+        if mounted is self._operators and scope["method"] in _READS and self._unread.is_full:
+            self._intake.release(len(body))
+            raise _unread()
         return body
 
 
 def _full() -> HttpError:
     return HttpError("overloaded", "as many requests wait for the engine as may")
+
+
+def _unread() -> HttpError:
+    return HttpError("overloaded", "clients do not read what this worker holds for them")
 
 
 def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:

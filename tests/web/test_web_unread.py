@@ -271,6 +271,25 @@ def test_a_worker_that_holds_too_much_refuses_reads_and_no_writes() -> None:
     door.lane.close()
 
 
+@pytest.mark.parametrize("path", [b"/openapi.json", b"/v1/status", b"/"])
+def test_a_worker_that_holds_too_much_makes_no_pages_either(path: bytes) -> None:
+    """Some need no token. Who watches the node is answered all the same."""
+    door = Door(Limits(unread_bytes_max=1))
+
+    async def run() -> None:
+        client = Client(0)
+        asking = asyncio.ensure_future(door.ask(client, b"/openapi.json"))
+        await client.stuck.wait()
+        assert await asyncio.wait_for(door.ask(Client(), path), _PATIENCE_S) == 503
+        assert await door.probes() == [200] * 4
+        client.resume.set()
+        assert await asking == 200
+        assert await door.ask(Client(), path) == 200
+
+    asyncio.run(run())
+    door.lane.close()
+
+
 def test_an_answer_that_is_too_large_is_a_bug_and_no_torn_connection(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
