@@ -13,7 +13,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from raftkv.rpc.messages import Failure, Reply, Request, Served
+from raftkv.core.operations import Get, Range, Txn
+from raftkv.rpc.messages import Failure, Reply, Request, Served, WriteRequest
 from raftkv.web.admission import Admission
 from raftkv.web.audit import AUDIT
 from raftkv.web.auth import AccessError, Authenticator
@@ -202,7 +203,8 @@ class Lane:
                 ),
                 self._limits,
             )
-            if action.role == "read" and self._unread.is_full:
+            reads = action.role == "read" or (action.label == "txn" and _reads(plan))
+            if reads and self._unread.is_full:
                 raise _unread()
             if isinstance(plan, Plan):
                 if plan.role is not None:
@@ -322,6 +324,16 @@ def _full() -> HttpError:
 
 def _unread() -> HttpError:
     return HttpError("overloaded", "clients do not read what this worker holds for them")
+
+
+def _reads(plan: Plan | ScanStream) -> bool:
+    """Whether it is a transaction that may have an answer of megabytes."""
+    if not (isinstance(plan, Plan) and isinstance(plan.request, WriteRequest)):
+        return False
+    operation = plan.request.command.operation
+    return isinstance(operation, Txn) and any(
+        isinstance(part, Get | Range) for part in (*operation.then, *operation.otherwise)
+    )
 
 
 def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:

@@ -21,6 +21,7 @@ from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers
 
 Message = MutableMapping[str, Any]
 _PATIENCE_S = 20.0
+JSON = {"content-type": "application/json", "transfer-encoding": "chunked"}
 
 
 class Client:
@@ -135,7 +136,9 @@ class Door:
             self.released.wait(_PATIENCE_S)
         return SyncFace(self.engine).call(request, timeout_s, request_id)
 
-    async def ask(self, client: Client, path: bytes, *, method: str = "GET", **headers: str) -> int:
+    async def ask(
+        self, client: Client, path: bytes, *, method: str = "GET", body: bytes = b"", **headers: str
+    ) -> int:
         """Make one request and return its status."""
         pairs = [(b"host", HOST.encode())]
         pairs += [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -150,7 +153,7 @@ class Door:
         }
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self.lane(scope, receive, client.send)
         return int(client.got[0]["status"])
@@ -262,6 +265,10 @@ def test_a_worker_that_holds_too_much_refuses_reads_and_no_writes() -> None:
         assert b'"definite":true' in refused.body
         written = Client()
         assert await door.ask(written, b"/v1/kv/other", method="PUT") == 201
+        for then, status in ((b'"get"', 503), (b'"delete"', 200)):
+            txn = b'{"then": [{"op": %b, "key": "other"}]}' % then
+            asked = door.ask(Client(), b"/v1/txn", method="POST", body=txn, **JSON)
+            assert await asked == status
         client.resume.set()
         assert await asking == 200
         assert client.body == value
