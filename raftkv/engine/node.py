@@ -127,6 +127,7 @@ class Node:
         self._rereading: asyncio.Task[None] | None = None
         self._reread_wanted = False
         self._files = digests(config)
+        self._workers_behind = False  # an HTTP worker may still go by an earlier configuration
         self._engine: Engine | None = None
         self.started = False
         self.stop_requested = asyncio.Event()
@@ -240,8 +241,14 @@ class Node:
             ", ".join(sorted(names)) or "nothing has changed",
             f"; only a restart takes over {', '.join(merged.left)}" if merged.left else "",
         )
-        if names and not await self._workers.renew(merged.config):
-            _logger.error("an HTTP worker did not start with what was reread: the old ones go on")
+        if names or self._workers_behind:
+            self._workers_behind = True  # also if this is cancelled or fails
+            self._workers_behind = not await self._workers.renew(merged.config)
+        if self._workers_behind:
+            _logger.error(
+                "an HTTP worker did not start with what was reread: the old ones go on, with the "
+                "old tokens and certificates, until SIGHUP comes again"
+            )
 
     def _off_loop(self, job: Callable[[], Reread]) -> "asyncio.Future[Reread]":
         future: asyncio.Future[Reread] = asyncio.get_running_loop().create_future()

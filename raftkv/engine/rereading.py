@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from raftkv.engine.config import NodeConfig
+from raftkv.engine.config import NodeConfig, check
 from raftkv.engine.security import LinkSecurity, check_http_certificate, link_security
 
 REREAD = frozenset(
@@ -68,10 +68,15 @@ def merge(old: NodeConfig, new: NodeConfig) -> Merged:
 def reread(old: NodeConfig, new: NodeConfig) -> Reread:
     """Merge, and try what was taken over; blocking.
 
+    What was left may be what made the new tokens and certificates right, so that all is checked as
+    it is put together: an address that other machines reach must not lose its tokens or TLS.
+
     Raises:
+        InvalidOption: what is taken over does not go with what waits for a restart.
         SecurityError: certificates or keys cannot be used.
     """
     merged = merge(old, new)
+    check(merged.config)
     http = merged.config.http
     if http.tls_cert is not None and http.tls_key is not None:
         check_http_certificate(Path(http.tls_cert), Path(http.tls_key))

@@ -21,6 +21,8 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.operations import Txn
+from raftkv.core.state_machine import is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather
@@ -202,7 +204,13 @@ class Router:
         waiting_bytes_max = self._limits.answers_waiting_bytes_max
         if not offer(peer, CHANNEL_REPLY, size_bytes, encode, bytes_max=waiting_bytes_max):
             detail = f"too many answers wait for the link from {self._node}"
-            response = without_values(response, detail, RETRY_AFTER_MS)
+            if _only_reads(call.request):
+                response = Failure("busy", detail, definite=True, retry_after_ms=RETRY_AFTER_MS)
+            else:
+                response = without_values(response, detail, RETRY_AFTER_MS)
+            if response_bytes(response) > self._limits.small_bytes:  # what a transaction has read
+                offer(peer, CHANNEL_REPLY, 0, encode, bytes_max=waiting_bytes_max)
+                return
             payload = encode()
             if not self._links.send_small(peer, CHANNEL_REPLY, payload):
                 offer(peer, CHANNEL_REPLY, 0, lambda: payload, bytes_max=waiting_bytes_max)
@@ -479,3 +487,11 @@ def _is_stale(request: Request) -> bool:
 def _no_leader(shard: int) -> Failure:
     detail = f"shard {shard} has no reachable leader"
     return Failure("no_leader", detail, definite=True, retry_after_ms=RETRY_AFTER_MS)
+
+
+def _only_reads(request: Request) -> bool:
+    """Whether it is a transaction that changes nothing, so that it can be refused for certain."""
+    if not isinstance(request, WriteRequest):
+        return False
+    operation = request.command.operation
+    return isinstance(operation, Txn) and is_read_only(operation)

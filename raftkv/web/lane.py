@@ -13,7 +13,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from raftkv.rpc.messages import Failure, Reply, Request, Served
+from raftkv.core.operations import Get, Range, Txn
+from raftkv.rpc.messages import Failure, Reply, Request, Served, WriteRequest
 from raftkv.web.admission import Admission
 from raftkv.web.audit import AUDIT
 from raftkv.web.auth import AccessError, Authenticator
@@ -40,6 +41,7 @@ Scope = MutableMapping[str, Any]
 _LOG = logging.getLogger("raftkv.web")
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
 _SMALL_BODY_DIGITS = len("9999")
+_READS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 
 
@@ -201,8 +203,9 @@ class Lane:
                 ),
                 self._limits,
             )
-            if action.role == "read" and self._unread.is_full:
-                raise HttpError("overloaded", "clients do not read what this worker holds for them")
+            reads = action.role == "read" or (action.label == "txn" and _reads(plan))
+            if reads and self._unread.is_full:
+                raise _unread()
             if isinstance(plan, Plan):
                 if plan.role is not None:
                     self._auth.check(headers.get(b"authorization"), plan.role)
@@ -308,11 +311,29 @@ class Lane:
         if mounted.busy >= self._limits.operator_queue_max:
             self._intake.release(len(body))
             raise HttpError("overloaded", "as many operators' requests wait as may")
+        # Pages and documents are not small, and some want no token; probes are always answered.
+        if mounted is self._operators and scope["method"] in _READS and self._unread.is_full:
+            self._intake.release(len(body))
+            raise _unread()
         return body
 
 
 def _full() -> HttpError:
     return HttpError("overloaded", "as many requests wait for the engine as may")
+
+
+def _unread() -> HttpError:
+    return HttpError("overloaded", "clients do not read what this worker holds for them")
+
+
+def _reads(plan: Plan | ScanStream) -> bool:
+    """Whether it is a transaction that may have an answer of megabytes."""
+    if not (isinstance(plan, Plan) and isinstance(plan.request, WriteRequest)):
+        return False
+    operation = plan.request.command.operation
+    return isinstance(operation, Txn) and any(
+        isinstance(part, Get | Range) for part in (*operation.then, *operation.otherwise)
+    )
 
 
 def _leaves_little_unread(headers: Mapping[bytes, bytes]) -> bool:

@@ -10,11 +10,13 @@ from raftkv.cli.certs import make_certificates
 from raftkv.engine.config import (
     ClusterOptions,
     HttpOptions,
+    InvalidOption,
     LogOptions,
     NodeConfig,
     NodeOptions,
     SecurityOptions,
     TokenOptions,
+    check,
 )
 from raftkv.engine.rereading import digests, merge, reread
 from raftkv.engine.security import SecurityError
@@ -98,3 +100,22 @@ def test_what_is_bad_is_refused_before_anything_changes(
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(SecurityError):
         reread(secured(certificates), secured(directory))
+
+
+def test_a_door_that_waits_for_a_restart_keeps_its_locks(certificates: Path) -> None:
+    """What is put together is checked as a whole: half of a good configuration may open a door."""
+    old = secured(certificates)
+    old = replace(
+        old,
+        http=replace(old.http, listen="0.0.0.0:8080"),
+        security=replace(old.security, tokens=(TOKEN,)),
+    )
+    check(old)
+    new = replace(
+        old,
+        http=HttpOptions(listen="127.0.0.1:8080"),
+        security=replace(old.security, tokens=()),
+    )
+    check(new)
+    with pytest.raises(InvalidOption, match=r"http\.listen"):
+        reread(old, new)

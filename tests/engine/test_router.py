@@ -9,13 +9,16 @@ from raftkv.core.operations import (
     Command,
     Compare,
     Delete,
+    DeleteResult,
     FreeKey,
+    Get,
     GetResult,
     Put,
     PutResult,
     Range,
     Refused,
     Txn,
+    TxnResult,
 )
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.router import (
@@ -473,6 +476,36 @@ def test_large_answers_wait_and_beyond_a_bound_reads_are_refused(world: RouterWo
     assert (refused.code, refused.definite) == ("busy", True)
     [mixed] = [answer for answer in answers if isinstance(answer, BatchResult)]
     assert [type(result) for result in mixed.results] == [Failure, PutResult]
+
+
+def test_beyond_the_bound_what_transactions_have_read_is_refused_or_waits(
+    world: RouterWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only reads is refused for certain; no large answer goes ahead of Raft's messages."""
+    world.lead(0)
+    large, key = world.key(0), world.key(0, 1)
+    world.ask(large_put(large, 16 * 2**20))
+    world.ask(large_put(key))
+    fitting = LinkLimits().answers_waiting_bytes_max // (16 * 2**20)
+    reading = WriteRequest(Command(Txn((), (Get(key),), ())))
+    writing = WriteRequest(Command(Txn((), (Get(key), Delete(key)), ())))
+    ahead: list[Response] = []
+
+    def send_small(_peer: str, _channel: int, payload: bytes) -> bool:
+        ahead.append(msgspec.msgpack.decode(payload, type=Reply).response)
+        return True
+
+    monkeypatch.setattr(world.links, "send_small", send_small)
+    world.links.busy = True
+    requests: list[Request] = [*[GetRequest(large)] * fitting, reading, writing]
+    for number, request in enumerate(requests):
+        world.router.on_call("n2", msgspec.msgpack.encode(Call(number, 1000, request, hops=1)))
+    [refused] = ahead
+    assert isinstance(refused, Failure)
+    assert (refused.code, refused.definite) == ("busy", True)
+    world.links.let_go()
+    [written] = [answer for answer in answers_to_n2(world) if isinstance(answer, TxnResult)]
+    assert [type(result) for result in written.results] == [GetResult, DeleteResult]
 
 
 def test_lost_link_repeats_what_may_be_repeated(world: RouterWorld) -> None:

@@ -21,6 +21,7 @@ from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers
 
 Message = MutableMapping[str, Any]
 _PATIENCE_S = 20.0
+JSON = {"content-type": "application/json", "transfer-encoding": "chunked"}
 
 
 class Client:
@@ -135,7 +136,9 @@ class Door:
             self.released.wait(_PATIENCE_S)
         return SyncFace(self.engine).call(request, timeout_s, request_id)
 
-    async def ask(self, client: Client, path: bytes, *, method: str = "GET", **headers: str) -> int:
+    async def ask(
+        self, client: Client, path: bytes, *, method: str = "GET", body: bytes = b"", **headers: str
+    ) -> int:
         """Make one request and return its status."""
         pairs = [(b"host", HOST.encode())]
         pairs += [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -150,7 +153,7 @@ class Door:
         }
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self.lane(scope, receive, client.send)
         return int(client.got[0]["status"])
@@ -262,10 +265,33 @@ def test_a_worker_that_holds_too_much_refuses_reads_and_no_writes() -> None:
         assert b'"definite":true' in refused.body
         written = Client()
         assert await door.ask(written, b"/v1/kv/other", method="PUT") == 201
+        for then, status in ((b'"get"', 503), (b'"delete"', 200)):
+            txn = b'{"then": [{"op": %b, "key": "other"}]}' % then
+            asked = door.ask(Client(), b"/v1/txn", method="POST", body=txn, **JSON)
+            assert await asked == status
         client.resume.set()
         assert await asking == 200
         assert client.body == value
         assert await door.ask(Client(), b"/v1/kv/large") == 200
+
+    asyncio.run(run())
+    door.lane.close()
+
+
+@pytest.mark.parametrize("path", [b"/openapi.json", b"/v1/status", b"/"])
+def test_a_worker_that_holds_too_much_makes_no_pages_either(path: bytes) -> None:
+    """Some need no token. Who watches the node is answered all the same."""
+    door = Door(Limits(unread_bytes_max=1))
+
+    async def run() -> None:
+        client = Client(0)
+        asking = asyncio.ensure_future(door.ask(client, b"/openapi.json"))
+        await client.stuck.wait()
+        assert await asyncio.wait_for(door.ask(Client(), path), _PATIENCE_S) == 503
+        assert await door.probes() == [200] * 4
+        client.resume.set()
+        assert await asking == 200
+        assert await door.ask(Client(), path) == 200
 
     asyncio.run(run())
     door.lane.close()
