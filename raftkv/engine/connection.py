@@ -303,7 +303,13 @@ class Connection(asyncio.BufferedProtocol):
         lanes = self._lanes
         # One piece may always be under way, so that Raft slows bulk down and does not stop it.
         while not self.closing and not (self._write_paused and lanes.under_way_bytes):
-            taken = lanes.next_piece()
+            try:
+                taken = lanes.next_piece()
+            except Exception:
+                # Such as too little memory to encode an answer: it costs this link, not the node.
+                _logger.exception("a message to %s could not be encoded", self.peer)
+                self.fail("a message could not be encoded")
+                return
             if taken is None:
                 return
             channel, piece, more = taken

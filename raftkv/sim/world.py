@@ -163,7 +163,8 @@ def bounds(options: Options) -> Bounds:
 def _link_limits(options: Options) -> LinkLimits:
     """Links that notice silence within four pings, as the shipped ones do."""
     ping_s = options.ping_ms / 1000
-    bulk_bytes = options.bulk_chunks * options.chunk_bytes
+    # A large value takes some round trips, not hundreds: clients wait for two seconds.
+    bulk_bytes = max(options.bulk_chunks * options.chunk_bytes, options.value_bytes // 8)
     window_bytes = options.append_window * options.append_bytes + proposal_bytes_max(options)
     send_bytes_max = options.link_windows * (window_bytes + 2**16)
     return LinkLimits(
@@ -177,6 +178,6 @@ def _link_limits(options: Options) -> LinkLimits:
         answers_waiting_bytes_max=4 * proposal_bytes_max(options),
         bulk_window_bytes=bulk_bytes,
         bulk_queue_bytes_max=2 * bulk_bytes,
-        bulk_piece_bytes=max(1, options.chunk_bytes // 2),
+        bulk_piece_bytes=max(1, options.chunk_bytes // 2, bulk_bytes // 16),
         connect_deadline_s=0.5,  # there are no names here
     )

@@ -536,6 +536,9 @@ def reads_before_own_no_op(patch: Patch) -> None:
 
 
 @bug
+@shaped(
+    faults=("partition", "one_way", "bridge", "freeze"), fault_every_s=4.0, workloads=("register",)
+)
 def age_of_a_heartbeat(patch: Patch) -> None:
     """A follower takes its state for fresh because it has been told so once."""
 

@@ -27,7 +27,7 @@ HINTS = {
     "reads_without_confirmation": 4,
     "h10_any_term_counts": 1,
     "reads_before_own_no_op": 4,
-    "age_of_a_heartbeat": 2,
+    "age_of_a_heartbeat": 0,
     "answer_before_commit": 1,
     "unknown_is_called_definite": 2,
     "repeat_any_write": 2,

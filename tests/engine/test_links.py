@@ -439,6 +439,24 @@ def test_lanes_take_turns() -> None:
     run(main())
 
 
+def test_a_message_that_cannot_be_made_costs_its_link_only() -> None:
+    """Too little memory for one large answer, say; nothing escapes into the loop."""
+    escaped: list[dict[str, Any]] = []
+
+    def make() -> bytes:
+        raise MemoryError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: escaped.append(what))
+        async with pair() as (one, _):
+            assert one.links.offer("n2", 3, 100_000, make, bytes_max=300_000)
+            await until(lambda: one.recorder.downs("n2") == 1)
+            await until(lambda: one.links.is_connected("n2"))
+
+    run(main())
+    assert escaped == []
+
+
 def test_a_large_message_is_made_when_it_leaves() -> None:
     """What waits costs no encoding; what nobody wants by then is not sent; a full lane refuses."""
     made: list[int] = []
