@@ -140,6 +140,7 @@ _ADVICE = (
     ("WRONG_VERSION_NUMBER", "does it speak http:// and not https://?"),
     (r"BadStatusLine('\x15\x03", "does it speak https:// and not http://?"),
     ("unable to get local issuer certificate", "--ca names the file of the cluster's CA"),
+    ("no reachable leader", "raftkv status says which nodes do not answer"),
     ("no bearer token came", "--token or RAFTKV_TOKEN"),
     ("self-signed certificate", "--ca names the file of the cluster's CA"),
 )

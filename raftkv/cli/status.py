@@ -100,7 +100,7 @@ def _look(clients: Sequence[Client], scope: Scope) -> _Look:
     best = next(answered, None) if scope == "local" else best_informed(told)
     if best is None:
         return _Look({}, [described(one.error) for one in told if one.error is not None], told)
-    return _Look(best.facts, remarks(told, best, described), told)
+    return _Look(best.facts, remarks(told, best), told)
 
 
 def _asked(look: _Look) -> Facts:

@@ -4,7 +4,8 @@ A node that is cut off tells of a cluster that is down, and who answers first is
 not decide what an operator reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +58,9 @@ def best_informed(told: Sequence[Testimony]) -> Testimony | None:
     return max(answered, key=_knowledge, default=None)
 
 
+_ERRNO = re.compile(r"^\[Errno [0-9]+\] ")
+
+
 def _knowledge(told: Testimony) -> tuple[int, int, int, int]:
     shards = rows(told.facts, "shards")
     return (
@@ -67,17 +71,16 @@ def _knowledge(told: Testimony) -> tuple[int, int, int, int]:
     )
 
 
-def remarks(
-    told: Sequence[Testimony], best: Testimony, described: Callable[[RaftkvError], str]
-) -> list[str]:
+def remarks(told: Sequence[Testimony], best: Testimony) -> list[str]:
     """Whatever the other endpoints show that the best view does not: one sentence each."""
     found = []
     unheard = set(silent_nodes(best.facts))
     for one in told:
         node = one.facts.get("node")
         if one.error is not None:
-            why = described(one.error).removeprefix(f"{one.endpoint}: ")
-            found.append(f"{one.endpoint} does not tell: {why}")
+            # Without advice: other nodes answer, so a cluster is there.
+            why = str(one.error.args[0]).rpartition(f"{one.endpoint}: ")[2]
+            found.append(f"{one.endpoint} does not tell: {_ERRNO.sub('', why)}")
         elif one.facts.get("cluster") != best.facts.get("cluster"):
             found.append(f"{one.endpoint} is of another cluster: {one.facts.get('cluster')}.")
         elif node in unheard:

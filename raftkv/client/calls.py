@@ -253,6 +253,7 @@ class Caller:
         started = boot_s()
         deadline = started + timeout_s
         unknown: RaftkvError | None = None
+        said: Failure | None = None  # by a node, last; it explains more than that another is down
         attempts = 0
         while True:
             outcome = attempt(deadline)
@@ -282,7 +283,11 @@ class Caller:
                 or (unknown is not None and not repeatable)
                 or (unknown is not None and not reads and now - started > RESEND_WINDOW_S)
             ):
+                if unknown is None and outcome.error.status is None and said is not None:
+                    raise said.error
                 raise _verdict(outcome, unknown)
+            if outcome.error.status is not None:
+                said = outcome
             self._sleep(pause_s)
             if unknown is not None and not reads and boot_s() - started > RESEND_WINDOW_S:
                 raise _verdict(outcome, unknown)  # this machine was suspended in the pause

@@ -121,7 +121,8 @@ class Pending:
     def timed_out(self) -> Failure:
         """Say what is known when the time is up."""
         if not is_write(self.request):
-            return Failure("timeout", "no answer in time; nothing was written", definite=True)
+            why = "" if self.sent else f": shard {self.shard} has no reachable leader"
+            return Failure("timeout", f"no answer in time{why}", definite=True)
         if self.sent or self.exposed:
             return Failure("timeout", "no answer in time; the write may or may not be applied")
         if self.link is not None:

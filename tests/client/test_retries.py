@@ -609,3 +609,27 @@ def test_a_write_of_a_batch_that_may_have_been_applied_and_is_forgotten_is_unkno
         (result,) = client.batch([Put("k", b"v")])
     assert isinstance(result, UnknownOutcomeError)
     assert len(server.received) == 2
+
+
+DOWN = calls.Failure(
+    UnavailableError("http://n2: Connection refused"),
+    definite=True,
+    transient=True,
+    node_is_suspect=True,
+)
+NO_LEADER_SAID = calls.Failure(
+    UnavailableError("shard 0 has no reachable leader", status=503), definite=True, transient=True
+)
+
+
+def test_what_a_node_said_explains_more_than_that_another_is_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever was asked last: with a quorum lost one node says what is wrong, others refuse."""
+    said = iter([NO_LEADER_SAID, DOWN, DOWN])
+    monkeypatch.setattr(Caller, "attempt", lambda *_: next(said, DOWN))
+    with Client([nobody(), nobody()], timeout_s=0.1) as client:
+        monkeypatch.setattr(Endpoints, "all_refuse_since", lambda *_: False)
+        with pytest.raises(UnavailableError) as caught:
+            client.get("k")
+    assert caught.value.status == 503
