@@ -169,7 +169,9 @@ def test_a_group_that_fails_to_hear_of_a_link_ends_the_node(
     )
     engine._own_state = dict  # type: ignore[method-assign, assignment]
     engine.router = SimpleNamespace(leader_changed=lambda: None)  # type: ignore[assignment]
-    engine._balancer = SimpleNamespace(peers={})  # type: ignore[assignment]
+    engine._balancer = SimpleNamespace(  # type: ignore[assignment]
+        peers={}, full_peers=frozenset
+    )
     monkeypatch.setattr(machine.group(GROUP), what, raises(error := OSError("half-way")))
     engine.on_connected("n2")
     if machine.alive:
