@@ -91,7 +91,8 @@ def without_values(response: Response, detail: str, retry_after_ms: int) -> Resp
 
     So what does not fit can be asked for again, and nobody is left in doubt about a write.
     """
-    if isinstance(response, GetResult | RangeResult | ScanPart):
+    only_read = isinstance(response, TxnResult) and response.revision is None
+    if only_read or isinstance(response, GetResult | RangeResult | ScanPart):
         return Failure("busy", detail, definite=True, retry_after_ms=retry_after_ms)
     if isinstance(response, BatchResult):
         results = tuple(without_values(r, detail, retry_after_ms) for r in response.results)
