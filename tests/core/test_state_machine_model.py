@@ -196,10 +196,22 @@ class Model:
         return TxnResult(succeeded, revision if written else None, results)
 
     def asked_bytes(self, branch: tuple[Put | Delete | Get | Range, ...]) -> int:
-        """Return what a branch may read at most: a range what it asks for, a get what is there."""
-        sizes = [
-            min(max(0, part.bytes_max), 8 * 2**20) for part in branch if isinstance(part, Range)
-        ]
+        """Return what a branch may read at most: a get what is there, a range what it asks for.
+
+        But at least one entry, whatever its size: the first that is left after as many deletes as
+        there are, or one that is put.
+        """
+        sizes = []
+        puts = {part.key: part.value for part in branch if isinstance(part, Put)}
+        deletes = sum(isinstance(part, Delete) for part in branch)
+        for query in (part for part in branch if isinstance(part, Range)):
+            there = [k for k in sorted(self.entries) if self.is_in(k, query)][: deletes + 1]
+            firsts = [0]
+            for key in {*there, *(key for key in puts if self.is_in(key, query))}:
+                held = self.entries[key].value if key in self.entries else b""
+                longest = max(len(held), len(puts.get(key, b"")))
+                firsts.append(len(key) + (0 if query.keys_only else longest))
+            sizes.append(max(min(max(0, query.bytes_max), 8 * 2**20), *firsts))
         for get in (part for part in branch if isinstance(part, Get)):
             old = self.entries.get(get.key)
             put = [
@@ -224,12 +236,17 @@ class Model:
         self.entries.pop(part.key, None)
         return DeleteResult(deleted=old is not None, revision=revision if old else None)
 
+    @staticmethod
+    def is_in(key: bytes, query: Range) -> bool:
+        """Whether a range has a key."""
+        return query.start <= key and (query.end is None or key < query.end)
+
     def range(self, query: Range) -> RangeResult:
         """Search everything."""
         hits = [
             msgspec.structs.replace(entry, value=b"") if query.keys_only else entry
             for key, entry in sorted(self.entries.items())
-            if query.start <= key and (query.end is None or key < query.end)
+            if self.is_in(key, query)
         ]
         chosen: list[Entry] = []
         for hit in hits:
