@@ -12,6 +12,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from raftkv.raft.proposals import Limits
+
 NODE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 NODES_MAX = 64
 SHARDS_MAX = 256
@@ -27,6 +29,7 @@ HostName = Annotated[
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=600_000)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Role = Literal["read", "write", "admin"]
+_QUEUES = Limits()
 
 
 class InvalidOption(ValueError):  # noqa: N818 -- it names an option, and always becomes ConfigError
@@ -163,10 +166,10 @@ class RaftOptions(Options, frozen=True):
 class LimitOptions(Options, frozen=True):
     """Bounds of this node's queues and files. None of them changes what a replica applies."""
 
-    entry_commands: Count = 512
-    entry_bytes: Annotated[int, msgspec.Meta(ge=2**16, le=2**26)] = 2**20
-    queue_commands: Count = 8192
-    queue_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = 32 * 2**20
+    entry_commands: Count = _QUEUES.entry_operations_max
+    entry_bytes: Annotated[int, msgspec.Meta(ge=2**16, le=2**26)] = _QUEUES.entry_bytes_max
+    queue_commands: Count = _QUEUES.waiting_operations_max
+    queue_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = _QUEUES.waiting_bytes_max
     snapshot_after_entries: Count = 50_000
     snapshot_after_bytes: Annotated[int, msgspec.Meta(ge=2**16)] = 64 * 2**20
     wal_segment_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**31)] = 64 * 2**20

@@ -346,8 +346,6 @@ class SnapshotKeeper:
         jobs: JobRunner,
         pinning: Callable[[], list[GroupId]],
     ) -> None:
-        self.written = 0
-        self.failed = 0
         self.finished: Callable[[Group, BaseException | None], None] = lambda _, __: None
         """Called when a snapshot is written, or could not be."""
         self._groups = groups
@@ -417,14 +415,12 @@ class SnapshotKeeper:
         if isinstance(error, SnapshotStale):
             return  # one from the leader has come meanwhile, and is newer
         if error is not None:
-            self.failed += 1
             times = 1 if before is None else before.times + 1
             skipped = min(2 ** (times - 1), _CHECKS_SKIPPED_MAX)
             self._failing[group.id] = _Failing(times, self._checks + skipped)
             _logger.error("snapshot of group %s failed: %s", group.id, error)
             self.finished(group, error)
             return
-        self.written += 1
         group.compaction.snapshot_written(index)
         _logger.info("snapshot of group %s at entry %d written", group.id, index)
         self.finished(group, None)

@@ -115,6 +115,7 @@ def web_config(
         "log_format": config.log.format,
         "log_level": config.log.level,
         "slow_request_ms": config.log.slow_request_ms,
+        "data_dir": config.node.data_dir,
         "engine_socket": engine_socket,
         "engine_token": engine_token,
         "worker": worker,

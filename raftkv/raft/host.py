@@ -77,7 +77,7 @@ class GroupConfig(msgspec.Struct, frozen=True):
     node: str
     members: tuple[str, ...]
     owns: Callable[[bytes], bool]
-    timing: Timing = Timing()
+    timing: Timing
     limits: Limits = Limits()
     snapshots: SnapshotPolicy = SnapshotPolicy()
     bounds: GroupBounds = msgspec.field(default_factory=GroupBounds)

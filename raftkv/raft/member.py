@@ -57,9 +57,9 @@ class ReplicaError(Exception):
 class Timing(msgspec.Struct, frozen=True):
     """Raft's times, in seconds (Raft paper 5.6: broadcast << election timeout << failures)."""
 
-    heartbeat_s: float = 0.1
-    election_min_s: float = 0.5
-    election_max_s: float = 1.0
+    heartbeat_s: float
+    election_min_s: float
+    election_max_s: float
 
     @property
     def idle_heartbeat_s(self) -> float:

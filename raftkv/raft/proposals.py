@@ -48,12 +48,15 @@ Done = Callable[[Sequence[WriteResult] | Rejection], None]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds of one group's queues. Bytes are of keys and values, with a little for the rest."""
+    """Bounds of one group's queues. Bytes are of keys and values, with a little for the rest.
 
-    waiting_operations_max: int = 4096
+    These are the shipped ones; ``[limits]`` of node.toml takes its defaults from here.
+    """
+
+    waiting_operations_max: int = 8192
     waiting_bytes_max: int = 32 * 1024 * 1024
     waiting_s_max: float = 1.0
-    entry_operations_max: int = 1024
+    entry_operations_max: int = 512
     entry_bytes_max: int = 1024 * 1024
     proposal_bytes_max: int = 8 * 1024 * 1024
     entries_in_flight_max: int = 4

@@ -177,7 +177,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknow
 
 
 class Served(Message, frozen=True):
-    """Who answered: node name, shard (None if several or none), the group's term, applied index.
+    """Who answered: node name, shard (None if several or none), the group's term.
 
     ``age_ms``: for stale reads, how old the data may be at most by the follower's own clock, None
     if no leader has confirmed recently enough to say.

@@ -79,7 +79,6 @@ class Invariants:
     def __init__(self, *, log_entries_max: int, ledger: Ledger | None = None) -> None:
         self._ledger = ledger
         self.elections = 0
-        self.snapshots_installed = 0
         self._looked: dict[str, tuple[int, int]] = {}  # machine -> (life, turns of its host)
         self._log_entries_max = log_entries_max
         self._groups: dict[GroupId, _GroupFacts] = {}

@@ -541,13 +541,8 @@ class Wal:
         )
 
     @property
-    def segment_count(self) -> int:
-        """Files that the log has, the spare included."""
-        return len(self._closed) + 1 + len(self._spares)
-
-    @property
     def bytes_on_disk(self) -> int:
-        """Space that those files take."""
+        """Space that the log's files take, the spare included."""
         return sum(s.size for s in (*self._closed, self._active, *self._spares))
 
     def _missing_spare(self) -> Segment | None:

@@ -98,6 +98,8 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     log_format: Literal["console", "json"] = "console"
     log_level: str = "info"
     slow_request_ms: int = 500
+    data_dir: str = ""
+    """Where the node keeps its data; operators are shown how much room is left there."""
     engine_socket: str = ""
     engine_token: str = ""
     worker: int = 0

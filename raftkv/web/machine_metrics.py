@@ -24,7 +24,7 @@ class MachineMetrics(Collector):
     """
 
     def __init__(self, config: WebConfig) -> None:
-        self._data_dir = Path(config.engine_socket).parent if config.engine_socket else None
+        self._data_dir = Path(config.data_dir) if config.data_dir else None
         self._ends = expiries(config.certificates)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raftkv.bench.compare.rows import Compared, Limit, Reading, compare
 from raftkv.bench.compare.run import Comparison
-from raftkv.bench.compare.table import WIDTH, missed, remarks, table_of
+from raftkv.bench.compare.table import WIDTH, remarks, table_of
 
 FASTER = Limit("throughput", ">=", 2.0, 3.0)
 SHORTER = Limit("p99", "<=", 0.7)
@@ -86,10 +86,10 @@ def test_no_pairs_no_lines() -> None:
     assert compare("put", [FASTER], []) == []
 
 
-def test_what_is_missed() -> None:
-    """Only what must hold can be missed."""
+def test_only_what_must_hold_can_be_missed() -> None:
+    """Without a target a line has no verdict."""
     lines = [compared([2.5], FASTER), compared([1.5], FASTER), compared([0.1], None)]
-    assert missed(Comparison("etcd", lines, {})) == [lines[1]]
+    assert [line.met for line in lines] == [True, False, None]
 
 
 def test_the_table_has_both_sides_ratio_spread_and_verdicts() -> None:

@@ -159,7 +159,7 @@ def test_a_disk_that_is_gone_spoils_no_scrape(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its figures are missing, the others are there."""
-    machine = MachineMetrics(WebConfig(node_name="n1", engine_socket=str(tmp_path / "x" / "s")))
+    machine = MachineMetrics(WebConfig(node_name="n1", data_dir=str(tmp_path / "x")))
     names = [family.name for family in machine.collect()]
     assert names == ["raftkv_certificate_expiry_timestamp_seconds"]
     assert "No such file or directory" in caplog.text

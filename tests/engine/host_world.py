@@ -13,6 +13,7 @@ from raftkv.engine.group_host import GroupHost
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
+from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Rejection
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
@@ -112,11 +113,18 @@ class Machine:
         self.keeper = SnapshotKeeper(
             self.host.groups, self.store, InTurnWriter(self.store), self.other_jobs, wal.pinning
         )
+        self.snapshots: list[BaseException | None] = []  # the end of each: written, or why not
+        self.keeper.finished = lambda _, error: self.snapshots.append(error)
         self.world.connect(self.name)
 
     def _make_group(self, group_id: GroupId, recovered: Any) -> Group:
         config = GroupConfig(
-            group_id, self.name, self.world.names, lambda _: True, snapshots=self.policy
+            group_id,
+            self.name,
+            self.world.names,
+            lambda _: True,
+            Timing(heartbeat_s=0.1, election_min_s=0.5, election_max_s=1.0),
+            snapshots=self.policy,
         )
         return Group(
             config,

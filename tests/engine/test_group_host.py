@@ -229,7 +229,7 @@ def test_snapshots_replace_the_log_and_bring_the_absent_back() -> None:
         world.put_all(leader, b"k%d" % i)
         leader.keeper.check()
     world.run(0.1)
-    assert leader.keeper.written > 0
+    assert None in leader.snapshots
     assert leader.group().journal.first_index > 40
     absent.start()
     for i in range(60):

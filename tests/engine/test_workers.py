@@ -121,6 +121,7 @@ def test_the_configuration_is_one_that_the_front_end_takes(tmp_path: Path) -> No
     )
     told = msgspec.convert(document, WebConfig)
     assert (told.node_name, told.worker, told.listen_fd) == ("n1", 1, 5)
+    assert told.data_dir == config_for(tmp_path).node.data_dir
     assert [token.role for token in told.tokens] == ["read"]
     assert told.limits.connections_max == 501
 

@@ -50,11 +50,6 @@ def remarks(comparison: Comparison) -> Iterator[str]:
         yield f"{row}: cores used (medians): {cores or '-'}; requests failed: {failed}"
 
 
-def missed(comparison: Comparison) -> list[Compared]:
-    """What does not hold although it must."""
-    return [one for one in comparison.compared if one.met is False]
-
-
 def _value(value: float | None, measure: str) -> str:
     if measure == "throughput":
         return "-" if value is None else f"{value:,.0f}/s"

@@ -1,6 +1,6 @@
 """Takes the screenshots in docs/images/: a real cluster under a little load, in Chromium.
 
-    PYTHONPATH=.:tests/pages python docs/screenshots.py
+    PYTHONPATH=. python tests/pages/screenshots.py
 
 Each picture is a promise of the text beside it, so look at them before you commit them.
 """
@@ -16,7 +16,7 @@ from raftkv.bench.load import PacedWriter, numbered_keys
 from raftkv.testing import LocalCluster
 from raftkv.testing.layout import Options
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WRITES_PER_S = 80.0
 HISTORY_S = 60
 """So long there is load before the first picture, for the sparklines and the hot keys."""
