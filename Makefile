@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	echo $$python && break; done)
 
-.PHONY: run test soak check validate-deploy format clean
+.PHONY: run test soak check validate-deploy format docs clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/raftkv dev --nodes 3 --shards 4 --replicas 3 --http-port $(HTTP_PORT) --data-dir $(DATA)
@@ -42,8 +42,11 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/zensical build --strict --clean
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "raftkv needs Python 3.11 or newer, and finds none: install one, or say make PYTHON=/path/to/python" >&2; exit 1; }
@@ -52,10 +55,15 @@ $(BIN)/python:
 
 $(VENV)/run.stamp: setup.cfg setup.py | $(BIN)/python
 	@echo "Installing raftkv and what it needs into $(VENV): about a minute, this once"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server]'
 	@touch $@
 
 $(VENV)/test.stamp: setup.cfg setup.py | $(BIN)/python
 	@echo "Installing raftkv and what its tests need into $(VENV): a few minutes, this once"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/docs.stamp: setup.cfg setup.py | $(BIN)/python
+	@echo "Installing what the documentation's site needs into $(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@

@@ -7,11 +7,12 @@ A subcommand's module is imported when it is run: ``raftkv get`` must not wait f
 import contextlib
 import errno
 import importlib
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -21,6 +22,8 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C, by a shell's convention (128 and the number of the signal)."""
 EXIT_OUTPUT = 74
 """The output could not be written (EX_IOERR of sysexits.h); what was asked for may be done."""
+EXIT_NO_SERVER = 69
+"""A command of the server, which is not installed (EX_UNAVAILABLE of sysexits.h)."""
 
 # name: (module, the click command in it, one line for the overview)
 COMMANDS = {
@@ -50,6 +53,47 @@ COMMANDS = {
     "check": ("raftkv.cli.check", "check_command", "Judge a recorded history."),
     "token": ("raftkv.cli.token", "token_command", "Make a bearer token for HTTP."),
 }
+
+SERVER_COMMANDS = frozenset(
+    {"dev", "init", "serve", "ready", "ring", "certs", "bench", "chaos", "sim"}
+)
+"""Commands that run a node or what it is made of; the others need only what the client needs."""
+
+SERVER_MODULES = (
+    "cryptography",
+    "flask",
+    "granian",
+    "mmh3",
+    "prometheus_client",
+    "pysyncobj",
+    "sortedcontainers",
+    "uvloop",
+    "werkzeug",
+)
+"""What the extra ``server`` of setup.cfg installs."""
+
+
+class NoServerError(click.ClickException):
+    """The command is one of the server's, and what that needs is not installed."""
+
+    exit_code = EXIT_NO_SERVER
+
+    def __init__(self, command: str, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"{command} needs the server ({', '.join(missing)} cannot be imported): "
+            "pip install 'raftkv[server]', or '.[server]' in a checkout"
+        )
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Print one line, as every refusal of a command is."""
+        click.echo(f"raftkv: {self.message}", file=file, err=True)
+
+
+def require_server(command: str) -> None:
+    """Raise :class:`NoServerError` unless all that a node needs is installed; import none of it."""
+    missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NoServerError(command, missing)
 
 
 _OUTPUT_ERRORS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -97,6 +141,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in SERVER_COMMANDS:
+            require_server(cmd_name)
         module, attribute, _ = COMMANDS[cmd_name]
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)  # noqa: S101 -- the table above is ours
