@@ -2,8 +2,8 @@
 
 A request is served by the group that holds its shard, if that leads here
 (:mod:`raftkv.engine.local_service`), and is forwarded to the node that leads otherwise; a refusal
-for want of leadership is tried again until the time is up (design, section 4). What is finally said
-is definite only if it truly is (:mod:`raftkv.engine.requests`).
+for want of leadership is tried again until the time is up (docs/design.md, "A write"). What is
+finally said is definite only if it truly is (:mod:`raftkv.engine.requests`).
 
 A forwarded call belongs to the link on which it was sent, and to the life of the node that sent it.
 A peer can lose its link, or its process, and be back while its call is still held here. So a call

@@ -1,4 +1,4 @@
-"""How old a follower's data is, by its own clock (design, section 5).
+"""How old a follower's data is, by its own clock (docs/design.md, "A read").
 
 A deposed leader's heartbeats look fresh and prove nothing. So a follower notes the time and asks;
 the leader completes a quorum round after that and answers with the commit index of then; once that

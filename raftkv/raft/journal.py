@@ -178,7 +178,7 @@ class GroupJournal(Journal):  # type: ignore[misc]  # PySyncObj ships no types
     def entries_from(self, index: int, bytes_max: int) -> tuple[tuple[bytes, int], ...]:
         """(command, term) from ``index`` on, at least one, up to ``bytes_max`` bytes.
 
-        Takes only what it returns: stock copies the whole tail first (S:1151).
+        Takes only what it returns: stock copies the whole tail first (syncobj.py:1151).
         """
         position = index - self._entries[0][1]
         taken: list[tuple[bytes, int]] = []

@@ -1,4 +1,4 @@
-"""Group commit: what waits at the leader becomes one Raft entry (design, section 4).
+"""Group commit: what waits at the leader becomes one Raft entry (docs/design.md, "A write").
 
 Measured with stock PySyncObj: 2,700 operations a second with one operation an entry, 36,000 with
 64, 85,000 with 256. The queue is bounded in operations and bytes, waiting and in flight together,

@@ -296,7 +296,7 @@ def h2_stock(patch: Patch) -> None:
 
 
 def _leader_goes_back(patch: Patch) -> None:
-    """Success moves the leader's view of a follower back, as in stock (S:1077)."""
+    """Success moves the leader's view of a follower back, as in stock (syncobj.py:1077)."""
     honest = replica.Replica._on_append_response
 
     def respond(self: Any, node: Any, message: Any) -> None:
