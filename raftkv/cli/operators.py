@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import click
@@ -14,18 +14,9 @@ from raftkv.cli.connect import connected, json_option, key_argument, print_json,
 from raftkv.client import Client
 from raftkv.core.visible import visible, visible_facts
 from raftkv.rpc.messages import PINNED_S_MAX
-from raftkv.web import quantities as q
-from raftkv.web import views
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return str(value)
+from raftkv.status import quantities as q
+from raftkv.status import views
+from raftkv.status.facts import KeyFacts, ShardFacts, read
 
 
 class Duration(click.ParamType[float]):
@@ -53,58 +44,67 @@ class Duration(click.ParamType[float]):
 @connected
 def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     """Show where KEY lives and why."""
-    facts = client.explain(key_argument(key))
+    document = client.explain(key_argument(key))
     if as_json:
-        print_json(facts)
+        print_json(document)
         return
-    facts = visible_facts(facts)
+    facts = read(visible_facts(document), KeyFacts)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _explained(facts):
         table.add_row(escape(name), escape(value))
     Console(highlight=False).print(table)
 
 
-def _leader(facts: Mapping[str, Any], now_us: int) -> str:
-    since, nobody_since = facts.get("leader_since_us"), facts.get("no_leader_since_us")
-    if facts.get("leader"):
-        return f"{facts['leader']}" + (f", since {q.age(since, now_us)}" if since else "")
+def _leader(facts: KeyFacts, now_us: int) -> str:
+    since, nobody_since = facts.leader_since_us, facts.no_leader_since_us
+    if facts.leader is not None:
+        return facts.leader + (f", since {q.age(since, now_us)}" if since else "")
     return "none" + (f", for {q.elapsed(nobody_since, now_us)}" if nobody_since else " is known")
 
 
-def _explained(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _explained(facts: KeyFacts) -> Iterator[tuple[str, str]]:
     """What the page ``/explain/{key}`` says, line by line."""
-    state = views.mapping(facts.get("state"))
     now_us = time.time_ns() // 1000
-    if facts.get("hash_tag"):
-        yield "hashed", f"only the part in braces, hex {facts.get('hashed_part_hex')}"
-    else:
-        yield "hashed", f"the whole key, hex {facts.get('hashed_part_hex')}"
-    if facts.get("hash") is not None:
-        yield "hash", _text(facts["hash"])
-    yield "partitioner", _text(facts.get("partitioner"))
-    yield "shard", f"{_text(facts.get('shard'))}, generation {_text(facts.get('generation'))}"
-    yield "replicas", _text(facts.get("replicas"))
+    what = "only the part in braces" if facts.hash_tag else "the whole key"
+    yield "hashed", f"{what}, hex {facts.hashed_part_hex}"
+    yield "hash", facts.hash
+    yield "partitioner", facts.partitioner
+    yield "shard", f"{facts.shard}, generation {facts.generation}"
+    yield "replicas", " ".join(facts.replicas)
     yield "leader", _leader(facts, now_us)
+    if facts.state is not None:
+        yield from _placed(facts.state)
+    yield "term", _number(facts.term)
+    yield f"revision at {facts.asked}", _number(facts.local_revision)
+    yield "applied behind commit", q.count(facts.lag_entries)
+    if facts.state is not None:
+        yield from _replicas(facts.state, now_us)
+    if facts.not_answering:
+        yield "could not be asked", " ".join(facts.not_answering)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _placed(state: ShardFacts) -> Iterator[tuple[str, str]]:
     if pinned := views.pinned(state):
         yield "pinned", pinned
-    if kept := state.get("kept_because"):
-        yield "not moved", _text(kept)
-    yield "term", _text(facts.get("term"))
-    yield f"revision at {_text(facts.get('asked'))}", _text(facts.get("local_revision"))
-    yield "applied behind commit", q.count(facts.get("lag_entries"))
-    for name in map(str, state.get("replicas") or ()):
+    if state.kept_because is not None:
+        yield "not moved", state.kept_because
+
+
+def _replicas(state: ShardFacts, now_us: int) -> Iterator[tuple[str, str]]:
+    for name in state.replicas:
         entries, seconds = views.lag(state, name)
-        if name != state.get("leader"):
+        if name != state.leader:
             yield f"{name} is behind by", f"{q.count(entries)} entries, {q.duration(seconds)}"
-    slow = views.mapping(state.get("slow"))
-    if slow:
-        yield "last slow request", f"{slow.get('kind')}, {q.age(slow.get('at_us'), now_us)}"
-        yield "  in all", q.milliseconds(slow.get("total_ms"))
-        for stage, took_ms in views.mapping(slow.get("stages_ms")).items():
+    slow = state.slow
+    if slow is not None:
+        yield "last slow request", f"{slow.kind}, {q.age(slow.at_us, now_us)}"
+        yield "  in all", q.milliseconds(slow.total_ms)
+        for stage, took_ms in slow.stages_ms.items():
             yield f"  {stage}", q.milliseconds(took_ms)
-    silent = facts.get("not_answering")
-    if silent:
-        yield "could not be asked", _text(silent)
 
 
 @click.command("transfer-leader")
@@ -136,4 +136,4 @@ def transfer_command(
     else:
         # Just after the transfer the old leader may not have heard of the new one yet.
         leader = facts.get("leader") or facts.get("target")
-        click.echo(f"shard {shard} is led by {visible(_text(leader))}")
+        click.echo(f"shard {shard} is led by {visible(str(leader))}")

@@ -16,10 +16,11 @@ from rich.text import Text
 from raftkv.cli.connect import connected_to_each, described, json_option, print_json
 from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
 from raftkv.client import Client
-from raftkv.core.health import Health, health_of, rows, silent_nodes
-from raftkv.core.visible import visible, visible_facts
-from raftkv.web import quantities as q
-from raftkv.web import views
+from raftkv.core.visible import visible
+from raftkv.status import quantities as q
+from raftkv.status import views
+from raftkv.status.facts import ClusterFacts, NodeSummary, ShardFacts
+from raftkv.status.health import health_of
 
 EXIT_CODES = {"healthy": 0, "degraded": 1, "unavailable": 2}
 _STYLES = {
@@ -33,8 +34,7 @@ _LED_LISTED = 8
 _WIDEST = 10_000
 """Columns; wider than any table."""
 
-Facts = Mapping[str, Any]
-View = Callable[[Facts, Sequence[Facts], Sequence[str]], RenderableType]
+View = Callable[[ClusterFacts, Sequence[ClusterFacts], Sequence[str]], RenderableType]
 """Shows facts, given those of the look before and what the endpoints said besides."""
 
 
@@ -68,9 +68,9 @@ def status_command(
         return
     while True:
         look = _look(clients, scope)
-        health = health_of(look.facts)
+        health = health_of(look.facts or ClusterFacts())
         if as_json:
-            print_json({**look.facts, **_asked(look), "health": health.as_facts()})
+            print_json({**look.document, **_asked(look), "health": health.as_facts()})
         else:
             Console(highlight=False).print(_shown(look, status_view, []))
         if not watch:
@@ -89,7 +89,8 @@ def top_command(clients: list[Client], *, interval_s: float) -> None:
 class _Look(NamedTuple):
     """What was seen, no facts if nobody told, and what the endpoints said besides."""
 
-    facts: Facts
+    facts: ClusterFacts | None
+    document: Mapping[str, Any]
     remarks: list[str]
     told: list[Testimony]
 
@@ -99,16 +100,17 @@ def _look(clients: Sequence[Client], scope: Scope) -> _Look:
     answered = (one for one in told if one.error is None)
     best = next(answered, None) if scope == "local" else best_informed(told)
     if best is None:
-        return _Look({}, [described(one.error) for one in told if one.error is not None], told)
-    return _Look(best.facts, remarks(told, best), told)
+        errors = [described(one.error) for one in told if one.error is not None]
+        return _Look(None, {}, errors, told)
+    return _Look(best.facts, best.document, remarks(told, best), told)
 
 
-def _asked(look: _Look) -> Facts:
+def _asked(look: _Look) -> dict[str, Any]:
     """What ``--json`` says of the asking itself; ``error`` is there if nobody told."""
     asked = [
         {
             "endpoint": one.endpoint,
-            "node": one.facts.get("node"),
+            "node": one.facts.node,
             "error": None if one.error is None else described(one.error),
         }
         for one in look.told
@@ -125,7 +127,7 @@ def _live(
 ) -> None:
     """Draw again and again; a node that does not answer is said, and asked again."""
     console = Console(highlight=False)
-    before: list[Facts] = []
+    before: list[ClusterFacts] = []
     try:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
@@ -137,10 +139,10 @@ def _live(
         return
 
 
-def _shown(look: _Look, view: View, before: Sequence[Facts]) -> RenderableType:
+def _shown(look: _Look, view: View, before: Sequence[ClusterFacts]) -> RenderableType:
     remarks = [visible(remark) for remark in look.remarks]
     if look.facts:
-        return view(visible_facts(look.facts), before, remarks)
+        return view(look.facts, before, remarks)
     lines = ["✕ No node tells how the cluster is:", *remarks]
     return Text(("\n  " if len(lines) > 2 else " ").join(lines), style="bold red")  # noqa: PLR2004
 
@@ -148,26 +150,30 @@ def _shown(look: _Look, view: View, before: Sequence[Facts]) -> RenderableType:
 # --- views -----------------------------------------------------------------------------------
 
 
-def status_view(facts: Facts, _before: Sequence[Facts], said: Sequence[str] = ()) -> RenderableType:
+def status_view(
+    facts: ClusterFacts, _before: Sequence[ClusterFacts], said: Sequence[str] = ()
+) -> RenderableType:
     """The sentence, shards by nodes, nodes, and what happened last."""
     return Group(*_head(facts, said), "", _grid(facts), "", _nodes(facts), *_events(facts))
 
 
-def top_view(facts: Facts, before: Sequence[Facts], said: Sequence[str] = ()) -> RenderableType:
+def top_view(
+    facts: ClusterFacts, before: Sequence[ClusterFacts], said: Sequence[str] = ()
+) -> RenderableType:
     """The sentence, load and disk of every node, load and lag of every shard."""
     return Group(*_head(facts, said), "", _busy_nodes(facts, before), "", _busy_shards(facts))
 
 
-def _head(facts: Facts, said: Sequence[str]) -> list[RenderableType]:
-    health: Health = health_of(facts)
+def _head(facts: ClusterFacts, said: Sequence[str]) -> list[RenderableType]:
+    health = health_of(facts)
     style, sign = _STYLES[health.state]
     lines: list[RenderableType] = [Text(f"{sign} {health.sentence}", style=style)]
     lines += [Text(f"  {reason}", style="yellow") for reason in (*health.reasons, *said)]
-    for row in rows(facts, "shards"):
+    for row in facts.shards:
         if pinned := views.pinned(row):
-            lines.append(Text(f"  The leadership of shard {row.get('shard')} is {pinned}."))
-    seen = f"seen from {facts.get('node')}, map epoch {q.count(facts.get('map_epoch'))}"
-    if silent := silent_nodes(facts):
+            lines.append(Text(f"  The leadership of shard {row.shard} is {pinned}."))
+    seen = f"seen from {facts.node}, map epoch {q.count(facts.map_epoch)}"
+    if silent := facts.silent:
         seen += f"; could not be asked: {', '.join(silent)}"
     return [*lines, Text(seen, style="dim")]
 
@@ -196,7 +202,7 @@ class _Fitting:
         yield next(filter(fits, self._tables), self._tables[-1])
 
 
-def _grid(facts: Facts) -> RenderableType:
+def _grid(facts: ClusterFacts) -> RenderableType:
     return Group(_Fitting(*(_grid_table(facts, **form) for form in _GRID_FORMS)))
 
 
@@ -208,19 +214,19 @@ _GRID_FORMS = (
 """With words beside the signs and with figures, as far as there is room for them."""
 
 
-def _grid_table(facts: Facts, *, words: bool, figures: bool) -> Table:
-    names = views.node_names(facts)
+def _grid_table(facts: ClusterFacts, *, words: bool, figures: bool) -> Table:
+    names = [row.name for row in facts.nodes]
     table = _table("shard", *names, "reserve", *((">led since", ">term", ">keys") * figures))
     now_us = time.time_ns() // 1000
     for line in views.grid(facts):
         cells = [
             Text(_cell(c, words=words), style=_CELL_STYLES.get(c.kind, "dim")) for c in line.cells
         ]
-        since = q.age(line.facts.get("leader_since_us"), now_us)
+        since = q.age(line.facts.leader_since_us, now_us)
         numbers = (
-            since if line.facts.get("leader") else Text(_leaderless(line.facts), style="red"),
-            q.count(line.facts.get("term")),
-            q.count(line.facts.get("keys")),
+            since if line.facts.leader else Text(_leaderless(line.facts), style="red"),
+            q.count(line.facts.term),
+            q.count(line.facts.keys),
         )
         table.add_row(str(line.shard), *cells, _reserve(line.margin), *(numbers * figures))
     return table
@@ -232,8 +238,8 @@ def _cell(cell: views.Cell, *, words: bool) -> str:
     return f"{cell.sign} {cell.text}" if words or not plain else cell.sign
 
 
-def _leaderless(row: Facts) -> str:
-    since = row.get("no_leader_since_us")
+def _leaderless(row: ShardFacts) -> str:
+    since = row.no_leader_since_us
     return "no leader" + (f" for {q.elapsed(since, time.time_ns() // 1000)}" if since else "")
 
 
@@ -247,41 +253,40 @@ def _reserve(margin: int | None) -> Text:
     )
 
 
-def _nodes(facts: Facts) -> RenderableType:
+def _nodes(facts: ClusterFacts) -> RenderableType:
     return Group(_Fitting(_nodes_table(facts, figures=True), _nodes_table(facts, figures=False)))
 
 
-def _nodes_table(facts: Facts, *, figures: bool) -> Table:
+def _nodes_table(facts: ClusterFacts, *, figures: bool) -> Table:
     more = (">disk p99", ">memory") * figures
     table = _table("node", "state", "leads", ">link", ">disk free", ">up", *more)
-    silent = silent_nodes(facts)
-    for row in rows(facts, "nodes"):
-        answers = str(row.get("name")) not in silent
-        numbers = (
-            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
-            q.size(row.get("rss_bytes")),
-        )
+    for row in facts.nodes:
+        numbers = (_disk_p99(row), q.size(row.rss_bytes))
         table.add_row(
-            escape(str(row.get("name"))),
-            Text("✓ answers", style="green") if answers else Text("✕ silent", style="red"),
-            _led(row.get("led")),
-            q.milliseconds(row.get("round_trip_ms")) if answers else q.UNKNOWN,
-            q.size(views.mapping(row.get("disk")).get("free_bytes")),
-            q.duration(row.get("uptime_s")),
+            escape(row.name),
+            Text("✓ answers", style="green") if row.reachable else Text("✕ silent", style="red"),
+            _led(row.led),
+            q.milliseconds(row.round_trip_ms) if row.reachable else q.UNKNOWN,
+            q.size(None if row.disk is None else row.disk.free_bytes),
+            q.duration(row.uptime_s),
             *(numbers * figures),
         )
     return table
 
 
-def _led(led: object) -> str:
+def _disk_p99(row: NodeSummary) -> str:
+    return q.milliseconds(None if row.fdatasync_ms is None else row.fdatasync_ms.p99)
+
+
+def _led(led: Sequence[int] | None) -> str:
     """The shards that a node leads, or how many they are."""
-    if not isinstance(led, list):
+    if led is None:
         return q.UNKNOWN
     return " ".join(map(str, led)) if len(led) <= _LED_LISTED else f"{len(led)} shards"
 
 
-def _events(facts: Facts) -> list[RenderableType]:
-    found = views.events(facts, shown=_EVENTS_SHOWN)
+def _events(facts: ClusterFacts) -> list[RenderableType]:
+    found = views.events(facts.events, shown=_EVENTS_SHOWN)
     if not found:
         return []
     table = _table("when (UTC)", "node", "what", "where", "detail")
@@ -297,53 +302,50 @@ def _events(facts: Facts) -> list[RenderableType]:
     return ["", table]
 
 
-def _busy_nodes(facts: Facts, before: Sequence[Facts]) -> Table:
+def _busy_nodes(facts: ClusterFacts, before: Sequence[ClusterFacts]) -> Table:
     table = _table(
         "node", ">requests/s", ">p99", ">errors/s", ">cpu", ">memory", ">disk p99", ">waiting"
     )
-    for row in rows(facts, "nodes"):
+    for row in facts.nodes:
         told = {spark.title: spark.now for spark in views.sparks([row])}
-        cpu = row.get("cpu_share", _cpu_share(row, before))
+        cpu = _cpu_share(row, before) if row.cpu_share is None else row.cpu_share
         table.add_row(
-            escape(str(row.get("name"))),
+            escape(row.name),
             q.rate(told.get("Requests")),
             q.milliseconds(told.get("p99")),
             q.rate(told.get("Errors")),
             q.percent(cpu),
-            q.size(row.get("rss_bytes")),
-            q.milliseconds(views.mapping(row.get("fdatasync_ms")).get("p99")),
-            q.count(row.get("waiting_operations")),
+            q.size(row.rss_bytes),
+            _disk_p99(row),
+            q.count(row.waiting_operations),
         )
     return table
 
 
-def _cpu_share(row: Facts, before: Sequence[Facts]) -> float | None:
+def _cpu_share(row: NodeSummary, before: Sequence[ClusterFacts]) -> float | None:
     """Of one core since the last look, from the engine's own account of its time."""
     for earlier in before:
-        for old in rows(earlier, "nodes"):
-            if old.get("name") == row.get("name") and old.get("pid") == row.get("pid"):
-                try:
-                    seconds = (row["as_of_us"] - old["as_of_us"]) / 1e6
-                    return float(row["cpu_s"] - old["cpu_s"]) / seconds if seconds > 0 else None
-                except (KeyError, TypeError):
-                    return None
+        old = earlier.named(row.name)
+        if old is None or old.pid != row.pid or row.cpu_s is None or old.cpu_s is None:
+            continue
+        seconds = ((row.as_of_us or 0) - (old.as_of_us or 0)) / 1e6
+        return (row.cpu_s - old.cpu_s) / seconds if seconds > 0 else None
     return None
 
 
-def _busy_shards(facts: Facts) -> Table:
+def _busy_shards(facts: ClusterFacts) -> Table:
     table = _table(
         "shard", "leader", ">reads/s", ">writes/s", ">waiting", ">furthest behind", ">log"
     )
-    for row in rows(facts, "shards"):
-        load = views.mapping(row.get("load"))
-        behind = [views.lag(row, str(name))[0] for name in row.get("replicas") or ()]
+    for row in facts.shards:
+        behind = [views.lag(row, name)[0] for name in row.replicas]
         table.add_row(
-            str(row.get("shard")),
-            escape(str(row["leader"])) if row.get("leader") else Text("none", style="red"),
-            q.rate(load.get("reads_per_s")),
-            q.rate(load.get("writes_per_s")),
-            q.count(row.get("waiting")),
+            str(row.shard),
+            escape(row.leader) if row.leader else Text("none", style="red"),
+            q.rate(None if row.load is None else row.load.reads_per_s),
+            q.rate(None if row.load is None else row.load.writes_per_s),
+            q.count(row.waiting),
             q.count(max((lag for lag in behind if lag is not None), default=None)),
-            q.size(row.get("log_bytes")),
+            q.size(row.log_bytes),
         )
     return table

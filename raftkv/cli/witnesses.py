@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
-from raftkv.client import Client, RaftkvError
-from raftkv.core.health import reachable, rows, silent_nodes
+import msgspec
+
+from raftkv.client import Client, RaftkvError, ServerError
+from raftkv.core.visible import visible_facts
+from raftkv.status.facts import ClusterFacts, NodeFacts, alone, read
 
 ASK_S = 2.5
 """For so long each of several nodes is asked: a frozen one must not keep an operator waiting, and
 one that answers needs a second at most."""
 
-Facts = Mapping[str, Any]
 Scope = Literal["local", "cluster"]
 
 
@@ -24,7 +26,10 @@ class Testimony(NamedTuple):
     """What one endpoint said, or why it said nothing."""
 
     endpoint: str
-    facts: Facts
+    document: Mapping[str, Any]
+    """What it said, as it came."""
+    facts: ClusterFacts
+    """The same as far as this version knows it, fit for a terminal."""
     error: RaftkvError | None
 
 
@@ -44,9 +49,20 @@ def ask_each(clients: Sequence[Client], scope: Scope) -> list[Testimony]:
 def _ask(client: Client, scope: Scope, timeout_s: float | None) -> Testimony:
     endpoint = client.endpoints[0]
     try:
-        return Testimony(endpoint, client.status(scope, timeout_s=timeout_s), None)
+        document = client.status(scope, timeout_s=timeout_s)
+        return Testimony(endpoint, document, _read(document, scope, endpoint), None)
     except RaftkvError as error:
-        return Testimony(endpoint, {}, error)
+        return Testimony(endpoint, {}, ClusterFacts(), error)
+
+
+def _read(document: Mapping[str, Any], scope: Scope, endpoint: str) -> ClusterFacts:
+    told = visible_facts(document)
+    try:
+        return alone(read(told, NodeFacts)) if scope == "local" else read(told, ClusterFacts)
+    except msgspec.ValidationError as error:
+        raise ServerError(
+            f"{endpoint}: it tells what this version cannot read ({error}); --json shows it"
+        ) from error
 
 
 def best_informed(told: Sequence[Testimony]) -> Testimony | None:
@@ -62,44 +78,36 @@ _ERRNO = re.compile(r"^\[Errno [0-9]+\] ")
 
 
 def _knowledge(told: Testimony) -> tuple[int, int, int, int]:
-    shards = rows(told.facts, "shards")
+    facts = told.facts
     return (
-        _answering(told.facts),
-        _whole(told.facts.get("map_epoch")),
-        sum(_whole(row.get("term")) for row in shards),
-        sum(bool(row.get("leader")) for row in shards),
+        len(facts.answering),
+        facts.map_epoch or 0,
+        sum(row.term or 0 for row in facts.shards),
+        sum(row.leader is not None for row in facts.shards),
     )
 
 
 def remarks(told: Sequence[Testimony], best: Testimony) -> list[str]:
     """Whatever the other endpoints show that the best view does not: one sentence each."""
     found = []
-    unheard = set(silent_nodes(best.facts))
+    unheard = set(best.facts.silent)
     for one in told:
-        node = one.facts.get("node")
+        node = one.facts.node
         if one.error is not None:
             # Without advice: other nodes answer, so a cluster is there.
             why = str(one.error.args[0]).rpartition(f"{one.endpoint}: ")[2]
             found.append(f"{one.endpoint} does not tell: {_ERRNO.sub('', why)}")
-        elif one.facts.get("cluster") != best.facts.get("cluster"):
-            found.append(f"{one.endpoint} is of another cluster: {one.facts.get('cluster')}.")
+        elif one.facts.cluster != best.facts.cluster:
+            found.append(f"{one.endpoint} is of another cluster: {one.facts.cluster}.")
         elif node in unheard:
             found.append(f"{node} answers at {one.endpoint}, but {_cut_off(one, best)}.")
     return found
 
 
 def _cut_off(one: Testimony, best: Testimony) -> str:
-    us, them = best.facts.get("node"), one.facts.get("node")
-    count = _answering(one.facts)
-    if count == _answering(best.facts):
+    us, them = best.facts.node, one.facts.node
+    count = len(one.facts.answering)
+    if count == len(best.facts.answering):
         return f"{us} does not reach it: the two are parted, and hear as many nodes each"
     others = "no other node" if count == 1 else f"only {count - 1} of the other nodes"
     return f"{us} does not reach it: {them} is cut off, and hears {others}"
-
-
-def _answering(facts: Facts) -> int:
-    return sum(reachable(row) for row in rows(facts, "nodes"))
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0

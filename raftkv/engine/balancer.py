@@ -10,7 +10,6 @@ rarely.
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import msgspec
 
@@ -19,6 +18,7 @@ from raftkv.engine.pins import Pin, Pins
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection
+from raftkv.status.facts import PinFacts
 
 SETTLED_S = 3.0
 """A leadership is left alone for this long after it changed."""
@@ -283,17 +283,17 @@ class Balancer:
                     pinned[pin.shard] = (node, pin)
         return pinned
 
-    def facts(self) -> dict[int, dict[str, Any]]:
+    def facts(self) -> dict[int, tuple[PinFacts | None, str | None]]:
         """Return, for each shard, who leads it by an operator's will, and why it stays here."""
         pinned = self.pinned()
-        facts = {}
+        facts: dict[int, tuple[PinFacts | None, str | None]] = {}
         for group in self._groups.values():
             placed = pinned.get(group.id.shard)
             wanted = self._wanted(group, pinned) if group.is_leader else None
-            facts[group.id.shard] = {
-                "pinned": placed and {"node": placed[0], "until_us": placed[1].until_us},
-                "kept_because": wanted and self._why_not(group, wanted),
-            }
+            facts[group.id.shard] = (
+                None if placed is None else PinFacts(placed[0], placed[1].until_us),
+                None if wanted is None else self._why_not(group, wanted),
+            )
         return facts
 
 

@@ -53,6 +53,7 @@ from raftkv.rpc.messages import (
     WorkerReport,
     WriteRequest,
 )
+from raftkv.status.facts import Nothing
 from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
@@ -441,12 +442,12 @@ class Engine:
             if request.scope == "cluster":
                 self._cluster_status.ask(answer)
             elif request.scope == "ready":
-                answer(Facts(self._status.ready()))
+                answer(Facts.of(self._status.ready()))
             else:
-                answer(Facts(self._status.facts()))
+                answer(Facts.of(self._status.facts()))
         elif isinstance(request, WorkerReport):
             self.http.take(request)
-            answer(Facts({}))
+            answer(Facts.of(Nothing()))
         elif isinstance(request, ExplainRequest):
             self._cluster_status.explain(request.key, answer)
         else:

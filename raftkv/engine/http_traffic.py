@@ -7,11 +7,11 @@ of them is replaced.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
-from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
 from raftkv.raft.clock import Clock
 from raftkv.rpc.messages import WorkerReport
+from raftkv.status.durations import HTTP_BOUNDS_S, DurationCounts
+from raftkv.status.facts import HttpFacts, RouteCount, SecondsFacts, WorkerFacts
 
 SECONDS_KEPT = 120
 
@@ -44,7 +44,7 @@ class HttpTraffic:
         self._requests: dict[tuple[str, int], int] = {}
         self._durations: dict[str, DurationCounts] = {}
         self._seconds: dict[int, _Second] = {}
-        self._workers: dict[int, dict[str, Any]] = {}
+        self._workers: dict[int, WorkerFacts] = {}
         self._heard: dict[int, float] = {}
         self._reports: dict[int, int] = {}
         self.log_lines_dropped = 0
@@ -79,22 +79,22 @@ class HttpTraffic:
     def reporter(self, worker: int) -> int | None:
         """The process that reported last under the number of this worker."""
         known = self._workers.get(worker)
-        return None if known is None else known["pid"]
+        return None if known is None else known.pid
 
     def _note_worker(self, report: WorkerReport, requests: int, errors: int) -> None:
-        before = self._workers.get(report.worker, {"requests": 0, "errors": 0})
+        before = self._workers.get(report.worker)
         self._heard[report.worker] = self._clock.monotonic()
-        self._workers[report.worker] = {
-            "worker": report.worker,
-            "pid": report.pid,
-            "as_of_us": self._clock.time_us(),
-            "requests": before["requests"] + requests,
-            "errors": before["errors"] + errors,
-            "in_flight": report.in_flight,
-            "body_bytes": report.body_bytes,
-            "cpu_s": report.cpu_s,
-            "rss_bytes": report.rss_bytes,
-        }
+        self._workers[report.worker] = WorkerFacts(
+            worker=report.worker,
+            pid=report.pid,
+            as_of_us=self._clock.time_us(),
+            requests=requests + (0 if before is None else before.requests),
+            errors=errors + (0 if before is None else before.errors),
+            in_flight=report.in_flight,
+            body_bytes=report.body_bytes,
+            cpu_s=report.cpu_s,
+            rss_bytes=report.rss_bytes,
+        )
 
     def _second(self, number: int) -> _Second | None:
         """Return where a second is counted; None for one that is nobody's business any more."""
@@ -106,32 +106,32 @@ class HttpTraffic:
             self._seconds[number] = _Second()
         return self._seconds[number]
 
-    def facts(self) -> dict[str, Any]:
-        """Return all of it as JSON."""
+    def facts(self) -> HttpFacts:
+        """Return all of it."""
         now, now_us = self._clock.monotonic(), self._clock.time_us()
-        workers = [self._workers[w] for w, at in sorted(self._heard.items()) if now - at < GONE_S]
-        return {
-            "as_of_us": now_us,
-            "workers": workers,
-            "seconds": self._columns(int(now_us / 1e6 - SETTLED_S)),
-            "totals": [
-                {"route": route, "status": status, "count": count}
+        shown = [w for w, at in sorted(self._heard.items()) if now - at < GONE_S]
+        return HttpFacts(
+            as_of_us=now_us,
+            workers=tuple(self._workers[worker] for worker in shown),
+            seconds=self._columns(int(now_us / 1e6 - SETTLED_S)),
+            totals=tuple(
+                RouteCount(route, status, count)
                 for (route, status), count in sorted(self._requests.items())
-            ],
-            "histograms": {r: durations.facts() for r, durations in self._durations.items()},
-        }
+            ),
+            histograms={route: took.histogram() for route, took in self._durations.items()},
+        )
 
-    def _columns(self, until: int) -> dict[str, Any]:
+    def _columns(self, until: int) -> SecondsFacts:
         none = _Second()
         begin = max(min(self._seconds, default=until + 1), until - SECONDS_KEPT + 1)
         seconds = [self._seconds.get(number, none) for number in range(begin, until + 1)]
-        return {
-            "until_s": until,
-            "requests": [second.requests for second in seconds],
-            "errors": [second.errors for second in seconds],
-            "p50_ms": [percentile_ms(second.counts, 0.5) for second in seconds],
-            "p99_ms": [percentile_ms(second.counts, 0.99) for second in seconds],
-        }
+        return SecondsFacts(
+            until_s=until,
+            requests=tuple(second.requests for second in seconds),
+            errors=tuple(second.errors for second in seconds),
+            p50_ms=tuple(percentile_ms(second.counts, 0.5) for second in seconds),
+            p99_ms=tuple(percentile_ms(second.counts, 0.99) for second in seconds),
+        )
 
 
 def is_data(route: str) -> bool:

@@ -2,10 +2,10 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from raftkv.core.operations import Command, Delete, Put
 from raftkv.rpc.messages import GetRequest
+from raftkv.status.facts import HotKey, LoadRates
 
 RATE_WINDOW_S = 10
 """Rates are means over this long."""
@@ -116,23 +116,23 @@ class ShardLoad:
             self._halve_in_s = FORGET_EVERY_S
             self._hot.halve()
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> LoadRates:
         """Return requests per second over the last seconds."""
         (reads, writes), seconds = self._seconds[0], max(len(self._seconds) - 1, 1)
         newest = self._seconds[-1]
-        return {
-            "reads_per_s": round((newest[0] - reads) / seconds, 1),
-            "writes_per_s": round((newest[1] - writes) / seconds, 1),
-        }
+        return LoadRates(
+            reads_per_s=round((newest[0] - reads) / seconds, 1),
+            writes_per_s=round((newest[1] - writes) / seconds, 1),
+        )
 
-    def hot_keys(self) -> list[dict[str, Any]]:
+    def hot_keys(self) -> tuple[HotKey, ...]:
         """Return the keys that certainly have a large share of the sampled requests."""
         total = self._hot.total
-        return [
-            {"key_hex": key.hex(), "key": _text(key), "share": round(count / total, 3)}
+        return tuple(
+            HotKey(key.hex(), _text(key), round(count / total, 3))
             for key, count in self._hot.certain()[:HOT_KEYS_SHOWN]
             if count >= HOT_SAMPLES_MIN and count / total >= HOT_SHARE
-        ]
+        )
 
 
 def _text(key: bytes) -> str | None:

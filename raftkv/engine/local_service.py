@@ -25,6 +25,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
+from raftkv.status.facts import HandedOver
 
 
 class LocalService:
@@ -162,8 +163,8 @@ class LocalService:
                 self._finish(pending, failure(rejection), self._served_by(group))
                 return
             self.placed(request.shard, request.target, request.for_s)
-            facts = {"shard": request.shard, "leader": group.leader, "target": target}
-            self._finish(pending, Facts(facts), self._served_by(group))
+            handed_over = HandedOver(request.shard, group.leader, target)
+            self._finish(pending, Facts.of(handed_over), self._served_by(group))
 
         if target == self._node:  # it leads already, as whoever asks twice is told
             done(None)

@@ -1,21 +1,15 @@
 """What a node remembers of its recent past for its operators: bounded, and in memory only."""
 
 from collections import deque
-from typing import Any, NamedTuple
+
+import msgspec
 
 from raftkv.raft.clock import Clock
+from raftkv.status.facts import Event, Leadership
 
 LEADERSHIPS_KEPT = 20
 EVENTS_KEPT = 200
 TRAIL_KEPT = 300
-
-
-class Leadership(NamedTuple):
-    """Who was known to lead from a moment on; None: nobody."""
-
-    term: int
-    leader: str | None
-    at_us: int
 
 
 class Leaderships:
@@ -53,9 +47,9 @@ class Leaderships:
             return None
         return self._latest[-1].at_us if self._latest else self._began_us
 
-    def facts(self) -> list[dict[str, Any]]:
-        """Return them as JSON, newest last."""
-        return [leadership._asdict() for leadership in self._latest]
+    def facts(self) -> tuple[Leadership, ...]:
+        """Return them, newest last."""
+        return tuple(self._latest)
 
 
 class RecentEvents:
@@ -63,7 +57,7 @@ class RecentEvents:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._latest: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self._latest: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._noted_at: dict[str, float] = {}
 
     def add(
@@ -71,9 +65,7 @@ class RecentEvents:
     ) -> None:
         """Remember that something happened now."""
         at_us = self._clock.time_us()
-        self._latest.append(
-            {"at_us": at_us, "kind": kind, "shard": shard, "term": term, "detail": detail}
-        )
+        self._latest.append(Event(at_us=at_us, kind=kind, shard=shard, term=term, detail=detail))
 
     def add_at_most_every(self, seconds: float, kind: str, detail: str) -> bool:
         """Remember it unless the same kind was noted just before; tell whether it was.
@@ -87,9 +79,10 @@ class RecentEvents:
         self.add(kind, detail)
         return True
 
-    def facts(self, count: int) -> list[dict[str, Any]]:
-        """Return the newest ``count`` as JSON, newest last."""
-        return list(self._latest)[-count:]
+    def facts(self, count: int, node: str) -> tuple[Event, ...]:
+        """Return the newest ``count`` as those of ``node``, newest last."""
+        newest = tuple(self._latest)[-count:]
+        return tuple(msgspec.structs.replace(event, node=node) for event in newest)
 
 
 class CommitTrail:

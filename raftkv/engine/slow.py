@@ -1,13 +1,15 @@
 """Requests that took long, with where their time went: the newest of each shard, and a log line."""
 
 import logging
-from typing import Any
+
+import msgspec
 
 from raftkv.engine.requests import Pending, is_write
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.stages import STAGES
 from raftkv.rpc.messages import Failure, Response, Served
+from raftkv.status.facts import SlowRequest
 
 _KINDS = {
     "GetRequest": "get",
@@ -29,7 +31,7 @@ class SlowRequests:
 
     def __init__(self, clock: Clock, threshold_s: float) -> None:
         self.threshold_s = threshold_s
-        self.newest: dict[int, dict[str, Any]] = {}
+        self.newest: dict[int, SlowRequest] = {}
         self._clock = clock
 
     def note(
@@ -44,20 +46,20 @@ class SlowRequests:
                 took = entry.seconds()
                 stages_ms = {stage: _ms(took[stage]) for stage in STAGES if stage in took}
         outcome = response.code if isinstance(response, Failure) else "ok"
-        slow = {
-            "at_us": self._clock.time_us(),
-            "kind": _KINDS[type(pending.request).__name__],
-            "request_id": pending.request_id or None,
-            "outcome": outcome,
-            "total_ms": _ms(now - pending.started),
-            "stages_ms": stages_ms,
-        }
+        slow = SlowRequest(
+            at_us=self._clock.time_us(),
+            kind=_KINDS[type(pending.request).__name__],
+            request_id=pending.request_id or None,
+            outcome=outcome,
+            total_ms=_ms(now - pending.started),
+            stages_ms=stages_ms,
+        )
         if group is not None:
             self.newest[pending.shard] = slow
-        facts = {**slow, "shard": pending.shard, "served_by": served.node}
+        facts = {**msgspec.structs.asdict(slow), "shard": pending.shard, "served_by": served.node}
         del facts["at_us"]
         _logger.warning(
-            "slow %s of shard %d: %.1f ms", slow["kind"], pending.shard, slow["total_ms"],
+            "slow %s of shard %d: %.1f ms", slow.kind, pending.shard, slow.total_ms,
             extra={"facts": facts},
         )  # fmt: skip
 

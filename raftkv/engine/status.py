@@ -1,11 +1,13 @@
-"""What a node tells operators of itself, as plain facts: JSON-able, cheap, without a quorum."""
+"""What a node tells operators of itself: cheap, and without a quorum."""
 
 import os
 import resource
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.ring import hash_tag, position_of
@@ -19,9 +21,22 @@ from raftkv.raft.group import Group
 from raftkv.raft.stages import StageDurations
 from raftkv.rpc import logs
 from raftkv.rpc.process import resident_bytes
+from raftkv.status.facts import (
+    Check,
+    DiskSpace,
+    FollowerFacts,
+    KeyFacts,
+    LinkFacts,
+    NodeCounts,
+    NodeFacts,
+    Percentiles,
+    PinFacts,
+    Readiness,
+    ReplicaFacts,
+    SnapshotFacts,
+)
+from raftkv.status.merging import EVENTS_SHOWN
 from raftkv.version import __version__
-
-EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
@@ -71,7 +86,7 @@ class LocalStatus:
         clock: Clock,
         data_path: Path,
         snapshot_path: Callable[[GroupId], Path],
-        leading: Callable[[], Mapping[int, Mapping[str, Any]]] = dict,
+        leading: Callable[[], Mapping[int, tuple[PinFacts | None, str | None]]] = dict,
     ) -> None:
         self._node = node
         self._map = cluster_map
@@ -130,155 +145,152 @@ class LocalStatus:
         if said and self._host.recent.add_at_most_every(REFUSED_AGAIN_S, "refused", said):
             self._refused = dict(refused)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> NodeFacts:
         """Everything this node knows by itself."""
         host, now_us = self._host, self._clock.time_us()
         connected, leading = self._links.connected, self._leading()
-        return {
-            "node": self._node,
-            "cluster": self._map.cluster_id,
-            "version": __version__,
-            "pid": os.getpid(),
-            "map_epoch": self._map.epoch,
-            "as_of_us": now_us,
-            "uptime_s": round((now_us - self._started_us) / 1e6, 1),
-            "stopping": self.stopping,
-            "disagrees": self._agreement.refusal,
-            "has_space": host.has_space(),
-            "rss_bytes": resident_bytes(),
-            "cpu_s": round(_cpu_s(), 2),
-            "cpu_share": self._cpu_share,
-            "disk": self._disk(),
-            "http": self._http.facts(),
-            "stages": {stage: counts.facts() for stage, counts in self._durations.by_stage.items()},
-            "fdatasync_ms": self._sync_percentiles(),
-            "fdatasync": host.sync_durations.facts(),
-            "nodes": [self._peer_facts(name, connected) for name in self._map.nodes],
-            "shards": [
-                {**self._shard_facts(group), **leading.get(group.id.shard, {})}
+        return NodeFacts(
+            node=self._node,
+            cluster=self._map.cluster_id,
+            version=__version__,
+            pid=os.getpid(),
+            map_epoch=self._map.epoch,
+            as_of_us=now_us,
+            uptime_s=round((now_us - self._started_us) / 1e6, 1),
+            stopping=self.stopping,
+            disagrees=self._agreement.refusal,
+            has_space=host.has_space(),
+            rss_bytes=resident_bytes(),
+            cpu_s=round(_cpu_s(), 2),
+            cpu_share=self._cpu_share,
+            disk=self._disk(),
+            http=self._http.facts(),
+            stages={
+                stage: counts.histogram() for stage, counts in self._durations.by_stage.items()
+            },
+            fdatasync_ms=self._sync_percentiles(),
+            fdatasync=host.sync_durations.histogram(),
+            nodes=tuple(self._link(name, connected) for name in self._map.nodes),
+            shards=tuple(
+                self._replica(group, *leading.get(group.id.shard, (None, None)))
                 for group in host.groups.values()
-            ],
-            "events": host.recent.facts(EVENTS_SHOWN),
-            "metrics": self._metrics(),
-        }
+            ),
+            events=host.recent.facts(EVENTS_SHOWN, self._node),
+            metrics=self._counts(),
+        )
 
-    def _disk(self) -> dict[str, int] | None:
+    def _disk(self) -> DiskSpace | None:
         try:
             facts = os.statvfs(self._data_path)
         except OSError:  # the directory of a simulated node is on no real disk
             return None
-        return {
-            "free_bytes": facts.f_bavail * facts.f_frsize,
-            "size_bytes": facts.f_blocks * facts.f_frsize,
-        }
+        return DiskSpace(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize)
 
-    def _peer_facts(self, name: str, connected: frozenset[str]) -> dict[str, Any]:
+    def _link(self, name: str, connected: frozenset[str]) -> LinkFacts:
         if name == self._node:
-            own = {"name": name, "connected": True, "state": "up", "refused": None}
-            return own | {"round_trip_ms": 0.0, "since_us": None}
+            return LinkFacts(name=name, connected=True, state="up", round_trip_ms=0.0)
         round_trip_s = self._links.round_trip_s(name)
         refused = self._links.refusal(name)
-        state = "down" if refused is None else "refused"
-        return {
-            "name": name,
-            "connected": name in connected,
-            "state": "up" if name in connected else state,
-            "refused": refused,
-            "round_trip_ms": None if round_trip_s is None else round(round_trip_s * 1000, 3),
-            "since_us": self._links.changed_us(name),
-        }
+        return LinkFacts(
+            name=name,
+            connected=name in connected,
+            state="up" if name in connected else "down" if refused is None else "refused",
+            refused=refused,
+            round_trip_ms=None if round_trip_s is None else round(round_trip_s * 1000, 3),
+            since_us=self._links.changed_us(name),
+        )
 
-    def _shard_facts(self, group: Group) -> dict[str, Any]:
+    def _replica(
+        self, group: Group, pinned: PinFacts | None, kept_because: str | None
+    ) -> ReplicaFacts:
         placement = self._map.placement(group.id.shard)
         self._host.note_leader(group)  # its leader may have been silent for too long by now
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
-        facts: dict[str, Any] = {
-            "shard": group.id.shard,
-            "generation": group.id.generation,
-            "replicas": list(placement.replicas),
-            "preferred_leader": placement.preferred_leader,
-            "role": "leader" if group.is_leader else "follower",
-            "leader": leaderships.leader,
-            "leader_since_us": leaderships.since_us,
-            "no_leader_since_us": leaderships.nobody_since_us,
-            "leaders": leaderships.facts(),
-            "leader_changes": leaderships.changes,
-            "term": group.term,
-            "elections": group.elections,
-            "state_for_s": round(self._clock.monotonic() - group.leader_since, 1),
-            "leader_contact_age_s": group.leader_contact_age_s,
-            "commit_index": group.commit_index,
-            "applied_index": group.applied_index,
-            "last_index": group.last_index,
-            "first_index": group.journal.first_index,
-            "log_bytes": group.journal.bytes_total,
-            "keys": group.state.key_count,
-            "bytes": group.state.bytes_total,
-            "revision": group.state.last_revision,
-            "digest": f"{group.state.digest:032x}",
-            "digest_mismatch": group.digests.mismatch,
-            "digest_agreed_index": group.digests.agreed_index,
-            "snapshot": self._snapshot(group),
-            "load": load.rates(),
-            "reads": load.reads,
-            "writes": load.writes,
-            "hot_keys": load.hot_keys(),
-            "slow": self._router.slow.newest.get(group.id.shard),
-            "waiting": group.waiting_operations,
-            "installing_snapshot": group.installing_snapshot,
-        }
-        if group.is_leader:
-            followers = [peer for peer in placement.replicas if peer != self._node]
-            facts["match"] = {peer: group.match_index(peer) for peer in followers}
-            facts["followers"] = {peer: self._follower(group, peer) for peer in followers}
-        return facts
+        others = [peer for peer in placement.replicas if peer != self._node]
+        followers = others if group.is_leader else []
+        return ReplicaFacts(
+            shard=group.id.shard,
+            generation=group.id.generation,
+            replicas=placement.replicas,
+            preferred_leader=placement.preferred_leader,
+            role="leader" if group.is_leader else "follower",
+            leader=leaderships.leader,
+            leader_since_us=leaderships.since_us,
+            no_leader_since_us=leaderships.nobody_since_us,
+            leaders=leaderships.facts(),
+            leader_changes=leaderships.changes,
+            term=group.term,
+            elections=group.elections,
+            state_for_s=round(self._clock.monotonic() - group.leader_since, 1),
+            leader_contact_age_s=group.leader_contact_age_s,
+            commit_index=group.commit_index,
+            applied_index=group.applied_index,
+            last_index=group.last_index,
+            first_index=group.journal.first_index,
+            log_bytes=group.journal.bytes_total,
+            keys=group.state.key_count,
+            bytes=group.state.bytes_total,
+            revision=group.state.last_revision,
+            digest=f"{group.state.digest:032x}",
+            digest_mismatch=group.digests.mismatch,
+            digest_agreed_index=group.digests.agreed_index,
+            snapshot=self._snapshot(group),
+            load=load.rates(),
+            reads=load.reads,
+            writes=load.writes,
+            hot_keys=load.hot_keys(),
+            slow=self._router.slow.newest.get(group.id.shard),
+            waiting=group.waiting_operations,
+            installing_snapshot=group.installing_snapshot,
+            match={peer: group.match_index(peer) for peer in followers},
+            followers={peer: self._follower(group, peer) for peer in followers},
+            pinned=pinned,
+            kept_because=kept_because,
+        )
 
-    def _follower(self, group: Group, peer: str) -> dict[str, Any]:
+    def _follower(self, group: Group, peer: str) -> FollowerFacts:
         """What a leader knows of one of its followers."""
         match_index, commit_index = group.match_index(peer), group.commit_index
         trail, age_s = self._trails[group.id], group.follower_contact_age_s(peer)
-        return {
-            "match_index": match_index,
-            "lag_entries": max(0, commit_index - match_index),
-            "lag_s": trail.lag_s(self._clock.monotonic(), match_index, commit_index),
-            "contact_age_s": None if age_s is None else round(age_s, 3),
-            "in_touch": age_s is not None and age_s < 2 * group.config.timing.election_max_s,
-        }
+        return FollowerFacts(
+            match_index=match_index,
+            lag_entries=max(0, commit_index - match_index),
+            lag_s=trail.lag_s(self._clock.monotonic(), match_index, commit_index),
+            contact_age_s=None if age_s is None else round(age_s, 3),
+            in_touch=age_s is not None and age_s < 2 * group.config.timing.election_max_s,
+        )
 
-    def _snapshot(self, group: Group) -> dict[str, Any] | None:
+    def _snapshot(self, group: Group) -> SnapshotFacts | None:
         try:
             facts = self._snapshot_path(group.id).stat()
         except OSError:  # there is none yet, or the disk is a simulated one
             return None
-        return {
-            "index": group.compaction.snapshot_index,
-            "bytes": facts.st_size,
-            "at_us": facts.st_mtime_ns // 1000,
-        }
+        index = group.compaction.snapshot_index
+        return SnapshotFacts(index, facts.st_size, facts.st_mtime_ns // 1000)
 
-    def _sync_percentiles(self) -> dict[str, float | None]:
+    def _sync_percentiles(self) -> Percentiles:
         samples = sorted(self._host.sync_seconds)
         if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
-            return {"p50": None, "p99": None}
+            return Percentiles()
         cuts = statistics.quantiles(samples, n=100)
-        return {"p50": round(cuts[49] * 1000, 3), "p99": round(cuts[98] * 1000, 3)}
+        return Percentiles(round(cuts[49] * 1000, 3), round(cuts[98] * 1000, 3))
 
-    def _metrics(self) -> dict[str, Any]:
+    def _counts(self) -> NodeCounts:
         groups = self._host.groups.values()
-        return {
-            "groups_led": sum(group.is_leader for group in groups),
-            "waiting_operations": sum(group.waiting_operations for group in groups),
-            "routed_in_flight": self._router.in_flight,
-            "wal_bytes": self._host.wal.bytes_on_disk,
-            "log_lines_dropped": logs.dropped() + self._http.log_lines_dropped,
-            "snapshots": dict(self.snapshots),
-            "events": dict(self._host.event_counts),
-            "requests": dict(self._router.served),
-            "refused": dict(self._router.refused),
-        }
+        return NodeCounts(
+            groups_led=sum(group.is_leader for group in groups),
+            waiting_operations=sum(group.waiting_operations for group in groups),
+            routed_in_flight=self._router.in_flight,
+            wal_bytes=self._host.wal.bytes_on_disk,
+            log_lines_dropped=logs.dropped() + self._http.log_lines_dropped,
+            snapshots=dict(self.snapshots),
+            events=dict(self._host.event_counts),
+            requests=dict(self._router.served),
+            refused=dict(self._router.refused),
+        )
 
-    def ready(self) -> dict[str, Any]:
+    def ready(self) -> Readiness:
         """Which checks fail before this node should be sent requests."""
         checks: dict[str, str | None] = {}
         for group in self._host.groups.values():
@@ -291,48 +303,42 @@ class LocalStatus:
         checks["cluster map"] = self._agreement.failure
         checks["node"] = "it is stopping" if self.stopping else None
         checks["disk"] = None if self._host.has_space() else "it is full"
-        return {
-            "ready": not any(checks.values()),
-            "failing": [f"{name}: {failure}" for name, failure in checks.items() if failure],
-            "checks": [
-                {"name": name, "ok": failure is None, "detail": failure or ""}
-                for name, failure in checks.items()
-            ],
-        }
+        return Readiness(
+            ready=not any(checks.values()),
+            failing=tuple(f"{name}: {failure}" for name, failure in checks.items() if failure),
+            checks=tuple(
+                Check(name, failure is None, failure or "") for name, failure in checks.items()
+            ),
+        )
 
-    def explain(self, key: bytes) -> dict[str, Any]:
+    def explain(self, key: bytes) -> KeyFacts:
         """Where ``key`` lives, and why."""
         shard = self._map.shard_of(key)
         placement = self._map.placement(shard)
-        group = self._host.groups.get(placement.id)
         tag = hash_tag(key)
-        facts: dict[str, Any] = {
-            "key_hex": key.hex(),
-            "hashed_part_hex": tag.hex(),
-            "hash_tag": tag != key,
-            "hash": f"{position_of(key):016x}",
-            "partitioner": self._map.ring.kind,
-            "shard": shard,
-            "generation": placement.generation,
-            "replicas": list(placement.replicas),
-            "preferred_leader": placement.preferred_leader,
-            "map_epoch": self._map.epoch,
-            "asked": self._node,
-        }
-        if group is not None:
-            entry = group.state.get(key).entry
-            self._host.note_leader(group)
-            known = self._host.leaderships[group.id]
-            facts |= {
-                "leader": known.leader,
-                "leader_since_us": known.since_us,
-                "no_leader_since_us": known.nobody_since_us,
-                "term": group.term,
-                "local_revision": None if entry is None else entry.mod_revision,
-                "applied_index": group.applied_index,
-                "lag_entries": group.commit_index - group.applied_index,
-            }
-        return facts
+        facts = KeyFacts(
+            key_hex=key.hex(),
+            hashed_part_hex=tag.hex(),
+            hash_tag=tag != key,
+            hash=f"{position_of(key):016x}",
+            partitioner=self._map.ring.kind,
+            shard=shard,
+            generation=placement.generation,
+            replicas=placement.replicas,
+            preferred_leader=placement.preferred_leader,
+            map_epoch=self._map.epoch,
+            asked=self._node,
+        )
+        group = self._host.groups.get(placement.id)
+        if group is None:
+            return facts
+        entry = group.state.get(key).entry
+        return msgspec.structs.replace(
+            facts,
+            local_revision=None if entry is None else entry.mod_revision,
+            applied_index=group.applied_index,
+            lag_entries=group.commit_index - group.applied_index,
+        )
 
 
 def _cpu_s() -> float:

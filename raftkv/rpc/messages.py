@@ -6,11 +6,10 @@ to have been applied and never to be applied later; saying so wrongly is a safet
 default is not definite.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
 import msgspec
 
-from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -22,8 +21,12 @@ from raftkv.core.operations import (
     Refused,
     TxnResult,
 )
+from raftkv.status.durations import HTTP_BOUNDS_S
 
 Consistency = Literal["linearizable", "stale"]
+
+F = TypeVar("F")
+_encode = msgspec.msgpack.Encoder().encode
 
 _BUCKETS = len(HTTP_BOUNDS_S) + 1
 HttpCounts = Annotated[tuple[int, ...], msgspec.Meta(min_length=_BUCKETS, max_length=_BUCKETS)]
@@ -80,7 +83,7 @@ class BatchRequest(Message, tag=4, frozen=True):
 
 
 class StatusRequest(Message, tag=5, frozen=True):
-    """Ask for JSON-able facts.
+    """Ask for facts.
 
     ``local``: about this node alone; never asks a peer, works without quorum. ``cluster``: about
     all nodes; asks peers, says which did not answer. ``ready``: which readiness checks fail.
@@ -119,7 +122,7 @@ class Answered(Message, frozen=True):
 
 
 class Took(Message, frozen=True):
-    """How long a route's answers took: counts by ``core.durations.HTTP_BOUNDS_S``."""
+    """How long a route's answers took: counts by ``status.durations.HTTP_BOUNDS_S``."""
 
     route: str
     counts: HttpCounts
@@ -236,9 +239,22 @@ class ScanPart(Message, tag=23, frozen=True):
 
 
 class Facts(Message, tag=22, frozen=True):
-    """JSON-able facts for operators (status, explain, transfer)."""
+    """What operators are told: a value of :mod:`raftkv.status.facts`, as MessagePack."""
 
-    facts: dict[str, Any]
+    encoded: msgspec.Raw
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """Encode a value."""
+        return cls(msgspec.Raw(_encode(value)))
+
+    def read(self, kind: type[F]) -> F:
+        """Return the value.
+
+        Raises:
+            msgspec.ValidationError: It is of another kind.
+        """
+        return msgspec.msgpack.decode(self.encoded, type=kind)
 
 
 Response = (

@@ -63,10 +63,11 @@ CHECK_BUDGET_S = 60.0
 _FIRST_PASSER_BY = 1000
 """Clients from this number on do one operation, at one machine."""
 
-LOG_SLACK_S = 60.0
+LOG_SLACK_S = 120.0
 LOG_SLACK_ENTRIES = 200
 """A log may be longer than its snapshot policy says by what clients and elections bring while no
-snapshot can be written: a stalled disk, a restart, the next look at the log."""
+snapshot can be written: a fault of half a minute, and then about as long again until the next try,
+as a snapshot that fails is tried after ever longer waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ bounded by the cluster's size: names of nodes, numbers of shards. docs/metrics.m
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -18,7 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from raftkv.core.health import Facts, rows
+from raftkv.status.facts import Histogram, HttpFacts, NodeFacts, ReplicaFacts
+from raftkv.status.health import quorum_margin
+from raftkv.status.merging import replicas_in_touch
 from raftkv.version import __version__
 from raftkv.web.worker_metrics import WorkerMetrics
 
@@ -28,7 +31,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Figure(NamedTuple):
-    """One number of each row: the metric, where it is in the row, what one unit of it is."""
+    """One number of each row: the metric, the attribute of the row, what one unit of it is."""
 
     name: str
     path: str
@@ -66,7 +69,9 @@ _WORKERS = (
 
 _PEERS = (
     _Figure("connected", "connected", "1 while the link to the peer is up"),
-    _Figure("refused", "refused", "1 while handshakes with the peer are refused, by either side"),
+    _Figure(
+        "refused", "is_refused", "1 while handshakes with the peer are refused, by either side"
+    ),
     _Figure("round_trip_seconds", "round_trip_ms", "Smoothed round trip time", 1e-3),
 )
 
@@ -101,14 +106,14 @@ _KINDS = (
 )
 
 
-def expose(facts: Facts | None, collectors: Iterable[Collector] = ()) -> bytes:
+def expose(facts: NodeFacts | None, collectors: Iterable[Collector] = ()) -> bytes:
     """Return the exposition text; ``facts`` None means that the engine did not answer."""
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
     registry.register(_EngineFacts(facts))
-    pid = None if facts is None else facts.get("pid")
-    if isinstance(pid, int):
+    if facts is not None and facts.pid is not None:
+        pid = facts.pid
         ProcessCollector(pid=lambda: pid, registry=registry)
     return bytes(generate_latest(registry))
 
@@ -116,7 +121,7 @@ def expose(facts: Facts | None, collectors: Iterable[Collector] = ()) -> bytes:
 class _EngineFacts(Collector):
     """Figures from the engine's local status, taken as they are found."""
 
-    def __init__(self, facts: Facts | None) -> None:
+    def __init__(self, facts: NodeFacts | None) -> None:
         self._facts = facts
 
     def collect(self) -> Iterable[Metric]:
@@ -130,34 +135,35 @@ class _EngineFacts(Collector):
         facts = self._facts
         if facts is None:
             return
-        shards = rows(facts, "shards")
-        yield from _table("shard", shards, "shard", "shard", _SHARDS)
-        yield from _replication(shards)
-        yield from _load(shards)
-        yield from _table("peer", _peers(facts), "peer", "name", _PEERS)
+        yield from _table("shard", facts.shards, "shard", "shard", _SHARDS)
+        yield from _replication(facts.shards)
+        yield from _load(facts.shards)
+        peers = [link for link in facts.nodes if link.name != facts.node]
+        yield from _table("peer", peers, "peer", "name", _PEERS)
         yield from _table("", [facts], "", "", _NODE)
         yield from _by_kind(facts)
         yield from _fdatasync(facts)
         yield from _stages(facts)
-        yield from _http(facts)
+        yield from _http(facts.http)
 
 
 def _table(
-    family: str, listed: Sequence[Facts], label: str, label_path: str, figures: Sequence[_Figure]
+    family: str, rows: Sequence[object], label: str, label_path: str, figures: Sequence[_Figure]
 ) -> Iterable[Metric]:
     """Yield one family for each figure, with one series for each row that has it."""
     prefix = "raftkv_" + (f"{family}_" if family else "")
     for figure in figures:
         make = CounterMetricFamily if figure.is_counter else GaugeMetricFamily
         metric = make(prefix + figure.name, figure.documentation, labels=[label] if label else [])
-        for row in listed:
+        for row in rows:
             value = _number(row, figure.path)
             if value is not None:
-                metric.add_metric([str(row.get(label_path))] if label else [], value * figure.scale)
+                labels = [str(getattr(row, label_path))] if label else []
+                metric.add_metric(labels, value * figure.scale)
         yield metric
 
 
-def _replication(shards: Sequence[Facts]) -> Iterable[Metric]:
+def _replication(shards: Sequence[ReplicaFacts]) -> Iterable[Metric]:
     """What tells whether a shard can go on, and how far its replicas are apart."""
     leads = _per_shard("leader", "1 on the node whose replica leads the shard")
     has_leader = _per_shard(
@@ -183,23 +189,20 @@ def _replication(shards: Sequence[Facts]) -> Iterable[Metric]:
         "replica",
     )
     for row in shards:
-        shard, count = str(row.get("shard")), len(row.get("replicas") or ())
-        followers = _mapping(row.get("followers"))
-        leads.add_metric([shard], float(row.get("role") == "leader"))
-        has_leader.add_metric([shard], float(bool(row.get("leader"))))
-        replicas.add_metric([shard], float(count))
-        differs.add_metric([shard], float(bool(row.get("digest_mismatch"))))
-        committed, applied = _number(row, "commit_index"), _number(row, "applied_index")
-        if committed is not None and applied is not None:
-            behind.add_metric([shard], max(0.0, committed - applied))
-        if row.get("role") == "leader":
-            there = 1 + sum(bool(_mapping(told).get("in_touch")) for told in followers.values())
-            margin.add_metric([shard], float(max(-1, there - (count // 2 + 1))))
-        for name, told in followers.items():
-            for family, path in ((lag, "lag_entries"), (lag_s, "lag_s")):
-                value = _number(_mapping(told), path)
+        shard = str(row.shard)
+        leads.add_metric([shard], float(row.role == "leader"))
+        has_leader.add_metric([shard], float(row.leader is not None))
+        replicas.add_metric([shard], float(len(row.replicas)))
+        differs.add_metric([shard], float(row.digest_mismatch is not None))
+        if row.commit_index is not None and row.applied_index is not None:
+            behind.add_metric([shard], float(max(0, row.commit_index - row.applied_index)))
+        if row.role == "leader":
+            left = quorum_margin(len(row.replicas), replicas_in_touch(row))
+            margin.add_metric([shard], float(left))
+        for name, told in row.followers.items():
+            for family, value in ((lag, told.lag_entries), (lag_s, told.lag_s)):
                 if value is not None:
-                    family.add_metric([shard, str(name)], value)
+                    family.add_metric([shard, name], float(value))
     yield from (leads, has_leader, replicas, differs, behind, margin, lag, lag_s)
 
 
@@ -207,99 +210,76 @@ def _per_shard(name: str, documentation: str, *labels: str) -> GaugeMetricFamily
     return GaugeMetricFamily(f"raftkv_shard_{name}", documentation, labels=["shard", *labels])
 
 
-def _load(shards: Sequence[Facts]) -> Iterable[Metric]:
+def _load(shards: Sequence[ReplicaFacts]) -> Iterable[Metric]:
     family = CounterMetricFamily(
         "raftkv_shard_requests",
         "Operations that this replica has taken, by whether they read or write",
         labels=["shard", "kind"],
     )
     for row in shards:
-        for kind, path in (("read", "reads"), ("write", "writes")):
-            value = _number(row, path)
+        for kind, value in (("read", row.reads), ("write", row.writes)):
             if value is not None:
-                family.add_metric([str(row.get("shard")), kind], value)
+                family.add_metric([str(row.shard), kind], float(value))
     yield family
 
 
-def _peers(facts: Facts) -> list[Facts]:
-    """Return the links to the others, as numbers."""
-    node = facts.get("node")
-    return [
-        {**row, "connected": bool(row["connected"]), "refused": row.get("refused") is not None}
-        for row in rows(facts, "nodes")
-        if row.get("name") != node and "connected" in row
-    ]
-
-
-def _by_kind(facts: Facts) -> Iterable[Metric]:
+def _by_kind(facts: NodeFacts) -> Iterable[Metric]:
     for name, label, path, documentation in _KINDS:
         family = CounterMetricFamily(f"raftkv_{name}", documentation, labels=[label])
-        for kind, count in _mapping(_at(facts, path)).items():
-            if isinstance(count, int):
-                family.add_metric([str(kind)], float(count))
+        counts: Mapping[str, int] = attrgetter(path)(facts)
+        for kind, count in counts.items():
+            family.add_metric([kind], float(count))
         yield family
 
 
-def _fdatasync(facts: Facts) -> Iterable[Metric]:
-    durations = facts.get("fdatasync")
-    if isinstance(durations, Mapping):
+def _fdatasync(facts: NodeFacts) -> Iterable[Metric]:
+    if facts.fdatasync is not None:
         family = HistogramMetricFamily(
             "raftkv_wal_fdatasync_seconds", "Duration of one fdatasync of the write-ahead log"
         )
-        _add_histogram(family, [], durations)
+        _add_histogram(family, [], facts.fdatasync)
         yield family
 
 
-def _stages(facts: Facts) -> Iterable[Metric]:
+def _stages(facts: NodeFacts) -> Iterable[Metric]:
     family = HistogramMetricFamily(
         "raftkv_stage_seconds", "Where a write's time went, by stage", labels=["stage"]
     )
-    for stage, durations in _mapping(facts.get("stages")).items():
-        _add_histogram(family, [str(stage)], durations)
+    for stage, durations in facts.stages.items():
+        _add_histogram(family, [stage], durations)
     yield family
 
 
-def _http(facts: Facts) -> Iterable[Metric]:
+def _http(http: HttpFacts) -> Iterable[Metric]:
     """What all HTTP workers have answered, and how each of them is."""
-    http = _mapping(facts.get("http"))
     requests = CounterMetricFamily(
         "raftkv_http_requests",
         "Requests that the node's HTTP workers have answered, by route and status",
         labels=["route", "status"],
     )
-    for row in rows(http, "totals"):
-        count = _number(row, "count")
-        if count is not None:
-            requests.add_metric([str(row.get("route")), str(row.get("status"))], count)
+    for row in http.totals:
+        requests.add_metric([row.route, str(row.status)], float(row.count))
     yield requests
     seconds = HistogramMetricFamily(
         "raftkv_http_request_seconds",
         "Time from the request's head to its complete answer",
         labels=["route"],
     )
-    for route, durations in _mapping(http.get("histograms")).items():
-        _add_histogram(seconds, [str(route)], durations)
+    for route, durations in http.histograms.items():
+        _add_histogram(seconds, [route], durations)
     yield seconds
-    yield from _table("http", rows(http, "workers"), "worker", "worker", _WORKERS)
+    yield from _table("http", http.workers, "worker", "worker", _WORKERS)
 
 
-def _add_histogram(family: HistogramMetricFamily, labels: list[str], durations: Facts) -> None:
-    bounds = [*map(str, durations["bounds_s"]), "+Inf"]
-    counted = accumulate(durations["counts"])
-    family.add_metric(labels, list(zip(bounds, counted, strict=True)), durations["sum_s"])
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], durations: Histogram) -> None:
+    bounds = [*map(str, durations.bounds_s), "+Inf"]
+    counted = accumulate(durations.counts)
+    family.add_metric(labels, list(zip(bounds, counted, strict=True)), durations.sum_s)
 
 
-def _mapping(value: object) -> Facts:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _at(row: Facts, path: str) -> Any:
-    value: Any = row
+def _number(row: object, path: str) -> float | None:
+    """Return the number at a path of attributes; None where one of them is not there."""
+    value: object = row
     for name in path.split("."):
-        value = _mapping(value).get(name)
-    return value
-
-
-def _number(row: Facts, path: str) -> float | None:
-    value = _at(row, path)
+        value = None if value is None else getattr(value, name)
     return float(value) if isinstance(value, (int, float)) else None

@@ -1,25 +1,13 @@
 """What operators ask for: status, nodes, shards, explain, metrics and health.
 
-The facts are the engine's. These are the members that this module looks into; whatever else an
-engine reports is passed on as it is:
-
-``local`` and ``cluster`` status
-    ``node``, ``cluster``, ``map_epoch``;
-    ``nodes``: a list of ``{name, reachable | connected, ...}``;
-    ``shards``: a list of ``{shard, generation, leader, term, replicas, role, commit_index,
-    applied_index, keys, bytes, log_bytes, ...}``, where ``leader`` is null if none is known;
-    ``metrics`` (local only): figures for ``/metrics``, by name.
-``ready``
-    ``ready``: bool; ``failing``: a list of the checks that fail.
+The documents are :mod:`raftkv.status.facts` as JSON.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import flask
 import msgspec
 
-from raftkv.core.health import health_of, rows
 from raftkv.rpc.messages import (
     PINNED_S_MAX,
     ExplainRequest,
@@ -29,6 +17,18 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.status.facts import (
+    ClusterFacts,
+    Event,
+    HandedOver,
+    KeyFacts,
+    NodeFacts,
+    NodeSummary,
+    Readiness,
+    ShardFacts,
+)
+from raftkv.status.health import health_of
+from raftkv.status.ring import ring_facts
 from raftkv.web.config import OPERATOR_TIMEOUT_MS, BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
@@ -36,7 +36,6 @@ from raftkv.web.openapi import openapi_document
 from raftkv.web.problems import HttpError, invalid
 from raftkv.web.requests import media_type_of, timeout_s
 from raftkv.web.responses import JSON, facts_of, render_json
-from raftkv.web.ring_facts import ring_facts
 from raftkv.web.wsgi import (
     Carrier,
     Listed,
@@ -88,6 +87,11 @@ class Operators:
         """Ask for facts."""
         return self._carrier.engine.call(request, timeout_s(request_headers(), self._limits))
 
+    def _cluster(self) -> tuple[Reply, ClusterFacts]:
+        """Ask all nodes."""
+        reply = self._ask(StatusRequest("cluster"))
+        return reply, facts_of(reply, ClusterFacts)
+
     def _json(self, reply: Reply, document: object, status: int = 200) -> flask.Response:
         return to_flask(render_json(document, reply.served, status))
 
@@ -98,59 +102,63 @@ class Operators:
         scope = self._begin("read", _SCOPE).get(b"scope", b"local")
         if scope == b"local":
             reply = self._ask(StatusRequest("local"))
-        elif scope == b"cluster":
-            reply = self._ask(StatusRequest("cluster"))
-            told = facts_of(reply)
-            return self._json(reply, {"health": health_of(told).as_facts(), **told})
-        else:
+            return self._json(reply, facts_of(reply, NodeFacts))
+        if scope != b"cluster":
             raise invalid("scope is 'local' or 'cluster'")
-        return self._json(reply, facts_of(reply))
+        reply, facts = self._cluster()
+        health = health_of(facts).as_facts()
+        return self._json(reply, {"health": health, **msgspec.structs.asdict(facts)})
 
     def nodes(self) -> flask.Response:
         """``GET /v1/nodes``: every node and whether it answers."""
         self._begin("read")
-        reply = self._ask(StatusRequest("cluster"))
-        return self._json(reply, {"nodes": rows(facts_of(reply), "nodes")})
+        reply, facts = self._cluster()
+        return self._json(reply, {"nodes": facts.nodes})
 
     def shards(self) -> flask.Response:
         """``GET /v1/shards``: every shard with its leader and replicas."""
         self._begin("read")
-        reply = self._ask(StatusRequest("cluster"))
-        return self._json(reply, {"shards": rows(facts_of(reply), "shards")})
+        reply, facts = self._cluster()
+        return self._json(reply, {"shards": facts.shards})
 
     def shard(self, shard: int) -> flask.Response:
         """``GET /v1/shards/{shard}``: one of them, with what happened to it lately."""
-        return self._one("shards", "shard", shard, f"there is no shard {shard}")
+        self._begin("read")
+        reply, facts = self._cluster()
+        row = facts.shard(shard)
+        if row is None:
+            raise HttpError("not_found", f"there is no shard {shard}")
+        happened = [event for event in facts.events if event.shard == shard]
+        return self._one(reply, facts, row, happened)
 
     def node(self, name: str) -> flask.Response:
         """``GET /v1/nodes/{name}``: one node, with what happened on it lately."""
-        return self._one("nodes", "name", name, f"there is no node {name}", events_by="node")
+        self._begin("read")
+        reply, facts = self._cluster()
+        row = facts.named(name)
+        if row is None:
+            raise HttpError("not_found", f"there is no node {name}")
+        happened = [event for event in facts.events if event.node == name]
+        return self._one(reply, facts, row, happened)
 
     def _one(
-        self, table: str, column: str, wanted: object, missing: str, events_by: str | None = None
+        self, reply: Reply, facts: ClusterFacts, row: ShardFacts | NodeSummary, events: list[Event]
     ) -> flask.Response:
-        self._begin("read")
-        reply = self._ask(StatusRequest("cluster"))
-        facts = facts_of(reply)
-        row = next((row for row in rows(facts, table) if row.get(column) == wanted), None)
-        if row is None:
-            raise HttpError("not_found", missing)
-        happened = [e for e in rows(facts, "events") if e.get(events_by or column) == wanted]
-        silent = facts.get("not_answering")
-        return self._json(reply, {**row, "events": happened, "not_answering": silent})
+        said = {"events": events, "not_answering": facts.not_answering}
+        return self._json(reply, msgspec.structs.asdict(row) | said)
 
     def ring(self) -> flask.Response:
         """``GET /v1/ring``: how keys and load are spread, and what one more shard would move."""
         self._begin("read")
-        reply = self._ask(StatusRequest("cluster"))
-        return self._json(reply, ring_facts(facts_of(reply)))
+        reply, facts = self._cluster()
+        return self._json(reply, ring_facts(facts) or {})
 
     def explain(self, key: str) -> flask.Response:
         """``GET /v1/explain/{key}``: where the key lives, and why."""
         del key  # routing has made text of it; the bytes are taken from the environment
         self._begin("read")
         reply = self._ask(ExplainRequest(check_key(path_bytes()[_EXPLAIN_PREFIX_BYTES:])))
-        return self._json(reply, facts_of(reply))
+        return self._json(reply, facts_of(reply, KeyFacts))
 
     def transfer(self, shard: int) -> flask.Response:
         """``POST /v1/shards/{shard}/transfer-leader``: hand leadership over.
@@ -171,7 +179,7 @@ class Operators:
         wait_s = timeout_s(request_headers(), self._carrier.limits)
         request = TransferRequest(shard, wanted.target, wanted.for_s)
         reply = self._carrier.transfer(request, wait_s)
-        return self._json(reply, facts_of(reply))
+        return self._json(reply, facts_of(reply, HandedOver))
 
     # --- conventions ---------------------------------------------------------------------------
 
@@ -185,20 +193,16 @@ class Operators:
         self._begin(None)
         reply = self._carrier.engine.call(StatusRequest("ready"), _SCRAPE_TIMEOUT_S)
         if isinstance(reply.response, Facts):
-            facts = reply.response.facts
+            facts = reply.response.read(Readiness)
         else:
-            facts = {"failing": ["engine: it does not answer"]}
-        ready = facts.get("ready") is True
-        failing = list(map(str, facts.get("failing") or ()))
-        checks = [dict(row) for row in rows(facts, "checks")]
-        status = 200 if ready else 503
+            facts = Readiness(ready=False, failing=("engine: it does not answer",))
+        status = 200 if facts.ready else 503
         accepted = flask.request.accept_mimetypes
         if accepted.best_match(["text/plain", "application/json"]) == "application/json":
-            document = {"ready": ready, "failing": failing, "checks": checks}
-            return self._json(reply, document, status)
-        lines = ["ready" if ready else "not ready"]
-        lines += [f"ok    {row.get('name')}" for row in checks if row.get("ok") is True]
-        lines += [f"FAIL  {failure}" for failure in failing]
+            return self._json(reply, facts, status)
+        lines = ["ready" if facts.ready else "not ready"]
+        lines += [f"ok    {check.name}" for check in facts.checks if check.ok]
+        lines += [f"FAIL  {failure}" for failure in facts.failing]
         return flask.Response("\n".join(lines) + "\n", status, mimetype="text/plain")
 
     def metrics(self) -> flask.Response:
@@ -207,14 +211,14 @@ class Operators:
         text = expose(self._figures(), self._metrics.collectors)
         return flask.Response(text, content_type=CONTENT_TYPE.decode())
 
-    def _figures(self) -> Mapping[str, Any] | None:
+    def _figures(self) -> NodeFacts | None:
         """What the engine counts, this worker's own included; None if it is silent."""
         ask = self._carrier.engine.call
         taken = ask(self._metrics.report(), _SCRAPE_TIMEOUT_S).response
         if not isinstance(taken, Facts):
             return None  # one wait for a silent engine is enough
         told = ask(StatusRequest("local"), _SCRAPE_TIMEOUT_S).response
-        return told.facts if isinstance(told, Facts) else None
+        return told.read(NodeFacts) if isinstance(told, Facts) else None
 
     def openapi(self) -> flask.Response:
         """``GET /openapi.json``: the description of all this."""

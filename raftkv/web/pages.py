@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, quote
 
 import flask
 
-from raftkv.core.health import health_of, reachable, rows, silent_nodes
 from raftkv.rpc.messages import (
     ExplainRequest,
     Facts,
@@ -25,18 +24,22 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.status import quantities, views
+from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, alone
+from raftkv.status.health import health_of
+from raftkv.status.merging import EVENTS_SHOWN
+from raftkv.status.ring import ring_facts
 from raftkv.version import __version__
-from raftkv.web import quantities, ring_picture, views
+from raftkv.web import ring_picture
 from raftkv.web.config import BodyLimit, Role, WebConfig
 from raftkv.web.csrf import COOKIE, FormGuard
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.problems import HttpError
-from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared
 from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body, to_flask
 
-Told = Mapping[str, Any]
-"""Facts as an engine tells them, whatever is in them."""
+Content = dict[str, Any]
+"""What a template is given."""
 
 PAGE_TIMEOUT_S = 0.75
 """Enough for asking all nodes; silence is noticed up to 0.35 s later."""
@@ -93,7 +96,7 @@ class Pages:
         """``GET /explain?key=``: what the form in the head of every page sends."""
         key = self._begin("read", _KEY).get(b"key", b"")
         if not key:
-            return self._page("explain_form.html", self._frame({}))
+            return self._page("explain_form.html", self._frame(None))
         return _see("/explain/" + quote(check_key(key), safe=""))
 
     def explain_page(self, key: str) -> flask.Response:
@@ -130,87 +133,80 @@ class Pages:
         if flask.request.accept_mimetypes.best_match(offered) == "text/html":
             names = {name for name, _ in error.headers}
             about_token = b"www-authenticate" in names
-            content = {**self._frame({}), "error": error, "about_token": about_token}
+            content = {**self._frame(None), "error": error, "about_token": about_token}
             response.set_data(flask.render_template("refused.html", part=None, **content))
             response.mimetype = "text/html"
         return response
 
     # --- what they show ------------------------------------------------------------------------
 
-    def _overview(self, facts: Told) -> dict[str, Any]:
-        nodes = rows(facts, "nodes")
+    def _overview(self, facts: ClusterFacts) -> Content:
         return {
             **self._frame(facts),
             "lines": views.grid(facts),
-            "nodes": nodes,
-            "sparks": views.sparks(nodes),
-            "events": views.events(facts),
+            "nodes": facts.nodes,
+            "sparks": views.sparks(facts.nodes),
+            "events": views.events(facts.events),
         }
 
-    def _shard(self, facts: Told, shard: int) -> dict[str, Any]:
-        row = _row(rows(facts, "shards"), "shard", shard)
+    def _shard(self, facts: ClusterFacts, shard: int) -> Content:
+        row = facts.shard(shard)
         if row is None:
             raise HttpError("not_found", f"there is no shard {shard}")
-        found = [e for e in views.events(facts, shown=100) if e.shard == shard]
+        told = views.events(facts.events, shown=EVENTS_SHOWN)
         return {
             **self._frame(facts),
             "shard": shard,
             "row": row,
             "line": next(line for line in views.grid(facts) if line.shard == shard),
-            "members": views.members(row, facts),
-            "leaders": [*reversed(rows(row, "leaders"))],
-            "events": found,
+            "members": views.members(row, facts.answering),
+            "leaders": row.leaders[::-1],
+            "events": [event for event in told if event.shard == shard],
         }
 
-    def _one_node(self, facts: Told, name: str) -> dict[str, Any]:
-        row = _row(rows(facts, "nodes"), "name", name)
+    def _one_node(self, facts: ClusterFacts, name: str) -> Content:
+        row = facts.named(name)
         if row is None:
             raise HttpError("not_found", f"there is no node {name}")
-        found = [e for e in views.events(facts, shown=100) if e.node == name]
+        told = views.events(facts.events, shown=EVENTS_SHOWN)
         return {
             **self._frame(facts),
             "name": name,
             "row": row,
-            "answers": reachable(row),
-            "links": [link for link in rows(row, "links") if link.get("name") != name],
+            "links": [link for link in row.links if link.name != name],
             "sparks": views.sparks([row]),
-            "workers": rows(views.mapping(row.get("http")), "workers"),
-            "events": found,
+            "workers": () if row.http is None else row.http.workers,
+            "events": [event for event in told if event.node == name],
         }
 
-    def _ring(self, facts: Told) -> dict[str, Any]:
+    def _ring(self, facts: ClusterFacts) -> Content:
         told = ring_facts(facts)
-        arcs, shares = ring_picture.arcs(told), ring_picture.shares(told)
+        arcs = [] if told is None else ring_picture.arcs(told)
+        shares = [] if told is None else ring_picture.shares(told)
         return {**self._frame(facts), "ring": told, "arcs": arcs, "shares": shares}
 
-    def _explain(self, facts: Told, asked: ExplainRequest) -> dict[str, Any]:
-        key, told = asked.key, self._facts(asked)
-        shard = told.get("shard")
-        row = views.mapping(told.get("state")) or _row(rows(facts, "shards"), "shard", shard) or {}
+    def _explain(self, facts: ClusterFacts, asked: ExplainRequest) -> Content:
+        response = self._told(asked)
+        told = response.read(KeyFacts) if isinstance(response, Facts) else None
+        row = None if told is None else told.state or facts.shard(told.shard)
         return {
             **self._frame(facts),
-            "key": key.decode("utf-8", "backslashreplace"),
-            "key_path": quote(key, safe=""),
+            "key": asked.key.decode("utf-8", "backslashreplace"),
+            "key_path": quote(asked.key, safe=""),
             "told": told,
             "row": row,
-            "members": views.members(row, facts),
-            "slow": views.mapping(row.get("slow")),
+            "members": [] if row is None else views.members(row, facts.answering),
         }
 
-    def _frame(self, facts: Told) -> dict[str, Any]:
-        """What every page shows around its own content."""
-        alone = "as_of_us" in facts and not any("reachable" in n for n in rows(facts, "nodes"))
+    def _frame(self, facts: ClusterFacts | None) -> Content:
+        """What every page shows around its own content; without facts where it needs none."""
         return {
             "node": self._node,
-            "cluster": facts.get("cluster"),
             "version": __version__,
             "wants_login": self._wants_login,
-            "health": health_of(facts),
-            "silent": silent_nodes(facts),
-            "alone": alone,
             "facts": facts,
+            "health": None if facts is None else health_of(facts),
             "now_us": time.time_ns() // 1000,
-            "names": views.node_names(facts),
             "q": quantities,
             "views": views,
             "path": flask.request.path,
@@ -218,8 +214,8 @@ class Pages:
 
     def _confirm(self, shard: int, refusal: str | None) -> flask.Response:
         facts = self._cluster()
-        if not facts:
-            return self._page("no_engine.html", self._frame(facts), 503)
+        if facts is None:
+            return self._page("no_engine.html", self._frame(None), 503)
         content = self._shard(facts, shard)
         nonce = self._guard.nonce(flask.request.cookies.get(COOKIE))
         credentials = flask.request.headers.get("Authorization")
@@ -245,7 +241,7 @@ class Pages:
     def _live(
         self,
         template: str,
-        content: Callable[[Told], dict[str, Any]],
+        content: Callable[[ClusterFacts], Content],
         beside: Request | None = None,
     ) -> flask.Response:
         """Answer with the page, or with the part of it that changes.
@@ -260,8 +256,8 @@ class Pages:
 
         def render() -> tuple[str, int]:
             facts = self._cluster(beside)
-            if not facts:
-                page = flask.render_template("no_engine.html", part=part, **self._frame(facts))
+            if facts is None:
+                page = flask.render_template("no_engine.html", part=part, **self._frame(None))
                 return page, 503
             try:
                 made = content(facts)
@@ -278,7 +274,7 @@ class Pages:
     def _page(self, template: str, content: Mapping[str, Any], status: int = 200) -> flask.Response:
         return flask.Response(flask.render_template(template, part=None, **content), status)
 
-    def _cluster(self, beside: Request | None = None) -> Told:
+    def _cluster(self, beside: Request | None = None) -> ClusterFacts | None:
         """What all nodes say; what this one knows if they cannot be asked; nothing at worst."""
         if beside is not None:
             with ThreadPoolExecutor(1) as other:
@@ -286,14 +282,11 @@ class Pages:
                 return self._cluster()
         response = self._told(StatusRequest("cluster"))
         if isinstance(response, Facts):
-            return response.facts
+            return response.read(ClusterFacts)
         if isinstance(response, Failure) and response.code == "timeout":
-            return {}  # whoever is silent would let us wait for a second time
-        return self._facts(StatusRequest("local"))
-
-    def _facts(self, request: Request) -> Told:
-        response = self._told(request)
-        return response.facts if isinstance(response, Facts) else {}
+            return None  # whoever is silent would let us wait for a second time
+        response = self._told(StatusRequest("local"))
+        return alone(response.read(NodeFacts)) if isinstance(response, Facts) else None
 
     def _told(self, request: Request) -> Response:
         return self._replies.get(
@@ -304,10 +297,6 @@ class Pages:
 def _see(path: str) -> flask.Response:
     """Send the browser to another page, by GET."""
     return flask.Response(status=303, headers={"Location": path})
-
-
-def _row(listed: list[Mapping[str, Any]], name: str, wanted: object) -> Mapping[str, Any] | None:
-    return next((row for row in listed if row.get(name) == wanted), None)
 
 
 def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from raftkv.rpc.messages import BatchResult, Facts, Failure, Reply, Served
 from raftkv.web.encoding import text_or_base64
 from raftkv.web.exchange import Header, HttpResponse
 from raftkv.web.problems import HttpError, from_failure, from_refusal
+
+F = TypeVar("F")
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
@@ -293,7 +295,7 @@ def stream_headers(served: Served) -> list[Header]:
 # --- operators --------------------------------------------------------------------------------
 
 
-def facts_of(reply: Reply) -> dict[str, Any]:
+def facts_of(reply: Reply, kind: type[F]) -> F:
     """Return the facts of an operator's request.
 
     Raises:
@@ -301,7 +303,7 @@ def facts_of(reply: Reply) -> dict[str, Any]:
     """
     answer = reply.response
     if isinstance(answer, Facts):
-        return answer.facts
+        return answer.read(kind)
     raise _no_result(answer, read=False)
 
 

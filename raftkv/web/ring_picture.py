@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from raftkv.core.health import Facts, rows
+from raftkv.status.ring import RingFacts
 
 CIRCLE = (96.0, 72.0)
 """Outer and inner radius of the band that shows the circle itself."""
@@ -17,34 +17,28 @@ class Arc(NamedTuple):
     """One stretch of the circle that belongs to one shard."""
 
     path: str
-    shard: object
+    shard: int
     colour: int
 
 
-def arcs(facts: Facts) -> list[Arc]:
+def arcs(facts: RingFacts) -> list[Arc]:
     """Return the circle's arcs to draw, clockwise from the top; none if there are too many."""
-    return [
-        _arc(row["from"], row["to"], row.get("shard"), CIRCLE)
-        for row in rows(facts, "arcs")
-        if isinstance(row.get("from"), (int, float)) and isinstance(row.get("to"), (int, float))
-    ]
+    return [_arc(arc.begin, arc.end, arc.shard, CIRCLE) for arc in facts.arcs or ()]
 
 
-def shares(facts: Facts) -> list[Arc]:
+def shares(facts: RingFacts) -> list[Arc]:
     """Return one arc for each shard, as large as its share; the circle's if that is not drawn."""
-    band = TOTALS if facts.get("arcs") else CIRCLE
+    band = TOTALS if facts.arcs else CIRCLE
     drawn, begin = [], 0.0
-    for row in rows(facts, "shards"):
-        share = row.get("share")
-        if isinstance(share, (int, float)) and share > 0:
-            drawn.append(_arc(begin, begin + share, row.get("shard"), band))
-            begin += share
+    for row in facts.shards:
+        if row.share > 0:
+            drawn.append(_arc(begin, begin + row.share, row.shard, band))
+            begin += row.share
     return drawn
 
 
-def _arc(begin: float, end: float, shard: object, band: tuple[float, float]) -> Arc:
-    colour = shard % COLOURS if isinstance(shard, int) else 0
-    return Arc(_path(float(begin), float(end), *band), shard, colour)
+def _arc(begin: float, end: float, shard: int, band: tuple[float, float]) -> Arc:
+    return Arc(_path(begin, end, *band), shard, shard % COLOURS)
 
 
 def _path(begin: float, end: float, outer: float, inner: float) -> str:

@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from fake_server import Behaviour, answer, nobody, serving
 
 from raftkv.cli.main import cli
-from raftkv.core.health import health_of
+from raftkv.status.facts import ClusterFacts, read
+from raftkv.status.health import health_of
 
 WIDE = {"COLUMNS": "140"}
 EVIL = "[red]n9[/red]"
@@ -79,7 +80,7 @@ def test_status_says_the_sentence_first_and_ends_with_the_verdict(
 ) -> None:
     """The same sentence as on the page, and 0, 1 or 2."""
     shown = run(status, "status")
-    assert health_of(status).sentence in shown.stdout.splitlines()[0]
+    assert health_of(read(status, ClusterFacts)).sentence in shown.stdout.splitlines()[0]
     assert shown.exit_code == code
 
 
@@ -123,7 +124,11 @@ def five_nodes() -> dict[str, Any]:
         "keys": 123_456_789,
     }
     node = {"reachable": True, "led": list(range(64)), "rss_bytes": 2**34, "round_trip_ms": 123.4}
-    more = {"disk": {"free_bytes": 2**39}, "uptime_s": 90_000, "fdatasync_ms": {"p99": 12.3}}
+    more = {
+        "disk": {"free_bytes": 2**39, "size_bytes": 2**40},
+        "uptime_s": 90_000,
+        "fdatasync_ms": {"p99": 12.3},
+    }
     return {
         "node": "node-1",
         "map_epoch": 1,

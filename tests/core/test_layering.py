@@ -16,19 +16,21 @@ ROOT = Path(__file__).resolve().parents[2] / "raftkv"
 
 ALLOWED = {
     "core": set(),
+    "status": {"core"},
     "storage": {"core"},
-    "raft": {"core", "storage"},
-    "rpc": {"core"},
-    "engine": {"core", "storage", "raft", "rpc"},
-    "web": {"core", "rpc"},
+    "raft": {"core", "status", "storage"},
+    "rpc": {"core", "status"},
+    "engine": {"core", "status", "storage", "raft", "rpc"},
+    "web": {"core", "status", "rpc"},
     "client": set(),
     "check": set(),
-    "sim": {"core", "storage", "raft", "rpc", "engine", "check"},
+    "sim": {"core", "status", "storage", "raft", "rpc", "engine", "check"},
     "testing": {"client", "engine"},  # it watches the processes that it starts
     "chaos": {"client", "check", "testing"},
     "bench": {"client", "testing"},
     "cli": {
         "core",
+        "status",
         "storage",
         "raft",
         "rpc",

@@ -11,6 +11,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
 from raftkv.engine.balancer import SETTLED_S, WAIT_S_MAX, Balancer, NodeState, Placed
 from raftkv.engine.pins import Pin
+from raftkv.status.facts import PinFacts
 
 ABLE = NodeState(has_space=True, stopping=False)
 FULL = NodeState(has_space=False, stopping=False)
@@ -223,12 +224,10 @@ def test_a_leadership_stays_where_an_operator_put_it() -> None:
     shard = world.group.id.shard
     world.balancer.placed(shard, "n2", 60.0)
     assert world.check_later() == []
-    facts = world.balancer.facts()[shard]
-    assert facts["pinned"]["node"] == "n2"
-    assert facts["pinned"]["until_us"] == 1_060_000_000
+    assert world.balancer.facts()[shard] == (PinFacts("n2", 1_060_000_000), None)
     world.loop.run(60.0)
     assert world.check_later() == ["n1"]
-    assert world.balancer.facts()[shard]["pinned"] is None
+    assert world.balancer.facts()[shard][0] is None
     world.balancer.placed(shard, "n2", None)
     world.loop.run(1e6)
     assert world.check_later() == ["n1"]
@@ -248,11 +247,11 @@ def test_a_pin_ends_with_the_node_and_with_the_next_move() -> None:
     shard = world.group.id.shard
     world.balancer.placed(shard, "n2", None)
     world.balancer.hear_of(Placed(shard, None, None))
-    assert world.balancer.facts()[shard]["pinned"] is None
+    assert world.balancer.facts()[shard][0] is None
     world.balancer.placed(shard, "n2", None)
     newer = Pin(shard, since_us=world.loop.time_us() + 1, until_us=None)
     world.balancer.hear("n3", msgspec.structs.replace(ABLE, pins=(newer,)))
-    assert world.balancer.facts()[shard]["pinned"]["node"] == "n3"
+    assert world.balancer.facts()[shard][0] == PinFacts("n3", None)
     assert world.balancer.pins.told() == ()
 
 
@@ -261,8 +260,7 @@ def test_operators_are_told_why_a_leadership_is_not_where_it_belongs() -> None:
     world = World()
 
     def why() -> str:
-        told: str = world.balancer.facts()[world.group.id.shard]["kept_because"]
-        return told
+        return world.balancer.facts()[world.group.id.shard][1] or ""
 
     for _ in range(2):
         lose(world)

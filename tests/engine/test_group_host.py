@@ -81,7 +81,7 @@ def test_a_transfer_goes_on_as_soon_as_its_target_has_everything(world: HostWorl
     world.run(0.001)  # it is in the leader's log, and on its way
     leader.group().transfer.begin(target.name, lambda _: None)
     world.run(heartbeat_s / 2)
-    assert "transfer" in [event["kind"] for event in leader.host.recent.facts(5)]
+    assert "transfer" in [event.kind for event in leader.host.recent.facts(5, "n1")]
     world.run(1)
     assert world.leader() is target
 
@@ -235,7 +235,7 @@ def test_snapshots_replace_the_log_and_bring_the_absent_back() -> None:
     for i in range(60):
         world.put_all(leader, b"later%d" % i)
     world.assert_agreed()
-    installed = [event["kind"] for event in absent.host.recent.facts(100)]
+    installed = [event.kind for event in absent.host.recent.facts(100, "n1")]
     assert "snapshot_installed" in installed
     absent.kill()
     absent.start()

@@ -3,9 +3,10 @@
 import pytest
 from engine_world import ManualLoop
 
-from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.engine.http_traffic import SECONDS_KEPT, HttpTraffic, percentile_ms
 from raftkv.rpc.messages import Answered, Took, WorkerReport
+from raftkv.status.durations import HTTP_BOUNDS_S
+from raftkv.status.facts import RouteCount, SecondsFacts
 
 
 def counts(**buckets: int) -> tuple[int, ...]:
@@ -36,19 +37,23 @@ def clock() -> ManualLoop:
     return ManualLoop()
 
 
+def seconds_of(traffic: HttpTraffic) -> SecondsFacts:
+    """What is drawn."""
+    seconds = traffic.facts().seconds
+    assert seconds is not None
+    return seconds
+
+
 def test_all_workers_are_added_up(clock: ManualLoop) -> None:
     """Totals and histograms are the node's, whichever worker is asked; each is shown as well."""
     traffic = HttpTraffic(clock)
     traffic.take(report(999, ("kv_get", 200, 5), ("kv_get", 503, 1), b1=6))
     traffic.take(report(999, ("kv_get", 200, 2), worker=1, b2=2))
     facts = traffic.facts()
-    assert facts["totals"] == [
-        {"route": "kv_get", "status": 200, "count": 7},
-        {"route": "kv_get", "status": 503, "count": 1},
-    ]
-    assert facts["histograms"]["kv_get"]["counts"] == counts(b1=6, b2=2)
-    assert facts["histograms"]["kv_get"]["sum_s"] == 0.5
-    assert [(w["worker"], w["requests"], w["errors"]) for w in facts["workers"]] == [
+    assert facts.totals == (RouteCount("kv_get", 200, 7), RouteCount("kv_get", 503, 1))
+    assert facts.histograms["kv_get"].counts == counts(b1=6, b2=2)
+    assert facts.histograms["kv_get"].sum_s == 0.5
+    assert [(w.worker, w.requests, w.errors) for w in facts.workers] == [
         (0, 6, 1),
         (1, 2, 0),
     ]
@@ -59,11 +64,11 @@ def test_counters_do_not_go_back_when_a_worker_is_replaced(clock: ManualLoop) ->
     traffic = HttpTraffic(clock)
     traffic.take(report(999, ("batch", 200, 5)))
     clock.now += 10
-    assert traffic.facts()["workers"] == []  # it is not heard of any more
+    assert traffic.facts().workers == ()  # it is not heard of any more
     traffic.take(report(1009, ("batch", 200, 1), pid=2))
     facts = traffic.facts()
-    assert facts["totals"] == [{"route": "batch", "status": 200, "count": 6}]
-    assert [(w["pid"], w["requests"]) for w in facts["workers"]] == [(2, 6)]
+    assert facts.totals == (RouteCount("batch", 200, 6),)
+    assert [(w.pid, w.requests) for w in facts.workers] == [(2, 6)]
 
 
 def test_seconds(clock: ManualLoop) -> None:
@@ -71,14 +76,14 @@ def test_seconds(clock: ManualLoop) -> None:
     traffic = HttpTraffic(clock)
     traffic.take(report(1000, ("kv_get", 200, 1), b0=1))
     clock.now = 1001.2
-    assert traffic.facts()["seconds"]["until_s"] == 999
+    assert seconds_of(traffic).until_s == 999
     traffic.take(report(1000, ("kv_get", 429, 1), worker=1, b0=1))
     clock.now = 1003.3
     traffic.take(report(1002, ("kv_get", 200, 3), b1=3))
-    seconds = traffic.facts()["seconds"]
-    assert seconds["until_s"] == 1002
-    assert (seconds["requests"], seconds["errors"]) == ([2, 0, 3], [1, 0, 0])
-    assert seconds["p50_ms"] == [0.25, None, 0.75]
+    seconds = seconds_of(traffic)
+    assert seconds.until_s == 1002
+    assert (seconds.requests, seconds.errors) == ((2, 0, 3), (1, 0, 0))
+    assert seconds.p50_ms == (0.25, None, 0.75)
 
 
 def test_pages_that_watch_are_no_traffic(clock: ManualLoop) -> None:
@@ -87,8 +92,8 @@ def test_pages_that_watch_are_no_traffic(clock: ManualLoop) -> None:
     traffic.take(report(1000, ("status", 200, 4)))
     clock.now = 1002.3
     facts = traffic.facts()
-    assert facts["totals"][0]["count"] == 4
-    assert facts["seconds"]["requests"] == [0, 0]
+    assert facts.totals[0].count == 4
+    assert seconds_of(traffic).requests == (0, 0)
 
 
 def test_memory_is_bounded(clock: ManualLoop) -> None:
@@ -100,9 +105,9 @@ def test_memory_is_bounded(clock: ManualLoop) -> None:
     traffic.take(report(0, ("kv_get", 200, 1), b0=1))
     traffic.take(report(10**9, ("kv_get", 200, 1), b0=1))
     facts = traffic.facts()
-    assert len(facts["seconds"]["requests"]) <= SECONDS_KEPT
+    assert len(seconds_of(traffic).requests) <= SECONDS_KEPT
     assert len(traffic._seconds) <= SECONDS_KEPT + 1
-    assert facts["totals"][0]["count"] == 3 * SECONDS_KEPT + 2
+    assert facts.totals[0].count == 3 * SECONDS_KEPT + 2
 
 
 def test_percentiles() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from raftkv.core.operations import Command, Put
 from raftkv.engine.load import SAMPLE_EVERY, ShardLoad, SpaceSaving
 from raftkv.rpc.messages import GetRequest
+from raftkv.status.facts import HotKey, LoadRates
 
 
 @given(st.lists(st.sampled_from([b"%d" % n for n in range(20)])))
@@ -36,8 +37,8 @@ def test_hot_keys_stand_out() -> None:
     for number in range(30_000):
         _read(load, b"\xffhot" if chance.random() < 1 / 3 else b"cold-%d" % number)
     (hot,) = load.hot_keys()
-    assert (hot["key_hex"], hot["key"]) == ("ff" + b"hot".hex(), None)
-    assert 0.2 < hot["share"] < 0.4
+    assert (hot.key_hex, hot.key) == ("ff" + b"hot".hex(), None)
+    assert 0.2 < hot.share < 0.4
 
 
 def test_past_heat_is_forgotten() -> None:
@@ -48,7 +49,7 @@ def test_past_heat_is_forgotten() -> None:
     assert load.hot_keys()
     for _ in range(300):
         load.each_second()
-    assert load.hot_keys() == []
+    assert load.hot_keys() == ()
 
 
 def test_batches_are_sampled_like_single_requests() -> None:
@@ -58,19 +59,19 @@ def test_batches_are_sampled_like_single_requests() -> None:
     for _ in range(31 * 10):
         load.took(batch)
     assert (load.writes, load.reads) == (310, 620)
-    assert load.hot_keys() == [{"key_hex": b"k".hex(), "key": "k", "share": 1.0}]
+    assert load.hot_keys() == (HotKey(b"k".hex(), "k", 1.0),)
     assert load._hot.total == 930 // SAMPLE_EVERY
 
 
 def test_rates_are_means_of_the_last_seconds() -> None:
     """Rates follow the load within ten seconds, also when it ends."""
     load = ShardLoad()
-    assert load.rates() == {"reads_per_s": 0.0, "writes_per_s": 0.0}
+    assert load.rates() == LoadRates(0.0, 0.0)
     for _ in range(4):
         load.reads += 30
         load.writes += 10
         load.each_second()
-    assert load.rates() == {"reads_per_s": 30.0, "writes_per_s": 10.0}
+    assert load.rates() == LoadRates(30.0, 10.0)
     for _ in range(10):
         load.each_second()
-    assert load.rates() == {"reads_per_s": 0.0, "writes_per_s": 0.0}
+    assert load.rates() == LoadRates(0.0, 0.0)

@@ -3,6 +3,7 @@
 from engine_world import ManualLoop
 
 from raftkv.engine.recent import EVENTS_KEPT, CommitTrail, Leaderships, RecentEvents
+from raftkv.status.facts import Leadership
 
 
 def test_leaderships() -> None:
@@ -11,10 +12,10 @@ def test_leaderships() -> None:
     for term in range(1, 31):
         history.note(term, f"n{term}", term * 10)
     assert (history.since_us, history.changes) == (300, 30)
-    assert [row["term"] for row in history.facts()] == list(range(11, 31))
+    assert [row.term for row in history.facts()] == list(range(11, 31))
     history.note(31, None, 310)
     assert (history.since_us, history.changes) == (None, 30)
-    assert history.facts()[-1] == {"term": 31, "leader": None, "at_us": 310}
+    assert history.facts()[-1] == Leadership(31, None, 310)
 
 
 def test_one_kind_of_trouble_does_not_drive_out_the_others() -> None:
@@ -26,10 +27,10 @@ def test_one_kind_of_trouble_does_not_drive_out_the_others() -> None:
     assert events.add_at_most_every(10, "refused", "1 busy")
     clock.now += 10
     assert events.add_at_most_every(10, "slow_disk", "third")
-    assert [event["detail"] for event in events.facts(9)] == ["first", "1 busy", "third"]
+    assert [event.detail for event in events.facts(9, "n1")] == ["first", "1 busy", "third"]
     for _ in range(EVENTS_KEPT + 1):
         events.add("link_up")
-    assert len(events.facts(1000)) == EVENTS_KEPT
+    assert len(events.facts(1000, "n1")) == EVENTS_KEPT
 
 
 def test_lag_in_seconds() -> None:

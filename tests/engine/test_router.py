@@ -756,8 +756,8 @@ def test_slow_request_is_remembered_and_logged(
     world.loop.run(0.7)
     world.group(1).held.pop()()
     slow = world.router.slow.newest[1]
-    assert (slow["kind"], slow["request_id"], slow["outcome"]) == ("write", "mine", "ok")
-    assert slow["total_ms"] == pytest.approx(700)
+    assert (slow.kind, slow.request_id, slow.outcome) == ("write", "mine", "ok")
+    assert slow.total_ms == pytest.approx(700)
     assert "slow write of shard 1: 700.0 ms" in caplog.text
     assert world.key(1).decode() not in str(slow)
 
@@ -774,7 +774,7 @@ def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) 
     world.ask(put(world.key(0)), remaining_ms=600)
     world.loop.run(1)
     assert "slow write of shard 0" in caplog.text
-    assert world.router.slow.newest[0]["outcome"] == "no_leader"
+    assert world.router.slow.newest[0].outcome == "no_leader"
 
 
 def test_name_of_a_request_goes_along(world: RouterWorld) -> None:

@@ -10,7 +10,6 @@ from host_world import GROUP, NAMES, HostWorld, Machine
 
 from raftkv.core.agreed import digest_of
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
-from raftkv.core.health import health_of
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
@@ -28,6 +27,8 @@ from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.sim.disk import SimDisk
+from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, ReplicaFacts, ShardFacts
+from raftkv.status.health import health_of
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
 
@@ -161,24 +162,23 @@ class StatusWorld:
                 local.each_second()
             self.hosts.run(1)
 
-    def ask(self, name: str) -> dict[str, Any]:
-        """Ask a node about the cluster; its answer went through MessagePack as JSON would."""
+    def ask(self, name: str) -> ClusterFacts:
+        """Ask a node about the cluster; its answer went through MessagePack."""
         answers: list[Facts | Failure] = []
         self.status[name].ask(answers.append)
         self.hosts.run_until(lambda: answers, within_s=ASK_TIMEOUT_S + 0.1)
         (answer,) = answers
         assert isinstance(answer, Facts)
-        decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(answer.facts))
-        return decoded
+        return answer.read(ClusterFacts)
 
 
-class Counted(list[Any]):
+class Counted(tuple[ReplicaFacts, ...]):  # noqa: SLOT001 -- it counts in its dictionary
     """Counts how often it is gone through."""
 
-    times = 0
+    times: int
 
-    def __iter__(self) -> Iterator[Any]:
-        self.times += 1
+    def __iter__(self) -> Iterator[ReplicaFacts]:
+        self.times = getattr(self, "times", 0) + 1
         return super().__iter__()
 
 
@@ -195,13 +195,16 @@ def test_what_nodes_say_of_their_shards_is_gone_through_once() -> None:
         tuple(GroupPlacement(shard, 1, NAMES) for shard in range(shards)),
     )
     answers = {name: world.local[name].facts() for name in NAMES}
-    for facts in answers.values():
-        (row,) = facts["shards"]
-        facts["shards"] = Counted({**row, "shard": shard} for shard in range(shards))
+    counted: list[Counted] = []
+    for name, facts in answers.items():
+        (row,) = facts.shards
+        rows = [msgspec.structs.replace(row, shard=shard) for shard in range(shards)]
+        counted.append(Counted(rows))
+        answers[name] = msgspec.structs.replace(facts, shards=counted[-1])
     merged = status._merged(answers)
-    assert [row["shard"] for row in merged["shards"]] == list(range(shards))
-    assert all(len(row["members"]) == len(NAMES) for row in merged["shards"])
-    assert all(facts["shards"].times <= 2 for facts in answers.values())
+    assert [row.shard for row in merged.shards] == list(range(shards))
+    assert all(len(row.members or ()) == len(NAMES) for row in merged.shards)
+    assert all(shards.times <= 2 for shards in counted)
 
 
 def test_a_healthy_cluster() -> None:
@@ -210,18 +213,18 @@ def test_a_healthy_cluster() -> None:
     world.hosts.put_all(world.leader, b"a", b"b")
     world.seconds(3)
     told = world.ask(world.followers[0])
-    assert told["not_answering"] == []
-    (shard,) = told["shards"]
-    assert (shard["leader"], shard["seen_by"]) == (world.leader.name, world.leader.name)
-    assert (shard["quorum"], shard["margin"], shard["digests"]) == (True, 1, "agree")
-    assert shard["leaders"][-1]["leader"] == world.leader.name
-    assert shard["leader_since_us"] == shard["leaders"][-1]["at_us"]
+    assert told.not_answering == ()
+    (shard,) = told.shards
+    assert (shard.leader, shard.seen_by) == (world.leader.name, world.leader.name)
+    assert (shard.quorum, shard.margin, shard.digests) == (True, 1, "agree")
+    assert shard.leaders[-1].leader == world.leader.name
+    assert shard.leader_since_us == shard.leaders[-1].at_us
     for name in world.followers:
-        follower = shard["followers"][name]
-        assert (follower["lag_entries"], follower["lag_s"]) == (0, 0)
-        assert 0 <= follower["contact_age_s"] < 1
-        assert shard["members"][name]["digest_agreed_index"] == shard["applied_index"]
-    assert (told["events"][-1]["kind"], told["events"][-1]["node"]) == ("leader", world.leader.name)
+        follower = shard.followers[name]
+        assert (follower.lag_entries, follower.lag_s) == (0, 0)
+        assert 0 <= (follower.contact_age_s or 0) < 1
+        assert (shard.members or {})[name].digest_agreed_index == shard.applied_index
+    assert (told.events[-1].kind, told.events[-1].node) == ("leader", world.leader.name)
 
 
 def test_lag_of_a_follower_that_is_gone() -> None:
@@ -232,16 +235,17 @@ def test_lag_of_a_follower_that_is_gone() -> None:
     world.hosts.put_all(world.leader, b"a")
     world.seconds(5)
     told = world.ask(world.leader.name)
-    assert told["not_answering"] == [absent]
-    row = next(node for node in told["nodes"] if node["name"] == absent)
-    assert (row["reachable"], row["link_since_us"]) == (False, 17)
-    (shard,) = told["shards"]
-    assert absent not in shard["members"]
-    assert (shard["margin"], shard["quorum"]) == (0, True)
-    follower = shard["followers"][absent]
-    assert follower["lag_entries"] >= 1
-    assert 4 <= follower["lag_s"] <= 6
-    assert follower["contact_age_s"] >= 5
+    assert told.not_answering == (absent,)
+    row = told.named(absent)
+    assert row is not None
+    assert (row.reachable, row.link_since_us) == (False, 17)
+    (shard,) = told.shards
+    assert absent not in (shard.members or {})
+    assert (shard.margin, shard.quorum) == (0, True)
+    follower = shard.followers[absent]
+    assert (follower.lag_entries or 0) >= 1
+    assert 4 <= (follower.lag_s or 0) <= 6
+    assert (follower.contact_age_s or 0) >= 5
 
 
 def test_alone() -> None:
@@ -251,11 +255,11 @@ def test_alone() -> None:
         world.hosts.machines[name].kill()
     world.seconds(5)
     told = world.ask(world.leader.name)
-    assert told["not_answering"] == sorted(world.followers)
-    (shard,) = told["shards"]
-    assert (shard["leader"], shard["leader_since_us"]) == (None, None)
-    assert (shard["quorum"], shard["margin"]) == (False, -1)
-    assert shard["leaders"][-1]["leader"] is None
+    assert told.not_answering == tuple(sorted(world.followers))
+    (shard,) = told.shards
+    assert (shard.leader, shard.leader_since_us) == (None, None)
+    assert (shard.quorum, shard.margin) == (False, -1)
+    assert shard.leaders[-1].leader is None
 
 
 def test_silent_peers_are_not_waited_for() -> None:
@@ -263,7 +267,7 @@ def test_silent_peers_are_not_waited_for() -> None:
     world = StatusWorld()
     silent = world.followers[0]
     world.links[world.leader.name].deaf = {silent}
-    assert world.ask(world.leader.name)["not_answering"] == [silent]
+    assert world.ask(world.leader.name).not_answering == (silent,)
 
 
 def test_many_who_ask_at_once_share_answers() -> None:
@@ -280,7 +284,7 @@ def test_many_who_ask_at_once_share_answers() -> None:
         assert len(answers) == 50
         for answer in answers:
             assert isinstance(answer, Facts)
-            assert answer.facts["not_answering"] == [world.followers[0]]
+            assert answer.read(ClusterFacts).not_answering == (world.followers[0],)
         assert links.sent[world.followers[1]] == times * QUESTIONS_MAX
 
 
@@ -291,7 +295,7 @@ def test_states_that_differ_are_seen() -> None:
     world.seconds(2)
     other = world.hosts.machines[world.followers[0]].group(GROUP)
     other.state.apply(Batch(BATCH_FORMAT, 1, 0, (Command(Put(b"a", b"damaged")),)))
-    assert world.ask(world.leader.name)["shards"][0]["digests"] == "differ"
+    assert world.ask(world.leader.name).shards[0].digests == "differ"
 
 
 def test_a_refused_node_is_told_with_the_reason() -> None:
@@ -304,16 +308,17 @@ def test_a_refused_node_is_told_with_the_reason() -> None:
         world.agreements[odd].differs(name, "differs in shards")
     world.hosts.machines[odd].kill()
     told = world.ask(world.leader.name)
-    row = next(node for node in told["nodes"] if node["name"] == odd)
-    assert (row["reachable"], row["refused"]) == (False, "differs in shards")
+    row = told.named(odd)
+    assert row is not None
+    assert (row.reachable, row.refused) == (False, "differs in shards")
     assert f"The link to {odd} is refused: differs in shards." in health_of(told).reasons
-    (link,) = [link for link in world.local[other].facts()["nodes"] if link["name"] == odd]
-    assert (link["state"], link["refused"]) == ("refused", "differs in shards")
+    (link,) = [link for link in world.local[other].facts().nodes if link.name == odd]
+    assert (link.state, link.refused) == ("refused", "differs in shards")
     own = world.ask(odd)
     assert any(reason.startswith(f"{odd} serves nothing") for reason in health_of(own).reasons)
     ready = world.local[odd].ready()
-    assert [line for line in ready["failing"] if line.startswith("cluster map: ")]
-    assert world.local[other].ready()["ready"]
+    assert [line for line in ready.failing if line.startswith("cluster map: ")]
+    assert world.local[other].ready().ready
 
 
 def test_explain() -> None:
@@ -322,10 +327,11 @@ def test_explain() -> None:
     answers: list[Any] = []
     world.status[world.followers[1]].explain(b"\xff{tag}", answers.append)
     world.hosts.run_until(lambda: answers, within_s=1)
-    facts = answers[0].facts
-    assert (facts["key_hex"], facts["hash_tag"]) == (b"\xff{tag}".hex(), True)
-    assert facts["leader"] == facts["state"]["leader"] == world.leader.name
-    assert facts["not_answering"] == []
+    facts = answers[0].read(KeyFacts)
+    assert (facts.key_hex, facts.hash_tag) == (b"\xff{tag}".hex(), True)
+    assert facts.state is not None
+    assert facts.leader == facts.state.leader == world.leader.name
+    assert facts.not_answering == ()
 
 
 def test_a_refused_node_becomes_an_event_once() -> None:
@@ -335,8 +341,8 @@ def test_a_refused_node_becomes_an_event_once() -> None:
 
     def told() -> list[str]:
         local.each_second()
-        events = local.facts()["events"]
-        return [event["detail"] for event in events if event["kind"] == "node_refused"]
+        events = local.facts().events
+        return [event.detail for event in events if event.kind == "node_refused"]
 
     links.refusals |= {"n9": "'n9' is not a node that dials 'n1'", "n2": "another identity"}
     assert told() == told() == ["n2: another identity", "n9: 'n9' is not a node that dials 'n1'"]
@@ -356,7 +362,7 @@ def test_refused_requests_become_one_event() -> None:
     world.seconds(3)
     local._router.refused["busy"] += 5
     world.seconds(12)
-    refused = [e["detail"] for e in local.facts()["events"] if e["kind"] == "refused"]
+    refused = [e.detail for e in local.facts().events if e.kind == "refused"]
     assert refused == ["40 busy, 2 no_leader", "5 busy"]
 
 
@@ -365,8 +371,8 @@ def test_readiness_names_every_check() -> None:
     world = StatusWorld()
     local = world.local[world.leader.name]
     ready = local.ready()
-    assert (ready["ready"], ready["failing"]) == (True, [])
-    assert [check["name"] for check in ready["checks"]] == [
+    assert (ready.ready, ready.failing) == (True, ())
+    assert [check.name for check in ready.checks] == [
         "shard 0",
         "cluster map",
         "node",
@@ -376,10 +382,10 @@ def test_readiness_names_every_check() -> None:
     for name in world.followers:
         world.hosts.machines[name].kill()
     world.seconds(5)
-    assert local.ready()["failing"] == [
+    assert local.ready().failing == (
         "shard 0: no leader, or not caught up",
         "node: it is stopping",
-    ]
+    )
 
 
 def test_a_follower_without_a_quorum_is_not_ready() -> None:
@@ -389,7 +395,7 @@ def test_a_follower_without_a_quorum_is_not_ready() -> None:
     world.hosts.machines[other].kill()
     world.leader.kill()
     world.seconds(5)
-    assert world.local[last].ready()["failing"] == ["shard 0: no leader, or not caught up"]
+    assert world.local[last].ready().failing == ("shard 0: no leader, or not caught up",)
 
 
 def test_a_replica_that_is_just_applying_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,11 +406,11 @@ def test_a_replica_that_is_just_applying_is_ready(monkeypatch: pytest.MonkeyPatc
     local.each_second()
     ahead = group.applied_index + 5
     monkeypatch.setattr(Group, "commit_index", property(lambda _: ahead))
-    assert local.ready()["failing"] == []
+    assert local.ready().failing == ()
     local.each_second()
-    assert local.ready()["failing"] == ["shard 0: no leader, or not caught up"]
+    assert local.ready().failing == ("shard 0: no leader, or not caught up",)
     monkeypatch.setattr(Group, "applied_index", property(lambda _: ahead))
-    assert local.ready()["failing"] == []
+    assert local.ready().failing == ()
 
 
 def test_stages_of_writes() -> None:
@@ -412,7 +418,7 @@ def test_stages_of_writes() -> None:
     world = StatusWorld()
     world.hosts.put_all(world.leader, b"a", b"b")
     stages = world.leader.group().config.durations.by_stage
-    assert {stage: sum(counts.facts()["counts"]) for stage, counts in stages.items()} == {
+    assert {stage: sum(counts.histogram().counts) for stage, counts in stages.items()} == {
         "queue": 1,
         "wal": 1,
         "replication": 1,
@@ -420,11 +426,16 @@ def test_stages_of_writes() -> None:
     }
 
 
-def shard_of(told: dict[str, Any]) -> dict[str, Any]:
+def shard_of(told: ClusterFacts) -> ShardFacts:
     """The row of the one shard."""
-    (row,) = told["shards"]
-    assert isinstance(row, dict)
+    (row,) = told.shards
     return row
+
+
+def with_shard(facts: NodeFacts, **changes: object) -> NodeFacts:
+    """What a node tells, with something else of its one shard."""
+    (row,) = facts.shards
+    return msgspec.structs.replace(facts, shards=(msgspec.structs.replace(row, **changes),))
 
 
 def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
@@ -441,13 +452,13 @@ def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
         explained: list[Any] = []
         world.status[survivor].explain(b"k", explained.append)
         world.hosts.run(ASK_TIMEOUT_S)
-        for told in (row, explained[0].facts):
-            assert told["leader"] is None
-            assert told["leader_since_us"] is None
-            assert told["no_leader_since_us"] is not None
-            assert lost_us <= told["no_leader_since_us"] <= lost_us + 100_000
-        assert row["leaders"][-1]["leader"] is None
-        assert [leader["term"] for leader in row["leaders"]] == [1, 1]
+        for told in (row, explained[0].read(KeyFacts)):
+            assert told.leader is None
+            assert told.leader_since_us is None
+            assert told.no_leader_since_us is not None
+            assert lost_us <= told.no_leader_since_us <= lost_us + 100_000
+        assert row.leaders[-1].leader is None
+        assert [leader.term for leader in row.leaders] == [1, 1]
 
 
 def test_a_shard_that_never_had_a_leader_has_had_none_since_the_start() -> None:
@@ -460,9 +471,9 @@ def test_a_shard_that_never_had_a_leader_has_had_none_since_the_start() -> None:
     machine.start()
     world.hosts.run(5.0)
     facts = world._local(machine).facts()
-    (row,) = facts["shards"]
-    assert (row["leader"], row["leader_since_us"]) == (None, None)
-    assert row["no_leader_since_us"] == started_us
+    (row,) = facts.shards
+    assert (row.leader, row.leader_since_us) == (None, None)
+    assert row.no_leader_since_us == started_us
 
 
 def test_a_leader_that_says_otherwise_itself_leads_no_more() -> None:
@@ -473,13 +484,19 @@ def test_a_leader_that_says_otherwise_itself_leads_no_more() -> None:
     answers = {name: world.local[name].facts() for name in NAMES}
     status = world.status[world.followers[0]]
     without = {other: facts for other, facts in answers.items() if other != name}
-    assert shard_of(status._merged(without))["leader"] == name
-    for facts in without.values():
-        facts["shards"][0]["applied_index"] += 1  # theirs is the newest row
-    (own,) = answers[name]["shards"]
-    own |= {"role": "follower", "leader": None, "leader_since_us": None, "no_leader_since_us": 77}
+    assert shard_of(status._merged(without)).leader == name
+    stepped_down = {"role": "follower", "leader": None, "leader_since_us": None}
+    for other, facts in answers.items():
+        (shard,) = facts.shards
+        newest = (shard.applied_index or 0) + 1
+        changes = (
+            {**stepped_down, "no_leader_since_us": 77}
+            if other == name
+            else {"applied_index": newest}
+        )
+        answers[other] = with_shard(facts, **changes)
     row = shard_of(status._merged(answers))
-    assert (row["leader"], row["leader_since_us"], row["no_leader_since_us"]) == (None, None, 77)
+    assert (row.leader, row.leader_since_us, row.no_leader_since_us) == (None, None, 77)
 
 
 def test_leaders_that_a_replica_missed_are_told_by_the_others() -> None:
@@ -490,17 +507,18 @@ def test_leaders_that_a_replica_missed_are_told_by_the_others() -> None:
     group.transfer.begin(world.followers[1], lambda _: None)
     world.hosts.run(2.0)
     row = shard_of(world.ask(absent))
-    assert [(entry["term"], entry["leader"]) for entry in row["leaders"] if entry["leader"]] == [
+    assert [(entry.term, entry.leader) for entry in row.leaders if entry.leader] == [
         (1, world.leader.name),
         (2, world.followers[1]),
     ]
     answers = {name: world.local[name].facts() for name in NAMES}
     for name in NAMES:  # as if it had been down in the first term
         if name != world.leader.name:
-            (shard,) = answers[name]["shards"]
-            shard["leaders"] = [entry for entry in shard["leaders"] if entry["term"] > 1]
-    (row,) = world.status[absent]._merged(answers)["shards"]
-    assert [entry["term"] for entry in row["leaders"] if entry["leader"]] == [1, 2]
+            (shard,) = answers[name].shards
+            later = tuple(entry for entry in shard.leaders if entry.term > 1)
+            answers[name] = with_shard(answers[name], leaders=later)
+    (row,) = world.status[absent]._merged(answers).shards
+    assert [entry.term for entry in row.leaders if entry.leader] == [1, 2]
 
 
 def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
@@ -511,7 +529,7 @@ def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
     assert (known.leader, known.term) == (world.leader.name, 1)
     group._replica._SyncObj__raftCurrentTerm = 3  # stands for two elections within one turn
     host.note_leader(group)
-    assert [(entry["term"], entry["leader"]) for entry in known.facts()[-2:]] == [
+    assert [(entry.term, entry.leader) for entry in known.facts()[-2:]] == [
         (1, world.leader.name),
         (3, world.leader.name),
     ]
@@ -544,7 +562,7 @@ def test_no_facts_of_a_peer_stop_a_node_or_cost_the_link() -> None:
     world.hosts.put_all(world.leader, b"a")
     world.seconds(2)
     asked, peer = world.followers[0], world.leader.name
-    facts = world.local[peer].facts()
+    facts = msgspec.to_builtins(world.local[peer].facts())
     status, told = world.status[asked], []
     for path in places(facts):
         for value in (None, -1, 2**63, "x", [None], {"a": None}):
@@ -558,9 +576,10 @@ def test_no_facts_of_a_peer_stop_a_node_or_cost_the_link() -> None:
                 status.on_message(other, msgspec.msgpack.encode((number, said)))
             (answer,) = answers
             assert isinstance(answer, Facts), (path, value)
-            told.append(peer in answer.facts["not_answering"])
-            assert world.followers[1] in answer.facts["not_answering"]
-            msgspec.json.encode([answer.facts, health_of(answer.facts).as_facts()])
+            cluster = answer.read(ClusterFacts)
+            told.append(peer in cluster.not_answering)
+            assert world.followers[1] in cluster.not_answering
+            msgspec.json.encode([cluster, health_of(cluster).as_facts()])
     assert {True, False} == set(told)
 
 
@@ -570,7 +589,7 @@ def test_a_status_message_that_cannot_be_read_is_no_answer() -> None:
     asked = world.leader.name
     for payload in (b"", b"\xc1", msgspec.msgpack.encode([1, 2, 3]), b"\x91" * 5000):
         world.status[asked].on_message(world.followers[0], payload)
-    assert world.ask(asked)["not_answering"] == []
+    assert world.ask(asked).not_answering == ()
 
 
 def test_a_bug_in_what_is_told_is_answered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,7 +597,7 @@ def test_a_bug_in_what_is_told_is_answered_as_one(monkeypatch: pytest.MonkeyPatc
     world = StatusWorld()
     asked = world.leader.name
 
-    def broken() -> dict[str, Any]:
+    def broken() -> NodeFacts:
         raise KeyError("a bug")
 
     monkeypatch.setattr(world.local[asked], "facts", broken)
@@ -587,4 +606,4 @@ def test_a_bug_in_what_is_told_is_answered_as_one(monkeypatch: pytest.MonkeyPatc
     world.status[asked].explain(b"a", answers.append)
     world.hosts.run_until(lambda: len(answers) == 2, within_s=ASK_TIMEOUT_S + 0.1)
     assert [isinstance(a, Failure) and a.code for a in answers] == ["internal", "internal"]
-    assert world.ask(world.followers[0])["not_answering"] == [asked]
+    assert world.ask(world.followers[0]).not_answering == (asked,)

@@ -40,7 +40,7 @@ def test_an_entrys_way() -> None:
     clock.now = 3.25
     stages.applied(entry)
     assert entry.seconds() == {"queue": 0.25, "wal": 0.5, "replication": 2.0, "apply": 0.25}
-    assert all(sum(counts.facts()["counts"]) == 1 for counts in durations.by_stage.values())
+    assert all(sum(counts.histogram().counts) == 1 for counts in durations.by_stage.values())
     assert not stages.following
 
 
@@ -52,7 +52,7 @@ def test_a_majority_without_this_disk() -> None:
     assert entry is not None
     stages.applied(entry)
     assert "wal" not in entry.seconds()
-    assert sum(durations.by_stage["wal"].facts()["counts"]) == 0
+    assert sum(durations.by_stage["wal"].histogram().counts) == 0
 
 
 def test_lost_entries_are_not_counted() -> None:
@@ -64,7 +64,7 @@ def test_lost_entries_are_not_counted() -> None:
     assert [entry.index for entry in stages.following] == [6]
     stages.forget()
     assert stages.reached(6, 2) is None
-    assert sum(durations.by_stage["queue"].facts()["counts"]) == 0
+    assert sum(durations.by_stage["queue"].histogram().counts) == 0
 
 
 def test_a_writes_own_entry() -> None:

@@ -65,7 +65,7 @@ def echo(call: Call, respond: Respond) -> None:
     if isinstance(call.request, GetRequest):
         respond(Reply(call.id, GetResult(None), SERVED))
     else:
-        respond(Reply(call.id, Facts({"remaining_ms": call.remaining_ms}), SERVED))
+        respond(Reply(call.id, Facts.of({"remaining_ms": call.remaining_ms}), SERVED))
 
 
 class Held:
@@ -118,7 +118,7 @@ def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -
         if len(seen) == 100:
             for held, answer in reversed(seen):
                 assert isinstance(held.request, GetRequest)
-                answer(Reply(held.id, Facts({"key": held.request.key.decode()}), SERVED))
+                answer(Reply(held.id, Facts.of({"key": held.request.key.decode()}), SERVED))
 
     async def main() -> None:
         async with connected(tmp_path / "s", backwards) as (_, client):
@@ -126,7 +126,7 @@ def test_many_calls_are_in_flight_and_each_gets_its_own_answer(tmp_path: Path) -
             replies = await asyncio.gather(
                 *(client.call(GetRequest(key.encode()), 5) for key in keys)
             )
-            assert [reply.response for reply in replies] == [Facts({"key": key}) for key in keys]
+            assert [reply.response for reply in replies] == [Facts.of({"key": key}) for key in keys]
             assert client.in_flight == 0
 
     run(main())
@@ -148,9 +148,9 @@ def test_an_answer_goes_over_the_connection_of_its_call_or_nowhere(tmp_path: Pat
             await until(lambda: len(held.calls) == 2)
             (old, answer_old), (new, answer_new) = held.calls
             assert old.id == new.id
-            answer_old(Reply(old.id, Facts({"life": 1}), SERVED))
-            answer_new(Reply(new.id, Facts({"life": 2}), SERVED))
-            assert (await asked).response == Facts({"life": 2})
+            answer_old(Reply(old.id, Facts.of({"life": 1}), SERVED))
+            answer_new(Reply(new.id, Facts.of({"life": 2}), SERVED))
+            assert (await asked).response == Facts.of({"life": 2})
             assert isinstance((await lost).response, Failure)
             await now.close()
 
@@ -189,7 +189,7 @@ def test_the_engine_is_told_the_remaining_time_and_the_client_its_node(tmp_path:
     async def main() -> None:
         async with connected(tmp_path / "s", echo) as (_, client):
             reply = await client.call(StatusRequest("local"), 1.5)
-            assert reply.response == Facts({"remaining_ms": 1500})
+            assert reply.response == Facts.of({"remaining_ms": 1500})
             assert client.node == "n1"
 
     run(main())
@@ -202,12 +202,12 @@ def test_large_values_pass(tmp_path: Path) -> None:
     def handler(call: Call, respond: Respond) -> None:
         assert isinstance(call.request, WriteRequest)
         assert isinstance(call.request.command.operation, Put)
-        respond(Reply(call.id, Facts({"value": call.request.command.operation.value}), SERVED))
+        respond(Reply(call.id, Facts.of({"value": call.request.command.operation.value}), SERVED))
 
     async def main() -> None:
         async with connected(tmp_path / "s", handler) as (_, client):
             reply = await client.call(WriteRequest(Command(Put(b"k", value))), 5)
-            assert reply.response == Facts({"value": value})
+            assert reply.response == Facts.of({"value": value})
 
     run(main())
 
@@ -331,7 +331,7 @@ def test_an_answer_that_is_too_large_is_not_called_definite(tmp_path: Path) -> N
     """The write behind it may well have been applied."""
 
     def handler(call: Call, respond: Respond) -> None:
-        respond(Reply(call.id, Facts({"x": bytes(2000)}), SERVED))
+        respond(Reply(call.id, Facts.of({"x": bytes(2000)}), SERVED))
 
     async def main() -> None:
         async with connected(tmp_path / "s", handler, payload_bytes_max=1000) as (_, client):
@@ -392,7 +392,7 @@ def test_an_answer_that_cannot_be_encoded_is_an_internal_failure(tmp_path: Path)
             waiting = asyncio.ensure_future(client.call(WRITE, 5))
             await until(lambda: bool(held.calls))
             ((call, respond),) = held.calls
-            respond(Reply(call.id, Facts({"too large for MessagePack": 2**70}), SERVED))
+            respond(Reply(call.id, PutResult(2**70, 1), SERVED))  # more than MessagePack holds
             reply = await waiting
             assert isinstance(reply.response, Failure)
             assert (reply.response.code, reply.response.definite) == ("internal", False)
@@ -654,7 +654,7 @@ def test_a_front_end_that_takes_no_replies_is_not_read(tmp_path: Path) -> None:
     def handler(call: Call, respond: Respond) -> None:
         nonlocal calls
         calls += 1
-        respond(Reply(call.id, Facts({"x": bytes(2**20)}), SERVED))
+        respond(Reply(call.id, Facts.of({"x": bytes(2**20)}), SERVED))
 
     async def main() -> None:
         async with serving(tmp_path / "s", handler) as server:

@@ -1,12 +1,14 @@
 """An engine in one process without log or peers: the real state machine behind web's protocol.
 
-Tests can replace the next answers (``answers``), make every call slow (``delay_s``) and see what
-was asked (``asked``).
+Tests can replace the next answers (``answers``) or those to a request (``told``), make every call
+slow (``delay_s``) and see what was asked (``asked``).
 """
 
 import asyncio
 from collections import deque
 from typing import Any
+
+import msgspec
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Range
 from raftkv.core.state_machine import StateMachine
@@ -29,37 +31,84 @@ from raftkv.rpc.messages import (
     WorkerReport,
     WriteRequest,
 )
+from raftkv.status.facts import (
+    Check,
+    ClusterFacts,
+    HandedOver,
+    KeyFacts,
+    LinkFacts,
+    Member,
+    NodeCounts,
+    NodeFacts,
+    NodeSummary,
+    Nothing,
+    Readiness,
+    ReplicaFacts,
+    shard_facts,
+)
 
 NODE = "n1"
 SHARD = 0
 TERM = 7
 STALE_AGE_MS = 12
 
-FACTS: dict[str, Any] = {
-    "node": NODE,
-    "cluster": "test",
-    "map_epoch": 1,
-    "nodes": [
-        {"name": "n1", "reachable": True},
-        {"name": "n2", "reachable": True, "round_trip_ms": 0.4},
-        {"name": "n3", "reachable": False},
-    ],
-    "shards": [
-        {
-            "shard": 0,
-            "generation": 1,
-            "leader": "n1",
-            "role": "leader",
-            "term": TERM,
-            "replicas": ["n1", "n2", "n3"],
-            "keys": 3,
-            "commit_index": 12,
-        },
-        {"shard": 1, "generation": 1, "leader": None, "role": "follower", "term": 9, "keys": 5},
-    ],
-    "rss_bytes": 4096,
-    "metrics": {"wal_bytes": 17, "requests": {"put": 3}},
-}
+SHARDS = (
+    ReplicaFacts(
+        shard=0,
+        generation=1,
+        leader="n1",
+        role="leader",
+        term=TERM,
+        replicas=("n1", "n2", "n3"),
+        keys=3,
+        commit_index=12,
+    ),
+    ReplicaFacts(shard=1, generation=1, role="follower", term=9, keys=5),
+)
+CLUSTER = ClusterFacts(
+    node=NODE,
+    cluster="test",
+    map_epoch=1,
+    nodes=(
+        NodeSummary(name="n1", reachable=True),
+        NodeSummary(name="n2", reachable=True, round_trip_ms=0.4),
+        NodeSummary(name="n3"),
+    ),
+    shards=tuple(
+        msgspec.structs.replace(shard_facts(row), members={"n1": Member(), "n2": Member()})
+        for row in SHARDS
+    ),
+)
+LOCAL = NodeFacts(
+    node=NODE,
+    cluster="test",
+    map_epoch=1,
+    nodes=(
+        LinkFacts(name="n1", connected=True),
+        LinkFacts(name="n2", connected=True, round_trip_ms=0.4),
+        LinkFacts(name="n3"),
+    ),
+    shards=SHARDS,
+    rss_bytes=4096,
+    metrics=NodeCounts(wal_bytes=17, requests={"put": 3}),
+)
+
+
+def explained(key: bytes) -> KeyFacts:
+    """What is told of any key."""
+    return KeyFacts(
+        key_hex=key.hex(),
+        hashed_part_hex=key.hex(),
+        hash_tag=False,
+        hash="0" * 16,
+        partitioner="ring",
+        shard=SHARD,
+        generation=1,
+        replicas=("n1", "n2", "n3"),
+        preferred_leader="n1",
+        map_epoch=1,
+        asked=NODE,
+    )
 
 
 class FakeEngine:
@@ -71,6 +120,7 @@ class FakeEngine:
         self.timeouts: list[float] = []
         self.request_ids: list[str] = []
         self.answers: deque[Response] = deque()
+        self.told: dict[Request, Response] = {}
         self.failing: set[str] = set()
         self.delay_s = 0.0
         self.ready = True
@@ -81,7 +131,10 @@ class FakeEngine:
         """Answer at once."""
         self.asked.append(request)
         self.timeouts.append(timeout_s)
-        response = self.answers.popleft() if self.answers else self._answer(request)
+        if self.answers:
+            response = self.answers.popleft()
+        else:
+            response = self.told.get(request) or self._answer(request)
         stale = isinstance(request, GetRequest | ScanRequest) and request.consistency == "stale"
         single = isinstance(request, GetRequest | WriteRequest)
         return Reply(
@@ -113,7 +166,7 @@ class FakeEngine:
                 return self._apply(command)
             case WorkerReport():
                 self.http.take(request)
-                return Facts({})
+                return Facts.of(Nothing())
             case BatchRequest(operations=operations):
                 return BatchResult(tuple(self._operation(o) for o in operations))
             case _:
@@ -135,18 +188,18 @@ class FakeEngine:
             case StatusRequest(scope=scope) if scope in self.failing:
                 return Failure("unavailable", "no quorum", definite=True)
             case StatusRequest(scope="ready"):
-                checks = [{"name": "shard 0", "ok": self.ready, "detail": ""}]
-                failing = [] if self.ready else ["shard 0: no leader"]
-                return Facts({"ready": self.ready, "failing": failing, "checks": checks})
-            case StatusRequest():
-                http = self.http.facts()
-                return Facts({**FACTS, "http": http} if http["totals"] else FACTS)
+                failing = () if self.ready else ("shard 0: no leader",)
+                checks = (Check("shard 0", self.ready),)
+                return Facts.of(Readiness(ready=self.ready, failing=failing, checks=checks))
+            case StatusRequest(scope=scope):
+                local = msgspec.structs.replace(LOCAL, http=self.http.facts())
+                return Facts.of(CLUSTER if scope == "cluster" else local)
             case ExplainRequest(key=key):
-                return Facts({"key_length": len(key), "shard": SHARD})
+                return Facts.of(explained(key))
             case TransferRequest(shard=shard, target=target):
-                if shard >= len(FACTS["shards"]):
+                if shard >= len(CLUSTER.shards):
                     return Failure("not_found", "no such shard", definite=True)
-                return Facts({"leader": target or NODE})
+                return Facts.of(HandedOver(shard, target or NODE, target or NODE))
             case _:
                 raise TypeError(request)
 

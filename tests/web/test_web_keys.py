@@ -375,7 +375,7 @@ def test_an_unknown_session_is_told_which_would_be_let_in(api: Carrier, engine: 
 
 def test_wrong_answer_is_a_bug_of_unknown_outcome(api: Carrier, engine: FakeEngine) -> None:
     """An answer that does not fit the question is 500 and never called definite for a write."""
-    engine.answers.append(Facts({}))
+    engine.answers.append(Facts.of({}))
     answer = api("PUT", b"/v1/kv/k", body=b"v")
     assert (answer.status, answer.code, answer.definite) == (500, "internal", False)
 

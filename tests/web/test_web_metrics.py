@@ -4,10 +4,12 @@ import os
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raftkv.core.durations import DurationCounts
+from raftkv.status.durations import DurationCounts
+from raftkv.status.facts import NodeFacts, read
 from raftkv.web.metrics import WorkerMetrics, expose
 
 _COUNTS = DurationCounts((0.01, 0.1))
@@ -42,15 +44,15 @@ FACTS: dict[str, Any] = {
         {"name": "n3", "connected": False, "round_trip_ms": None},
     ],
     "shards": [LEADER],
-    "fdatasync": _COUNTS.facts(),
-    "stages": {"wal": _COUNTS.facts()},
+    "fdatasync": msgspec.to_builtins(_COUNTS.histogram()),
+    "stages": {"wal": msgspec.to_builtins(_COUNTS.histogram())},
     "metrics": {"refused": {"busy": 4}, "snapshots": {"written": 1, "failed": 0}},
 }
 
 
 def samples(facts: dict[str, Any] | None) -> dict[tuple[str, ...], float]:
     """Return each series as (name, label values in the order of their labels' names)."""
-    text = expose(facts).decode()
+    text = expose(None if facts is None else read(facts, NodeFacts)).decode()
     found = [s for family in text_string_to_metric_families(text) for s in family.samples]
     by_name = {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in found}
     assert len(by_name) == len(found), "a series is there twice"
@@ -94,14 +96,16 @@ def test_without_an_engine() -> None:
     "facts",
     [
         {},
-        {"shards": None, "nodes": 5, "http": 1, "metrics": [], "stages": "x"},
-        {"shards": [None, {}], "nodes": [{}], "metrics": {"refused": {"x": None}}},
-        {"shards": [{"followers": {"n": 5}, "snapshot": 4, "term": "x"}]},
+        {"shards": [{"shard": 0}], "nodes": [{"name": "n2"}]},
+        {"shards": [{"shard": 0, "role": "leader", "followers": {"n": {}}, "term": 3}]},
     ],
 )
-def test_any_facts(facts: dict[str, Any]) -> None:
-    """What an engine of another version leaves out or means otherwise leaves out a series."""
-    assert samples(facts)["raftkv_engine_up",] == 1
+def test_what_is_not_told_is_no_series(facts: dict[str, Any]) -> None:
+    """It is left out; it is never a zero, which would be a statement."""
+    found = samples({"node": "n1", **facts})
+    assert found["raftkv_engine_up",] == 1
+    assert ("raftkv_shard_keys", "0") not in found
+    assert ("raftkv_peer_round_trip_seconds", "n2") not in found
 
 
 def test_reports_tell_each_request_once() -> None:

@@ -1,62 +1,74 @@
 """What operators ask for: JSON and conventions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import fake_engine
+import msgspec
 import pytest
 from carriers import Carrier
 from conftest import LIMITS
-from fake_engine import FACTS, FakeEngine
+from fake_engine import CLUSTER, LOCAL, FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.status.facts import ClusterFacts, Event, NodeFacts, RingShape, read
 from raftkv.web.config import WebConfig
+
+
+def _as_json(told: object) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(told))
+
 
 _JSON = {"Content-Type": "application/json"}
 
 
 def test_status(api: Carrier, engine: FakeEngine) -> None:
     """Status is about this node unless the whole cluster is asked for."""
-    assert api("GET", b"/v1/status").json() == FACTS
+    alone = read(api("GET", b"/v1/status").json(), NodeFacts)
+    assert alone == msgspec.structs.replace(LOCAL, http=alone.http)
     whole = api("GET", b"/v1/status?scope=cluster").json()
     assert whole.pop("health")["state"] == "unavailable"
-    assert whole == FACTS
+    assert read(whole, ClusterFacts) == CLUSTER
     assert engine.asked == [StatusRequest("local"), StatusRequest("cluster")]
     assert api("GET", b"/v1/status?scope=world").code == "invalid"
 
 
 def test_nodes_and_shards(api: Carrier) -> None:
     """Nodes and shards are parts of the cluster's status; one shard can be asked for."""
-    assert api("GET", b"/v1/nodes").json() == {"nodes": FACTS["nodes"]}
-    assert api("GET", b"/v1/shards").json() == {"shards": FACTS["shards"]}
+    assert api("GET", b"/v1/nodes").json() == {"nodes": _as_json(CLUSTER.nodes)}
+    assert api("GET", b"/v1/shards").json() == {"shards": _as_json(CLUSTER.shards)}
     for path in (b"/v1/shards/2", b"/v1/shards/x", b"/v1/nodes/n4"):
         assert api("GET", path).code == "not_found"
 
 
 def test_one_node_or_shard_comes_with_its_events(api: Carrier, engine: FakeEngine) -> None:
     """What happened there lately, and who could not be asked, is told beside it."""
-    here = {"at_us": 1, "kind": "leader", "node": "n1", "shard": 1}
-    there = {"at_us": 2, "kind": "link_down", "node": "n2", "shard": None}
-    told = Facts({**FACTS, "events": [here, there], "not_answering": ["n3"]})
-    engine.answers.extend([told, told])
-    beside = {"not_answering": ["n3"]}
-    expected = {**FACTS["shards"][1], **beside, "events": [here]}
-    assert api("GET", b"/v1/shards/1").json() == expected
-    assert api("GET", b"/v1/nodes/n2").json() == {**FACTS["nodes"][1], **beside, "events": [there]}
+    here = Event(at_us=1, kind="leader", node="n1", shard=1)
+    there = Event(at_us=2, kind="link_down", node="n2")
+    told = msgspec.structs.replace(CLUSTER, events=(here, there), not_answering=("n3",))
+    engine.answers.extend([Facts.of(told)] * 2)
+    rows: list[tuple[bytes, object, Event]] = [
+        (b"/v1/shards/1", CLUSTER.shards[1], here),
+        (b"/v1/nodes/n2", CLUSTER.nodes[1], there),
+    ]
+    for path, row, event in rows:
+        beside = {"events": [_as_json(event)], "not_answering": ["n3"]}
+        assert api("GET", path).json() == _as_json(row) | beside
 
 
 def test_ring(api: Carrier, engine: FakeEngine) -> None:
     """Shares of circle, keys and load; without a load the shares of it are not known."""
-    ring = {"kind": "ring", "shards": [0, 1], "vnodes": 64}
-    engine.answers.append(Facts({**FACTS, "ring": ring}))
-    told = api("GET", b"/v1/ring").json()
-    assert sum(row["share"] for row in told["shards"]) == pytest.approx(1, abs=1e-5)
-    assert [row["keys_share"] for row in told["shards"]] == [0.375, 0.625]
-    assert [row["load_share"] for row in told["shards"]] == [None, None]
-    assert (told["arcs"][0]["from"], told["arcs"][-1]["to"]) == (0, 1)
-    assert told["if_added"]["shard"] == 2
-    moved = told["if_added"]["from"]
-    assert sum(row["share"] for row in moved) == pytest.approx(told["if_added"]["moved_share"])
-    engine.answers.append(Facts({**FACTS, "ring": {**ring, "kind": "of tomorrow"}}))
+    for kind in ("ring", "of tomorrow"):
+        told = msgspec.structs.replace(CLUSTER, ring=RingShape(kind, (0, 1), 64))
+        engine.answers.append(Facts.of(told))
+    ring = api("GET", b"/v1/ring").json()
+    assert sum(row["share"] for row in ring["shards"]) == pytest.approx(1, abs=1e-5)
+    assert [row["keys_share"] for row in ring["shards"]] == [0.375, 0.625]
+    assert [row["load_share"] for row in ring["shards"]] == [None, None]
+    assert (ring["arcs"][0]["from"], ring["arcs"][-1]["to"]) == (0, 1)
+    assert ring["if_added"]["shard"] == 2
+    moved = ring["if_added"]["from"]
+    assert sum(row["share"] for row in moved) == pytest.approx(ring["if_added"]["moved_share"])
     assert api("GET", b"/v1/ring").json() == {}
 
 

@@ -4,16 +4,31 @@ import base64
 import re
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
+import msgspec
 import pytest
 from carriers import Answer, Carrier
 from conftest import LIMITS
-from fake_engine import FakeEngine
+from fake_engine import LOCAL, FakeEngine, explained
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.status.facts import (
+    ClusterFacts,
+    Event,
+    FollowerFacts,
+    HotKey,
+    Leadership,
+    LoadRates,
+    Member,
+    NodeSummary,
+    PinFacts,
+    RingShape,
+    ShardFacts,
+    SlowRequest,
+)
 from raftkv.web.config import TokenHash, WebConfig
 
+FOLLOWER = FollowerFacts()
 PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")
 EVIL = "<script>alert(1)</script>\"'&"
 FORM = {
@@ -64,17 +79,17 @@ def test_form_leads_to_the_key(api: Carrier) -> None:
 
 def test_ring(api: Carrier, engine: FakeEngine) -> None:
     """Shares, arcs, hot keys as text, and what a new shard would take."""
-    hot = [{"key": EVIL, "key_hex": "00", "share": 0.5}]
-    load = {"reads_per_s": 30.0, "writes_per_s": 10.0}
-    told = {
-        "node": "n1",
-        "ring": {"kind": "ring", "shards": [0, 1], "vnodes": 1},
-        "shards": [
-            {"shard": 0, "leader": "n1", "keys": 3, "load": load, "hot_keys": hot},
-            {"shard": 1, "leader": "n2", "keys": 1, "load": load},
-        ],
-    }
-    engine.answers.append(Facts(told))
+    hot = (HotKey("00", EVIL, 0.5),)
+    load = LoadRates(30.0, 10.0)
+    told = ClusterFacts(
+        node="n1",
+        ring=RingShape("ring", (0, 1), 1),
+        shards=(
+            ShardFacts(shard=0, leader="n1", keys=3, load=load, hot_keys=hot),
+            ShardFacts(shard=1, leader="n2", keys=1, load=load),
+        ),
+    )
+    engine.answers.append(Facts.of(told))
     answer = api("GET", b"/ring")
     said = text_of(answer)
     assert "75.0 %" in said  # of the keys
@@ -88,9 +103,9 @@ def test_ring(api: Carrier, engine: FakeEngine) -> None:
 
 def test_ring_of_more_stretches_than_can_be_drawn(api: Carrier, engine: FakeEngine) -> None:
     """It shows each shard's share, and says that it does."""
-    shards = list(range(9))
-    ring = {"kind": "ring", "shards": shards, "vnodes": 512}
-    engine.answers.append(Facts({"ring": ring, "shards": [{"shard": 0, "leader": "n1"}]}))
+    shards = tuple(range(9))
+    ring = RingShape("ring", shards, 512)
+    engine.answers.append(Facts.of(ClusterFacts(ring=ring, shards=(ShardFacts(shard=0),))))
     answer = api("GET", b"/ring")
     assert answer.body.count(b"<path class=") == len(shards)
     assert "too many stretches to draw" in text_of(answer)
@@ -99,8 +114,7 @@ def test_ring_of_more_stretches_than_can_be_drawn(api: Carrier, engine: FakeEngi
 def test_without_answers_of_the_others(api: Carrier, engine: FakeEngine) -> None:
     """A node whose cluster cannot be asked shows what it knows by itself, and says so."""
     engine.failing.add("cluster")
-    alone = {"as_of_us": 1, "nodes": [{"name": "n1", "connected": True}], "shards": []}
-    engine.answers.extend([Failure("internal", "a bug"), Facts(alone)])
+    engine.answers.extend([Failure("internal", "a bug"), Facts.of(LOCAL)])
     answer = api("GET", b"/")
     assert answer.status == 200
     assert "this is what n1 alone knows" in text_of(answer)
@@ -130,33 +144,32 @@ def test_without_any_facts(api: Carrier, engine: FakeEngine) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_everything_is_escaped(api: Carrier, engine: FakeEngine, path: bytes) -> None:
     """Names, details of events and whatever else an engine reports stay text."""
-    evil: dict[str, Any] = {
-        "cluster": EVIL,
-        "version": EVIL,
-        "node": EVIL,
-        "nodes": [
-            {"name": n, "reachable": True, "version": EVIL, "led": [EVIL]} for n in (EVIL, "n1")
-        ],
-        "shards": [
-            {
-                "shard": 0,
-                "leader": EVIL,
-                "replicas": [EVIL],
-                "seen_by": EVIL,
-                "term": EVIL,
-                "leaders": [{"leader": EVIL, "term": EVIL, "at_us": EVIL}],
-                "slow": {"kind": EVIL, "request_id": EVIL, "stages_ms": {EVIL: 1}},
-                "members": {EVIL: {"role": EVIL, "digest": EVIL}},
-            }
-        ],
-        "events": [{"kind": EVIL, "detail": EVIL, "node": n, "shard": 0} for n in (EVIL, "n1")],
-        "key": EVIL,
-        "hash": EVIL,
-        "shard": EVIL,
-        "partitioner": EVIL,
-        "hot_keys": [{"key": EVIL}],
-    }
-    engine.answers.extend([Facts(evil), Facts(evil)])
+    names = (EVIL, "n1")
+    row = ShardFacts(
+        shard=0,
+        leader=EVIL,
+        replicas=(EVIL,),
+        seen_by=EVIL,
+        leaders=(Leadership(1, EVIL, 1),),
+        slow=SlowRequest(at_us=1, kind=EVIL, request_id=EVIL, total_ms=1, stages_ms={EVIL: 1}),
+        members={EVIL: Member(digest=EVIL)},
+        hot_keys=(HotKey("00", EVIL, 0.5),),
+        load=LoadRates(1.0, 1.0),
+        kept_because=EVIL,
+        pinned=PinFacts(EVIL),
+    )
+    evil = ClusterFacts(
+        node=EVIL,
+        cluster=EVIL,
+        ring=RingShape("ring", (0,), 1),
+        nodes=tuple(
+            NodeSummary(name=name, reachable=True, version=EVIL, disagrees=EVIL) for name in names
+        ),
+        shards=(row,),
+        events=tuple(Event(at_us=1, kind=EVIL, detail=EVIL, node=name, shard=0) for name in names),
+    )
+    key = msgspec.structs.replace(explained(b"k"), leader=EVIL, hash=EVIL, asked=EVIL, state=row)
+    engine.told |= {StatusRequest("cluster"): Facts.of(evil), ExplainRequest(b"k"): Facts.of(key)}
     body = api("GET", path).body
     assert b"<script>alert" not in body
     assert b"\"'&" not in body
@@ -166,14 +179,18 @@ def test_everything_is_escaped(api: Carrier, engine: FakeEngine, path: bytes) ->
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize(
     "facts",
-    [{}, {"shards": None, "nodes": 5}, {"shards": [None, {"shard": 0}], "nodes": [{"name": "n1"}]}],
+    [
+        ClusterFacts(),
+        ClusterFacts(nodes=(NodeSummary(name="n1"),), shards=(ShardFacts(shard=0),)),
+        ClusterFacts(shards=(ShardFacts(shard=0, replicas=("n1",), followers={"n1": FOLLOWER}),)),
+    ],
 )
-def test_pages_take_any_facts(
-    api: Carrier, engine: FakeEngine, facts: dict[str, Any], path: bytes
+def test_pages_do_without_what_is_not_told(
+    api: Carrier, engine: FakeEngine, facts: ClusterFacts, path: bytes
 ) -> None:
-    """A page never fails over what an engine of another version reports."""
-    engine.answers.extend([Facts(facts)] * 3)
-    assert api("GET", path).status in (200, 404, 503)
+    """A node of another version leaves things out: a page never fails over it."""
+    engine.told[StatusRequest("cluster")] = Facts.of(facts)
+    assert api("GET", path).status in (200, 404)
 
 
 def test_many_viewers_ask_once(api: Carrier, engine: FakeEngine) -> None:

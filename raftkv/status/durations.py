@@ -2,7 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
+
+from raftkv.status.facts import Histogram
 
 SYNC_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """From an fdatasync of a good SSD to one that deposes leaders."""
@@ -50,6 +51,6 @@ class DurationCounts:
         self._counts, self._sum_s = [0] * len(self._counts), 0.0
         return taken
 
-    def facts(self) -> dict[str, Any]:
-        """Bounds in seconds, how many fell up to each and beyond the last, and their sum."""
-        return {"bounds_s": self._bounds_s, "counts": tuple(self._counts), "sum_s": self._sum_s}
+    def histogram(self) -> Histogram:
+        """Return them as they are now."""
+        return Histogram(self._bounds_s, tuple(self._counts), self._sum_s)

@@ -3,6 +3,7 @@
 What is not known is an en dash: never a zero, which would be a statement.
 """
 
+import math
 from datetime import UTC, datetime
 
 UNKNOWN = "–"  # noqa: RUF001 (an en dash is meant)
@@ -16,20 +17,18 @@ _TEN = 10
 _YEAR_9999_US = 253_370_764_800_000_000
 
 
-def _number(value: object) -> float | None:
+def _number(value: float | None) -> float | None:
     """Return a finite number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124
-        return None
-    return float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def count(value: object) -> str:
+def count(value: float | None) -> str:
     """A whole number with its thousands apart: ``12,345``."""
     number = _number(value)
     return UNKNOWN if number is None else f"{number:,.0f}"
 
 
-def size(value: object) -> str:
+def size(value: float | None) -> str:
     """Bytes in the largest unit that leaves a figure before the point: ``1.2 GiB``."""
     number = _number(value)
     if number is None:
@@ -43,7 +42,7 @@ def size(value: object) -> str:
     raise AssertionError(units)
 
 
-def duration(value: object) -> str:
+def duration(value: float | None) -> str:
     """Seconds as a person says them: ``3 s``, ``5 min``, ``2 h 10 min``, ``4 d``."""
     number = _number(value)
     if number is None:
@@ -60,7 +59,7 @@ def duration(value: object) -> str:
     return f"{seconds // _DAY_S:.0f} d {seconds % _DAY_S // _HOUR_S:.0f} h"
 
 
-def milliseconds(value: object) -> str:
+def milliseconds(value: float | None) -> str:
     """Milliseconds with as many digits as matter: ``0.35 ms``, ``12 ms``."""
     number = _number(value)
     if number is None:
@@ -69,7 +68,7 @@ def milliseconds(value: object) -> str:
     return f"{number:.{digits}f} ms"
 
 
-def rate(value: object) -> str:
+def rate(value: float | None) -> str:
     """Events a second: ``0``, ``0.4``, ``1,234``."""
     number = _number(value)
     if number is None:
@@ -77,13 +76,13 @@ def rate(value: object) -> str:
     return f"{number:.1f}" if 0 < number < _TEN else f"{number:,.0f}"
 
 
-def percent(value: object) -> str:
+def percent(value: float | None) -> str:
     """A share of 1 as per cent: ``12.5 %``."""
     number = _number(value)
     return UNKNOWN if number is None else f"{number * 100:.1f} %"
 
 
-def moment(at_us: object) -> str:
+def moment(at_us: float | None) -> str:
     """A wall clock moment in UTC: ``2026-12-01 09:30:00 UTC``."""
     number = _number(at_us)
     if number is None or not 0 <= number < _YEAR_9999_US:
@@ -91,13 +90,13 @@ def moment(at_us: object) -> str:
     return datetime.fromtimestamp(number / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def elapsed(at_us: object, now_us: int) -> str:
+def elapsed(at_us: float | None, now_us: int) -> str:
     """For how long something has been so since a wall clock moment: ``5 min``."""
     number = _number(at_us)
     return UNKNOWN if number is None else duration((now_us - number) / 1e6)
 
 
-def clock(at_us: object, now_us: int) -> str:
+def clock(at_us: float | None, now_us: int) -> str:
     """A wall clock moment in UTC, ``09:30:00``; of another day ``2026-11-30 09:30:00``."""
     number = _number(at_us)
     if number is None:
@@ -109,7 +108,7 @@ def clock(at_us: object, now_us: int) -> str:
     return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
-def age(at_us: object, now_us: int) -> str:
+def age(at_us: float | None, now_us: int) -> str:
     """How long ago a wall clock moment was; one of the last second is ``now``."""
     number = _number(at_us)
     if number is None:

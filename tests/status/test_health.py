@@ -3,11 +3,18 @@
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.core.health import health_of, reachable, shard_health, shards_of
+from raftkv.status.facts import ClusterFacts, LinkFacts, NodeFacts, ReplicaFacts, alone, read
+from raftkv.status.health import Health, health_of, shard_health
+
+
+def judged(told: dict[str, Any]) -> Health:
+    """The verdict on what is told as JSON."""
+    return health_of(read(told, ClusterFacts))
 
 
 def cluster(
@@ -74,7 +81,7 @@ def cluster(
 )
 def test_sentence(facts: dict[str, Any], state: str, sentence: str) -> None:
     """The sentence says what works, what does not, and what is left."""
-    assert health_of(facts)[:2] == (state, sentence)
+    assert judged(facts)[:2] == (state, sentence)
 
 
 def test_shards_that_are_out_are_named() -> None:
@@ -82,7 +89,7 @@ def test_shards_that_are_out_are_named() -> None:
     facts = cluster(["a", "b", "c"], leader="a", shards=4)
     facts["shards"][1]["leader"] = None
     facts["shards"][3]["members"] = {"a": {}}
-    assert health_of(facts).sentence == (
+    assert judged(facts).sentence == (
         "Shard 3 has no quorum and shard 1 has no leader: their keys cannot be read or written."
     )
 
@@ -104,7 +111,7 @@ def test_what_degrades(where: str, row: dict[str, Any], reason: str) -> None:
     """What works but is not as it should be is degraded, with the reason."""
     facts = cluster(["a", "b", "c"], leader="a")
     facts[where][0] |= row
-    health = health_of(facts)
+    health = judged(facts)
     assert health.state == "degraded"
     assert health.reasons[0].startswith(reason)
 
@@ -113,18 +120,19 @@ def test_the_leaders_view_of_its_replicas_counts_if_it_is_less() -> None:
     """A leader that reaches fewer replicas than the node that was asked has less in reserve."""
     facts = cluster(["a", "b", "c"], leader="a")
     facts["shards"][2]["margin"] = 0
-    health = health_of(facts)
+    health = judged(facts)
     assert (health.state, health.more_may_fail) == ("degraded", 0)
     facts["shards"][2]["margin"] = 7
-    assert health_of(facts).more_may_fail == 1
+    assert judged(facts).more_may_fail == 1
 
 
 def test_what_one_node_alone_knows() -> None:
-    """Facts of one node have links instead of answers."""
-    row = {"shard": 0, "leader": "a", "replicas": ["a", "b", "c"]}
-    assert shard_health(row, ["a", "b"]).margin == 0
-    assert reachable({"connected": True})
-    assert not reachable({"reachable": False, "connected": True})
+    """It has links instead of answers, and what it knows of itself counts."""
+    links = tuple(LinkFacts(name=name, connected=name != "c") for name in "abc")
+    row = ReplicaFacts(shard=0, leader="a", replicas=("a", "b", "c"))
+    health = health_of(alone(NodeFacts(node="a", nodes=links, shards=(row,), has_space=False)))
+    assert (health.state, health.more_may_fail) == ("degraded", 0)
+    assert health.reasons == ("The disk of a is full: it leads no writes.",)
 
 
 @given(st.data())
@@ -148,35 +156,47 @@ def test_how_many_more_may_fail_is_exact(data: st.DataObject) -> None:
     def serves(failed: set[str]) -> bool:
         return all(len(set(replicas) - failed) > len(replicas) // 2 for replicas in placements)
 
-    more = health_of(facts(down)).more_may_fail
+    told = read(facts(down), ClusterFacts)
+    more = health_of(told).more_may_fail
     assert more is not None
     alive = set(names) - down
     if not serves(down):
         assert more == 0
-        assert any((s.margin or 0) < 0 for s in shards_of(facts(down)))
+        assert any((shard_health(row, alive).margin or 0) < 0 for row in told.shards)
         return
     assert all(serves(down | set(failed)) for failed in combinations(alive, more))
     assert not all(serves(down | set(failed)) for failed in combinations(alive, more + 1))
 
 
+def test_what_is_not_told_is_not_good() -> None:
+    """An engine of another version leaves things out; they count as not known."""
+    nodes = [{"name": "a"}]
+    for row in ({"shard": 0}, {"shard": 0, "replicas": ["a"]}, {"shard": 0, "leader": "a"}):
+        assert judged({"nodes": nodes, "shards": [row]}).state == "unavailable"
+
+
 @pytest.mark.parametrize(
-    "facts",
+    ("kind", "told"),
     [
-        {"shards": None, "nodes": 5},
-        {"shards": [None, {}], "nodes": [{}]},
-        {"shards": [{"replicas": 3, "members": 4, "margin": "x"}]},
+        (ClusterFacts, {"shards": None}),
+        (ClusterFacts, {"shards": [{}]}),
+        (ClusterFacts, {"nodes": [{"name": 5}]}),
+        (ClusterFacts, {"shards": [{"shard": 0, "margin": "x"}]}),
+        (NodeFacts, {}),
+        (NodeFacts, {"node": "a", "as_of_us": 2**62}),
     ],
 )
-def test_any_facts_are_taken(facts: dict[str, Any]) -> None:
-    """Whatever an engine of another version reports, what is not known is not good."""
-    assert health_of(facts).state == "unavailable"
+def test_what_means_something_else_is_refused(kind: type[object], told: dict[str, Any]) -> None:
+    """Where it was not understood nothing is made of it."""
+    with pytest.raises(msgspec.ValidationError):
+        read(told, kind)
 
 
 def test_a_node_that_hears_nobody_may_be_cut_off() -> None:
     """From there a cluster that is down looks the same, so the verdict says that."""
     nodes = [{"name": name, "reachable": name == "n1"} for name in ("n1", "n2", "n3")]
     said = "n1 hears no other node: either all of them are down or it is cut off"
-    assert said in health_of({"node": "n1", "nodes": nodes}).reasons[0]
+    assert said in judged({"node": "n1", "nodes": nodes}).reasons[0]
     nodes[1]["reachable"] = True
-    assert not health_of({"node": "n1", "nodes": nodes}).reasons
-    assert not health_of({"node": "n1", "nodes": nodes[:1]}).reasons
+    assert not judged({"node": "n1", "nodes": nodes}).reasons
+    assert not judged({"node": "n1", "nodes": nodes[:1]}).reasons

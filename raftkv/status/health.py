@@ -1,15 +1,15 @@
 """How the cluster is, in one sentence and one of three words, from what its nodes have reported.
 
-Pages, ``/v1/status`` and the command line all ask here, so that they never disagree. The facts are
-those of ``GET /v1/status?scope=cluster`` (or of one node alone); whatever is missing in them, as an
-engine of another version may leave things out, counts as not known and never as good.
+Pages, ``/v1/status`` and the command line all ask here, so that they never disagree. What is not
+told, as an engine of another version may leave things out, counts as not known and never as good.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from raftkv.status.facts import ClusterFacts, NodeSummary, ShardFacts
+
 State = Literal["healthy", "degraded", "unavailable"]
-Facts = Mapping[str, Any]
 
 _NUMERALS = ("no", "one", "two", "three", "four", "five", "six")
 
@@ -17,7 +17,7 @@ _NUMERALS = ("no", "one", "two", "three", "four", "five", "six")
 class ShardHealth(NamedTuple):
     """One shard: who leads it, and how far its replicas are from losing their majority."""
 
-    shard: Any
+    shard: int
     leader: str | None
     replicas: tuple[str, ...]
     answering: tuple[str, ...]
@@ -26,16 +26,11 @@ class ShardHealth(NamedTuple):
     """How many more replicas may fail; negative: the quorum is lost; None: not known."""
 
     @property
-    def needed(self) -> int:
-        """A majority of the replicas."""
-        return len(self.replicas) // 2 + 1
-
-    @property
     def state(self) -> State:
         """``degraded`` if it serves with fewer replicas than it should have."""
         if self.leader is None or self.margin is None or self.margin < 0:
             return "unavailable"
-        full = self.margin >= len(self.replicas) - self.needed
+        full = self.margin >= quorum_margin(len(self.replicas), len(self.replicas))
         return "healthy" if full else "degraded"
 
 
@@ -55,60 +50,37 @@ class Health(NamedTuple):
         return {**self._asdict(), "reasons": list(self.reasons)}
 
 
-def rows(facts: Facts, name: str) -> list[Facts]:
-    """Return the list called ``name`` of the facts, whatever an engine put there."""
-    listed = facts.get(name)
-    if not isinstance(listed, (list, tuple)):
-        return []
-    return [row for row in listed if isinstance(row, Mapping)]
+def quorum_margin(replicas: int, there: int) -> int:
+    """How many more of a shard's replicas may fail while ``there`` of them are; -1: no quorum."""
+    return max(-1, there - (replicas // 2 + 1))
 
 
-def reachable(node: Facts) -> bool:
-    """Whether a node answered, or at least its link is up."""
-    return bool(node.get("reachable", node.get("connected", False)))
-
-
-def silent_nodes(facts: Facts) -> list[str]:
-    """Return the names of the nodes that do not answer."""
-    return [str(row.get("name")) for row in rows(facts, "nodes") if not reachable(row)]
-
-
-def shard_health(row: Facts, answering: Iterable[str]) -> ShardHealth:
-    """Judge one shard's row, given the nodes that answer.
+def shard_health(row: ShardFacts, answering: Iterable[str]) -> ShardHealth:
+    """Judge one shard, given the nodes that answer.
 
     A replica counts while its node answers and shows the shard. What the leader says of the
     replicas that it is in touch with counts too, if it is less: a node that reaches both may be
     their only connection.
     """
-    listed = row.get("replicas")
-    replicas = tuple(map(str, listed)) if isinstance(listed, (list, tuple)) else ()
-    members = row.get("members")
     alive = set(answering)
-    if isinstance(members, Mapping):
-        alive &= set(members)
-    there = tuple(name for name in replicas if name in alive)
-    margin = len(there) - (len(replicas) // 2 + 1) if replicas else None
-    said = row.get("margin")
-    if margin is not None and isinstance(said, int) and not isinstance(said, bool):
-        margin = min(margin, said)
-    leader = row.get("leader")
-    return ShardHealth(row.get("shard"), str(leader) if leader else None, replicas, there, margin)
+    if row.members is not None:
+        alive &= set(row.members)
+    there = tuple(name for name in row.replicas if name in alive)
+    margin = quorum_margin(len(row.replicas), len(there)) if row.replicas else None
+    if margin is not None and row.margin is not None:
+        margin = min(margin, row.margin)
+    return ShardHealth(row.shard, row.leader, row.replicas, there, margin)
 
 
-def shards_of(facts: Facts) -> list[ShardHealth]:
-    """Judge every shard of the facts."""
-    answering = {str(row.get("name")) for row in rows(facts, "nodes") if reachable(row)}
-    return [shard_health(row, answering) for row in rows(facts, "shards")]
-
-
-def health_of(facts: Facts) -> Health:
+def health_of(facts: ClusterFacts) -> Health:
     """Judge the cluster.
 
     How many more nodes may fail is exact. A shard loses its quorum when one replica more than its
     margin fails, and nobody chooses which nodes fail: the smallest margin of all shards is what
     is left, wherever the replicas are placed.
     """
-    shards, silent = shards_of(facts), silent_nodes(facts)
+    shards = [shard_health(row, facts.answering) for row in facts.shards]
+    silent = facts.silent
     reasons = tuple(_reasons(facts))
     if not shards:
         return Health("unavailable", "No shard is known here.", None, reasons)
@@ -149,39 +121,36 @@ def _lacks(lacking: Sequence[ShardHealth], total: int, what: str) -> str:
     return f"{len(lacking)} of {total} shards have no {what} ({names})"
 
 
-def _reasons(facts: Facts) -> Iterable[str]:
-    me, nodes = facts.get("node"), rows(facts, "nodes")
-    if len(nodes) > 1 and all(reachable(node) == (node.get("name") == me) for node in nodes):
+def _reasons(facts: ClusterFacts) -> Iterable[str]:
+    me, nodes = facts.node, facts.nodes
+    if len(nodes) > 1 and all(row.reachable == (row.name == me) for row in nodes):
         yield (
             f"{me} hears no other node: either all of them are down or it is cut off; "
             "ask another one, too."
         )
     yield from _of_nodes(nodes)
-    yield from _of_shards(rows(facts, "shards"))
+    yield from _of_shards(facts.shards)
 
 
-def _of_nodes(nodes: Iterable[Facts]) -> Iterable[str]:
-    for node in nodes:
-        name = node.get("name")
-        if isinstance(disagrees := node.get("disagrees"), str):
-            yield f"{name} serves nothing: {disagrees}."
-        if isinstance(refused := node.get("refused"), str):
-            yield f"The link to {name} is refused: {refused}."
-        if node.get("has_space") is False:
-            yield f"The disk of {name} is full: it leads no writes."
-        if node.get("stopping") is True:
-            yield f"{name} is stopping."
+def _of_nodes(nodes: Iterable[NodeSummary]) -> Iterable[str]:
+    for row in nodes:
+        if row.disagrees is not None:
+            yield f"{row.name} serves nothing: {row.disagrees}."
+        if row.refused is not None:
+            yield f"The link to {row.name} is refused: {row.refused}."
+        if row.has_space is False:
+            yield f"The disk of {row.name} is full: it leads no writes."
+        if row.stopping:
+            yield f"{row.name} is stopping."
 
 
-def _of_shards(shards: Iterable[Facts]) -> Iterable[str]:
+def _of_shards(shards: Iterable[ShardFacts]) -> Iterable[str]:
     for row in shards:
-        shard = row.get("shard")
-        if row.get("digests") == "differ" or row.get("digest_mismatch") is True:
-            yield f"The replicas of shard {shard} differ: compare them before you trust either."
-        members = row.get("members")
-        for name, member in members.items() if isinstance(members, Mapping) else ():
-            if isinstance(member, Mapping) and member.get("installing_snapshot") is True:
-                yield f"{name} is installing a snapshot of shard {shard}."
+        if row.digests == "differ" or row.digest_mismatch is not None:
+            yield f"The replicas of shard {row.shard} differ: compare them before you trust either."
+        for name, member in (row.members or {}).items():
+            if member.installing_snapshot:
+                yield f"{name} is installing a snapshot of shard {row.shard}."
 
 
 def _all(count: int, what: str) -> str:

@@ -1,0 +1,1 @@
+"""What a cluster tells of itself: the facts as values, the verdict on them, and how they read."""
