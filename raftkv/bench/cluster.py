@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raftkv.bench.load.run_load import LoadError
 from raftkv.bench.processes import workers_of
-from raftkv.bench.run_load import LoadError
 from raftkv.client import Client, RaftkvError
 from raftkv.testing import LocalCluster
 from raftkv.testing.processes import RAFTKV_COMMAND

@@ -1,23 +1,19 @@
 """``raftkv bench``: measure real clusters on this machine; docs/benchmarks.md has results."""
 
-import shlex
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import click
-from rich.console import Console
 
-from raftkv.bench import abuse as abuse_bench
-from raftkv.bench import beside_wrk, failover, floor, growth, idle, million, overload
-from raftkv.bench import connections as connections_bench
-from raftkv.bench import pages as pages_bench
-from raftkv.bench import profile as profile_bench
-from raftkv.bench.abuses import ABUSES
-from raftkv.bench.report import Report, publish
+from raftkv.bench.measure import Measure
+from raftkv.bench.measures import abuse as abuse_bench
+from raftkv.bench.measures import beside_wrk, failover, floor, growth, idle, million, overload
+from raftkv.bench.measures import connections as connections_bench
+from raftkv.bench.measures import pages as pages_bench
+from raftkv.bench.measures import profile as profile_bench
+from raftkv.bench.measures.abuses import ABUSES
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.durations import ALIAS, Duration
-from raftkv.cli.measuring import ending_cleanly, measuring, shared_options, tell
+from raftkv.cli.measuring import Shown, measuring
 from raftkv.engine.config import SHARDS_MAX
 
 
@@ -49,22 +45,16 @@ def bench_command() -> None:
     show_default=True,
     help="Of each run, alone and beside an abuse.",
 )
-@shared_options
-def abuse_command(
-    *, names: tuple[str, ...], seconds: float, json_path: Path | None, parent: Path | None
-) -> None:
+@measuring(
+    shown=Shown(lambda report: abuse_bench.table_of(report.details["found"]), abuse_bench.WIDTH),
+    targets_bind=True,
+)
+def abuse_command(*, names: tuple[str, ...], seconds: float) -> Measure:
     """Put clients that behave badly beside a normal one: what does it notice?
 
     Ends with code 1 if a target is missed.
     """
-    command = shlex.join(["raftkv", *sys.argv[1:]])
-    with ending_cleanly():
-        report = abuse_bench.run(names or tuple(ABUSES), seconds, command, parent, tell)
-        console = Console()
-        if not console.is_terminal:
-            console.width = abuse_bench.WIDTH
-        publish(report, json_path, console, abuse_bench.table_of(report.details["found"]))
-    sys.exit(any(figure.met is False for figure in report.figures))
+    return partial(abuse_bench.run, names or tuple(ABUSES), seconds)
 
 
 @bench_command.command("failover")
@@ -74,12 +64,10 @@ def abuse_command(
     is_flag=True,
     help="Stop them with SIGSTOP instead: nobody is told, as when a machine loses power.",
 )
-@measuring
-def failover_command(
-    *, kills: int, freeze: bool, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def failover_command(*, kills: int, freeze: bool) -> Measure:
     """Kill leaders with kill -9: how long does their shard take no writes?"""
-    return failover.run(kills, parent, progress, freeze=freeze)
+    return partial(failover.run, kills, freeze=freeze)
 
 
 @bench_command.command("floor")
@@ -94,13 +82,10 @@ def failover_command(
     show_default=True,
     help="Seconds of each run.",
 )
-@measuring
-def floor_command(
-    *, pairs: int, duration: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def floor_command(*, pairs: int, duration: float) -> Measure:
     """Take a put's way through all processes with nothing done on it: what is possible here?"""
-    command = shlex.join(["raftkv", *sys.argv[1:]])
-    return floor.run(floor.Plan(pairs, duration), command, parent, progress)
+    return partial(floor.run, floor.Plan(pairs, duration))
 
 
 @bench_command.command("generator")
@@ -116,19 +101,15 @@ def floor_command(
     show_default=True,
     help="Seconds of each run.",
 )
-@measuring
+@measuring()
 def generator_command(
     *,
     pairs: int,
     connections: int,
     duration: int,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+) -> Measure:
     """Load one node by our generator and by wrk in turns: is ours the bottleneck?"""
-    command = shlex.join(["raftkv", *sys.argv[1:]])
-    plan = beside_wrk.Plan(pairs, connections, duration)
-    return beside_wrk.run(plan, command, parent, progress)
+    return partial(beside_wrk.run, beside_wrk.Plan(pairs, connections, duration))
 
 
 def _directions(
@@ -163,19 +144,16 @@ def _directions(
     "--keys-max", type=click.IntRange(1000), default=10**6, show_default=True, help="Up to 10^7."
 )
 @click.option("--steps-max", type=click.IntRange(1), help="Only the smallest of each direction.")
-@measuring
+@measuring()
 def growth_command(
     *,
     only: tuple[growth.Direction, ...],
     seconds: float,
     keys_max: int,
     steps_max: int | None,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+) -> Measure:
     """Grow shards, keys, values, connections: does an operation cost the same?"""
-    command = shlex.join(["raftkv", *sys.argv[1:]])
-    return growth.run(growth.Plan(only, seconds, keys_max, steps_max), command, parent, progress)
+    return partial(growth.run, growth.Plan(only, seconds, keys_max, steps_max))
 
 
 @bench_command.command("idle")
@@ -190,23 +168,19 @@ def growth_command(
     show_default=True,
     help="How long.",
 )
-@measuring
-def idle_command(
-    *, groups: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def idle_command(*, groups: int, seconds: float) -> Measure:
     """Measure the processor time of a cluster that nobody uses."""
-    return idle.run(groups, seconds, parent, progress)
+    return partial(idle.run, groups, seconds)
 
 
 @bench_command.command("million")
 @click.option("--keys", type=click.IntRange(1000), default=1_000_000, show_default=True)
 @click.option("--value-bytes", type=click.IntRange(0, 2**20), default=100, show_default=True)
-@measuring
-def million_command(
-    *, keys: int, value_bytes: int, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def million_command(*, keys: int, value_bytes: int) -> Measure:
     """Measure one large shard: memory, snapshots beside requests, restarts."""
-    return million.run(keys, value_bytes, parent, progress)
+    return partial(million.run, keys, value_bytes)
 
 
 @bench_command.command("overload")
@@ -227,12 +201,10 @@ def million_command(
     show_default=True,
     help="Of all clients together.",
 )
-@measuring
-def overload_command(
-    *, seconds: float, connections: int, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def overload_command(*, seconds: float, connections: int) -> Measure:
     """Offer four times what the cluster can do: what becomes of it, and how soon?"""
-    return overload.run(seconds, connections, parent, progress)
+    return partial(overload.run, seconds, connections)
 
 
 @bench_command.command("connections")
@@ -250,17 +222,15 @@ def overload_command(
     show_default=True,
     help="Of each of the three runs.",
 )
-@measuring
+@measuring()
 def connections_command(
     *,
     idle_open: int,
     slow: int,
     seconds: float,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+) -> Measure:
     """Hold thousands of idle connections and send bodies slowly: what do others notice?"""
-    return connections_bench.run(idle_open, slow, seconds, parent, progress)
+    return partial(connections_bench.run, idle_open, slow, seconds)
 
 
 @bench_command.command("pages")
@@ -276,17 +246,15 @@ def connections_command(
     show_default=True,
     help="Of each run.",
 )
-@measuring
+@measuring()
 def pages_command(
     *,
     pages: int,
     pairs: int,
     seconds: float,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+) -> Measure:
     """Open status pages and scrape metrics beside a load: what does it lose?"""
-    return pages_bench.run(pages, pairs, seconds, parent, progress)
+    return partial(pages_bench.run, pages, pairs, seconds)
 
 
 bench_command.add_command(load_command)
@@ -305,9 +273,7 @@ bench_command.add_command(compare_command)
     show_default=True,
     help="Of each load.",
 )
-@measuring
-def profile_command(
-    *, connections: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+@measuring()
+def profile_command(*, connections: int, seconds: float) -> Measure:
     """Where does the processor time of a put and of a get go, stage by stage?"""
-    return profile_bench.run(connections, seconds, parent, progress)
+    return partial(profile_bench.run, connections, seconds)

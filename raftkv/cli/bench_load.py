@@ -1,8 +1,6 @@
 """``raftkv bench load`` and ``raftkv bench compare``: throughput and latency, alone and beside."""
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,20 +8,28 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from raftkv.bench import steady_load
 from raftkv.bench.compare import run as compare
 from raftkv.bench.compare import table
 from raftkv.bench.compare.rows import GROUPS
 from raftkv.bench.compare.stores import PEERS
-from raftkv.bench.generator import Progress as LoadProgress
+from raftkv.bench.load.generator import Progress as LoadProgress
+from raftkv.bench.load.run_load import OnProgress
+from raftkv.bench.load.workload import (
+    DISTRIBUTIONS,
+    KEY_BYTES_MIN,
+    KINDS,
+    Distribution,
+    Kind,
+    Workload,
+)
+from raftkv.bench.measure import Measure, Setting
+from raftkv.bench.measures import steady_load
+from raftkv.bench.measures.steady_load import Spread
 from raftkv.bench.report import Occasion, Report, write_json
-from raftkv.bench.run_load import OnProgress
-from raftkv.bench.steady_load import Spread
-from raftkv.bench.workload import DISTRIBUTIONS, KEY_BYTES_MIN, KINDS, Distribution, Kind, Workload
 from raftkv.cli import load_picture
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
-from raftkv.cli.measuring import ending_cleanly, measuring
+from raftkv.cli.measuring import ending_cleanly, given_command, measuring
 from raftkv.client.endpoints import normalized
 
 
@@ -155,7 +161,7 @@ def _plain(urls: Sequence[str]) -> tuple[str, ...]:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Also draw throughput and latency over time.",
 )
-@measuring
+@measuring()
 def load_command(
     *,
     workload: Kind,
@@ -172,9 +178,7 @@ def load_command(
     endpoints: tuple[str, ...],
     processes: int,
     picture_path: Path | None,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+) -> Measure:
     """Load a cluster steadily: throughput, latency, and what a request costs whom."""
     plan = steady_load.Plan(
         Workload(workload, keys, key_bytes, value_bytes, distribution, batch_size),
@@ -186,13 +190,17 @@ def load_command(
         processes,
         _plain(endpoints),
     )
-    progress("starting")
-    with load_bar(warmup + duration) as show:
-        report = steady_load.run(plan, shlex.join(["raftkv", *sys.argv[1:]]), parent, show)
-    if picture_path is not None:
-        picture = load_picture.draw(report.benchmark, report.details["result"])
-        picture_path.write_text(picture, encoding="utf-8")
-    return report
+
+    def measure(setting: Setting) -> Report:
+        setting.progress("starting")
+        with load_bar(warmup + duration) as show:
+            report = steady_load.run(plan, setting, show)
+        if picture_path is not None:
+            picture = load_picture.draw(report.benchmark, report.details["result"])
+            picture_path.write_text(picture, encoding="utf-8")
+        return report
+
+    return measure
 
 
 def _names(
@@ -284,7 +292,7 @@ def compare_command(
         if json_path is not None:
             report = occasion.report(
                 "compare",
-                shlex.join(["raftkv", *sys.argv[1:]]),
+                given_command(),
                 [],
                 details={"plan": plan, "comparisons": comparisons},
             )

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from raftkv.bench.load.run_load import Latency, LoadResult, Second
 from raftkv.bench.report import shown
-from raftkv.bench.run_load import Latency, LoadResult, Second
 from raftkv.cli import svg
 
 _WIDTH = 960

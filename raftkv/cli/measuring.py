@@ -2,24 +2,26 @@
 
 import contextlib
 import functools
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import click
 from rich.console import Console
+from rich.table import Table
 
-from raftkv.bench.filling import FillError
-from raftkv.bench.first_write import NoWriteError
-from raftkv.bench.report import Report, publish
-from raftkv.bench.run_load import LoadError
+from raftkv.bench.load.filling import FillError
+from raftkv.bench.load.first_write import NoWriteError
+from raftkv.bench.load.run_load import LoadError
+from raftkv.bench.measure import Measure, Setting
+from raftkv.bench.report import Occasion, Report, publish
 from raftkv.client import RaftkvError
 from raftkv.core.visible import visible
 from raftkv.testing import ClusterError
-
-Measure = Callable[..., Report]
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -62,14 +64,44 @@ def tell(line: str) -> None:
     Console(stderr=True).print(line, style="dim", highlight=False)
 
 
-def measuring(measure: Measure) -> Callable[..., None]:
-    """Add the options that all share, and show what was measured."""
+class Shown(NamedTuple):
+    """How a report is shown where the usual table does not do."""
 
-    @shared_options
-    @functools.wraps(measure)
-    def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
-        with ending_cleanly():
-            report = measure(parent=parent, progress=tell, **options)
-            publish(report, json_path, Console())
+    table: Callable[[Report], Table]
+    width: int
+    """In columns, where the output is no terminal."""
 
-    return command
+
+def measuring(
+    *, shown: Shown | None = None, targets_bind: bool = False
+) -> Callable[[Callable[..., Measure]], Callable[..., None]]:
+    """Make a command of what makes a measure of its options: carry it out, and show the report.
+
+    Args:
+        shown: how, if not by the usual table.
+        targets_bind: a target that is missed ends the command with code 1.
+    """
+
+    def decorate(plan: Callable[..., Measure]) -> Callable[..., None]:
+        @shared_options
+        @functools.wraps(plan)
+        def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
+            measure = plan(**options)
+            setting = Setting(Occasion.now(), given_command(), parent, tell)
+            with ending_cleanly():
+                report = measure(setting)
+                console = Console()
+                if shown is not None and not console.is_terminal:
+                    console.width = shown.width
+                publish(report, json_path, console, None if shown is None else shown.table(report))
+            if targets_bind and any(figure.met is False for figure in report.figures):
+                sys.exit(1)
+
+        return command
+
+    return decorate
+
+
+def given_command() -> str:
+    """The command line that is being carried out, as a shell takes it."""
+    return shlex.join(["raftkv", *sys.argv[1:]])

@@ -14,8 +14,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from raftkv.bench import abuse
-from raftkv.bench.abuse import (
+from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
+from raftkv.bench.load.summary import summarize
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures import abuse
+from raftkv.bench.measures.abuse import (
     Bench,
     Found,
     Memory,
@@ -26,11 +29,9 @@ from raftkv.bench.abuse import (
     run,
     table_of,
 )
-from raftkv.bench.abuses import ABUSES, AbuseProcess, Order, Scene
-from raftkv.bench.bad_clients import read_answer
-from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
+from raftkv.bench.measures.abuses import ABUSES, AbuseProcess, Order, Scene
+from raftkv.bench.measures.bad_clients import read_answer
 from raftkv.bench.report import Figure, Machine, Occasion, Report
-from raftkv.bench.summary import summarize
 from raftkv.cli.bench import bench_command
 
 OCCASION = Occasion("2026-12-01T00:00:00+00:00", Machine(2, "Linux", "3.11", 0.5))
@@ -235,7 +236,8 @@ def test_one_abuse_beside_a_real_cluster(tmp_path: Path, monkeypatch: pytest.Mon
     """It is measured alone, beside, and alone again, and the abuser was answered."""
     monkeypatch.setattr(abuse, "SHARDS", 4)
     monkeypatch.setattr(abuse, "WIDE_VALUES", 4)
-    report = run(("large-heads",), 1.0, "raftkv bench abuse", tmp_path, lambda _line: None)
+    setting = Setting(OCCASION, "raftkv bench abuse", tmp_path, lambda _line: None)
+    report = run(("large-heads",), 1.0, setting)
     (found,) = report.details["found"]
     assert all(part.answered.count > 0 for part in (*found.alone, found.beside))
     assert found.beside.visits > 0

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raftkv.bench.load import key_of
-from raftkv.bench.million import Memory, quiet_windows
-from raftkv.bench.probe import GET, PUT, WAKE_UP, Sample, Window, latencies, within
+from raftkv.bench.load.paced import key_of
+from raftkv.bench.load.summary import Summary, percentile, summarize
+from raftkv.bench.measures.million import Memory, quiet_windows
+from raftkv.bench.measures.probe import GET, PUT, WAKE_UP, Sample, Window, latencies, within
 from raftkv.bench.processes import WORKER, descendants_of, workers_of
 from raftkv.bench.report import Figure, Machine, Occasion, publish, shown
-from raftkv.bench.summary import Summary, percentile, summarize
 
 OCCASION = Occasion("2026-11-22T00:00:00+00:00", Machine(2, "Linux", "3.11", 0.5))
 

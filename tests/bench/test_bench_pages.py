@@ -2,7 +2,7 @@
 
 import pytest
 
-from raftkv.bench.pages import Measured, Pair, figures
+from raftkv.bench.measures.pages import Measured, Pair, figures
 
 
 def test_the_median_pair_decides() -> None:

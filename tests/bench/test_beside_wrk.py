@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from test_http_load import OK, REFUSED, server
 
-from raftkv.bench.beside_wrk import Pair, Run, figures
-from raftkv.bench.run_load import LoadError
-from raftkv.bench.summary import spread
-from raftkv.bench.workload import Workload
-from raftkv.bench.wrk import WrkResult, result_of, run_wrk
+from raftkv.bench.load.run_load import LoadError
+from raftkv.bench.load.summary import spread
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.load.wrk import WrkResult, result_of, run_wrk
+from raftkv.bench.measures.beside_wrk import Pair, Run, figures
 
 
 def run_of(requests_per_s: float) -> Run:

@@ -14,12 +14,12 @@ from raftkv.bench.compare.check_perf import throughput_in
 from raftkv.bench.compare.rows import GROUPS, GROUPS_OF_PEER
 from raftkv.bench.compare.run import Plan
 from raftkv.bench.compare.stores import PEERS
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.filling import FillError, fill_keys
-from raftkv.bench.first_write import NoWriteError, first_write
-from raftkv.bench.generator import Load, Recorder
-from raftkv.bench.run_load import LoadError, run_load
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.filling import FillError, fill_keys
+from raftkv.bench.load.first_write import NoWriteError, first_write
+from raftkv.bench.load.generator import Load, Recorder
+from raftkv.bench.load.run_load import LoadError, run_load
+from raftkv.bench.load.workload import Workload
 from raftkv.cli.bench import bench_command
 from raftkv.testing import ClusterError, LocalCluster
 from raftkv.testing.ports import PortReservation

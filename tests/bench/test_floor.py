@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from raftkv.bench.cluster import NODES
-from raftkv.bench.floor import Pair, figures, running_skeleton
-from raftkv.bench.run_load import Cost, Latency, LoadResult
-from raftkv.bench.skeleton import ANSWER, Engine, Node, Stream
-from raftkv.bench.summary import spread
+from raftkv.bench.load.run_load import Cost, Latency, LoadResult
+from raftkv.bench.load.summary import spread
+from raftkv.bench.measures.floor import Pair, figures, running_skeleton
+from raftkv.bench.measures.skeleton import ANSWER, Engine, Node, Stream
 from raftkv.bench.turns import in_turns
 from raftkv.interpreter import PYTHON_M
 
@@ -110,7 +110,7 @@ def test_the_share_is_taken_within_pairs() -> None:
 
 def test_a_process_of_the_skeleton_ends_with_whoever_started_it() -> None:
     """Its standard input ends then, also where nobody was left to kill it."""
-    command = [*PYTHON_M, "raftkv.bench.skeleton", "worker"]
+    command = [*PYTHON_M, "raftkv.bench.measures.skeleton", "worker"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 -- our own command
         try:
             process.communicate(msgspec.json.encode(Node(0, (1, 2, 3), 4, "/nowhere")), timeout=20)

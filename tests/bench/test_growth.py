@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from raftkv.bench.growth import Plan, Usage, bytes_per_key, run, sent_bytes, sizes, step_of
-from raftkv.bench.run_load import Cost, Latency, LoadResult
+from raftkv.bench.load.run_load import Cost, Latency, LoadResult
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures.growth import Plan, Usage, bytes_per_key, run, sent_bytes, sizes, step_of
+from raftkv.bench.report import Occasion
 from raftkv.cli.bench import bench_command
 
 
@@ -77,7 +79,7 @@ def test_an_unknown_direction_is_refused() -> None:
 def test_the_smallest_step_on_a_real_cluster(tmp_path: Path) -> None:
     """It counts something in every column."""
     plan = Plan(only=("shards",), seconds=1.0, steps_max=1)
-    report = run(plan, "raftkv bench growth", tmp_path, lambda _line: None)
+    report = run(plan, Setting(Occasion.now(), "raftkv bench growth", tmp_path, lambda _line: None))
     (step,) = report.details["steps"]
     assert step.operations_per_s > 0
     assert step.cpu_us["engine"] > 0

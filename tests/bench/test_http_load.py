@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raftkv.bench.crowd import Crowd, CrowdProcess
-from raftkv.bench.generator import Load
-from raftkv.bench.run_load import generate
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import generate
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measures.crowd import Crowd, CrowdProcess
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 DEFINITE = b'{"code":"overloaded","definite":true}'

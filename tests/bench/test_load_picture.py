@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from raftkv.bench.run_load import Cost, Latency, LoadResult, Second
+from raftkv.bench.load.run_load import Cost, Latency, LoadResult, Second
 from raftkv.cli.load_picture import draw
 
 SVG = "{http://www.w3.org/2000/svg}"

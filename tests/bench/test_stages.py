@@ -5,7 +5,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from raftkv.bench.stages import LOOP, shares, stage_of
+from raftkv.bench.measures.stages import LOOP, shares, stage_of
 from raftkv.cli.bench import bench_command
 
 RUN = "main (/site/raftkv/cli/main.py);Runner.run (asyncio/runners.py)"

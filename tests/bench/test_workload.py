@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.workload import KINDS, Kind, Workload, chooser, generalized_harmonic
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.workload import KINDS, Kind, Workload, chooser, generalized_harmonic
 
 DRAWS = 50_000
 RAFTKV, ETCD = DIALECTS["raftkv"], DIALECTS["etcd"]

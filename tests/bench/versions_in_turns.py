@@ -20,11 +20,11 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
-from raftkv.bench.run_load import LoadResult, run_load
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, run_load
+from raftkv.bench.load.workload import KINDS, Kind, Workload
 from raftkv.bench.turns import in_turns
-from raftkv.bench.workload import KINDS, Kind, Workload
 from raftkv.testing import LocalCluster
 from raftkv.testing.processes import RAFTKV_COMMAND
 

@@ -9,9 +9,9 @@ from statistics import median
 
 from raftkv.bench.cluster import NODES, addresses_of, key_of_each_shard, throwaway_cluster
 from raftkv.bench.compare.stores import SHARDS
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.failover import kill_once
-from raftkv.bench.first_write import first_write
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.first_write import first_write
+from raftkv.bench.measures.failover import kill_once
 from raftkv.testing import LocalCluster
 from raftkv.testing.etcd_cluster import EtcdCluster
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from raftkv.bench.workload import Kind
+from raftkv.bench.load.workload import Kind
 
 Direction = Literal[">=", "<="]
 

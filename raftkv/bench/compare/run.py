@@ -28,10 +28,10 @@ from raftkv.bench.compare.rows import (
     compare,
 )
 from raftkv.bench.compare.stores import PEERS, Store, raftkv_store
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.generator import Load
-from raftkv.bench.run_load import LoadResult, OnProgress, run_load
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, OnProgress, run_load
+from raftkv.bench.load.workload import Workload
 
 KEYS = 10_000
 KEYS_WITHOUT_BATCHES = 1_000

@@ -13,12 +13,12 @@ from raftkv.bench.cluster import (
     wait_leaders_home,
 )
 from raftkv.bench.compare.zookeeper import zookeeper_cluster
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.first_write import first_write
-from raftkv.bench.generator import Carrier
-from raftkv.bench.run_load import Servers
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.first_write import first_write
+from raftkv.bench.load.generator import Carrier
+from raftkv.bench.load.run_load import Servers
+from raftkv.bench.load.workload import Workload
 from raftkv.interpreter import PYTHON_M
 from raftkv.testing import ClusterError
 from raftkv.testing.etcd_cluster import EtcdCluster
@@ -83,7 +83,7 @@ def _zookeeper(directory: Path) -> Iterator[Store]:
     """Three servers, asked by kazoo."""
     if importlib.util.find_spec("kazoo") is None:
         raise ClusterError("ZooKeeper is asked by kazoo: in a checkout, pip install '.[bench]'")
-    from raftkv.bench import kazoo_load  # noqa: PLC0415 -- needs an optional package
+    from raftkv.bench.load import kazoo_load  # noqa: PLC0415 -- needs an optional package
 
     with zookeeper_cluster(directory / "zookeeper") as (addresses, pids):
         yield Store(

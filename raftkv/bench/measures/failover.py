@@ -1,8 +1,6 @@
 """How long a shard takes no writes after its leader was killed."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -13,11 +11,12 @@ from raftkv.bench.cluster import (
     wait_caught_up,
     wait_leaders_home,
 )
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.first_write import first_write
-from raftkv.bench.load import PacedWriter, numbered_keys
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.summary import summarize
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.first_write import first_write
+from raftkv.bench.load.paced import PacedWriter, numbered_keys
+from raftkv.bench.load.summary import summarize
+from raftkv.bench.measure import Setting
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import ClusterError, LocalCluster
 
 SHARDS = 4
@@ -36,12 +35,9 @@ class Kill(msgspec.Struct, frozen=True):
     """From when it was brought back until every replica had everything again."""
 
 
-def run(
-    kills: int, parent: Path | None, progress: Callable[[str], None], *, freeze: bool = False
-) -> Report:
+def run(kills: int, setting: Setting, *, freeze: bool = False) -> Report:
     """Kill or freeze leaders, one after the other."""
-    occasion = Occasion.now()
-    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+    with throwaway_cluster(setting.parent, shards=SHARDS) as cluster:
         with cluster.client() as client:
             keys = key_of_each_shard(client, SHARDS)
         next_key = numbered_keys(b"load-")
@@ -50,7 +46,7 @@ def run(
             for number in range(kills):
                 shard = number % SHARDS
                 found.append(kill_once(cluster, shard, keys[shard], freeze=freeze))
-                progress(f"kill {number + 1}: {found[-1].seconds * 1000:.0f} ms")
+                setting.progress(f"kill {number + 1}: {found[-1].seconds * 1000:.0f} ms")
         lost = _lost(cluster, load.acknowledged)
     times = [kill.seconds for kill in found]
     summary = summarize(times)
@@ -62,10 +58,9 @@ def run(
         Figure("of them lost", lost, at_most=0),
     ]
     samples = ", ".join(f"{seconds * 1000:.0f}" for seconds in times)
-    return occasion.report(
+    return setting.report(
         f"fail-over: {kills} times {'SIGSTOP' if freeze else 'kill -9'} of a shard's leader, "
         f"{SHARDS} shards, {LOAD_PER_S} writes/s",
-        f"raftkv bench failover --kills {kills}{' --freeze' if freeze else ''}",
         figures,
         notes=[f"all samples in ms: {samples}"],
         details={"kills": found, "writes_failed": load.failed},

@@ -14,11 +14,12 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import LoadResult, OnProgress, Servers, run_load
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, OnProgress, Servers, run_load
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
+from raftkv.bench.report import Figure, Report
 
 SHARDS = 4
 Spread = Literal["all", "one"]
@@ -38,10 +39,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Of a cluster that runs already; none: an own one is started."""
 
 
-def run(plan: Plan, command: str, parent: Path | None, progress: OnProgress) -> Report:
+def run(plan: Plan, setting: Setting, show: OnProgress) -> Report:
     """Make the load and the report."""
-    occasion = Occasion.now()
-    with _cluster(plan, parent) as (urls, servers):
+    with _cluster(plan, setting.parent) as (urls, servers):
         addresses = addresses_of(urls if plan.spread == "all" else urls[:1])
         if plan.workload.reads:
             fill_keys(addresses, plan.workload)
@@ -53,10 +53,9 @@ def run(plan: Plan, command: str, parent: Path | None, progress: OnProgress) -> 
             workload=plan.workload,
             warmup_s=plan.warmup_s,
         )
-        result = run_load(load, processes=plan.processes, servers=servers, progress=progress)
-    return occasion.report(
+        result = run_load(load, processes=plan.processes, servers=servers, progress=show)
+    return setting.report(
         f"load: {_described(plan)}",
-        command,
         _figures(result),
         notes=notes(result),
         details={"plan": plan, "result": result},

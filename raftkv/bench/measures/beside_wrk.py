@@ -6,7 +6,7 @@ show as a far lower ratio, while the servers have time left.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -18,15 +18,16 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import Servers, run_load
+from raftkv.bench.load.summary import spread
+from raftkv.bench.load.workload import Kind, Workload
+from raftkv.bench.load.wrk import find_wrk, run_wrk
+from raftkv.bench.measure import Setting
 from raftkv.bench.processes import cpu_seconds
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import Servers, run_load
-from raftkv.bench.summary import spread
+from raftkv.bench.report import Figure, Report
 from raftkv.bench.turns import in_turns
-from raftkv.bench.workload import Kind, Workload
-from raftkv.bench.wrk import find_wrk, run_wrk
 
 SHARDS = 4
 KINDS: Sequence[Kind] = ("put", "get")
@@ -67,14 +68,13 @@ class Pair(msgspec.Struct, frozen=True):
         return self.ours.requests_per_s / self.wrk.requests_per_s
 
 
-def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
+def run(plan: Plan, setting: Setting) -> Report:
     """Measure puts and gets to one node by both generators."""
     find_wrk()
-    occasion = Occasion.now()
     found: dict[str, list[Pair]] = {}
     with (
-        throwaway_cluster(parent, shards=SHARDS) as cluster,
-        tempfile.TemporaryDirectory(prefix="raftkv-wrk-", dir=parent) as scratch,
+        throwaway_cluster(setting.parent, shards=SHARDS) as cluster,
+        tempfile.TemporaryDirectory(prefix="raftkv-wrk-", dir=setting.parent) as scratch,
     ):
         wait_leaders_home(cluster)
         bench = _Bench(
@@ -87,12 +87,11 @@ def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str],
         for kind in KINDS:
             found[kind] = []
             for number in range(plan.pairs):
-                progress(f"{kind}, pair {number + 1} of {plan.pairs}")
+                setting.progress(f"{kind}, pair {number + 1} of {plan.pairs}")
                 found[kind].append(bench.pair(Workload(kind), number))
-    return occasion.report(
+    return setting.report(
         f"generator: {plan.connections} connections to one node, "
         f"{plan.pairs} pairs of {plan.seconds} s",
-        command,
         [figure for kind, of_kind in found.items() for figure in figures(kind, of_kind)],
         notes=[
             f"{kind}: throughput by ours, of that by wrk: {spread([one.ratio for one in of_kind])}"

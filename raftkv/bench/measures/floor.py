@@ -1,14 +1,14 @@
 """``raftkv bench floor``: a put beside the same way with nothing on it.
 
-:mod:`raftkv.bench.skeleton` takes a request over the same kinds of processes, sockets and disks as
-a put, and does nothing with it. Below what that takes no store of this build can go; what raftkv
-takes beyond it is its own code. Both are loaded in turns.
+:mod:`raftkv.bench.measures.skeleton` takes a request over the same kinds of processes, sockets and
+disks as a put, and does nothing with it. Below what that takes no store of this build can go; what
+raftkv takes beyond it is its own code. Both are loaded in turns.
 """
 
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -22,15 +22,16 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
-from raftkv.bench.limits import wait_for
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import LoadResult, Servers, run_load
-from raftkv.bench.skeleton import Node
-from raftkv.bench.summary import spread
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, Servers, run_load
+from raftkv.bench.load.summary import spread
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures.limits import wait_for
+from raftkv.bench.measures.skeleton import Node
+from raftkv.bench.report import Figure, Report
 from raftkv.bench.turns import in_turns
-from raftkv.bench.workload import Workload
 from raftkv.interpreter import PYTHON_M
 from raftkv.testing.ports import PortReservation
 
@@ -61,26 +62,27 @@ class Pair(msgspec.Struct, frozen=True):
         return self.raftkv.requests_per_s / self.skeleton.requests_per_s
 
 
-def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
+def run(plan: Plan, setting: Setting) -> Report:
     """Load a cluster and a skeleton by puts to all nodes.
 
     Raises:
         LoadError: The skeleton does not start.
     """
-    occasion = Occasion.now()
     found: dict[int, list[Pair]] = {}
-    with throwaway_cluster(parent, shards=SHARDS) as cluster, running_skeleton(parent) as skeleton:
+    with (
+        throwaway_cluster(setting.parent, shards=SHARDS) as cluster,
+        running_skeleton(setting.parent) as skeleton,
+    ):
         wait_leaders_home(cluster)
         ours = addresses_of(cluster.urls), server_processes(cluster)
         fill_keys(ours[0], Workload())
         for connections in CONNECTIONS:
             found[connections] = []
             for number in range(plan.pairs):
-                progress(f"{connections} connections, pair {number + 1} of {plan.pairs}")
+                setting.progress(f"{connections} connections, pair {number + 1} of {plan.pairs}")
                 found[connections].append(_pair(plan, connections, ours, skeleton, number))
-    return occasion.report(
+    return setting.report(
         f"floor: puts to all nodes, beside their way alone, {plan.pairs} pairs of {plan.seconds} s",
-        command,
         [figure for connections, pairs in found.items() for figure in figures(connections, pairs)],
         notes=[
             f"{connections} connections: raftkv has {spread([pair.share for pair in pairs])} "
@@ -131,7 +133,7 @@ def running_skeleton(parent: Path | None) -> Iterator[tuple[Addresses, dict[str,
 
 @contextmanager
 def _process(part: str, node: Node) -> Iterator[subprocess.Popen[bytes]]:
-    command = [*PYTHON_M, "raftkv.bench.skeleton", part]
+    command = [*PYTHON_M, "raftkv.bench.measures.skeleton", part]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 -- our own command
         try:
             if process.stdin is not None:

@@ -14,28 +14,36 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 import msgspec
 from rich.table import Table
 
-from raftkv.bench.abuses import ABUSES, TAG, TOO_MANY, WIDE_PREFIX, AbuseProcess, Order, Scene
 from raftkv.bench.cluster import (
     addresses_of,
     server_processes,
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load, Progress
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load, Progress
+from raftkv.bench.load.run_load import generate
+from raftkv.bench.load.summary import Summary, summarize
+from raftkv.bench.load.tally import Tally, floats, is_accepted
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures.abuses import (
+    ABUSES,
+    TAG,
+    TOO_MANY,
+    WIDE_PREFIX,
+    AbuseProcess,
+    Order,
+    Scene,
+)
 from raftkv.bench.processes import command_of, peak_resident_bytes, reset_peak, resident_bytes
-from raftkv.bench.report import Figure, Occasion, Report, shown
-from raftkv.bench.run_load import generate
-from raftkv.bench.summary import Summary, summarize
-from raftkv.bench.tally import Tally, floats, is_accepted
-from raftkv.bench.workload import Workload
+from raftkv.bench.report import Figure, Report, shown
 from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError, LocalCluster
 from raftkv.testing.layout import HOST
@@ -147,32 +155,26 @@ class Found(msgspec.Struct, frozen=True):
         return [figure for figure in self.figures() if figure.met is False]
 
 
-def run(
-    names: Sequence[str],
-    seconds: float,
-    command: str,
-    parent: Path | None,
-    progress: Callable[[str], None],
-) -> Report:
+def run(names: Sequence[str], seconds: float, setting: Setting) -> Report:
     """Try the abuses of these names in turns, ``seconds`` each, and make the report."""
-    occasion = Occasion.now()
     places = _places()
     with throwaway_cluster(
-        parent, shards=SHARDS, options={"http": {"max_connections": places}}
+        setting.parent, shards=SHARDS, options={"http": {"max_connections": places}}
     ) as cluster:
-        progress("waiting until every shard is led by its preferred node, putting large values")
+        setting.progress(
+            "waiting until every shard is led by its preferred node, putting large values"
+        )
         wait_leaders_home(cluster)
         scene = prepare(cluster, places)
         bench = Bench(cluster, scene, seconds)
         bench.normal(WARM_UP_S)  # what is made at the first request is made now
         alone, found = [bench.normal(seconds)], []
         for name in names:
-            progress(f"{name}: {(ABUSES[name].__doc__ or '').splitlines()[0]}")
+            setting.progress(f"{name}: {(ABUSES[name].__doc__ or '').splitlines()[0]}")
             found.append(bench.abused(name, alone[-1]))
             alone.append(found[-1].alone[1])
-    return occasion.report(
+    return setting.report(
         f"abuse: beside {RATE_PER_S:g} requests/s on {CONNECTIONS} connections, {seconds:g} s each",
-        command,
         [
             msgspec.structs.replace(figure, name=f"{one.abuse}: {figure.name}")
             for one in found

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from raftkv.bench.generator import Load
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadError, LoadResult, run_load
 from raftkv.bench.processes import descendants_of
-from raftkv.bench.run_load import LoadError, LoadResult, run_load
 from raftkv.interpreter import PYTHON_M
 
 SYNCS = 500
@@ -84,7 +84,7 @@ def bare_wsgi(seconds: float, connections: int) -> LoadResult:
     command = [
         *(*PYTHON_M, "granian", "--interface", "wsgi", "--workers", "1"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
-        "raftkv.bench.limits:bare_answer",
+        "raftkv.bench.measures.limits:bare_answer",
     ]
     with subprocess.Popen(command) as server:  # noqa: S603 -- our own command
         try:

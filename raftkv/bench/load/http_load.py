@@ -22,8 +22,8 @@ from typing import cast
 
 import uvloop
 
-from raftkv.bench.dialects import DIALECTS
-from raftkv.bench.generator import (
+from raftkv.bench.load.dialects import DIALECTS
+from raftkv.bench.load.generator import (
     EXAMPLES_KEPT,
     REPORT_EVERY_S,
     Load,
@@ -33,7 +33,7 @@ from raftkv.bench.generator import (
     read_load,
     write,
 )
-from raftkv.bench.tally import Tally, is_accepted
+from raftkv.bench.load.tally import Tally, is_accepted
 
 _TICK_S = 0.002
 _DRAIN_S = 15.0

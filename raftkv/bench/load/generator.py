@@ -3,7 +3,8 @@
 A generator is a process, so that clients do not share an interpreter with each other. It reads a
 :class:`Load`, says :class:`Ready` once it is connected, reads when the measured time begins, makes
 the load, and writes now and then a :class:`Progress` and in the end a
-:class:`~raftkv.bench.tally.Tally`: MessagePack behind its length, by standard input and output.
+:class:`~raftkv.bench.load.tally.Tally`: MessagePack behind its length, by standard input and
+output.
 """
 
 import array
@@ -15,17 +16,17 @@ from typing import IO, Literal
 
 import msgspec
 
-from raftkv.bench.tally import Tally, Window, is_accepted
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.tally import Tally, Window, is_accepted
+from raftkv.bench.load.workload import Workload
 
 Carrier = Literal["http", "client", "kazoo"]
-"""What makes the requests: :mod:`raftkv.bench.http_load`, our Python client
-(:mod:`raftkv.bench.client_load`), or ZooKeeper's (:mod:`raftkv.bench.kazoo_load`)."""
+"""What makes the requests: :mod:`raftkv.bench.load.http_load`, our Python client
+(:mod:`raftkv.bench.load.client_load`), or ZooKeeper's (:mod:`raftkv.bench.load.kazoo_load`)."""
 
 MODULES: dict[Carrier, str] = {
-    "http": "raftkv.bench.http_load",
-    "client": "raftkv.bench.client_load",
-    "kazoo": "raftkv.bench.kazoo_load",
+    "http": "raftkv.bench.load.http_load",
+    "client": "raftkv.bench.load.client_load",
+    "kazoo": "raftkv.bench.load.kazoo_load",
 }
 EXAMPLES_KEPT = 5
 _LENGTH_BYTES = 4

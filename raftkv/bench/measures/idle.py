@@ -1,14 +1,13 @@
 """What a cluster costs while nobody wants anything of it."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from raftkv.bench.cluster import throwaway_cluster, wait_leaders_home
+from raftkv.bench.measure import Setting
 from raftkv.bench.processes import WORKER, command_of, cpu_seconds, descendants_of
-from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import LocalCluster
 
 TARGET_PERCENT = 10.0
@@ -25,16 +24,13 @@ class ProcessLoad(msgspec.Struct, frozen=True):
     """Of one core."""
 
 
-def run(
-    groups: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(groups: int, seconds: float, setting: Setting) -> Report:
     """Start a cluster, leave it alone, and look at its processor time."""
-    occasion = Occasion.now()
-    with throwaway_cluster(parent, shards=groups) as cluster:
-        progress("waiting until every shard is led by its preferred node")
+    with throwaway_cluster(setting.parent, shards=groups) as cluster:
+        setting.progress("waiting until every shard is led by its preferred node")
         wait_leaders_home(cluster)
         time.sleep(SETTLE_S)
-        progress(f"measuring for {seconds:.0f} s")
+        setting.progress(f"measuring for {seconds:.0f} s")
         loads = _measure(cluster, seconds)
     per_node: dict[str, float] = {}
     figures = []
@@ -45,10 +41,9 @@ def run(
         Figure(f"{node}: all processes", percent, "%", TARGET_PERCENT)
         for node, percent in per_node.items()
     ]
-    return occasion.report(
+    return setting.report(
         f"idle: {len(per_node)} nodes with {groups} groups each over {seconds:.0f} s, "
         "share of one core",
-        f"raftkv bench idle --groups {groups}",
         figures,
         details={"processes": loads},
     )

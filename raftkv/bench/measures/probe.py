@@ -20,8 +20,8 @@ from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from raftkv.bench.load import key_of
-from raftkv.bench.summary import Summary, summarize
+from raftkv.bench.load.paced import key_of
+from raftkv.bench.load.summary import Summary, summarize
 from raftkv.client import Client, RaftkvError
 
 PUT = "put"
@@ -88,7 +88,7 @@ class Probe:
 
     Args:
         urls: of each node, by name.
-        keys: how many keys :func:`raftkv.bench.load.fill` has put; the load uses these.
+        keys: how many keys :func:`raftkv.bench.load.paced.fill` has put; the load uses these.
         per_s: requests of each kind to each node.
     """
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,12 +22,13 @@ from raftkv.bench.cluster import (
     wait_caught_up,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, Servers, run_load
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
 from raftkv.bench.processes import resident_bytes, workers_of
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import LoadResult, Servers, run_load
-from raftkv.bench.workload import Workload
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import LocalCluster
 
 Direction = Literal["shards", "keys", "values", "connections", "lagging"]
@@ -105,23 +106,21 @@ class Usage(msgspec.Struct, frozen=True):
         return cls(_sent_between(engines), sum(map(_disk_bytes, engines)))
 
 
-def run(plan: Plan, command: str, parent: Path | None, progress: Callable[[str], None]) -> Report:
+def run(plan: Plan, setting: Setting) -> Report:
     """Measure every step of every direction chosen, each on a cluster of its own."""
-    occasion = Occasion.now()
     steps = []
     for direction in plan.only:
         for size in sizes(direction, plan):
-            progress(f"{direction}: {size}")
-            steps.append(_step(direction, size, plan.seconds, parent))
+            setting.progress(f"{direction}: {size}")
+            steps.append(_step(direction, size, plan.seconds, setting.parent))
     per_key = bytes_per_key(
         {int(s.name.split()[1]): s.memory_bytes for s in steps if s.name.startswith("keys ")}
     )
     figures = [figure for step in steps for figure in step.figures()]
     if per_key is not None:
         figures.append(Figure("memory of a node, per key", per_key, "bytes"))
-    return occasion.report(
+    return setting.report(
         f"growth: puts on {NODES} nodes, {plan.seconds:g} s a step",
-        command,
         figures,
         details={"steps": steps},
     )

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from raftkv.bench.dialects import DIALECTS, Dialect
-from raftkv.bench.http_load import is_complete
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.dialects import DIALECTS, Dialect
+from raftkv.bench.load.http_load import is_complete
+from raftkv.bench.load.workload import Workload
 
 CONNECTIONS = 4
 CONNECTIONS_WITHOUT_BATCHES = 64

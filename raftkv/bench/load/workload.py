@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import msgspec
 
-from raftkv.bench.dialects import Dialect
-from raftkv.bench.load import key_of
+from raftkv.bench.load.dialects import Dialect
+from raftkv.bench.load.paced import key_of
 
 Kind = Literal["put", "get", "get-stale", "a", "b", "c", "batch", "scan"]
 """``a``, ``b`` and ``c`` are the core workloads of YCSB (Cooper et al. 2010): half, a twentieth and

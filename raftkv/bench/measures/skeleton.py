@@ -1,15 +1,15 @@
 """The way of a put with no store on it: what sockets, event loops and the disk alone take.
 
-``python -m raftkv.bench.skeleton engine|worker`` is one process of a node that does nothing but
-pass requests on, as :mod:`raftkv.engine` and :mod:`raftkv.web` pass on a put::
+``python -m raftkv.bench.measures.skeleton engine|worker`` is one process of a node that does
+nothing but pass requests on, as :mod:`raftkv.engine` and :mod:`raftkv.web` pass on a put::
 
     client -> worker -> engine -> leader's engine -> both others, a sync on each -> and back
 
 Same HTTP server, event loop, scheduling and kinds of sockets, and for an entry as many messages and
 syncs; what waits travels together and is synced together. But a request is a number, its shard a
 remainder, its answer fixed: no Raft, no state, no log that could be read again, nothing is checked,
-encoded or measured. No store built like this can be faster (:mod:`raftkv.bench.floor`). A process
-ends with its standard input, hence also with whoever started it.
+encoded or measured. No store built like this can be faster (:mod:`raftkv.bench.measures.floor`). A
+process ends with its standard input, hence also with whoever started it.
 """
 
 import asyncio

@@ -12,8 +12,8 @@ from kazoo.client import KazooClient
 from kazoo.exceptions import KazooException, NodeExistsError
 from kazoo.handlers.threading import KazooTimeoutError
 
-from raftkv.bench.filling import FillError
-from raftkv.bench.generator import (
+from raftkv.bench.load.filling import FillError
+from raftkv.bench.load.generator import (
     EXAMPLES_KEPT,
     REPORT_EVERY_S,
     Load,
@@ -23,8 +23,8 @@ from raftkv.bench.generator import (
     read_load,
     write,
 )
-from raftkv.bench.tally import Tally
-from raftkv.bench.workload import Workload, chooser
+from raftkv.bench.load.tally import Tally
+from raftkv.bench.load.workload import Workload, chooser
 
 ROOT = "/bench"
 _DRAIN_S = 15.0

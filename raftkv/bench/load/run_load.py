@@ -19,10 +19,10 @@ from typing import Self
 
 import msgspec
 
-from raftkv.bench.generator import MODULES, Load, Progress, Ready, frame, read_frame
+from raftkv.bench.load.generator import MODULES, Load, Progress, Ready, frame, read_frame
+from raftkv.bench.load.summary import percentile
+from raftkv.bench.load.tally import Tally, Window, floats, is_accepted, merged
 from raftkv.bench.processes import cpu_seconds
-from raftkv.bench.summary import percentile
-from raftkv.bench.tally import Tally, Window, floats, is_accepted, merged
 from raftkv.interpreter import PYTHON_M
 
 Servers = Mapping[str, Sequence[int]]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from raftkv.bench.run_load import LoadError
+from raftkv.bench.load.run_load import LoadError
 
 SAMPLES_PER_S = 400
 

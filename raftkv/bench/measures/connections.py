@@ -5,18 +5,17 @@ that is busy with something else changes from minute to minute. All connections 
 HTTP worker holds them all.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
-from raftkv.bench.crowd import Attendance, Crowd, CrowdProcess
-from raftkv.bench.generator import Load
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import generate
-from raftkv.bench.summary import Summary, summarize
-from raftkv.bench.tally import Tally, floats, is_accepted
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import generate
+from raftkv.bench.load.summary import Summary, summarize
+from raftkv.bench.load.tally import Tally, floats, is_accepted
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures.crowd import Attendance, Crowd, CrowdProcess
+from raftkv.bench.report import Figure, Report
 
 SHARDS = 4
 CONNECTIONS = 16
@@ -25,12 +24,9 @@ HALF_PUTS = Workload("a", value_bytes=16)
 RATIO_MAX = 2.0
 
 
-def run(
-    idle: int, slow: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(idle: int, slow: int, seconds: float, setting: Setting) -> Report:
     """Measure and make the report."""
-    occasion = Occasion.now()
-    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+    with throwaway_cluster(setting.parent, shards=SHARDS) as cluster:
         wait_leaders_home(cluster)
         crowded_node = addresses_of(cluster.urls)[0]
 
@@ -38,16 +34,15 @@ def run(
             return generate(Load((crowded_node,), CONNECTIONS, for_s, workload=HALF_PUTS), 1)
 
         measure(WARM_UP_S)
-        progress(f"{CONNECTIONS} connections, alone")
+        setting.progress(f"{CONNECTIONS} connections, alone")
         before = measure(seconds)
-        progress(f"with {idle} idle connections and {slow} slow clients")
+        setting.progress(f"with {idle} idle connections and {slow} slow clients")
         with CrowdProcess(Crowd(*crowded_node, idle, slow)) as crowd:
             crowded = measure(seconds)
-        progress("alone again")
+        setting.progress("alone again")
         after = measure(seconds)
-    return occasion.report(
+    return setting.report(
         "connections",
-        f"raftkv bench connections --open {idle} --slow {slow} --duration {seconds:g}",
         _figures(before, crowded, after, crowd.attendance, seconds),
         notes=_notes(crowd.attendance),
         details={

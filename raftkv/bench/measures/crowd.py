@@ -1,8 +1,8 @@
 """A crowd of clients that hold connections and ask for nothing, or for little, very slowly.
 
-Run as ``python -m raftkv.bench.crowd`` with a :class:`Crowd` (JSON) as its argument: it says
-``ready`` on standard output once everybody is connected, and keeps it so until its standard input
-ends; then it writes an :class:`Attendance` (JSON).
+Run as ``python -m raftkv.bench.measures.crowd`` with a :class:`Crowd` (JSON) as its argument: it
+says ``ready`` on standard output once everybody is connected, and keeps it so until its standard
+input ends; then it writes an :class:`Attendance` (JSON).
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Self, cast
 import msgspec
 import uvloop
 
-from raftkv.bench.generator import raise_file_limit
+from raftkv.bench.load.generator import raise_file_limit
 from raftkv.interpreter import PYTHON_M
 
 BYTE_EVERY_S = 1.0
@@ -183,7 +183,7 @@ class CrowdProcess:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
-            (*PYTHON_M, "raftkv.bench.crowd", msgspec.json.encode(self._crowd).decode()),
+            (*PYTHON_M, "raftkv.bench.measures.crowd", msgspec.json.encode(self._crowd).decode()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

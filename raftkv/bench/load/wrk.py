@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from raftkv.bench.run_load import LoadError
-from raftkv.bench.workload import Workload
+from raftkv.bench.load.run_load import LoadError
+from raftkv.bench.load.workload import Workload
 
 _SCRIPT = Path(__file__).with_suffix(".lua")
 _GRACE_S = 30.0

@@ -1,9 +1,9 @@
 """Abuses, each of another kind: what ``raftkv bench abuse`` puts beside a normal client.
 
-Run as ``python -m raftkv.bench.abuses`` with an :class:`Order` (JSON) as its argument: it says
-``ready`` on standard output, begins at a line on standard input, and goes on until that ends or its
-time is up; then it writes what came of it (JSON: how often each answer came). All clients of an
-abuse are tasks of this one process, which leaves the processor to the servers wherever both want
+Run as ``python -m raftkv.bench.measures.abuses`` with an :class:`Order` (JSON) as its argument: it
+says ``ready`` on standard output, begins at a line on standard input, and goes on until that ends
+or its time is up; then it writes what came of it (JSON: how often each answer came). All clients of
+an abuse are tasks of this one process, which leaves the processor to the servers wherever both want
 it: it stands for other machines.
 """
 
@@ -22,7 +22,8 @@ from typing import Self
 import msgspec
 import uvloop
 
-from raftkv.bench.bad_clients import (
+from raftkv.bench.load.generator import raise_file_limit
+from raftkv.bench.measures.bad_clients import (
     CLIENT_HELLO,
     Address,
     Deeds,
@@ -36,7 +37,6 @@ from raftkv.bench.bad_clients import (
     stay,
     trickle,
 )
-from raftkv.bench.generator import raise_file_limit
 from raftkv.interpreter import PYTHON_M
 
 WIDE_PREFIX = "wide/"
@@ -287,7 +287,7 @@ class AbuseProcess:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
-            (*PYTHON_M, "raftkv.bench.abuses", msgspec.json.encode(self._order).decode()),
+            (*PYTHON_M, "raftkv.bench.measures.abuses", msgspec.json.encode(self._order).decode()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
 import msgspec
@@ -16,12 +15,13 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import run_load
+from raftkv.bench.load.workload import Workload
+from raftkv.bench.measure import Setting
 from raftkv.bench.processes import cpu_seconds
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import run_load
-from raftkv.bench.workload import Workload
+from raftkv.bench.report import Figure, Report
 
 SHARDS = 4
 CONNECTIONS = 64
@@ -48,12 +48,9 @@ class Measured(msgspec.Struct, frozen=True):
     """The same with viewers."""
 
 
-def run(
-    pages: int, pairs: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(pages: int, pairs: int, seconds: float, setting: Setting) -> Report:
     """Measure pairs of runs in alternating order, and what viewers cost an idle cluster."""
-    occasion = Occasion.now()
-    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+    with throwaway_cluster(setting.parent, shards=SHARDS) as cluster:
         wait_leaders_home(cluster)
         url = cluster.urls[0]
         pids = [pid for of_kind in server_processes(cluster).values() for pid in of_kind]
@@ -67,21 +64,20 @@ def run(
         fill_keys(load.addresses, load.workload)
         measured = []
         for number in range(pairs):
-            progress(f"pair {number + 1} of {pairs}")
+            setting.progress(f"pair {number + 1} of {pairs}")
             found: dict[bool, float] = {}
             for viewed in (False, True) if number % 2 == 0 else (True, False):
                 with viewers(url, pages if viewed else 0):
                     found[viewed] = run_load(load).requests_per_s
             measured.append(Pair(found[False], found[True]))
-        progress("an idle cluster")
+        setting.progress("an idle cluster")
         idle = _percent(pids, seconds)
         with viewers(url, pages):
             viewed_percent = _percent(pids, seconds)
     result = Measured(measured, idle, viewed_percent)
-    return occasion.report(
+    return setting.report(
         f"pages: {pages} open pages and a scrape a second beside {CONNECTIONS} connections, "
         f"{pairs} pairs of {seconds:g} s",
-        f"raftkv bench pages --pages {pages} --pairs {pairs} --duration {seconds:g}",
         figures(result),
         notes=[
             "Throughput with viewers, of that without: "

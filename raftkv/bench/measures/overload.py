@@ -8,7 +8,6 @@ because its heartbeats come late.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from raftkv.bench.cluster import (
@@ -17,12 +16,13 @@ from raftkv.bench.cluster import (
     throwaway_cluster,
     wait_leaders_home,
 )
-from raftkv.bench.generator import Load
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import generate
+from raftkv.bench.load.summary import summarize
+from raftkv.bench.load.tally import Tally, Window, floats, is_accepted
+from raftkv.bench.measure import Setting
 from raftkv.bench.processes import cpu_seconds
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import generate
-from raftkv.bench.summary import summarize
-from raftkv.bench.tally import Tally, Window, floats, is_accepted
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import LocalCluster
 
 SHARDS = 4
@@ -44,17 +44,16 @@ GROWTH_MAX = 1.5
 """The p99 of the last third beside that of the first: a queue without a bound grows on and on."""
 
 
-def run(
-    seconds: float, connections: int, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(seconds: float, connections: int, setting: Setting) -> Report:
     """Measure and make the report."""
-    occasion = Occasion.now()
-    with throwaway_cluster(parent, shards=SHARDS) as cluster:
+    with throwaway_cluster(setting.parent, shards=SHARDS) as cluster:
         wait_leaders_home(cluster)
-        capacity = _capacity(cluster, progress)
+        capacity = _capacity(cluster, setting.progress)
         rate = FACTOR * capacity
         terms = _terms(cluster)
-        progress(f"offering {rate:,.0f} puts/s for {seconds:.0f} s on {connections} connections")
+        setting.progress(
+            f"offering {rate:,.0f} puts/s for {seconds:.0f} s on {connections} connections"
+        )
         cpu_before = _cpu(cluster)
         load = Load(addresses_of(cluster.urls), connections, seconds, rate=rate)
         tally = generate(load, CLIENT_PROCESSES)
@@ -62,9 +61,8 @@ def run(
         cpu["clients"] = tally.cpu_s
         terms_after = _terms(cluster)
     changed = sum(terms_after[shard] != term for shard, term in terms.items())
-    return occasion.report(
+    return setting.report(
         "overload",
-        f"raftkv bench overload --duration {seconds:g} --connections {connections}",
         _figures(tally, seconds, capacity, changed),
         notes=_notes(tally, cpu, seconds),
         details={

@@ -2,24 +2,25 @@
 
 One shard, so that it is clear who leads and who follows. The same load runs twice, asking the
 leader's node and asking a follower's node, which forwards. Processes are sampled from outside
-(:mod:`raftkv.bench.stages`) while their processor time is measured; the product of both is
-microseconds by stage. Beside it stand limits that no store can pass (:mod:`raftkv.bench.limits`).
+(:mod:`raftkv.bench.measures.stages`) while their processor time is measured; the product of both is
+microseconds by stage. Beside it stand limits that no store can pass
+(:mod:`raftkv.bench.measures.limits`).
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import msgspec
 
-from raftkv.bench import limits
 from raftkv.bench.cluster import addresses_of, throwaway_cluster, wait_leaders_home
-from raftkv.bench.filling import fill_keys
-from raftkv.bench.generator import Load
+from raftkv.bench.load.filling import fill_keys
+from raftkv.bench.load.generator import Load
+from raftkv.bench.load.run_load import LoadResult, run_load
+from raftkv.bench.load.workload import Kind, Workload
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures import limits
+from raftkv.bench.measures.stages import Profilers, find_profiler
 from raftkv.bench.processes import workers_of
-from raftkv.bench.report import Figure, Occasion, Report
-from raftkv.bench.run_load import LoadResult, run_load
-from raftkv.bench.stages import Profilers, find_profiler
-from raftkv.bench.workload import Kind, Workload
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import LocalCluster
 
 KINDS: tuple[Kind, ...] = ("put", "get")
@@ -39,15 +40,12 @@ class Profile(msgspec.Struct, frozen=True):
     stages: dict[str, dict[str, float]]
 
 
-def run(
-    connections: int, seconds: float, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(connections: int, seconds: float, setting: Setting) -> Report:
     """Profile puts and gets, and measure the limits."""
     find_profiler()
-    occasion = Occasion.now()
-    progress("limits: syncs, round trips, bare answers")
+    setting.progress("limits: syncs, round trips, bare answers")
     bounds = [
-        Figure("limit: one write and fdatasync, median", limits.sync_s(parent) * 1e6, "us"),
+        Figure("limit: one write and fdatasync, median", limits.sync_s(setting.parent) * 1e6, "us"),
         Figure("limit: one round trip on loopback, median", limits.round_trip_s() * 1e6, "us"),
     ]
     bare = limits.bare_wsgi(seconds, connections)
@@ -57,17 +55,16 @@ def run(
             "limit: a bare WSGI answer, processor time", bare.servers["server"].us_per_request, "us"
         ),
     ]
-    with throwaway_cluster(parent, shards=1) as cluster:
+    with throwaway_cluster(setting.parent, shards=1) as cluster:
         wait_leaders_home(cluster)
         profiles = []
         for kind in KINDS:
             for asked in ("leader", "follower"):
-                progress(f"{kind}, asking the {asked}'s node")
+                setting.progress(f"{kind}, asking the {asked}'s node")
                 load = Load((), connections, seconds, workload=Workload(kind), warmup_s=_WARMUP_S)
                 profiles.append(_profile(cluster, asked, load))
-    return occasion.report(
+    return setting.report(
         f"profile: {connections} connections to one node, one shard",
-        "raftkv bench profile",
         [*bounds, *(figure for profile in profiles for figure in _figures(profile))],
         notes=["Sampling costs the processes some time, which is in the figures."],
         details={"profiles": profiles},

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 
-from raftkv.bench.generator import (
+from raftkv.bench.load.generator import (
     EXAMPLES_KEPT,
     REPORT_EVERY_S,
     Load,
@@ -15,8 +15,8 @@ from raftkv.bench.generator import (
     read_load,
     write,
 )
-from raftkv.bench.tally import Tally, merged
-from raftkv.bench.workload import chooser
+from raftkv.bench.load.tally import Tally, merged
+from raftkv.bench.load.workload import chooser
 from raftkv.client import Client, RaftkvError
 
 

@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,10 +19,11 @@ from raftkv.bench.cluster import (
     wait_caught_up,
     wait_leaders_home,
 )
-from raftkv.bench.load import PacedWriter, fill, key_of
-from raftkv.bench.probe import GET, PUT, WAKE_UP, Probe, Sample, Window, latencies, within
+from raftkv.bench.load.paced import PacedWriter, fill, key_of
+from raftkv.bench.measure import Setting
+from raftkv.bench.measures.probe import GET, PUT, WAKE_UP, Probe, Sample, Window, latencies, within
 from raftkv.bench.processes import ForkWatch, peak_resident_bytes, resident_bytes
-from raftkv.bench.report import Figure, Occasion, Report
+from raftkv.bench.report import Figure, Report
 from raftkv.testing import LocalCluster
 
 SHARD = 0
@@ -350,22 +350,18 @@ def _event_kinds(facts: dict[str, Any]) -> set[str]:
     return {event["kind"] for event in facts["events"]}
 
 
-def run(
-    keys: int, value_bytes: int, parent: Path | None, progress: Callable[[str], None]
-) -> Report:
+def run(keys: int, value_bytes: int, setting: Setting) -> Report:
     """Fill one shard and measure everything about it."""
-    occasion = Occasion.now()
     options: Options = {"limits": {"snapshot_after_entries": SNAPSHOT_AFTER_ENTRIES}}
     with throwaway_cluster(
-        parent, shards=1, options=options, ready_timeout_s=_READY_TIMEOUT_S
+        setting.parent, shards=1, options=options, ready_timeout_s=_READY_TIMEOUT_S
     ) as cluster:
-        million = Million(cluster, keys, value_bytes, progress)
+        million = Million(cluster, keys, value_bytes, setting.progress)
         million.fill()
         million.snapshots()
         million.restarts()
-    return occasion.report(
+    return setting.report(
         f"one shard of {keys:,} keys with {value_bytes}-byte values, 3 replicas",
-        f"raftkv bench million --keys {keys} --value-bytes {value_bytes}",
         million.figures(),
         details=million.details(),
     )

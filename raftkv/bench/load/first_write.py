@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from raftkv.bench.http_load import is_complete
+from raftkv.bench.load.http_load import is_complete
 
 EVERY_S = 0.02
 

@@ -1,0 +1,1 @@
+"""The measurements of ``raftkv bench``: each is a :class:`raftkv.bench.measure.Measure`."""
