@@ -12,7 +12,7 @@ from pathlib import Path
 from browser import DESKTOP, PHONE, Browser, chromium
 
 from raftkv import Client
-from raftkv.bench.load import PacedWriter, numbered_keys
+from raftkv.bench.load.paced import PacedWriter, numbered_keys
 from raftkv.testing import LocalCluster
 from raftkv.testing.layout import Options
 
