@@ -14,6 +14,7 @@ from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import WebConfig
+from raftkv.web.cursors import Cursors
 from raftkv.web.engine import SyncEngine
 from raftkv.web.guard import RequestGuard, always_headers
 from raftkv.web.metrics import WorkerMetrics
@@ -60,7 +61,7 @@ def create_app(
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     metrics = metrics or WorkerMetrics(config.worker)
     carrier = Carrier(engine, config, Authenticator(config.tokens))
-    _add_data_routes(app, carrier)
+    _add_data_routes(app, carrier, Cursors(bytes.fromhex(config.cursor_key)))
     app.register_blueprint(operator_routes(carrier, metrics))
     app.register_blueprint(page_routes(carrier, config))
     _add_error_handlers(app, carrier)
@@ -68,8 +69,8 @@ def create_app(
     return app
 
 
-def _add_data_routes(app: flask.Flask, carrier: Carrier) -> None:
-    routes = DataRoutes(carrier.limits)
+def _add_data_routes(app: flask.Flask, carrier: Carrier, cursors: Cursors) -> None:
+    routes = DataRoutes(carrier.limits, cursors)
     listed = {path.decode(): route for path, route in routes.exact.items()}
     listed[KEY_PREFIX.decode() + "<key:key>"] = routes.key
     for path, route in listed.items():
