@@ -133,6 +133,7 @@ class Pages:
             content = {**self._frame({}), "error": error, "about_token": about_token}
             response.set_data(flask.render_template("refused.html", part=None, **content))
             response.mimetype = "text/html"
+            flask.g.security_headers = SECURITY_HEADERS
         return response
 
     # --- what they show ------------------------------------------------------------------------
@@ -310,9 +311,8 @@ def _row(listed: list[Mapping[str, Any]], name: str, wanted: object) -> Mapping[
     return next((row for row in listed if row.get(name) == wanted), None)
 
 
-def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
+def page_routes(pages: Pages) -> flask.Blueprint:
     """Return the routes of the pages."""
-    pages = Pages(carrier, config)
     listed: Listed = [
         ("/", pages.index, "GET"),
         ("/shards/<shard:shard>", pages.shard_page, "GET"),

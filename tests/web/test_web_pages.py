@@ -319,6 +319,30 @@ def test_browsers_are_told_why_as_a_page(make_api: Callable[[WebConfig], Carrier
     assert b"/metrics" not in seen.body, "a link that the login does not open"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", b"/nope", 404),
+        ("GET", b"/shards/x", 404),
+        ("GET", b"/v1/nope", 404),
+        ("PUT", b"/ring", 405),
+    ],
+)
+def test_browsers_are_told_of_an_unknown_route_by_a_page(
+    api: Carrier, method: str, path: bytes, status: int
+) -> None:
+    """Who mistypes an address gets a page that leads back; programs get the problem."""
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    answer = api(method, path, browser)
+    assert answer.status == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "Back to the overview" in text_of(answer)
+    assert "style-src 'self'" in answer.headers["content-security-policy"]
+    for accept in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
+        assert api(method, path, accept).status == status
+        assert api(method, path, accept).code in {"not_found", "method_not_allowed"}
+
+
 def test_cookie_is_secure_under_tls(make_api: Callable[[WebConfig], Carrier]) -> None:
     """Where HTTP is HTTPS the cookie stays there."""
     api = make_api(WebConfig(node_name="n1", limits=LIMITS, tls_cert="n1.crt", tls_key="n1.key"))
