@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from raftkv.bench import abuse as abuse_bench
 from raftkv.bench import beside_wrk, failover, floor, growth, idle, million, overload
@@ -15,6 +14,7 @@ from raftkv.bench import pages as pages_bench
 from raftkv.bench import profile as profile_bench
 from raftkv.bench.abuses import ABUSES
 from raftkv.bench.report import Report, publish
+from raftkv.cli import consoles
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.measuring import ending_cleanly, measuring, shared_options, tell
@@ -60,9 +60,7 @@ def abuse_command(
     command = shlex.join(["raftkv", *sys.argv[1:]])
     with ending_cleanly():
         report = abuse_bench.run(names or tuple(ABUSES), seconds, command, parent, tell)
-        console = Console()
-        if not console.is_terminal:
-            console.width = abuse_bench.WIDTH
+        console = consoles.console()
         publish(report, json_path, console, abuse_bench.table_of(report.details["found"]))
     sys.exit(any(figure.met is False for figure in report.figures))
 

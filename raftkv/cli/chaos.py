@@ -23,6 +23,7 @@ from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
+from raftkv.cli import consoles
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.core.visible import visible
@@ -193,7 +194,7 @@ def _end_like_ctrl_c() -> None:
 
 
 def _run(settings: Settings) -> int:
-    console = Console(stderr=True)
+    console = consoles.console(stderr=True)
     try:
         settings.check()
         _announce(settings, console)
@@ -205,7 +206,7 @@ def _run(settings: Settings) -> int:
     except KeyboardInterrupt:
         click.echo("raftkv: interrupted; everything was stopped and taken away", err=True)
         return EXIT_NOT_RUN
-    _tell(run, settings, Console())
+    _tell(run, settings, consoles.console())
     return EXIT_CODES[run.verdict]
 
 

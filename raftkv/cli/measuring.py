@@ -9,12 +9,12 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from rich.console import Console
 
 from raftkv.bench.filling import FillError
 from raftkv.bench.first_write import NoWriteError
 from raftkv.bench.report import Report, publish
 from raftkv.bench.run_load import LoadError
+from raftkv.cli import consoles
 from raftkv.client import RaftkvError
 from raftkv.core.visible import visible
 from raftkv.testing import ClusterError
@@ -59,7 +59,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def tell(line: str) -> None:
     """Say how far a measurement is."""
-    Console(stderr=True).print(line, style="dim", highlight=False)
+    consoles.console(stderr=True).print(line, style="dim", highlight=False)
 
 
 def measuring(measure: Measure) -> Callable[..., None]:
@@ -70,6 +70,6 @@ def measuring(measure: Measure) -> Callable[..., None]:
     def command(*, json_path: Path | None, parent: Path | None, **options: object) -> None:
         with ending_cleanly():
             report = measure(parent=parent, progress=tell, **options)
-            publish(report, json_path, Console())
+            publish(report, json_path, consoles.console())
 
     return command
