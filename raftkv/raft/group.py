@@ -20,7 +20,7 @@ from raftkv.raft.digests import StateDigests
 from raftkv.raft.freshness import Freshness
 from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
 from raftkv.raft.journal import GroupJournal, LogStore, Recovered
-from raftkv.raft.member import LEADER, RandomSource, ReplicaError
+from raftkv.raft.member import CANDIDATE, LEADER, RandomSource, ReplicaError
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.reads import ReadIndex
 from raftkv.raft.replica import Replica
@@ -394,7 +394,9 @@ class Group:
         """Hear from stock code that this replica leads, follows or stands for election."""
         self.leader_since = self._clock.monotonic()
         detail = "after it led" if old == LEADER else ""
-        self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
+        # Stock code begins the candidate's own term only after this.
+        term = self._replica.term + (new == CANDIDATE)
+        self._host.event(Event(STATE_EVENTS[new], self.id, term, detail))
         if new == LEADER:
             self.elections += 1
             self._start_expiry()
