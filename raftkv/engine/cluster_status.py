@@ -287,7 +287,8 @@ def _without_leader(views: _Rows, believed: str | None) -> dict[str, Any]:
 def _leaders(views: _Rows, seen_by: str) -> list[dict[str, Any]]:
     """Return the latest leaders, newest last: as one replica saw them, and what it missed.
 
-    It missed the leaders of terms in which it was down or cut off. A term has one leader.
+    It missed the leaders of terms in which it was down or cut off. A term has one leader, which may
+    be lost and heard again in it: what one replica saw stays in the order in which it saw it.
     """
     told = [dict(entry) for entry in views[seen_by].get("leaders", ())]
     terms = {entry["term"] for entry in told if entry["leader"] is not None}
@@ -295,8 +296,9 @@ def _leaders(views: _Rows, seen_by: str) -> list[dict[str, Any]]:
         for entry in view.get("leaders", ()):
             if entry["leader"] is not None and entry["term"] not in terms:
                 terms.add(entry["term"])
-                told.append(dict(entry))
-    told.sort(key=lambda entry: (entry["term"], entry["leader"] is None, entry["at_us"]))
+                moment = entry["term"], entry["at_us"]
+                later = (i for i, own in enumerate(told) if (own["term"], own["at_us"]) > moment)
+                told.insert(next(later, len(told)), dict(entry))
     return told[-LEADERSHIPS_KEPT:]
 
 

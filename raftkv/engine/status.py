@@ -23,6 +23,8 @@ from raftkv.version import __version__
 
 EVENTS_SHOWN = 100
 
+_OF_A_FOLLOWER = ("match_index", "lag_entries", "lag_s", "contact_age_s")
+
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
 
@@ -230,20 +232,25 @@ class LocalStatus:
         }
         if group.is_leader:
             followers = [peer for peer in placement.replicas if peer != self._node]
-            facts["match"] = {peer: group.match_index(peer) for peer in followers}
-            facts["followers"] = {peer: self._follower(group, peer) for peer in followers}
+            told = {peer: self._follower(group, peer) for peer in followers}
+            facts["match"] = {peer: of["match_index"] for peer, of in told.items()}
+            facts["followers"] = told
         return facts
 
     def _follower(self, group: Group, peer: str) -> dict[str, Any]:
-        """What a leader knows of one of its followers."""
+        """What a leader knows of one of its followers: nothing of who has not answered it yet."""
+        age_s = group.follower_contact_age_s(peer)
+        in_touch = age_s is not None and age_s < 2 * group.config.timing.election_max_s
+        if age_s is None or not group.has_answered(peer):
+            return {**dict.fromkeys(_OF_A_FOLLOWER), "in_touch": in_touch}
         match_index, commit_index = group.match_index(peer), group.commit_index
-        trail, age_s = self._trails[group.id], group.follower_contact_age_s(peer)
+        trail = self._trails[group.id]
         return {
             "match_index": match_index,
             "lag_entries": max(0, commit_index - match_index),
             "lag_s": trail.lag_s(self._clock.monotonic(), match_index, commit_index),
-            "contact_age_s": None if age_s is None else round(age_s, 3),
-            "in_touch": age_s is not None and age_s < 2 * group.config.timing.election_max_s,
+            "contact_age_s": round(age_s, 3),
+            "in_touch": in_touch,
         }
 
     def _snapshot(self, group: Group) -> dict[str, Any] | None:

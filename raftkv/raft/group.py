@@ -199,6 +199,10 @@ class Group:
         """Leader only: up to where ``peer`` durably agrees."""
         return self._replica.match_index(peer)
 
+    def has_answered(self, peer: str) -> bool:
+        """Leader only: whether ``peer`` has answered in this term, so that its log is known."""
+        return self._replica.has_answered(peer)
+
     def follower_contact_age_s(self, peer: str) -> float | None:
         """Leader only: seconds since ``peer`` last answered, None if not known."""
         contact = self._replica.follower_contact(peer)

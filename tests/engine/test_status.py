@@ -19,6 +19,7 @@ from raftkv.engine.cluster_status import (
     CHANNEL_STATUS,
     QUESTIONS_MAX,
     ClusterStatus,
+    _leaders,
 )
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.router import Router
@@ -242,6 +243,26 @@ def test_lag_of_a_follower_that_is_gone() -> None:
     assert follower["lag_entries"] >= 1
     assert 4 <= follower["lag_s"] <= 6
     assert follower["contact_age_s"] >= 5
+
+
+def test_what_a_new_leader_has_not_heard_of_a_follower_is_not_made_up() -> None:
+    """No index, no lag, no contact: until it answers, whatever the leader before knew of it."""
+    world = StatusWorld()
+    leader, absent = world.leader, world.followers[0]
+    world.hosts.put_all(leader, b"a")
+    world.seconds(1)
+    world.hosts.machines[absent].kill()
+    world.seconds(1)
+    leader.group().transfer.begin(world.followers[1], lambda _: None)
+    world.seconds(5)
+    told = world.ask(world.followers[1])
+    (shard,) = told["shards"]
+    assert shard["leader"] == world.followers[1]
+    unheard = {"match_index": None, "lag_entries": None, "lag_s": None, "contact_age_s": None}
+    assert shard["followers"][absent] == {**unheard, "in_touch": False}
+    assert shard["match"][absent] is None
+    heard = shard["followers"][leader.name]
+    assert (heard["match_index"], heard["lag_entries"]) == (shard["commit_index"], 0)
 
 
 def test_alone() -> None:
@@ -501,6 +522,26 @@ def test_leaders_that_a_replica_missed_are_told_by_the_others() -> None:
             shard["leaders"] = [entry for entry in shard["leaders"] if entry["term"] > 1]
     (row,) = world.status[absent]._merged(answers)["shards"]
     assert [entry["term"] for entry in row["leaders"] if entry["leader"]] == [1, 2]
+
+
+def test_leaders_are_told_in_the_order_in_which_they_led() -> None:
+    """A leader that is lost and heard again in its term leads now, and a term has its place."""
+
+    def entry(term: int, leader: str | None, at_us: int) -> dict[str, Any]:
+        return {"term": term, "leader": leader, "at_us": at_us}
+
+    again = [entry(3, "a", 10), entry(3, None, 20), entry(3, "a", 30)]
+    assert _leaders({"n1": {"leaders": again}}, "n1") == again
+    candidate = [entry(4, None, 40), entry(4, "b", 50)]
+    assert _leaders({"n1": {"leaders": again + candidate}}, "n1") == again + candidate
+    # The other node's clock is behind, and ours was set back.
+    ours = [entry(1, "a", 900), entry(1, None, 910), entry(3, "c", 100), entry(3, None, 110)]
+    missed = [entry(2, "b", 5), entry(3, "c", 6)]
+    assert _leaders({"n1": {"leaders": ours}, "n2": {"leaders": missed}}, "n1") == [
+        *ours[:2],
+        missed[0],
+        *ours[2:],
+    ]
 
 
 def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:

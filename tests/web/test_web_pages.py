@@ -12,6 +12,7 @@ from conftest import LIMITS
 from fake_engine import FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.web import views
 from raftkv.web.config import TokenHash, WebConfig
 
 PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")
@@ -41,6 +42,21 @@ def test_overview(api: Carrier) -> None:
     assert "✕ silent" in said
     assert "no leader" in said
     assert "nothing" not in said, "what a silent node leads is not known"
+
+
+def test_the_key_has_every_sign_of_the_grid(api: Carrier) -> None:
+    """What a replica can look like is said below the shards."""
+    replicas = {"replicas": ["n1"]}
+    snapshot = {**replicas, "members": {"n1": {"installing_snapshot": True}}}
+    lagging = {**replicas, "leader": "n2", "followers": {"n1": {"lag_entries": 10**9}}}
+    rows = [{}, replicas, {**replicas, "leader": "n1"}, {**replicas, "leader": "n2"}]
+    rows += [snapshot, lagging]
+    alive: set[str] = {"n1"}
+    cells = [views.replica_cell(row, "n1", alive) for row in rows]
+    cells.append(views.replica_cell(replicas, "n1", set()))
+    assert len({cell.sign for cell in cells}) == 7
+    (key,) = re.findall(r'<p class="key note">.*?</p>', api("GET", b"/").body.decode())
+    assert {cell.sign for cell in cells} - set(key) == set()
 
 
 def test_shard_node_and_key(api: Carrier, engine: FakeEngine) -> None:
