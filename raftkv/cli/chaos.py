@@ -17,6 +17,7 @@ from rich.table import Table
 from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
+from raftkv.chaos.operation import ENDS
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, obstacle
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
@@ -31,7 +32,6 @@ from raftkv.core.visible import visible
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
 REASONS_MAX = 20
-STATUSES = ("ok", "fail", "info")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -227,13 +227,14 @@ class _Shown:
 
     def __call__(self, now: Progress) -> None:
         running = f": {', '.join(now.running)}" if now.running else ""
-        operations = sum(now.counts.get(status, 0) for status in STATUSES)
+        operations = sum(now.counts.values())
+        errors = now.counts.get("refused", 0) + now.counts.get("unknown", 0)
         self._bar.update(
             self._task,
             total=now.duration_s,
             completed=min(now.elapsed_s, now.duration_s),
             description=f"{now.phase}{running}",
-            counts=f"{operations} operations, {now.counts.get('error', 0)} errors, "
+            counts=f"{operations} operations, {errors} errors, "
             f"{now.effective}/{now.faults} faults seen",
         )
 
@@ -256,7 +257,7 @@ def _tell(run: Run, settings: Settings, console: Console) -> None:
         table.add_row(kind, str(count), str(run.effective.get(kind, 0)))
     if run.faults:
         console.print(table)
-    counts = ", ".join(f"{run.counts.get(status, 0)} {status}" for status in STATUSES)
+    counts = ", ".join(f"{run.counts.get(end, 0)} {end}" for end in ENDS)
     keys = len(run.judgement.result.parts)
     console.print(
         f"{counts} on {keys} keys, at most {run.under_way_max} at once; "
