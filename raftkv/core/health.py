@@ -169,6 +169,8 @@ def _of_nodes(nodes: Iterable[Facts]) -> Iterable[str]:
             yield f"The link to {name} is refused: {refused}."
         if node.get("has_space") is False:
             yield f"The disk of {name} is full: it leads no writes."
+        if isinstance(silent_s := node.get("disk_silent_s"), int | float) and silent_s > 0:
+            yield f"The disk of {name} has not answered for {silent_s:.0f} s."
         if node.get("stopping") is True:
             yield f"{name} is stopping."
 

@@ -30,7 +30,7 @@ The facts of a node with many shards are megabytes, which every question fetches
 
 _NODE_FACTS = (
     *("version", "pid", "uptime_s", "has_space", "rss_bytes", "cpu_s", "fdatasync_ms", "as_of_us"),
-    *("stopping", "disagrees", "cpu_share", "disk"),
+    *("stopping", "disagrees", "cpu_share", "disk", "disk_silent_s"),
 )
 _MEMBER_FACTS = (
     *("role", "term", "applied_index", "commit_index", "digest", "keys", "last_index"),

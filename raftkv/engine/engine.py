@@ -177,7 +177,9 @@ class Engine:
         for group in groups:
             self.host.add(group)
         writer = seams.snapshot_writer(store)
-        self.keeper = SnapshotKeeper(self.host.groups, store, writer, seams.other_jobs, wal.pinning)
+        self.keeper = SnapshotKeeper(
+            self.host.groups, store, writer, self.host.other_jobs, wal.pinning
+        )
         self.keeper.finished = self._snapshot_finished
         self._make_status(store)
 
@@ -492,6 +494,7 @@ class Engine:
     def _each_second(self) -> None:
         self._timer = self._loop.call_later(1.0, self._each_second)
         self.host.look_after_log()
+        self.host.watch_disk()
         self._tell_state()
         self.keeper.check()
         self._status.each_second()

@@ -147,6 +147,7 @@ class LocalStatus:
             "stopping": self.stopping,
             "disagrees": self._agreement.refusal,
             "has_space": host.has_space(),
+            "disk_silent_s": round(host.disk_silent_s, 1),
             "rss_bytes": resident_bytes(),
             "cpu_s": round(_cpu_s(), 2),
             "cpu_share": self._cpu_share,
