@@ -49,7 +49,7 @@ def test_the_key_has_every_sign_of_the_grid(api: Carrier) -> None:
     replicas = {"replicas": ["n1"]}
     snapshot = {**replicas, "members": {"n1": {"installing_snapshot": True}}}
     lagging = {**replicas, "leader": "n2", "followers": {"n1": {"lag_entries": 10**9}}}
-    rows = [{}, replicas, {**replicas, "leader": "n1"}, {**replicas, "leader": "n2"}]
+    rows: list[Any] = [{}, replicas, {**replicas, "leader": "n1"}, {**replicas, "leader": "n2"}]
     rows += [snapshot, lagging]
     alive: set[str] = {"n1"}
     cells = [views.replica_cell(row, "n1", alive) for row in rows]
