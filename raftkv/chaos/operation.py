@@ -16,6 +16,9 @@ ERROR_CHARS_MAX = 200
 
 Status = Literal["ok", "fail", "info"]
 
+ENDS = ("ok", "condition not met", "refused", "unknown")
+"""How operations end, as it is counted: a refusal and an unknown outcome are errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -29,6 +32,13 @@ class Outcome:
     def is_error(self) -> bool:
         """Whether it ended otherwise than the state of the store explains."""
         return "error" in self.fields
+
+    @property
+    def end(self) -> str:
+        """Which of :data:`ENDS` it is."""
+        if self.status == "fail":
+            return "refused" if self.is_error else "condition not met"
+        return "ok" if self.status == "ok" else "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Recorder:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """How many operations ended ``ok``, ``fail`` and ``info``; and how many in an ``error``."""
+        """How many operations ended in which of :data:`~raftkv.chaos.operation.ENDS`."""
         self.under_way = 0
         self.under_way_max = 0
         """The most operations that were under way at one moment."""
@@ -43,8 +43,7 @@ class Recorder:
         self._write(process, outcome.status, operation, outcome.value, outcome.fields)
         with self._lock:
             self.under_way -= 1
-            self.counts[outcome.status] += 1
-            self.counts["error"] += outcome.is_error
+            self.counts[outcome.end] += 1
         return outcome
 
     def _write(self, process: int, kind: str, operation: Operation, value: Any, more: Any) -> None:

@@ -11,14 +11,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from raftkv.cli.backup_file import (
+    COMPRESSED,
     BackupFileError,
     Summary,
+    decompressing,
     read_puts,
     verify_backup,
     write_backup,
@@ -81,11 +84,11 @@ def restore_command(
             if only_check:
                 _report(summary, "in the file, which is whole", as_json=as_json)
                 return
-            different = _restore(client, read_puts(file, lines, summary), overwrite=overwrite)
+            found = _restore(client, read_puts(file, lines, summary), overwrite=overwrite)
     except BackupFileError as error:
         refuse(error)
-    _report(summary, "restored", as_json=as_json, different=different)
-    if different:
+    _report(summary, "restored", as_json=as_json, found=found)
+    if found.different:
         sys.exit(EXIT_NO)
 
 
@@ -102,7 +105,16 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             spool.seek(0)
             yield spool
     except OSError as error:
-        raise BackupFileError(f"{file}: {error.strerror}") from error
+        raise BackupFileError(f"{file}: {error.strerror}{_compressed_beside(file)}") from error
+
+
+def _compressed_beside(file: Path) -> str:
+    """What to do where only the compressed file is there."""
+    for ending, reader in COMPRESSED.items():
+        beside = file.with_name(file.name + ending)
+        if not file.exists() and beside.is_file():
+            return f", but {beside}: {decompressing(reader, beside)}"
+    return ""
 
 
 def _write_file(file: Path, cluster: str, entries: Iterator[Entry]) -> Summary:
@@ -146,12 +158,23 @@ def _to_disk(out: BinaryIO) -> None:
     os.fsync(out.fileno())
 
 
-def _restore(client: Client, puts: Iterator[Put], *, overwrite: bool) -> list[bytes]:
-    """Write everything; return the keys that were left alone because they hold something else."""
-    different = []
+@dataclass(slots=True)
+class _Found:
+    """What of a file was not written: keys with the file's value, and keys with another one."""
+
+    same: int = 0
+    different: list[bytes] = field(default_factory=list)
+
+
+def _restore(client: Client, puts: Iterator[Put], *, overwrite: bool) -> _Found:
+    """Write everything that is not there, or everything; return what was found instead."""
+    found = _Found()
     for piece in _pieces(puts):
-        different += _restore_piece(client, piece, overwrite=overwrite)
-    return different
+        if overwrite:
+            _all_done(client.batch(piece))
+        else:
+            _restore_piece(client, piece, found)
+    return found
 
 
 def _pieces(puts: Iterator[Put]) -> Iterator[list[Put]]:
@@ -167,10 +190,7 @@ def _pieces(puts: Iterator[Put]) -> Iterator[list[Put]]:
         yield piece
 
 
-def _restore_piece(client: Client, piece: list[Put], *, overwrite: bool) -> list[bytes]:
-    if overwrite:
-        _all_done(client.batch(piece))
-        return []
+def _restore_piece(client: Client, piece: list[Put], found: _Found) -> None:
     creating = [Put(put.key, put.value, if_absent=True) for put in piece]
     existing = []
     for put, result in zip(piece, client.batch(creating), strict=True):
@@ -178,12 +198,12 @@ def _restore_piece(client: Client, piece: list[Put], *, overwrite: bool) -> list
             existing.append(put)
         elif isinstance(result, RaftkvError):
             raise result
-    found = _all_done(client.batch([Get(put.key) for put in existing])) if existing else []
-    return [
-        to_bytes(put.key)
-        for put, entry in zip(existing, found, strict=True)
-        if not isinstance(entry, Entry) or entry.value != put.value
-    ]
+    entries = _all_done(client.batch([Get(put.key) for put in existing])) if existing else []
+    for put, entry in zip(existing, entries, strict=True):
+        if isinstance(entry, Entry) and entry.value == put.value:
+            found.same += 1
+        else:
+            found.different.append(to_bytes(put.key))
 
 
 def _all_done(results: list[BatchResult]) -> list[BatchResult]:
@@ -199,9 +219,11 @@ def _report(
     *,
     as_json: bool,
     to_stderr: bool = False,
-    different: list[bytes] | None = None,
+    found: _Found | None = None,
 ) -> None:
-    left_alone = [shown(key) for key in different or ()]
+    same, different = (found.same, found.different) if found is not None else (0, [])
+    left_alone = [shown(key) for key in different]
+    written = summary.entries - same - len(different)
     if as_json and not to_stderr:
         print_json(
             {
@@ -209,15 +231,16 @@ def _report(
                 "began": summary.began,
                 "ended": summary.ended,
                 "entries": summary.entries,
+                **({} if found is None else {"restored": written, "there_already": same}),
                 "sha256": summary.sha256,
                 "left_alone": left_alone,
             }
         )
         return
-    written = summary.entries - len(left_alone)
+    already = f", {same} were there already" if same else ""
     click.echo(
         visible(
-            f"{written} keys {what}; backup of cluster {summary.cluster}, "
+            f"{written} keys {what}{already}; backup of cluster {summary.cluster}, "
             f"{summary.began} to {summary.ended}, "
             f"sha256 of all lines but the last {summary.sha256}"
         ),

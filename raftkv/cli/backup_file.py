@@ -14,6 +14,7 @@ sha256sum``): a file without it was not finished, and one that has another was c
 import datetime as dt
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ FORMAT = "raftkv-backup"
 VERSION = 1
 LINE_BYTES_MAX = 64 * 2**20
 """More than the largest key and value in base64 take."""
+
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+"""The program that reads a compressed file, by how its name ends."""
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+}
 
 _SHOWN_BYTES = 40
 
@@ -123,6 +133,12 @@ def read_puts(file: Path, lines: BinaryIO, summary: Summary) -> Iterator[Put]:
         yield Put(entry.key_bytes, entry.value_bytes)
 
 
+def decompressing(reader: str, file: Path) -> str:
+    """Return the command that restores a compressed file."""
+    name = "FILE" if str(file) == "-" else shlex.quote(str(file))
+    return f"{reader} -dc {name} | raftkv restore -"
+
+
 def _line(file: Path, lines: BinaryIO) -> bytes:
     line = lines.readline(LINE_BYTES_MAX + 1)
     if len(line) > LINE_BYTES_MAX:
@@ -134,6 +150,10 @@ def _header(file: Path, line: bytes) -> "_Header":
     try:
         header = msgspec.json.decode(line, type=_Header)
     except DECODE_FAILURES as error:
+        reader = next((name for magic, name in _MAGIC.items() if line.startswith(magic)), None)
+        if reader is not None:
+            advice = decompressing(reader, file)
+            raise BackupFileError(f"{file}: is compressed: {advice}") from error
         raise BackupFileError(f"{file}: is not a file of raftkv backup") from error
     if header.format != FORMAT:
         raise BackupFileError(f"{file}: is not a file of raftkv backup")

@@ -13,7 +13,7 @@ from raftkv.bench.measures import profile as profile_bench
 from raftkv.bench.measures.abuses import ABUSES
 from raftkv.cli.bench_load import compare_command, load_command
 from raftkv.cli.durations import ALIAS, Duration
-from raftkv.cli.measuring import Shown, measuring
+from raftkv.cli.measuring import measuring
 from raftkv.engine.config import SHARDS_MAX
 
 
@@ -46,7 +46,7 @@ def bench_command() -> None:
     help="Of each run, alone and beside an abuse.",
 )
 @measuring(
-    shown=Shown(lambda report: abuse_bench.table_of(report.details["found"]), abuse_bench.WIDTH),
+    table=lambda report: abuse_bench.table_of(report.details["found"]),
     targets_bind=True,
 )
 def abuse_command(*, names: tuple[str, ...], seconds: float) -> Measure:

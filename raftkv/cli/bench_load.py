@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raftkv.bench.compare import run as compare
@@ -26,7 +25,7 @@ from raftkv.bench.measure import Measure, Setting
 from raftkv.bench.measures import steady_load
 from raftkv.bench.measures.steady_load import Spread
 from raftkv.bench.report import Occasion, Report, write_json
-from raftkv.cli import load_picture
+from raftkv.cli import consoles, load_picture
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.cli.measuring import ending_cleanly, given_command, measuring
@@ -40,7 +39,7 @@ def load_bar(seconds: float) -> Iterator[OnProgress]:
         BarColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
-        console=Console(stderr=True),
+        console=consoles.console(stderr=True),
         transient=True,
     ) as bar:
         task = bar.add_task("starting", total=seconds)
@@ -278,9 +277,7 @@ def compare_command(
     plan = compare.Plan(peers, rows, pairs, duration, warmup, spread, client_processes, kills)
     occasion = Occasion.now()
     with ending_cleanly():
-        console = Console()
-        if not console.is_terminal:
-            console.width = table.WIDTH
+        console = consoles.console()
         comparisons = []
         with compare_bar(plan) as steps:
             for comparison in compare.run(plan, parent, steps):
@@ -308,7 +305,7 @@ def compare_bar(plan: compare.Plan) -> Iterator[compare.Steps]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
-        console=Console(stderr=True),
+        console=consoles.console(stderr=True),
         transient=True,
     ) as bar:
         task = bar.add_task("starting", total=runs)

@@ -17,12 +17,14 @@ from rich.table import Table
 from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
+from raftkv.chaos.operation import ENDS
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, obstacle
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.check.verdict import Verdict
+from raftkv.cli import consoles
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.core.visible import visible
@@ -30,7 +32,6 @@ from raftkv.core.visible import visible
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
 EXIT_NOT_RUN = 3
 REASONS_MAX = 20
-STATUSES = ("ok", "fail", "info")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -193,7 +194,7 @@ def _end_like_ctrl_c() -> None:
 
 
 def _run(settings: Settings) -> int:
-    console = Console(stderr=True)
+    console = consoles.console(stderr=True)
     try:
         settings.check()
         _announce(settings, console)
@@ -205,7 +206,7 @@ def _run(settings: Settings) -> int:
     except KeyboardInterrupt:
         click.echo("raftkv: interrupted; everything was stopped and taken away", err=True)
         return EXIT_NOT_RUN
-    _tell(run, settings, Console())
+    _tell(run, settings, consoles.console())
     return EXIT_CODES[run.verdict]
 
 
@@ -226,13 +227,14 @@ class _Shown:
 
     def __call__(self, now: Progress) -> None:
         running = f": {', '.join(now.running)}" if now.running else ""
-        operations = sum(now.counts.get(status, 0) for status in STATUSES)
+        operations = sum(now.counts.values())
+        errors = now.counts.get("refused", 0) + now.counts.get("unknown", 0)
         self._bar.update(
             self._task,
             total=now.duration_s,
             completed=min(now.elapsed_s, now.duration_s),
             description=f"{now.phase}{running}",
-            counts=f"{operations} operations, {now.counts.get('error', 0)} errors, "
+            counts=f"{operations} operations, {errors} errors, "
             f"{now.effective}/{now.faults} faults seen",
         )
 
@@ -255,7 +257,7 @@ def _tell(run: Run, settings: Settings, console: Console) -> None:
         table.add_row(kind, str(count), str(run.effective.get(kind, 0)))
     if run.faults:
         console.print(table)
-    counts = ", ".join(f"{run.counts.get(status, 0)} {status}" for status in STATUSES)
+    counts = ", ".join(f"{run.counts.get(end, 0)} {end}" for end in ENDS)
     keys = len(run.judgement.result.parts)
     console.print(
         f"{counts} on {keys} keys, at most {run.under_way_max} at once; "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, NoReturn, get_args
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +26,7 @@ from raftkv.check.history import (
 from raftkv.check.model import shown
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import PartResult, Result, Verdict
+from raftkv.cli import consoles
 from raftkv.core.visible import visible
 
 EXIT_CODES = {Verdict.VALID: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}
@@ -180,7 +180,7 @@ def _write_html(path: Path, file: Path, operations: Sequence[Operation], result:
 
 
 def _print(result: Result, operations: Sequence[Operation], *, timed: bool) -> None:
-    console = Console()
+    console = consoles.console()
     console.print(_table(result))
     by_index = {operation.index: operation for operation in operations}
     for part in result.parts:

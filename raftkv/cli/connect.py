@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import sys
 import threading
 from collections.abc import Callable
@@ -158,6 +159,23 @@ def exit_code_of(error: RaftkvError) -> int:
     if isinstance(error, PreconditionFailedError | NotFoundError):
         return EXIT_NO
     return EXIT_DEFINITE if isinstance(error, DefiniteError) else EXIT_UNKNOWN
+
+
+class KeyCommand(click.Command):
+    """A command whose arguments may be any text, and so may look like options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; say how what looks like an option is given as a key or a value."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            at = next((i for i, arg in enumerate(given) if arg.startswith(error.option_name)), None)
+            if at is None or error.possibilities:
+                raise
+            again = visible(shlex.join(["raftkv", self.name or "", *given[:at], "--", *given[at:]]))
+            advice = f"{error.message} As a key or a value it comes behind --: {again}"
+            raise click.NoSuchOption(error.option_name, advice, ctx=ctx) from error
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")

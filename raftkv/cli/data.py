@@ -1,6 +1,7 @@
 """``raftkv get``, ``put``, ``del`` and ``scan``."""
 
 import base64
+import shlex
 import sys
 from typing import Any, BinaryIO
 
@@ -8,6 +9,7 @@ import click
 
 from raftkv.cli.connect import (
     EXIT_NO,
+    KeyCommand,
     connected,
     json_option,
     key_argument,
@@ -17,6 +19,7 @@ from raftkv.cli.connect import (
 )
 from raftkv.client import Client, Entry
 from raftkv.client.types import REVISION_MAX
+from raftkv.core.visible import visible
 
 stale_option = click.option(
     "--stale", is_flag=True, help="Read whatever replica is asked, which may be behind."
@@ -59,7 +62,7 @@ def entry_members(entry: Entry, *, keys_only: bool = False) -> dict[str, Any]:
     }
 
 
-@click.command("get")
+@click.command("get", cls=KeyCommand)
 @click.argument("key")
 @stale_option
 @json_option
@@ -82,7 +85,7 @@ def get_command(client: Client, key: str, *, stale: bool, as_json: bool) -> None
     sys.stdout.buffer.flush()
 
 
-@click.command("put")
+@click.command("put", cls=KeyCommand)
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--file", type=click.File("rb"), help="Take the value from a file; - is stdin.")
@@ -115,7 +118,7 @@ def put_command(
         click.echo(f"{verb}, revision {result.revision}")
 
 
-@click.command("del")
+@click.command("del", cls=KeyCommand)
 @click.argument("key")
 @if_revision_option
 @json_option
@@ -132,8 +135,9 @@ def del_command(client: Client, key: str, *, if_revision: int | None, as_json: b
         sys.exit(EXIT_NO)
 
 
-@click.command("scan")
+@click.command("scan", cls=KeyCommand)
 @click.argument("prefix", default="")
+@click.argument("more", nargs=-1, metavar="")  # only to say what was meant
 @click.option("--start", help="First key; with --end instead of PREFIX.")
 @click.option("--end", help="Key before which to stop.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
@@ -144,6 +148,7 @@ def del_command(client: Client, key: str, *, if_revision: int | None, as_json: b
 def scan_command(
     client: Client,
     prefix: str,
+    more: tuple[str, ...],
     *,
     start: str | None,
     end: str | None,
@@ -156,6 +161,9 @@ def scan_command(
 
     With --json one object a line, written as it comes, so any number of keys can be listed.
     """
+    if more:
+        meant = shlex.join(["raftkv", "scan", "--start", prefix, "--end", more[0]])
+        raise click.UsageError(f"there is one PREFIX; a range is {visible(meant)}")
     if prefix and (start is not None or end is not None):
         raise click.UsageError("PREFIX excludes --start and --end")
     entries = client.scan(

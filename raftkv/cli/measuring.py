@@ -8,10 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from raftkv.bench.load.filling import FillError
@@ -19,6 +17,7 @@ from raftkv.bench.load.first_write import NoWriteError
 from raftkv.bench.load.run_load import LoadError
 from raftkv.bench.measure import Measure, Setting
 from raftkv.bench.report import Occasion, Report, publish
+from raftkv.cli import consoles
 from raftkv.client import RaftkvError
 from raftkv.core.visible import visible
 from raftkv.testing import ClusterError
@@ -61,24 +60,16 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def tell(line: str) -> None:
     """Say how far a measurement is."""
-    Console(stderr=True).print(line, style="dim", highlight=False)
-
-
-class Shown(NamedTuple):
-    """How a report is shown where the usual table does not do."""
-
-    table: Callable[[Report], Table]
-    width: int
-    """In columns, where the output is no terminal."""
+    consoles.console(stderr=True).print(line, style="dim", highlight=False)
 
 
 def measuring(
-    *, shown: Shown | None = None, targets_bind: bool = False
+    *, table: Callable[[Report], Table] | None = None, targets_bind: bool = False
 ) -> Callable[[Callable[..., Measure]], Callable[..., None]]:
     """Make a command of what makes a measure of its options: carry it out, and show the report.
 
     Args:
-        shown: how, if not by the usual table.
+        table: what shows the figures better than a line for each does.
         targets_bind: a target that is missed ends the command with code 1.
     """
 
@@ -90,10 +81,8 @@ def measuring(
             setting = Setting(Occasion.now(), given_command(), parent, tell)
             with ending_cleanly():
                 report = measure(setting)
-                console = Console()
-                if shown is not None and not console.is_terminal:
-                    console.width = shown.width
-                publish(report, json_path, console, None if shown is None else shown.table(report))
+                shown = None if table is None else table(report)
+                publish(report, json_path, consoles.console(), shown)
             if targets_bind and any(figure.met is False for figure in report.figures):
                 sys.exit(1)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftkv.cli.connect import connected, json_option, key_argument, print_json, writes
+from raftkv.cli import consoles
+from raftkv.cli.connect import KeyCommand, connected, json_option, key_argument, print_json, writes
 from raftkv.client import Client
 from raftkv.core.visible import visible, visible_facts
 from raftkv.rpc.messages import PINNED_S_MAX
@@ -38,7 +38,7 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-@click.command("explain")
+@click.command("explain", cls=KeyCommand)
 @click.argument("key")
 @json_option
 @connected
@@ -52,7 +52,7 @@ def explain_command(client: Client, key: str, *, as_json: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _explained(facts):
         table.add_row(escape(name), escape(value))
-    Console(highlight=False).print(table)
+    consoles.console(highlight=False).print(table)
 
 
 def _leader(facts: KeyFacts, now_us: int) -> str:

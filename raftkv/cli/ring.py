@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from raftkv.cli import consoles
 from raftkv.cli.ring_picture import draw
 from raftkv.core.ring import VNODES_DEFAULT, Modulo, Ring, position_of
 from raftkv.engine.config import SHARDS_MAX
@@ -94,7 +94,7 @@ def ring_command(
 
 
 def _print(shards: int, keys: int, vnodes: int, spreads: list[Spread]) -> None:
-    console = Console()
+    console = consoles.console()
     mean = keys / shards
     table = Table(title=f"{keys:,} keys over {shards} shards, {vnodes} virtual nodes each")
     table.add_column("shard", justify="right")

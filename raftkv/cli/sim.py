@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from raftkv.check.event import HistoryError
+from raftkv.cli import consoles
 from raftkv.sim.campaign import Tally, run_seeds
 from raftkv.sim.options import FAULTS, MINUTES, WORKLOADS, Options
 from raftkv.sim.plan import plan
@@ -243,7 +243,7 @@ class _progress:  # noqa: N801 - used like a function
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[sums]}"),
-            console=Console(stderr=True),
+            console=consoles.console(stderr=True),
         )
         self._task = self._bar.add_task("seeds", total=total, sums="")
 
@@ -303,7 +303,7 @@ def _say_tally(tally: Tally, took_s: float) -> None:
         ("refused starts", _counts(tally.refused)),
     ):
         table.add_row(name, value)
-    Console().print(table)
+    consoles.console().print(table)
 
 
 def _counts(counts: dict[str, int]) -> str:

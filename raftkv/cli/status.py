@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from raftkv.cli import consoles
 from raftkv.cli.connect import connected_to_each, described, json_option, print_json
 from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
 from raftkv.client import Client
@@ -72,7 +73,7 @@ def status_command(
         if as_json:
             print_json({**look.document, **_asked(look), "health": health.as_facts()})
         else:
-            Console(highlight=False).print(_shown(look, status_view, []))
+            consoles.console(highlight=False).print(_shown(look, status_view, []))
         if not watch:
             sys.exit(EXIT_CODES[health.state])
         time.sleep(interval_s)
@@ -126,7 +127,7 @@ def _live(
     view: View,
 ) -> None:
     """Draw again and again; a node that does not answer is said, and asked again."""
-    console = Console(highlight=False)
+    console = consoles.console(highlight=False)
     before: list[ClusterFacts] = []
     try:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:

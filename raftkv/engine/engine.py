@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
+from raftkv.rpc.framing import DECODE_ERRORS
 from raftkv.rpc.messages import (
     BatchRequest,
     Call,
@@ -176,7 +178,9 @@ class Engine:
         for group in groups:
             self.host.add(group)
         writer = seams.snapshot_writer(store)
-        self.keeper = SnapshotKeeper(self.host.groups, store, writer, seams.other_jobs, wal.pinning)
+        self.keeper = SnapshotKeeper(
+            self.host.groups, store, writer, self.host.other_jobs, wal.pinning
+        )
         self.keeper.finished = self._snapshot_finished
         self._make_status(store)
 
@@ -402,7 +406,10 @@ class Engine:
         self.router.on_disconnected(peer)
 
     def on_message(self, peer: str, channel: int, payload: bytes) -> None:
-        """Hand a message to whom it concerns; raising closes the link."""
+        """Hand a message to whom it concerns; raising closes the link.
+
+        What a node of another version says beside Raft and calls is no reason to do without it.
+        """
         if channel == CHANNEL_RAFT:
             self.host.on_bundle(peer, payload)
         elif channel == CHANNEL_CALL:
@@ -410,14 +417,16 @@ class Engine:
         elif channel == CHANNEL_REPLY:
             self.router.on_reply(peer, payload)
         elif channel == CHANNEL_NODE_STATE:
-            self._balancer.hear(peer, msgspec.msgpack.decode(payload, type=NodeState))
-            self.host.full_peers = self._balancer.full_peers()
+            if (state := _understood(NodeState, peer, payload)) is not None:
+                self._balancer.hear(peer, state)
+                self.host.full_peers = self._balancer.full_peers()
         elif channel == CHANNEL_LEADERSHIP:
-            self._balancer.hear_of(msgspec.msgpack.decode(payload, type=Placed | Lost))
+            if (word := _understood(Placed | Lost, peer, payload)) is not None:
+                self._balancer.hear_of(word)
         elif channel == CHANNEL_STATUS:
             self._cluster_status.on_message(peer, payload)
         else:
-            raise ValueError(f"unknown channel {channel}")
+            _logger.warning("a message of %s on the unknown channel %d is ignored", peer, channel)
 
     # --- the front end's calls ----------------------------------------------------------------
 
@@ -486,6 +495,7 @@ class Engine:
     def _each_second(self) -> None:
         self._timer = self._loop.call_later(1.0, self._each_second)
         self.host.look_after_log()
+        self.host.watch_disk()
         self._tell_state()
         self.keeper.check()
         self._status.each_second()
@@ -503,3 +513,12 @@ def _resolver(done: "asyncio.Future[None]") -> Callable[[object], None]:
             done.set_result(None)
 
     return resolve
+
+
+def _understood(kind: Any, peer: str, payload: bytes) -> Any:
+    """Return what a peer says, as a value of ``kind``; None if it is none."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except DECODE_ERRORS as error:
+        _logger.warning("what %s says of itself cannot be read: %s", peer, error)
+        return None

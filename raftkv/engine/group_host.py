@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.engine.jobs import JobRunner
+from raftkv.engine.jobs import JobRunner, WatchedJobs
 from raftkv.engine.recent import Leaderships, RecentEvents
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
@@ -42,6 +42,10 @@ SLOW_SYNC_S = 0.1
 """An fdatasync that takes longer is an event, one every so many seconds at most."""
 
 SLOW_SYNC_AGAIN_S = 10.0
+
+DISK_SILENT_LOOKS = 10
+"""A disk that has not answered at so many looks, a second apart, may never do so, and an operator
+must hear of it. Looks and not time: this process may have been stopped as well."""
 
 SLOW_DISK_S = 30.0
 """A disk that was too slow for a leader counts as slow for so long."""
@@ -107,7 +111,7 @@ class GroupHost:
         self._clock = clock
         self._loop = loop
         self._sync_jobs = sync_jobs
-        self._other_jobs = other_jobs
+        self.other_jobs = WatchedJobs(other_jobs, clock)
         self._stall_s = stall_s
         self._fatal = fatal
         self._dirty: dict[GroupId, None] = {}
@@ -122,6 +126,8 @@ class GroupHost:
         self._bundles: dict[str, list[bytes]] = {}
         self._bundle_bytes: dict[str, int] = {}
         self._syncing_since: float | None = None
+        self._disk_looked_at = math.inf  # since when the disk was waited for, at the latest look
+        self._disk_looks = 0  # at how many looks in a row it was the same
         self._stalled_at = -math.inf  # when an fdatasync ended that had taken too long for a leader
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
@@ -158,7 +164,7 @@ class GroupHost:
         def finished(result: Any, error: BaseException | None) -> None:
             self.guard(lambda: done(result, error))
 
-        self._other_jobs.run(job, finished)
+        self.other_jobs.run(job, finished)
 
     def event(self, event: Event) -> None:
         """Note and log what happened."""
@@ -183,6 +189,19 @@ class GroupHost:
         """Whether the disk has stalled lately: a leader here would step down again."""
         lately = self._clock.monotonic() - self._stalled_at < SLOW_DISK_S
         return lately or self.disk_stalled()
+
+    @property
+    def disk_silent_s(self) -> float:
+        """For how long an fdatasync or another job has waited for the disk; 0: not for long."""
+        if self._disk_looks < DISK_SILENT_LOOKS or self._disk_waits_since() != self._disk_looked_at:
+            return 0.0
+        return self._clock.monotonic() - self._disk_looked_at
+
+    def _disk_waits_since(self) -> float:
+        """When the oldest work began that waits for the disk; infinite: none does."""
+        syncing = self._syncing_since if self._without_room is None else None
+        waiting = (syncing, self.other_jobs.oldest_since)
+        return min((at for at in waiting if at is not None), default=math.inf)
 
     def has_space(self) -> bool:
         """Whether new proposals may be taken."""
@@ -405,6 +424,16 @@ class GroupHost:
         if self.recent.add_at_most_every(SLOW_SYNC_AGAIN_S, "slow_disk", detail):
             _logger.warning("slow disk: %s", detail)
 
+    def watch_disk(self) -> None:
+        """Look whether the disk answers; call every second."""
+        since = self._disk_waits_since()
+        goes_on = since == math.inf or since != self._disk_looked_at
+        self._disk_looked_at, self._disk_looks = since, 0 if goes_on else self._disk_looks + 1
+        if self._disk_looks == DISK_SILENT_LOOKS:
+            detail = f"the disk has not answered for {self.disk_silent_s:.0f} s"
+            self.recent.add("disk_silent", detail)
+            _logger.error("%s: what waits for it waits on", detail)
+
     def look_after_log(self) -> None:
         """Delete segments that nobody needs and allocate the next one ahead; call every second."""
         if self._without_room is not None:
@@ -412,7 +441,7 @@ class GroupHost:
             self._run_sync(waiting)
         job = self.wal.begin_housekeeping()
         if job is not None:
-            self._other_jobs.run(job.run, lambda _, error: self._kept_house(job, error))
+            self.other_jobs.run(job.run, lambda _, error: self._kept_house(job, error))
 
     def _kept_house(self, job: HousekeepingJob, error: BaseException | None) -> None:
         if error is not None:

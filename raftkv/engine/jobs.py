@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from raftkv.raft.clock import Clock
+
 Job = Callable[[], Any]
 JobDone = Callable[[Any, BaseException | None], None]
 
@@ -20,6 +22,40 @@ class JobRunner(Protocol):
 
     def close(self) -> None:
         """Wait for what runs; nothing is called back any more."""
+
+
+class WatchedJobs:
+    """Knows for how long the oldest job of a runner has been under way.
+
+    For runners with few jobs: each costs an entry of a dictionary.
+    """
+
+    def __init__(self, jobs: JobRunner, clock: Clock) -> None:
+        self._jobs = jobs
+        self._clock = clock
+        self._since: dict[int, float] = {}  # in the order in which they came
+        self._number = 0
+
+    @property
+    def oldest_since(self) -> float | None:
+        """When the oldest that has not ended was asked for, in monotonic seconds."""
+        return next(iter(self._since.values()), None)
+
+    def run(self, job: Job, done: JobDone) -> None:
+        """Run ``job``, and ``done`` after it."""
+        self._number += 1
+        number = self._number
+        self._since[number] = self._clock.monotonic()
+
+        def finished(result: Any, error: BaseException | None) -> None:
+            del self._since[number]
+            done(result, error)
+
+        self._jobs.run(job, finished)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._jobs.close()
 
 
 class ThreadJobs:

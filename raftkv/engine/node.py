@@ -134,9 +134,17 @@ class Node:
 
     async def start(self) -> None:
         """Open the data, join the peers, serve."""
-        config = self._config
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
+        loop.add_signal_handler(signal.SIGHUP, self.request_reread)
+        await self._start(loop)
+        self.started = True
+        if self._reread_wanted:
+            self._reread_wanted = False
+            self.request_reread()
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        config = self._config
         await start_resolver_threads(loop)
         disk = RealDisk()
         data = open_data_dir(disk, Path(config.node.data_dir), config.cluster.id, config.node.name)
@@ -154,9 +162,7 @@ class Node:
         # on this node, so that it ends in order.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
-        loop.add_signal_handler(signal.SIGHUP, self.request_reread)
         await self._start_serving(engine, data, listener)
-        self.started = True
 
     async def _start_serving(self, engine: Engine, data: DataDir, listener: socket.socket) -> None:
         config = self._config
@@ -204,10 +210,12 @@ class Node:
         self.stop_requested.set()
 
     def request_reread(self) -> None:
-        """Begin to read the configuration again; once more if that is under way."""
-        if self._read_again is None or not self.started or self.stop_requested.is_set():
+        """Begin to read the configuration again; once more if that, or the start, is under way."""
+        if self._read_again is None or self.stop_requested.is_set():
             return
-        if self._rereading is not None:
+        if not self.started:
+            _logger.info("SIGHUP: the configuration is reread when the node has started")
+        if not self.started or self._rereading is not None:
             self._reread_wanted = True
             return
         self._rereading = asyncio.create_task(self._reread(self._read_again), name="reread")

@@ -160,6 +160,7 @@ class LocalStatus:
             stopping=self.stopping,
             disagrees=self._agreement.refusal,
             has_space=host.has_space(),
+            disk_silent_s=round(host.disk_silent_s, 1),
             rss_bytes=resident_bytes(),
             cpu_s=round(_cpu_s(), 2),
             cpu_share=self._cpu_share,
@@ -208,7 +209,7 @@ class LocalStatus:
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
         others = [peer for peer in placement.replicas if peer != self._node]
-        followers = others if group.is_leader else []
+        followers = {peer: self._follower(group, peer) for peer in others if group.is_leader}
         return ReplicaFacts(
             shard=group.id.shard,
             generation=group.id.generation,
@@ -243,22 +244,26 @@ class LocalStatus:
             slow=self._router.slow.newest.get(group.id.shard),
             waiting=group.waiting_operations,
             installing_snapshot=group.installing_snapshot,
-            match={peer: group.match_index(peer) for peer in followers},
-            followers={peer: self._follower(group, peer) for peer in followers},
+            match={peer: told.match_index for peer, told in followers.items()},
+            followers=followers,
             pinned=pinned,
             kept_because=kept_because,
         )
 
     def _follower(self, group: Group, peer: str) -> FollowerFacts:
-        """What a leader knows of one of its followers."""
+        """What a leader knows of one of its followers: nothing of who has not answered it yet."""
+        age_s = group.follower_contact_age_s(peer)
+        in_touch = age_s is not None and age_s < 2 * group.config.timing.election_max_s
+        if age_s is None or not group.has_answered(peer):
+            return FollowerFacts(in_touch=in_touch)
         match_index, commit_index = group.match_index(peer), group.commit_index
-        trail, age_s = self._trails[group.id], group.follower_contact_age_s(peer)
+        trail = self._trails[group.id]
         return FollowerFacts(
             match_index=match_index,
             lag_entries=max(0, commit_index - match_index),
             lag_s=trail.lag_s(self._clock.monotonic(), match_index, commit_index),
-            contact_age_s=None if age_s is None else round(age_s, 3),
-            in_touch=age_s is not None and age_s < 2 * group.config.timing.election_max_s,
+            contact_age_s=round(age_s, 3),
+            in_touch=in_touch,
         )
 
     def _snapshot(self, group: Group) -> SnapshotFacts | None:

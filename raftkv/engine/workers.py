@@ -11,6 +11,7 @@ kernel to be killed with its parent. So nothing here has to work when the engine
 import asyncio
 import contextlib
 import errno
+import hmac
 import logging
 import os
 import socket
@@ -102,6 +103,15 @@ def _cannot_listen(option: str, address: Address, error: OSError) -> ListenError
     return ListenError(f"{option}: cannot listen at {address}: {reason}")
 
 
+def _cursor_key(config: NodeConfig) -> str:
+    """Return what every node of this cluster derives alike, and that tells nothing of its secret.
+
+    A cluster whose peers are proven by TLS alone has nothing secret in common: then its name.
+    """
+    secret = config.security.secret or config.cluster.id
+    return hmac.digest(secret.encode(), b"raftkv cursor", "sha256").hex()
+
+
 def web_config(
     config: NodeConfig, *, worker: int, listen_fd: int, engine_socket: str, engine_token: str
 ) -> dict[str, Any]:
@@ -118,6 +128,7 @@ def web_config(
         "data_dir": config.node.data_dir,
         "engine_socket": engine_socket,
         "engine_token": engine_token,
+        "cursor_key": _cursor_key(config),
         "worker": worker,
         "host": config.http_listen.host,
         "port": config.http_listen.port,

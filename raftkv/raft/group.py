@@ -20,7 +20,7 @@ from raftkv.raft.digests import StateDigests
 from raftkv.raft.freshness import Freshness
 from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
 from raftkv.raft.journal import GroupJournal, LogStore, Recovered
-from raftkv.raft.member import LEADER, RandomSource, ReplicaError
+from raftkv.raft.member import CANDIDATE, LEADER, RandomSource, ReplicaError
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.reads import ReadIndex
 from raftkv.raft.replica import Replica
@@ -198,6 +198,10 @@ class Group:
     def match_index(self, peer: str) -> int:
         """Leader only: up to where ``peer`` durably agrees."""
         return self._replica.match_index(peer)
+
+    def has_answered(self, peer: str) -> bool:
+        """Leader only: whether ``peer`` has answered in this term, so that its log is known."""
+        return self._replica.has_answered(peer)
 
     def follower_contact_age_s(self, peer: str) -> float | None:
         """Leader only: seconds since ``peer`` last answered, None if not known."""
@@ -394,7 +398,9 @@ class Group:
         """Hear from stock code that this replica leads, follows or stands for election."""
         self.leader_since = self._clock.monotonic()
         detail = "after it led" if old == LEADER else ""
-        self._host.event(Event(STATE_EVENTS[new], self.id, self._replica.term, detail))
+        # Stock code begins the candidate's own term only after this.
+        term = self._replica.term + (new == CANDIDATE)
+        self._host.event(Event(STATE_EVENTS[new], self.id, term, detail))
         if new == LEADER:
             self.elections += 1
             self._start_expiry()

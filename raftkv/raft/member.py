@@ -148,6 +148,7 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     _SyncObj__raftNextIndex: dict[PeerNode, int]
     _SyncObj__raftMatchIndex: dict[PeerNode, int]
     _SyncObj__lastResponseTime: dict[PeerNode, float]
+    _heard_nobody_s = 0.0  # the contact of who has not answered this leadership yet
     _SyncObj__connectedNodes: set[PeerNode]
 
     def __init__(
@@ -290,6 +291,10 @@ class Member(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     def is_linked(self, peer: str) -> bool:
         """Whether messages to ``peer`` go out at present."""
         return self.peers.get(peer) in self._SyncObj__connectedNodes
+
+    def has_answered(self, peer: str) -> bool:
+        """Leader only: whether ``peer`` has answered in this term."""
+        return self._SyncObj__lastResponseTime[self.peers[peer]] > self._heard_nobody_s
 
     def follower_contact(self, peer: str) -> float | None:
         """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""

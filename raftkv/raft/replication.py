@@ -183,6 +183,7 @@ class Replication(Elections):
         self.nothing_in_flight()
         self._sent_last_index = 0
         super()._SyncObj__onBecomeLeader()
+        self._heard_nobody_s = max(self._SyncObj__lastResponseTime.values(), default=0.0)
 
     def _on_append_response(self, node: PeerNode, message: wire.AppendResponse) -> None:
         """Believe answers of this term only, and never move backwards on success (H2, H10)."""

@@ -137,9 +137,12 @@ class SnapshotExchange:
         now = self._clock.monotonic()
         sender = self._senders.get(peer)
         if sender is not None:
-            if now - sender.progress_at < STALLED_S:
+            if self._replica.match_index(peer) >= sender.snapshot.index:
+                self.stop_sending(peer)  # it is installed, and the log was cut again meanwhile
+            elif now - sender.progress_at < STALLED_S:
                 return
-            self._hold(peer, BUSY_S)  # others may have its place
+            else:
+                self._hold(peer, BUSY_S)  # others may have its place
         if now < self._open_again.get(peer, now):
             return
         try:

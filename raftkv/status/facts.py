@@ -298,6 +298,8 @@ class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
     disagrees: str | None = None
     """Why it serves nothing: what differs from the other nodes' map and constants."""
     has_space: bool | None = None
+    disk_silent_s: float | None = None
+    """For how long the disk has not answered; 0: it does."""
     rss_bytes: Count | None = None
     cpu_s: float | None = None
     cpu_share: float | None = None

@@ -140,6 +140,8 @@ def _of_nodes(nodes: Iterable[NodeSummary]) -> Iterable[str]:
             yield f"The link to {row.name} is refused: {row.refused}."
         if row.has_space is False:
             yield f"The disk of {row.name} is full: it leads no writes."
+        if row.disk_silent_s:
+            yield f"The disk of {row.name} has not answered for {row.disk_silent_s:.0f} s."
         if row.stopping:
             yield f"{row.name} is stopping."
 

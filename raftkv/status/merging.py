@@ -117,7 +117,8 @@ def _without_leader(row: ShardFacts, views: Views) -> ShardFacts:
 def _leaders(views: Views, seen_by: str) -> tuple[Leadership, ...]:
     """Return the latest leaders, newest last: as one replica saw them, and what it missed.
 
-    It missed the leaders of terms in which it was down or cut off. A term has one leader.
+    It missed the leaders of terms in which it was down or cut off. A term has one leader, which may
+    be lost and heard again in it: what one replica saw stays in the order in which it saw it.
     """
     told = list(views[seen_by].leaders)
     terms = {entry.term for entry in told if entry.leader is not None}
@@ -125,8 +126,9 @@ def _leaders(views: Views, seen_by: str) -> tuple[Leadership, ...]:
         for entry in view.leaders:
             if entry.leader is not None and entry.term not in terms:
                 terms.add(entry.term)
-                told.append(entry)
-    told.sort(key=lambda entry: (entry.term, entry.leader is None, entry.at_us))
+                moment = entry.term, entry.at_us
+                later = (i for i, own in enumerate(told) if (own.term, own.at_us) > moment)
+                told.insert(next(later, len(told)), entry)
     return tuple(told[-LEADERSHIPS_SHOWN:])
 
 

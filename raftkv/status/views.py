@@ -90,6 +90,7 @@ _EVENTS = {
     "agreed": ("good", "✓", "agrees with the other nodes"),
     "disagreed": ("bad", "✕", "serves nothing: its map differs"),
     "node_refused": ("bad", "✕", "refused a node"),
+    "disk_silent": ("bad", "✕", "the disk does not answer"),
     "slow_disk": ("warn", "▲", "slow disk"),
     "refused": ("warn", "▲", "refused requests"),
     "worker_ended": ("warn", "▲", "an HTTP worker ended"),

@@ -14,11 +14,12 @@ from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.web.auth import Authenticator
 from raftkv.web.config import WebConfig
+from raftkv.web.cursors import Cursors
 from raftkv.web.engine import SyncEngine
 from raftkv.web.guard import RequestGuard, always_headers
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.operators import operator_routes
-from raftkv.web.pages import page_routes
+from raftkv.web.pages import Pages, page_routes
 from raftkv.web.problems import HttpError
 from raftkv.web.request_ids import log_slow
 from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
@@ -60,16 +61,17 @@ def create_app(
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     metrics = metrics or WorkerMetrics(config.worker)
     carrier = Carrier(engine, config, Authenticator(config.tokens))
-    _add_data_routes(app, carrier)
+    _add_data_routes(app, carrier, Cursors(bytes.fromhex(config.cursor_key)))
     app.register_blueprint(operator_routes(carrier, metrics))
-    app.register_blueprint(page_routes(carrier, config))
-    _add_error_handlers(app, carrier)
+    pages = Pages(carrier, config)
+    app.register_blueprint(page_routes(pages))
+    _add_error_handlers(app, carrier, pages)
     _add_hooks(app, carrier, metrics, config)
     return app
 
 
-def _add_data_routes(app: flask.Flask, carrier: Carrier) -> None:
-    routes = DataRoutes(carrier.limits)
+def _add_data_routes(app: flask.Flask, carrier: Carrier, cursors: Cursors) -> None:
+    routes = DataRoutes(carrier.limits, cursors)
     listed = {path.decode(): route for path, route in routes.exact.items()}
     listed[KEY_PREFIX.decode() + "<key:key>"] = routes.key
     for path, route in listed.items():
@@ -82,14 +84,14 @@ def _add_data_routes(app: flask.Flask, carrier: Carrier) -> None:
         )
 
 
-def _add_error_handlers(app: flask.Flask, carrier: Carrier) -> None:
+def _add_error_handlers(app: flask.Flask, carrier: Carrier, pages: Pages) -> None:
     @app.errorhandler(HttpError)
     def refused(error: HttpError) -> flask.Response:
         return to_flask(error.response(carrier.me))
 
     @app.errorhandler(HTTPException)
     def aborted(error: HTTPException) -> flask.Response:
-        return to_flask(_translate(error).response(carrier.me))
+        return pages.refused(_translate(error))  # mostly of an address that somebody has typed
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> flask.Response:

@@ -102,6 +102,8 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Where the node keeps its data; operators are shown how much room is left there."""
     engine_socket: str = ""
     engine_token: str = ""
+    cursor_key: str = ""
+    """What cursors are checked by, in hexadecimal; the same on every node."""
     worker: int = 0
     host: str = "127.0.0.1"
     port: int = 8000

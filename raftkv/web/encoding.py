@@ -1,12 +1,10 @@
-"""How arbitrary bytes travel in paths, queries, JSON documents and cursors.
+"""How arbitrary bytes travel in paths, queries and JSON documents.
 
 One rule holds for every JSON document, in both directions: bytes called ``x`` are either the
 string ``x`` (they are valid UTF-8) or the base64 string ``x_base64`` (any bytes), never both.
 """
 
 import base64
-import binascii
-import zlib
 
 from raftkv.core.operations import KEY_BYTES_MAX
 from raftkv.web.problems import HttpError, invalid
@@ -16,10 +14,6 @@ _HEX_PAIRS = {
     for high in "0123456789abcdefABCDEF"
     for low in "0123456789abcdefABCDEF"
 }
-
-_CURSOR_VERSION = 1
-_CURSOR_HEAD_BYTES = 5
-_CURSOR_CHARACTERS_MAX = 1_400
 
 
 def percent_decode(raw: bytes) -> bytes:
@@ -82,39 +76,3 @@ def prefix_end(prefix: bytes) -> bytes | None:
     """Return the smallest key after all keys with ``prefix``; None if there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-
-def encode_cursor(start: bytes, end: bytes | None, after: bytes) -> str:
-    """Return a cursor: the rest of the range ``start`` to ``end`` behind the key ``after``.
-
-    The check ties it to its range, so that a cursor of another scan is refused and not
-    answered with another scan's keys. It is no proof: a cursor that somebody makes himself may
-    begin anywhere in its range, where ``start`` could have begun as well.
-    """
-    head = bytes([_CURSOR_VERSION]) + _cursor_check(start, end, after).to_bytes(4, "big")
-    return base64.urlsafe_b64encode(head + after).decode().rstrip("=")
-
-
-def decode_cursor(cursor: bytes, start: bytes, end: bytes | None) -> bytes:
-    """Return the key after which the scan goes on."""
-    bad = invalid("bad cursor: it must come from a scan of this very range")
-    if len(cursor) > _CURSOR_CHARACTERS_MAX:
-        raise bad
-    try:
-        padded = cursor + b"=" * (-len(cursor) % 4)
-        raw = base64.b64decode(padded, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad from error
-    head, after = raw[:_CURSOR_HEAD_BYTES], raw[_CURSOR_HEAD_BYTES:]
-    check = _cursor_check(start, end, after).to_bytes(4, "big")
-    if not after or head != bytes([_CURSOR_VERSION]) + check:
-        raise bad
-    if after < start or (end is not None and after >= end):
-        raise bad  # made by hand: anybody can compute the check
-    return after
-
-
-def _cursor_check(start: bytes, end: bytes | None, after: bytes) -> int:
-    check = zlib.crc32(b"%d:" % len(start) + start)
-    check = zlib.crc32(b"-" if end is None else b"%d:" % len(end) + end, check)
-    return zlib.crc32(after, check)

@@ -19,6 +19,7 @@ from raftkv.web.admission import Admission
 from raftkv.web.audit import AUDIT
 from raftkv.web.auth import AccessError, Authenticator
 from raftkv.web.config import BodyLimit, WebConfig
+from raftkv.web.cursors import Cursors
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
@@ -61,7 +62,7 @@ class Lane:
         self._metrics = metrics
         self._guard = RequestGuard(config)
         self._auth = Authenticator(config.tokens)
-        self._routes = DataRoutes(limits)
+        self._routes = DataRoutes(limits, Cursors(bytes.fromhex(config.cursor_key)))
         self._intake = BodyIntake(
             timeout_s=limits.body_timeout_s, bytes_max=limits.bodies_bytes_max
         )

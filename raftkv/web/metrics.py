@@ -95,6 +95,11 @@ _NODE = (
         is_counter=True,
     ),
     _Figure("engine_stopping", "stopping", "1 while the node is shutting down"),
+    _Figure(
+        "disk_silent_seconds",
+        "disk_silent_s",
+        "For how long the disk has not answered, once that is more than 10 s; else 0",
+    ),
     _Figure("disk_has_space", "has_space", "1 while writes are taken, 0 on a full disk"),
 )
 

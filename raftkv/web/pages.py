@@ -136,6 +136,7 @@ class Pages:
             content = {**self._frame(None), "error": error, "about_token": about_token}
             response.set_data(flask.render_template("refused.html", part=None, **content))
             response.mimetype = "text/html"
+            flask.g.security_headers = SECURITY_HEADERS
         return response
 
     # --- what they show ------------------------------------------------------------------------
@@ -299,9 +300,8 @@ def _see(path: str) -> flask.Response:
     return flask.Response(status=303, headers={"Location": path})
 
 
-def page_routes(carrier: Carrier, config: WebConfig) -> flask.Blueprint:
+def page_routes(pages: Pages) -> flask.Blueprint:
     """Return the routes of the pages."""
-    pages = Pages(carrier, config)
     listed: Listed = [
         ("/", pages.index, "GET"),
         ("/shards/<shard:shard>", pages.shard_page, "GET"),

@@ -29,13 +29,8 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.web.config import Limits, Role
-from raftkv.web.encoding import (
-    check_key,
-    decode_cursor,
-    encode_cursor,
-    parse_query,
-    prefix_end,
-)
+from raftkv.web.cursors import Cursors
+from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse
 from raftkv.web.problems import HttpError, invalid
 from raftkv.web.responses import (
@@ -242,6 +237,7 @@ def parse_delete(http: HttpRequest, limits: Limits) -> Plan:
 class Scan(msgspec.Struct, frozen=True):
     """A scan as asked for. ``start`` and ``end`` are of the whole range, ``after`` of the rest."""
 
+    cursors: Cursors
     start: bytes
     end: bytes | None
     after: bytes | None
@@ -249,6 +245,10 @@ class Scan(msgspec.Struct, frozen=True):
     keys_only: bool
     consistency: Consistency
     max_age_ms: int | None
+
+    def cursor(self, after: bytes) -> str:
+        """Return the cursor that goes on behind the key ``after``."""
+        return self.cursors.encode(self.start, self.end, after)
 
     def request(self, after: bytes | None, limit: int, bytes_max: int) -> ScanRequest:
         """Return the question for the page behind the key ``after``."""
@@ -263,9 +263,9 @@ class Scan(msgspec.Struct, frozen=True):
         )
 
 
-def parse_scan(http: HttpRequest, limits: Limits) -> "Plan | ScanStream":
+def parse_scan(cursors: Cursors, http: HttpRequest, limits: Limits) -> "Plan | ScanStream":
     """``GET /v1/kv``: a JSON page, or a stream of lines for ``Accept: application/x-ndjson``."""
-    scan = _scan(parse_query(http.query, _SCAN_PARAMETERS))
+    scan = _scan(parse_query(http.query, _SCAN_PARAMETERS), cursors)
     wait_s = timeout_s(http.headers, limits)
     media_type = negotiate(http.headers.get(b"accept"), (JSON, NDJSON))
     if media_type == NDJSON:
@@ -277,7 +277,7 @@ def parse_scan(http: HttpRequest, limits: Limits) -> "Plan | ScanStream":
     return Plan(request, wait_s, functools.partial(_render_page, scan))
 
 
-def _scan(parameters: Mapping[bytes, bytes]) -> Scan:
+def _scan(parameters: Mapping[bytes, bytes], cursors: Cursors) -> Scan:
     consistency, age = _consistency(parameters)
     start, end = _scan_range(parameters)
     cursor = parameters.get(b"cursor")
@@ -286,9 +286,10 @@ def _scan(parameters: Mapping[bytes, bytes]) -> Scan:
     if keys_only not in {b"true", b"false"}:
         raise invalid("keys_only is 'true' or 'false'")
     return Scan(
+        cursors=cursors,
         start=start,
         end=end,
-        after=None if cursor is None else decode_cursor(cursor, start, end),
+        after=None if cursor is None else cursors.decode(cursor, start, end),
         limit=None if raw_limit is None else _count(raw_limit, "limit", 1, SEQUENCE_MAX),
         keys_only=keys_only == b"true",
         consistency=consistency,
@@ -315,7 +316,7 @@ def _render_page(scan: Scan, reply: Reply) -> HttpResponse:
     result = range_of(reply)
     cursor = None
     if result.more and result.entries:
-        cursor = encode_cursor(scan.start, scan.end, result.entries[-1].key)
+        cursor = scan.cursor(result.entries[-1].key)
     return render_page(result, cursor=cursor, keys_only=scan.keys_only, served=reply.served)
 
 
@@ -381,9 +382,7 @@ class ScanStream:
         return lines + msgspec.json.encode(end) + b"\n"
 
     def _cursor(self) -> str | None:
-        if self._after is None:
-            return None
-        return encode_cursor(self._scan.start, self._scan.end, self._after)
+        return None if self._after is None else self._scan.cursor(self._after)
 
 
 # --- content types ------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ The Flask application and the async lane both ask this table, so that a route ca
 one of them only or ask for another role there.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from raftkv.web.bodies import parse_batch, parse_txn
 from raftkv.web.config import BodyLimit, Limits, Role, value_limit, values_limit
+from raftkv.web.cursors import Cursors
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError
 from raftkv.web.requests import (
@@ -59,11 +61,11 @@ class Route(NamedTuple):
 
 
 class DataRoutes:
-    """The data routes under one worker's limits."""
+    """The data routes under one worker's limits, with its cluster's cursors."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, cursors: Cursors) -> None:
         get = Action("kv_get", "read", parse_get, None)
-        scan = Action("kv_scan", "read", parse_scan, None)
+        scan = Action("kv_scan", "read", functools.partial(parse_scan, cursors), None)
         self.key = _route(
             GET=get,
             HEAD=get._replace(label="kv_head"),

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raftkv.bench.compare.rows import Compared, Limit, Reading, compare
 from raftkv.bench.compare.run import Comparison
-from raftkv.bench.compare.table import WIDTH, remarks, table_of
+from raftkv.bench.compare.table import remarks, table_of
 
 FASTER = Limit("throughput", ">=", 2.0, 3.0)
 SHORTER = Limit("p99", "<=", 0.7)
@@ -96,7 +96,7 @@ def test_the_table_has_both_sides_ratio_spread_and_verdicts() -> None:
     """One line says how fast each was, the ratio with its range, and what it was held against."""
     out = io.StringIO()
     line = compared([2.0, 2.5, 4.0], FASTER)
-    Console(file=out, width=WIDTH).print(table_of(Comparison("etcd", [line], {})))
+    Console(file=out, width=130).print(table_of(Comparison("etcd", [line], {})))
     (row,) = (text for text in out.getvalue().splitlines() if "put" in text)
     cells = [cell.strip() for cell in row.strip("│ \n").split("│")]
     assert cells == [

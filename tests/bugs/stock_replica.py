@@ -189,6 +189,10 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         """When a peer last answered."""
         return self._SyncObj__lastResponseTime.get(self.peers[peer])  # type: ignore[no-any-return]
 
+    def has_answered(self, peer: str) -> bool:
+        """Whether anything is known of a peer's log."""
+        return self.match_index(peer) > 0
+
     def nothing_in_flight(self) -> None:
         """Stock has no windows."""
 

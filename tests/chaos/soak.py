@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raftkv.chaos.operation import ENDS
 from raftkv.interpreter import PYTHON_M
 
 WORKLOADS = ("mixed", "register", "append", "set", "bank", "lock")
@@ -54,7 +55,7 @@ class Sums:
     def __str__(self) -> str:
         lines = ["| fault | done | seen |", "| --- | --- | --- |"]
         lines += [f"| {k} | {self.faults[k]} | {self.effective[k]} |" for k in sorted(self.faults)]
-        told = ", ".join(f"{self.operations[status]} {status}" for status in ("ok", "fail", "info"))
+        told = ", ".join(f"{self.operations[end]} {end}" for end in ENDS)
         lines.append(
             f"{self.runs} runs, {told} on {self.keys} keys, {self.leader_changes} leader changes, "
             f"at most {self.under_way_max} requests under way"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from memory_store import MemoryStore
 
-from raftkv.chaos.operation import Operation, Outcome, ok, outcome_of, perform
+from raftkv.chaos.operation import Operation, Outcome, ok, outcome_of, perform, refused
 from raftkv.chaos.recorder import EventLog, Recorder
 from raftkv.chaos.store import Store
 from raftkv.check.history import HistoryWriter, read_history
@@ -95,7 +95,28 @@ def test_a_history_has_both_ends_of_every_operation(tmp_path: Path) -> None:
     assert (acquired.invoked_ns, acquired.completed_ns, acquired.status) == (100, 101, "ok")
     assert acquired.fields == {"model": "lock", "owner": "a", "revision": 9}
     assert (added.status, added.completed_ns) == ("info", None)
-    assert recorder.counts == {"ok": 1, "info": 1, "error": 1}
+    assert recorder.counts == {"ok": 1, "unknown": 1}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end"),
+    [
+        (ok(), "ok"),
+        (refused("the condition does not hold"), "condition not met"),
+        (refused("the account is empty", owner="a"), "condition not met"),
+        (outcome_of(BusyError("too much"), reads=False), "refused"),
+        (outcome_of(UnknownOutcomeError("lost"), reads=True), "refused"),
+        (outcome_of(UnknownOutcomeError("lost"), reads=False), "unknown"),
+    ],
+)
+def test_what_a_condition_explains_is_counted_apart(
+    tmp_path: Path, outcome: Outcome, end: str
+) -> None:
+    """A history calls both ``fail``; only a refusal says something of the system under test."""
+    with HistoryWriter(tmp_path / "history.jsonl") as history:
+        recorder = Recorder(history)
+        recorder.perform(1, Operation("set", "add", "k", 1, lambda _: outcome), MemoryStore())
+    assert recorder.counts == {end: 1}
 
 
 def test_the_event_log_is_what_the_report_reads(tmp_path: Path) -> None:

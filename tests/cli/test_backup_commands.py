@@ -1,8 +1,10 @@
 """``raftkv backup`` and ``restore``: what goes into the file comes out of it, or is refused."""
 
 import fcntl
+import gzip
 import hashlib
 import json
+import lzma
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,6 +109,8 @@ def test_what_exists_with_another_value_is_left_alone(
     fill(target, {b"color": b"blue", b"empty": b"", b"another": b"one"})
     done = run(target, "restore", tmp_path / "backup")
     assert done.exit_code == 1
+    restored = len(CONTENT) - 2
+    assert done.stdout.startswith(f"{restored} keys restored, 1 were there already; backup of ")
     assert "1 keys hold something else and were left alone" in done.stderr
     assert done.stderr.rstrip().endswith(": color")
     assert content_of(target) == {**CONTENT, b"color": b"blue", b"another": b"one"}
@@ -123,11 +127,18 @@ def test_overwrite_replaces_it(source: FrontEnd, target: FrontEnd, tmp_path: Pat
 def test_a_restore_can_be_repeated(source: FrontEnd, target: FrontEnd, tmp_path: Path) -> None:
     """The second run finds everything there and changes nothing, not even revisions."""
     run(source, "backup", tmp_path / "backup")
-    run(target, "restore", tmp_path / "backup")
+    said = run(target, "restore", tmp_path / "backup").stdout
+    assert said.startswith(f"{len(CONTENT)} keys restored; backup of cluster ")
     with Client(target.url) as client:
         first = list(client.scan())
-        assert run(target, "restore", tmp_path / "backup").exit_code == 0
+        again = run(target, "restore", tmp_path / "backup")
+        assert again.exit_code == 0
+        assert again.stdout.startswith(
+            f"0 keys restored, {len(CONTENT)} were there already; backup of cluster "
+        )
         assert list(client.scan()) == first
+    counted = json.loads(run(target, "restore", tmp_path / "backup", "--json").stdout)
+    assert (counted["restored"], counted["there_already"]) == (0, len(CONTENT))
 
 
 def test_an_empty_store_makes_a_backup_too(target: FrontEnd, tmp_path: Path) -> None:
@@ -197,6 +208,28 @@ def test_a_backup_that_fails_leaves_the_older_one(source: FrontEnd, tmp_path: Pa
     nowhere = run(source, "backup", tmp_path / "none" / "backup")
     assert nowhere.exit_code == 1
     assert "No such file or directory" in nowhere.stderr
+
+
+@pytest.mark.parametrize(("compress", "reader"), [(gzip.compress, "gzip"), (lzma.compress, "xz")])
+def test_a_compressed_file_is_named_with_how_it_is_read(
+    source: FrontEnd, target: FrontEnd, tmp_path: Path, compress: Spoil, reader: str
+) -> None:
+    """By its content, whatever its name is; also to who leaves the ending of the name away."""
+    file = tmp_path / f"backup.{'gz' if reader == 'gzip' else reader}"
+    run(source, "backup", file)
+    file.write_bytes(compress(file.read_bytes()))
+    advice = f"{reader} -dc {file} | raftkv restore -"
+    done = run(target, "restore", file)
+    assert (done.exit_code, done.stderr) == (1, f"raftkv: {file}: is compressed: {advice}\n")
+    without = run(target, "restore", tmp_path / "backup")
+    assert without.exit_code == 1
+    assert without.stderr == (
+        f"raftkv: {tmp_path / 'backup'}: No such file or directory, but {file}: {advice}\n"
+    )
+    piped = CliRunner().invoke(
+        cli, ["restore", "-", "--endpoint", target.url], input=file.read_bytes()
+    )
+    assert piped.stderr == f"raftkv: -: is compressed: {reader} -dc FILE | raftkv restore -\n"
 
 
 def test_a_missing_file_is_one_line(target: FrontEnd, tmp_path: Path) -> None:

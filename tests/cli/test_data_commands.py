@@ -53,6 +53,25 @@ def test_put_get_del(run: Run) -> None:
     assert run("del", "k").stdout == "deleted\n"
 
 
+def test_a_value_that_looks_like_an_option_is_said_how_to_give(run: Run) -> None:
+    """Click takes -5 for an option; behind -- it is a value."""
+    refused = run("put", "negative", "-5")
+    assert refused.exit_code == 2
+    assert "No such option" in refused.stderr
+    assert "raftkv put negative -- -5" in refused.stderr
+    assert run("put", "negative", "--", "-5").exit_code == 0
+    assert run("get", "negative").stdout == "-5"
+    assert " -- " not in run("put", "a", "b", "--if-absen").stderr, "that one is a slip"
+    assert " -- " not in run("status", "-5").stderr, "that takes no argument"
+
+
+def test_two_arguments_of_a_scan_are_said_to_be_no_range(run: Run) -> None:
+    """Who gives two keys means from the first to the second."""
+    refused = run("scan", "a", "b")
+    assert refused.exit_code == 2
+    assert "raftkv scan --start a --end b" in refused.stderr
+
+
 def test_what_is_not_there_ends_with_1(run: Run) -> None:
     """A missing key is an answer, not an error, and scripts can tell."""
     got = run("get", "none")

@@ -1,5 +1,6 @@
 """The host of a node's groups: one fdatasync before every promise, timers, disks that fail."""
 
+import math
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,7 @@ from host_world import NAMES, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
+from raftkv.engine.group_host import DISK_SILENT_LOOKS
 from raftkv.raft import messages as wire
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.member import ReplicaError
@@ -108,6 +110,54 @@ def test_leader_counts_itself_only_when_durable(world: HostWorld) -> None:
     leader.sync_jobs.go_on()
     world.run(0.1)
     assert [type(outcome) for outcome in outcomes] == [PutResult]
+
+
+def look(world: HostWorld, machine: Machine, times: int) -> None:
+    """Look at the disk so many times, a second apart."""
+    for _ in range(times):
+        machine.host.watch_disk()
+        world.run(1.0)
+
+
+@pytest.mark.parametrize("runner", ["sync_jobs", "other_jobs"])
+def test_a_disk_that_does_not_answer_is_told(
+    world: HostWorld, runner: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that waits for it cannot be ended, so that somebody must hear of it."""
+    target = others(world, world.leader())[0]
+    getattr(target, runner).stall()
+    world.put(world.leader(), b"stuck")
+    target.host.run_job(lambda: None, lambda *_: None)
+    look(world, target, DISK_SILENT_LOOKS)
+    assert target.host.disk_silent_s == 0
+    look(world, target, 5)
+    assert DISK_SILENT_LOOKS < target.host.disk_silent_s < 2 * DISK_SILENT_LOOKS
+    kinds = [event.kind for event in target.host.recent.facts(100, "n1")]
+    assert kinds.count("disk_silent") == 1
+    assert [m for m in caplog.messages if "the disk has not answered for" in m]
+    getattr(target, runner).go_on()
+    world.run(1)
+    assert target.host.disk_silent_s == 0
+
+
+def test_a_process_that_was_stopped_takes_no_disk_for_silent(world: HostWorld) -> None:
+    """Time that passes without it says nothing of the disk."""
+    target = others(world, world.leader())[0]
+    target.other_jobs.stall()
+    target.host.run_job(lambda: None, lambda *_: None)
+    for _ in range(3):
+        target.host.watch_disk()
+        world.run(10 * DISK_SILENT_LOOKS)
+    assert target.host.disk_silent_s == 0
+
+
+def test_a_sync_that_waits_for_room_is_no_silent_disk(world: HostWorld) -> None:
+    """What is full has answered."""
+    target = others(world, world.leader())[0]
+    target.host._syncing_since = -1.0
+    assert target.host._disk_waits_since() == -1.0
+    target.host._without_room = object()  # type: ignore[assignment]
+    assert target.host._disk_waits_since() == math.inf
 
 
 def test_leader_whose_disk_stalls_stops_leading(world: HostWorld) -> None:

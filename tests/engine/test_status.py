@@ -27,7 +27,14 @@ from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.sim.disk import SimDisk
-from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, ReplicaFacts, ShardFacts
+from raftkv.status.facts import (
+    ClusterFacts,
+    FollowerFacts,
+    KeyFacts,
+    NodeFacts,
+    ReplicaFacts,
+    ShardFacts,
+)
 from raftkv.status.health import health_of
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
@@ -246,6 +253,25 @@ def test_lag_of_a_follower_that_is_gone() -> None:
     assert (follower.lag_entries or 0) >= 1
     assert 4 <= (follower.lag_s or 0) <= 6
     assert (follower.contact_age_s or 0) >= 5
+
+
+def test_what_a_new_leader_has_not_heard_of_a_follower_is_not_made_up() -> None:
+    """No index, no lag, no contact: until it answers, whatever the leader before knew of it."""
+    world = StatusWorld()
+    leader, absent = world.leader, world.followers[0]
+    world.hosts.put_all(leader, b"a")
+    world.seconds(1)
+    world.hosts.machines[absent].kill()
+    world.seconds(1)
+    leader.group().transfer.begin(world.followers[1], lambda _: None)
+    world.seconds(5)
+    told = world.ask(world.followers[1])
+    (shard,) = told.shards
+    assert shard.leader == world.followers[1]
+    assert shard.followers[absent] == FollowerFacts(in_touch=False)
+    assert shard.match[absent] is None
+    heard = shard.followers[leader.name]
+    assert (heard.match_index, heard.lag_entries) == (shard.commit_index, 0)
 
 
 def test_alone() -> None:

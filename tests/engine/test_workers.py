@@ -11,7 +11,9 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
@@ -114,8 +116,6 @@ def test_every_worker_gets_its_configuration_and_the_socket(tmp_path: Path) -> N
 
 def test_the_configuration_is_one_that_the_front_end_takes(tmp_path: Path) -> None:
     """The dictionary has the members of WebConfig, no others, and carries what was configured."""
-    import msgspec  # noqa: PLC0415 -- only this test compares both layers
-
     document = web_config(
         config_for(tmp_path), worker=1, listen_fd=5, engine_socket="/s", engine_token="t"
     )
@@ -124,6 +124,30 @@ def test_the_configuration_is_one_that_the_front_end_takes(tmp_path: Path) -> No
     assert told.data_dir == config_for(tmp_path).node.data_dir
     assert [token.role for token in told.tokens] == ["read"]
     assert told.limits.connections_max == 501
+
+
+def test_every_node_of_a_cluster_has_the_same_key_for_cursors(tmp_path: Path) -> None:
+    """It follows from the cluster's secret, or from its name where it has none, and hides it."""
+
+    def key(**changes: Any) -> str:
+        config = msgspec.structs.replace(config_for(tmp_path), **changes)
+        told = web_config(config, worker=0, listen_fd=5, engine_socket="/s", engine_token="t")
+        return str(told["cursor_key"])
+
+    both = ClusterOptions(id="test", nodes={"n1": "127.0.0.1:1", "n2": "127.0.0.1:2"}, replicas=1)
+    other_node = NodeOptions(name="n2", data_dir="/elsewhere")
+    assert key() == key(cluster=both) == key(cluster=both, node=other_node)
+    keys = {
+        key(),
+        key(security=SecurityOptions(secret="t" * 32)),
+        key(security=SecurityOptions()),
+        key(
+            security=SecurityOptions(),
+            cluster=ClusterOptions(id="other", nodes={"n1": "127.0.0.1:1"}, replicas=1),
+        ),
+    }
+    assert len(keys) == 4
+    assert ("s" * 32).encode().hex() not in keys
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:

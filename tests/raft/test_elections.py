@@ -198,6 +198,18 @@ def test_a_start_does_not_wait_long_for_a_preferred_replica_that_is_down(seed: i
     assert world.run(3 * TIMING.heartbeat_s, until=lambda: bool(leaders(world)))
 
 
+def test_a_candidate_is_told_with_the_term_that_it_stands_in() -> None:
+    """What is said of an election has one term, that in which its winner leads."""
+    world = scenarios.led_by_a(make_group_world)
+    for name in "bc":
+        world.nodes[name].events.clear()
+    world.crash("a")
+    assert world.run(3 * TIMING.election_max_s, until=lambda: bool(leaders(world)))
+    (winner,) = leaders(world)
+    told = [(e.kind, e.term) for e in world.nodes[winner].events]
+    assert told == [("candidate", world.term(winner)), ("leader", world.term(winner))]
+
+
 def test_a_replica_that_starts_beside_a_leader_disturbs_nobody() -> None:
     """It asks as soon as it reaches a majority, of whom each hears the leader and says no."""
     world = scenarios.led_by_a(make_group_world)

@@ -18,6 +18,7 @@ from raftkv.core.snapshot import SnapshotHeader as StateHeader
 from raftkv.core.state_machine import Restorer
 from raftkv.raft import snapshot_transfer
 from raftkv.raft.host import GroupBounds
+from raftkv.raft.snapshot_exchange import STALLED_S
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskError, TooManyFiles
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
@@ -126,6 +127,24 @@ def test_a_snapshot_that_failed_is_taken_ever_more_rarely() -> None:
     world.write("a", "newer")
     put_in_place(world, "a")
     assert world.run(6.0, until=caught_up(world, "c", "a"))
+    assert world.values("c") == world.values("a")
+
+
+def test_a_newer_snapshot_follows_at_once_on_one_that_was_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the log was cut again meanwhile; a transfer that is done keeps no place."""
+    world = c_needs_a_snapshot()
+    put_in_place(world, "a")
+    world.network.connect("a", "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.nodes["c"], "run_a_job", lambda: None)  # its disk takes its time
+        assert world.run(3.0, until=lambda: world.nodes["c"].group.installing_snapshot)
+        world.propose("a", *scenarios.names("newer", 20), size=1024)
+        assert world.run(1.0, until=lambda: len(world.values("a")) == 41)
+    assert world.values("c") == ["base"]
+    put_in_place(world, "a")
+    assert world.run(STALLED_S / 2, until=caught_up(world, "c", "a"))
     assert world.values("c") == world.values("a")
 
 

@@ -98,6 +98,7 @@ def test_shards_that_are_out_are_named() -> None:
     ("where", "row", "reason"),
     [
         ("nodes", {"has_space": False}, "The disk of a is full: it leads no writes."),
+        ("nodes", {"disk_silent_s": 12.3}, "The disk of a has not answered for 12 s."),
         ("nodes", {"stopping": True}, "a is stopping."),
         ("shards", {"digests": "differ"}, "The replicas of shard 0 differ"),
         (

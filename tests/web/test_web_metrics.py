@@ -38,6 +38,7 @@ FACTS: dict[str, Any] = {
     "node": "n1",
     "pid": os.getpid(),
     "has_space": True,
+    "disk_silent_s": 12.5,
     "nodes": [
         {"name": "n1", "connected": True, "round_trip_ms": 0.0},
         {"name": "n2", "connected": True, "round_trip_ms": 1.5},
@@ -77,6 +78,7 @@ def test_figures_of_a_leader() -> None:
         ("raftkv_refusals_total", "busy"): 4,
         ("raftkv_snapshots_total", "written"): 1,
         ("raftkv_disk_has_space",): 1,
+        ("raftkv_disk_silent_seconds",): 12.5,
         ("raftkv_wal_fdatasync_seconds_bucket", "0.1"): 2,
         ("raftkv_wal_fdatasync_seconds_count",): 3,
         ("raftkv_stage_seconds_bucket", "+Inf", "wal"): 3,

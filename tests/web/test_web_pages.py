@@ -12,6 +12,7 @@ from conftest import LIMITS
 from fake_engine import LOCAL, FakeEngine, explained
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.status import views
 from raftkv.status.facts import (
     ClusterFacts,
     Event,
@@ -56,6 +57,25 @@ def test_overview(api: Carrier) -> None:
     assert "✕ silent" in said
     assert "no leader" in said
     assert "nothing" not in said, "what a silent node leads is not known"
+
+
+def test_the_key_has_every_sign_of_the_grid(api: Carrier) -> None:
+    """What a replica can look like is said below the shards."""
+    row = ShardFacts(shard=0, replicas=("n1",))
+    led = msgspec.structs.replace(row, leader="n2")
+    rows = [
+        ShardFacts(shard=0),
+        row,
+        led,
+        msgspec.structs.replace(row, leader="n1"),
+        msgspec.structs.replace(row, members={"n1": Member(installing_snapshot=True)}),
+        msgspec.structs.replace(led, followers={"n1": FollowerFacts(lag_entries=10**9)}),
+    ]
+    cells = [views.replica_cell(each, "n1", {"n1"}) for each in rows]
+    cells.append(views.replica_cell(row, "n1", set()))
+    assert len({cell.sign for cell in cells}) == 7
+    (key,) = re.findall(r'<p class="key note">.*?</p>', api("GET", b"/").body.decode())
+    assert {cell.sign for cell in cells} - set(key) == set()
 
 
 def test_shard_node_and_key(api: Carrier, engine: FakeEngine) -> None:
@@ -334,6 +354,30 @@ def test_browsers_are_told_why_as_a_page(make_api: Callable[[WebConfig], Carrier
     assert api("GET", b"/", {"Accept": "*/*"}).code == "unauthorized"
     seen = api("GET", b"/", _basic("read"))
     assert b"/metrics" not in seen.body, "a link that the login does not open"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", b"/nope", 404),
+        ("GET", b"/shards/x", 404),
+        ("GET", b"/v1/nope", 404),
+        ("PUT", b"/ring", 405),
+    ],
+)
+def test_browsers_are_told_of_an_unknown_route_by_a_page(
+    api: Carrier, method: str, path: bytes, status: int
+) -> None:
+    """Who mistypes an address gets a page that leads back; programs get the problem."""
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    answer = api(method, path, browser)
+    assert answer.status == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "Back to the overview" in text_of(answer)
+    assert "style-src 'self'" in answer.headers["content-security-policy"]
+    for accept in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
+        assert api(method, path, accept).status == status
+        assert api(method, path, accept).code in {"not_found", "method_not_allowed"}
 
 
 def test_cookie_is_secure_under_tls(make_api: Callable[[WebConfig], Carrier]) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ from fake_engine import FakeEngine
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put, Range
 from raftkv.rpc.messages import Failure, ScanRequest
-from raftkv.web.encoding import encode_cursor, prefix_end
+from raftkv.web.config import WebConfig
+from raftkv.web.cursors import Cursors
+from raftkv.web.encoding import prefix_end
 
 _NDJSON = {"Accept": "application/x-ndjson"}
 
@@ -166,15 +170,44 @@ def test_stream_has_every_key_and_says_that_it_is_done(api: Carrier, engine: Fak
     assert answer.headers["raftkv-node"] == "n1"
 
 
+CURSOR_KEY = "00" * 32
+
+
+@pytest.fixture
+def keyed(make_api: Callable[[WebConfig], Carrier]) -> Carrier:
+    """The API of a node whose cluster has a secret."""
+    return make_api(WebConfig(node_name="n1", cursor_key=CURSOR_KEY))
+
+
+def _unkeyed(start: bytes, end: bytes, after: bytes) -> bytes:
+    """A cursor of the first version, whose check anybody can compute."""
+    check = zlib.crc32(after, zlib.crc32(b"%d:%s%d:%s" % (len(start), start, len(end), end)))
+    return base64.urlsafe_b64encode(b"\x01" + check.to_bytes(4, "big") + after).rstrip(b"=")
+
+
+def test_nobody_but_the_cluster_makes_a_cursor(keyed: Carrier, engine: FakeEngine) -> None:
+    """What was made under another key, or without one, is refused; another node's is taken."""
+    _fill(engine, [b"b/1", b"b/2"])
+    range_and_key = b"b/", b"b0", b"b/1"
+    for cursor, status in [
+        (Cursors(bytes.fromhex(CURSOR_KEY)).encode(*range_and_key).encode(), 200),
+        (Cursors(b"\x01" * 32).encode(*range_and_key).encode(), 400),
+        (Cursors(b"").encode(*range_and_key).encode(), 400),
+        (_unkeyed(*range_and_key), 400),
+    ]:
+        assert keyed("GET", b"/v1/kv?prefix=b/&cursor=" + cursor).status == status
+
+
 @pytest.mark.parametrize("after", [b"a/secret", b"a", b"c", b"c/later", b"b"])
 def test_a_made_cursor_does_not_leave_its_range(
-    api: Carrier, engine: FakeEngine, after: bytes
+    keyed: Carrier, engine: FakeEngine, after: bytes
 ) -> None:
-    """Anybody can compute its check; where it goes on has to be in the range all the same."""
+    """Where it goes on has to be in the range, also for who knows the key."""
     _fill(engine, [b"a/secret", b"b/1", b"b/2", b"c/later"])
-    cursor = encode_cursor(b"b/", prefix_end(b"b/"), after).encode()
+    cursors = Cursors(bytes.fromhex(CURSOR_KEY))
+    cursor = cursors.encode(b"b/", prefix_end(b"b/"), after).encode()
     for accept in ({}, _NDJSON):
-        answer = api("GET", b"/v1/kv?prefix=b/&cursor=" + cursor, accept)
+        answer = keyed("GET", b"/v1/kv?prefix=b/&cursor=" + cursor, accept)
         assert answer.code == "invalid"
         assert b"secret" not in answer.body
 

@@ -9,9 +9,6 @@ from raftkv.bench.compare.rows import Compared
 from raftkv.bench.compare.run import Comparison
 from raftkv.bench.report import shown
 
-WIDTH = 130
-"""Columns that the table wants."""
-
 
 def table_of(comparison: Comparison) -> Table:
     """One line for each measure of each row."""

@@ -66,9 +66,6 @@ VISIT_TIMEOUT_S = 2.0
 
 RATIO_MAX = 2.0
 
-WIDTH = 130
-"""Columns that the table wants."""
-
 GROWTH_BYTES_MAX: Mapping[str, int] = MappingProxyType(
     {"worker": 256 * 2**20, "engine": 512 * 2**20}
 )

@@ -65,6 +65,10 @@ def verdict(
 ) -> str:
     """Return the verdict as a sign, a word and sentences, and what was judged."""
     counts = Counter(operation.status for operation in operations)
+    unmet = sum(
+        operation.status == "fail" and "reason" in operation.fields for operation in operations
+    )
+    explained = f"{unmet:,} whose condition was not met, " if unmet else ""
     overall = Verdict.VIOLATION if findings else result.verdict
     told = [*findings, _sentence(result, parts)]
     return (
@@ -74,7 +78,8 @@ def verdict(
         f"{''.join(f'<p>{escape(cut(line, REASON_CHARS_MAX))}</p>' for line in told)}"
         f"<p>Checked against the model <b>{escape(cut(result.model))}</b>: "
         f"{counted(len(operations), 'operation')}, {counts['ok']:,} ok, "
-        f"{counts['fail']:,} failed, {counts['info']:,} of unknown outcome.</p></section>"
+        f"{explained}{counts['fail'] - unmet:,} failed, "
+        f"{counts['info']:,} of unknown outcome.</p></section>"
     )
 
 
