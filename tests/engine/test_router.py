@@ -533,7 +533,9 @@ def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
-@pytest.mark.parametrize("refused", [Refused("table_full"), Refused("forgotten", 7)])
+@pytest.mark.parametrize(
+    "refused", [Refused("table_full"), Refused("share_full"), Refused("forgotten", 7)]
+)
 def test_a_shard_speaks_of_this_try_only(world: RouterWorld, refused: Refused) -> None:
     """A full table or an unknown session refuses the last try; the one before may be applied."""
     world.follow("n2", 0)
