@@ -3,7 +3,7 @@
 from typing import get_type_hints
 
 import pytest
-from carriers import Carrier
+from carriers import OWNER, Carrier
 from documented import unchecked
 from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
@@ -242,10 +242,10 @@ def test_timeout_header(api: Carrier, engine: FakeEngine) -> None:
     ("headers", "idempotency"),
     [
         ({}, None),
-        ({"Idempotency-Key": "order-17!~"}, FreeKey("order-17!~")),
-        ({"Idempotency-Key": "a" * 255}, FreeKey("a" * 255)),
-        ({"Raftkv-Session": "s-1;4;2;9"}, SessionKey("s-1", 4, 2, 9)),
-        ({"Raftkv-Session": " s-1 ; 4 ; 4 ; 9 "}, SessionKey("s-1", 4, 4, 9)),
+        ({"Idempotency-Key": "order-17!~"}, FreeKey("order-17!~", OWNER)),
+        ({"Idempotency-Key": "a" * 255}, FreeKey("a" * 255, OWNER)),
+        ({"Raftkv-Session": "s-1;4;2;9"}, SessionKey("s-1", 4, 2, 9, OWNER)),
+        ({"Raftkv-Session": " s-1 ; 4 ; 4 ; 9 "}, SessionKey("s-1", 4, 4, 9, OWNER)),
     ],
 )
 def test_idempotency_key(
