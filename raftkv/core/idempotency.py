@@ -274,17 +274,19 @@ class OutcomeMemory:
 
         That is of its keys, its sessions or its bytes. It looks at every owner.
         """
+        shares = (self._share(one.keys, one.sessions, one.bytes) for one in self.holdings())
+        return max(shares, default=0.0)
+
+    def used(self) -> float:
+        """Return which part of the table is used, from 0 to 1: of its keys, sessions or bytes."""
+        return self._share(len(self._free), len(self._sessions), self.bytes)
+
+    def _share(self, keys: int, sessions: int, size: int) -> float:
         limits = self._limits
         return max(
-            (
-                max(
-                    holding.keys / limits.free_keys_max,
-                    holding.sessions / limits.sessions_max,
-                    holding.bytes / limits.outcome_bytes_max,
-                )
-                for holding in self._holdings.values()
-            ),
-            default=0.0,
+            keys / max(1, limits.free_keys_max),
+            sessions / max(1, limits.sessions_max),
+            size / max(1, limits.outcome_bytes_max),
         )
 
     def free_keys(self) -> Iterator[str]:

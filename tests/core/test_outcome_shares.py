@@ -206,6 +206,10 @@ def test_the_largest_share_is_of_whatever_its_owner_has_most() -> None:
     assert shard.state.memory.largest_share() == pytest.approx(0.1)
     shard.fill(session)
     assert shard.state.memory.largest_share() == pytest.approx(0.8)
+    for number in range(10):
+        shard.apply(PUT, session(1_000 + number, OTHER))
+    assert shard.state.memory.largest_share() == pytest.approx(0.8)
+    assert shard.state.memory.used() == pytest.approx(0.9)
 
 
 FORMAT_2_BATCH = bytes.fromhex(
