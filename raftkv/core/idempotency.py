@@ -8,15 +8,15 @@ another request's outcome. A full table refuses new names; it never forgets earl
 apply a retry twice.
 
 **Shares.** Nobody may fill the table for all others. A name that is new comes with its *owner*, a
-number that stands for who asks; the table keeps what each owner has in it, and takes something new
-of an owner only if he then has at most ``SHARE_OF_NEW`` times what is left free: Choudhury and
-Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (IEEE/ACM Transactions
-on Networking 6(2), 1998), where alpha is 4. So one owner alone stops at 80 %, ten greedy ones share
-97.6 %, and something is always left for the next. It holds for free-form keys, for sessions and
-for bytes. A known session goes on, whatever its owner has: its outcomes count by bytes only, with
-``SHARE_OF_KNOWN``, a larger alpha for what matters more (Hahne and Choudhury, "Dynamic queue length
-thresholds for multiple loss priorities", the same Transactions 10(3), 2002), up to 94 % alone. The
-owner 0 is nobody: names of earlier formats have no owner and no share.
+number that stands for who asks, and the table keeps what each owner has in it. It takes a new name
+of one who has none, or who then has at most ``SHARE_OF_NEW`` times what is left free: Choudhury and
+Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (IEEE/ACM Transactions on
+Networking 6(2), 1998), with an alpha of 4. So one owner alone stops at 80 %, ten greedy ones at
+97.6 % together, and something is always left for the next. That holds for free-form keys, for
+sessions and for bytes. A known session goes on, whatever its owner has: its outcomes count by bytes
+only, with ``SHARE_OF_KNOWN``, a larger alpha for what matters more (Hahne and Choudhury, "Dynamic
+queue length thresholds for multiple loss priorities", same journal 10(3), 2002), up to 94 % alone.
+The owner 0 is nobody: names of earlier formats have no owner and no share.
 
 **Births.** A copy of a write may arrive after its session was forgotten: a proxy or a node was
 frozen, a client was suspended. Made anew, the session would apply it a second time; the
@@ -467,10 +467,10 @@ class OutcomeMemory:
         else:
             names, names_left = held.keys, limits.free_keys_max - len(self._free)
         bytes_left = limits.outcome_bytes_max - self.bytes - record_bytes
+        # Who has no name yet gets one while there is any room.
         fits = (
-            names + 1 <= SHARE_OF_NEW * (names_left - 1)
-            and held.bytes + record_bytes <= SHARE_OF_NEW * bytes_left
-        )
+            not names or names + 1 <= SHARE_OF_NEW * (names_left - 1)
+        ) and held.bytes + record_bytes <= SHARE_OF_NEW * bytes_left
         return None if fits else _SHARE_FULL
 
     def _refused_for_birth(self, born: int) -> Refused | None:

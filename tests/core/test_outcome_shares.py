@@ -139,6 +139,15 @@ def test_several_greedy_owners_leave_something_too(new_name: NewName, greedy: in
     assert not isinstance(shard.apply(PUT, new_name(99_999, 99)), Refused)
 
 
+@BY_NAMES
+def test_who_has_nothing_gets_the_last_place(new_name: NewName) -> None:
+    """However many others there are: only a full table refuses him, and says so."""
+    shard = Shard()
+    for owner in range(1, 101):
+        assert not isinstance(shard.apply(PUT, new_name(owner, owner)), Refused)
+    assert shard.apply(PUT, new_name(101, 101)) == Refused("table_full")
+
+
 def test_sessions_that_are_known_go_on_whatever_their_owner_has() -> None:
     """Only new names are refused, so who works already does not notice."""
     shard = Shard()

@@ -57,8 +57,11 @@ def owns(key: bytes) -> bool:
 
 
 def is_over(owner: int, owners: list[int], limit: int) -> bool:
-    """Whether an owner has more than four times what is left free; nobody, 0, never has."""
-    return owner != 0 and owners.count(owner) > 4 * (limit - len(owners))
+    """Whether an owner has more than one, and more than four times what is left free.
+
+    Nobody, 0, never has.
+    """
+    return owner != 0 and owners.count(owner) > max(1, 4 * (limit - len(owners)))
 
 
 @dataclass

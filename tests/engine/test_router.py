@@ -731,7 +731,7 @@ def test_batch_with_a_lost_link_is_unknown_per_operation(world: RouterWorld) -> 
 
 
 def test_names_without_room_are_counted_each(world: RouterWorld) -> None:
-    """An alert counts operations, as one batch can ask for thousands of names; both are there at 0."""
+    """An alert counts operations, as one batch has thousands of names; both are there at 0."""
     assert (world.router.refused["share_full"], world.router.refused["table_full"]) == (0, 0)
     world.follow("n2", 0)
     world.ask(put(world.key(0), "one"))
