@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
@@ -25,6 +26,7 @@ from raftkv.status.facts import (
     Check,
     DiskSpace,
     FollowerFacts,
+    IdempotencyFacts,
     KeyFacts,
     LinkFacts,
     NodeCounts,
@@ -244,6 +246,7 @@ class LocalStatus:
             slow=self._router.slow.newest.get(group.id.shard),
             waiting=group.waiting_operations,
             installing_snapshot=group.installing_snapshot,
+            idempotency=_idempotency(group.state.memory),
             match={peer: told.match_index for peer, told in followers.items()},
             followers=followers,
             pinned=pinned,
@@ -344,6 +347,18 @@ class LocalStatus:
             applied_index=group.applied_index,
             lag_entries=group.commit_index - group.applied_index,
         )
+
+
+def _idempotency(memory: OutcomeMemory) -> IdempotencyFacts:
+    """How full a replica's idempotency table is, and with whose names."""
+    return IdempotencyFacts(
+        keys=memory.free_key_count,
+        sessions=memory.session_count,
+        bytes=memory.bytes,
+        used=round(memory.used(), 4),
+        owners=memory.owner_count,
+        largest_share=round(memory.largest_share(), 4),
+    )
 
 
 def _cpu_s() -> float:

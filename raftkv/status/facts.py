@@ -168,6 +168,17 @@ class SlowRequest(msgspec.Struct, frozen=True, kw_only=True):
     stages_ms: dict[str, float] = {}
 
 
+class IdempotencyFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How full a replica's idempotency table is; ``largest_share`` is that of one owner of it."""
+
+    keys: Count | None = None
+    sessions: Count | None = None
+    bytes: Count | None = None
+    used: float | None = None
+    owners: Count | None = None
+    largest_share: float | None = None
+
+
 class PinFacts(msgspec.Struct, frozen=True):
     """Where an operator has put a leadership; until None: until that node stops."""
 
@@ -233,6 +244,7 @@ class ReplicaFacts(MemberFacts, frozen=True, kw_only=True):
     writes: Count | None = None
     hot_keys: tuple[HotKey, ...] = ()
     slow: SlowRequest | None = None
+    idempotency: IdempotencyFacts | None = None
     match: dict[Name, Count | None] = {}
     followers: Annotated[dict[Name, FollowerFacts], Rows] = {}
     pinned: PinFacts | None = None
