@@ -16,8 +16,8 @@ from rich.text import Text
 from raftkv.cli.connect import connected_to_each, described, json_option, print_json
 from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
 from raftkv.client import Client
-from raftkv.core.health import Health, health_of, rows, silent_nodes
 from raftkv.core.visible import visible, visible_facts
+from raftkv.status.health import Health, health_of, rows, silent_nodes
 from raftkv.web import quantities as q
 from raftkv.web import views
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from raftkv.client import Client, RaftkvError
-from raftkv.core.health import reachable, rows, silent_nodes
+from raftkv.status.health import reachable, rows, silent_nodes
 
 ASK_S = 2.5
 """For so long each of several nodes is asked: a frozen one must not keep an operator waiting, and

@@ -15,8 +15,8 @@ import msgspec
 BATCH_FORMAT = 2
 """Version of the encoding of :class:`Batch`; a replica stops at one it does not know.
 
-In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`), and a missing key compares
-as if it had the value ``b""``.
+In format 1 sessions have no birth (see :mod:`raftkv.core.shard.outcomes`), and a missing key
+compares as if it had the value ``b""``.
 """
 
 BATCH_FORMATS_READ = (1, BATCH_FORMAT)

@@ -26,7 +26,7 @@ from raftkv.core.operations import (
     TxnResult,
     WriteResult,
 )
-from raftkv.core.state_machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
+from raftkv.core.shard.machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.durations import SYNC_BOUNDS_S, DurationCounts
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.recent import Leaderships, RecentEvents
 from raftkv.raft import messages as wire
@@ -24,6 +23,7 @@ from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event
 from raftkv.raft.windows import PEER_WINDOW_BYTES, PeerWindow
+from raftkv.status.histogram import SYNC_BOUNDS_S, DurationCounts
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
 
 CHANNEL_RAFT = 1

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
 from raftkv.raft.clock import Clock
 from raftkv.rpc.messages import WorkerReport
+from raftkv.status.histogram import HTTP_BOUNDS_S, DurationCounts
 
 SECONDS_KEPT = 120
 

@@ -22,7 +22,7 @@ import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Txn
-from raftkv.core.state_machine import is_read_only
+from raftkv.core.shard.machine import is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather

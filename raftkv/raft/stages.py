@@ -3,8 +3,8 @@
 from collections import deque
 from typing import Literal, get_args
 
-from raftkv.core.durations import DurationCounts
 from raftkv.raft.clock import Clock
+from raftkv.status.histogram import DurationCounts
 
 Stage = Literal["queue", "wal", "replication", "apply"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -22,6 +21,7 @@ from raftkv.core.operations import (
     Refused,
     TxnResult,
 )
+from raftkv.status.histogram import HTTP_BOUNDS_S
 
 Consistency = Literal["linearizable", "stale"]
 
@@ -119,7 +119,7 @@ class Answered(Message, frozen=True):
 
 
 class Took(Message, frozen=True):
-    """How long a route's answers took: counts by ``core.durations.HTTP_BOUNDS_S``."""
+    """How long a route's answers took: counts by ``status.histogram.HTTP_BOUNDS_S``."""
 
     route: str
     counts: HttpCounts

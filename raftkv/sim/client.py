@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -31,7 +30,8 @@ from raftkv.core.operations import (
     TxnResult,
     Write,
 )
-from raftkv.core.state_machine import is_read_only
+from raftkv.core.shard.expiry import LIFETIME_S
+from raftkv.core.shard.machine import is_read_only
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,

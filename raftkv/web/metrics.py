@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from raftkv.core.health import Facts, rows
+from raftkv.status.health import Facts, rows
 from raftkv.version import __version__
 from raftkv.web.worker_metrics import WorkerMetrics
 

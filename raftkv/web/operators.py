@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import flask
 import msgspec
 
-from raftkv.core.health import health_of, rows
 from raftkv.rpc.messages import (
     PINNED_S_MAX,
     ExplainRequest,
@@ -29,6 +28,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.status.health import health_of, rows
 from raftkv.web.config import OPERATOR_TIMEOUT_MS, BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose

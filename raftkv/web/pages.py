@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, quote
 
 import flask
 
-from raftkv.core.health import health_of, reachable, rows, silent_nodes
 from raftkv.rpc.messages import (
     ExplainRequest,
     Facts,
@@ -25,6 +24,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.status.health import health_of, reachable, rows, silent_nodes
 from raftkv.version import __version__
 from raftkv.web import quantities, ring_picture, views
 from raftkv.web.config import BodyLimit, Role, WebConfig

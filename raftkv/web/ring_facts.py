@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from raftkv.core.health import Facts, rows
 from raftkv.core.ring import RING_POSITIONS, Modulo, Ring, RingParameters, partitioner
+from raftkv.status.health import Facts, rows
 
 ARCS_MAX = 2048
 """A picture with more arcs than this shows nothing."""

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from raftkv.core.health import Facts, rows
+from raftkv.status.health import Facts, rows
 
 CIRCLE = (96.0, 72.0)
 """Outer and inner radius of the band that shows the circle itself."""

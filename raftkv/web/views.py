@@ -6,7 +6,7 @@ Templates only lay out what these return. Every state has a sign and a word besi
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raftkv.core.health import Facts, reachable, rows, shard_health
+from raftkv.status.health import Facts, reachable, rows, shard_health
 from raftkv.web.quantities import UNKNOWN, count, duration, moment
 
 LAGGING_ENTRIES = 1000

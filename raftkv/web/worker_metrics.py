@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from prometheus_client.registry import Collector
 
-from raftkv.core.durations import HTTP_BOUNDS_S, DurationCounts
 from raftkv.rpc import logs
 from raftkv.rpc.messages import Answered, Took, WorkerReport
 from raftkv.rpc.process import resident_bytes
+from raftkv.status.histogram import HTTP_BOUNDS_S, DurationCounts
 
 _LATE_S = 0.1
 """A report made this soon after a second's end is about that second."""

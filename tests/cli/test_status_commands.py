@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from fake_server import Behaviour, answer, nobody, serving
 
 from raftkv.cli.main import cli
-from raftkv.core.health import health_of
+from raftkv.status.health import health_of
 
 WIDE = {"COLUMNS": "140"}
 EVIL = "[red]n9[/red]"

@@ -4,8 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftkv.core.expiry import NAMES_PER_FORGET, ExpiryClock
-from raftkv.core.idempotency import FORGET_CHARACTERS_MAX
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -20,7 +18,9 @@ from raftkv.core.operations import (
     Txn,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.expiry import NAMES_PER_FORGET, ExpiryClock
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import FORGET_CHARACTERS_MAX
 
 LIFETIME_S = 120.0
 

@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parents[2] / "raftkv"
 ALLOWED = {
     "core": set(),
     "storage": {"core"},
-    "raft": {"core", "storage"},
-    "rpc": {"core"},
-    "engine": {"core", "storage", "raft", "rpc"},
-    "web": {"core", "rpc"},
+    "status": {"core"},
+    "raft": {"core", "storage", "status"},
+    "rpc": {"core", "status"},
+    "engine": {"core", "storage", "status", "raft", "rpc"},
+    "web": {"core", "status", "rpc"},
     "client": set(),
     "check": set(),
     "sim": {"core", "storage", "raft", "rpc", "engine", "check"},
@@ -30,6 +31,7 @@ ALLOWED = {
     "cli": {
         "core",
         "storage",
+        "status",
         "raft",
         "rpc",
         "engine",

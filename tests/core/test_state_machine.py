@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from raftkv.core.errors import CorruptSnapshot
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     REVISION_LIMIT,
@@ -32,12 +31,13 @@ from raftkv.core.operations import (
     TxnResult,
     WriteResult,
 )
-from raftkv.core.state_machine import (
+from raftkv.core.shard.machine import (
     CLOCK_US_MAX,
     TXN_READ_BYTES_MAX,
     StateMachine,
     is_read_only,
 )
+from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.storage.snapshots import RECORD_BYTES_MAX
 
 GENERATION = 3
@@ -204,7 +204,7 @@ def test_no_range_is_larger_than_the_engine_can_bear(
     state: StateMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A range that asks for everything is cut, and says so."""
-    monkeypatch.setattr("raftkv.core.state_machine.RANGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr("raftkv.core.shard.machine.RANGE_ENTRIES_MAX", 3)
     apply(state, *(Put(b"%d" % number, b"") for number in range(5)))
     result = state.range(Range(b"", None, 2**63, bytes_max=2**63))
     assert (keys_of(result), result.more) == ([b"0", b"1", b"2"], True)
@@ -539,7 +539,7 @@ def test_a_state_is_taken_apart_in_small_slices(
     state: StateMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step frees a few entries, and in the end neither entries nor index hold anything."""
-    monkeypatch.setattr("raftkv.core.state_machine.DISMANTLE_ENTRIES", 10)
+    monkeypatch.setattr("raftkv.core.shard.machine.DISMANTLE_ENTRIES", 10)
     keys = [b"%05d" % number for number in range(25)]
     apply(state, *(Put(key, b"") for key in keys))
     counts = [len(state._entries) for _ in state.dismantle()]

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.errors import CorruptSnapshot, UndecodableError, UnknownFormat
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -42,7 +41,8 @@ from raftkv.core.operations import (
     TxnResult,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import MemoryLimits
 
 GENERATION = 2
 LIMITS = MemoryLimits(free_keys_max=3, sessions_max=2, session_outcomes_max=3)

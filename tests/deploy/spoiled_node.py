@@ -10,7 +10,7 @@ import msgspec
 
 from raftkv.cli.main import main
 from raftkv.core.operations import Put
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 
 PREFIX = b"spoil/"
 

@@ -3,9 +3,9 @@
 import pytest
 from engine_world import ManualLoop
 
-from raftkv.core.durations import HTTP_BOUNDS_S
 from raftkv.engine.http_traffic import SECONDS_KEPT, HttpTraffic, percentile_ms
 from raftkv.rpc.messages import Answered, Took, WorkerReport
+from raftkv.status.histogram import HTTP_BOUNDS_S
 
 
 def counts(**buckets: int) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from host_world import GROUP, NAMES, HostWorld, Machine
 
 from raftkv.core.agreed import digest_of
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
-from raftkv.core.health import health_of
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
@@ -28,6 +27,7 @@ from raftkv.raft.stages import StageDurations
 from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.sim.disk import SimDisk
+from raftkv.status.health import health_of
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raftkv.core.operations import Entry, Put
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
 from raftkv.sim.run import run

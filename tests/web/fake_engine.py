@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Range
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.raft.clock import SystemClock
 from raftkv.rpc.messages import (

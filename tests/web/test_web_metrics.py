@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raftkv.core.durations import DurationCounts
+from raftkv.status.histogram import DurationCounts
 from raftkv.web.metrics import WorkerMetrics, expose
 
 _COUNTS = DurationCounts((0.01, 0.1))

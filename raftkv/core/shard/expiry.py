@@ -4,7 +4,7 @@ A leader makes an :class:`ExpiryClock` when it begins to lead and polls it now a
 monotonic time. The clock knows nothing of the time before, so every name that it finds gets a
 whole lifetime from then; a change of leader makes names live longer, never shorter.
 
-It needs no list of names: :class:`~raftkv.core.idempotency.OutcomeMemory` stamps every use of a
+It needs no list of names: :class:`~raftkv.core.shard.outcomes.OutcomeMemory` stamps every use of a
 name with an epoch, and an epoch ends with each ``Forget`` applied. The clock notes when it saw
 each epoch begin; names last used before an epoch that began a lifetime ago have had their time.
 While names are in use it proposes a ``Forget`` every ``interval_s``, if need be without names, so
@@ -13,8 +13,8 @@ that epochs go by, and more often while very many are new; on an idle shard it p
 
 from collections import deque
 
-from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.operations import Forget
+from raftkv.core.shard.outcomes import OutcomeMemory
 
 LIFETIME_S = 120.0
 """How long the outcome of a request is remembered at least, after its name was last used (a

@@ -33,7 +33,7 @@ they were then; in later formats 0 is never after what was forgotten.
 leader's look and the command's place in the log a name may be used again. So the memory counts
 *epochs*: each :class:`~raftkv.core.operations.Forget` begins a new one, every use of a name is
 stamped with the epoch of its place in the log, and a ``Forget`` spares names used since the one
-before. :class:`raftkv.core.expiry.ExpiryClock` is the leader's half of this.
+before. :class:`raftkv.core.shard.expiry.ExpiryClock` is the leader's half of this.
 
 Each outcome is kept as one encoded record, which is also what snapshots hold and the digest
 hashes: small, unknown to the garbage collector, and decoded only when a retry really comes.

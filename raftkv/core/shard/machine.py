@@ -27,7 +27,6 @@ from mmh3 import mmh3_x64_128_uintdigest
 from sortedcontainers import SortedDict
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
-from raftkv.core.idempotency import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -51,7 +50,8 @@ from raftkv.core.operations import (
     TxnResult,
     WriteResult,
 )
-from raftkv.core.snapshot import (
+from raftkv.core.shard.outcomes import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
+from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
     EntryPiece,
     MemoryPiece,

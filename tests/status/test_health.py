@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.core.health import health_of, reachable, shard_health, shards_of
+from raftkv.status.health import health_of, reachable, shard_health, shards_of
 
 
 def cluster(

@@ -1,6 +1,6 @@
 """Counts of durations: each falls into the first bucket that holds it."""
 
-from raftkv.core.durations import DurationCounts
+from raftkv.status.histogram import DurationCounts
 
 
 def test_durations_are_counted_by_their_bounds() -> None:

@@ -1,0 +1,1 @@
+"""What operators are shown, worked out of facts that others gather: health, histograms."""
