@@ -16,14 +16,9 @@ import msgspec
 
 from raftkv.core.operations import (
     Command,
-    DeleteResult,
     Entry,
-    GetResult,
-    PutResult,
     Range,
     RangeResult,
-    Refused,
-    TxnResult,
     WriteResult,
 )
 from raftkv.core.shard.machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
@@ -32,6 +27,7 @@ from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
+    BatchItemResult,
     BatchRequest,
     BatchResult,
     Failure,
@@ -46,7 +42,6 @@ PARTS_AT_ONCE = 32
 """So many shards are asked at once for one page."""
 
 BatchItem = Command | GetRequest
-BatchItemResult = PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure
 
 
 class _Share(NamedTuple):

@@ -29,9 +29,9 @@ from raftkv.core.operations import (
     Txn,
     TxnResult,
     Write,
+    is_read_only,
 )
 from raftkv.core.shard.expiry import LIFETIME_S
-from raftkv.core.shard.machine import is_read_only
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,

@@ -20,6 +20,7 @@ from raftkv.core.operations import (
     Get,
     GetResult,
     Idempotency,
+    LoggedOperation,
     Put,
     PutResult,
     Range,
@@ -29,13 +30,14 @@ from raftkv.core.operations import (
     SessionKey,
     Txn,
     TxnResult,
+    Write,
     WriteResult,
+    is_read_only,
 )
 from raftkv.core.shard.machine import (
     CLOCK_US_MAX,
     TXN_READ_BYTES_MAX,
     StateMachine,
-    is_read_only,
 )
 from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.storage.snapshots import RECORD_BYTES_MAX
@@ -51,7 +53,7 @@ def state() -> StateMachine:
 
 def apply(
     state: StateMachine,
-    *operations: Put | Delete | Txn | Forget | Seal,
+    *operations: LoggedOperation,
     clock_us: int = 0,
     name: Idempotency | None = None,
     generation: int = GENERATION,
@@ -340,7 +342,7 @@ def test_a_reading_transaction_needs_no_log(filled: StateMachine) -> None:
     ],
 )
 def test_a_key_of_another_shard_is_moved_and_leaves_no_trace(
-    state: StateMachine, operation: Put | Delete | Txn
+    state: StateMachine, operation: Write
 ) -> None:
     """Also in the branch not taken, and also under an idempotency key, which stays free."""
     before = state.digest
@@ -391,7 +393,7 @@ NAMES = [FreeKey("once"), SessionKey("s", 4, 2, 1)]
     ],
 )
 def test_a_retry_gets_the_first_answer_and_is_not_applied_again(
-    state: StateMachine, name: Idempotency, operation: Put | Delete | Txn
+    state: StateMachine, name: Idempotency, operation: Write
 ) -> None:
     """Also if the first answer was a refusal, and whatever happened to the key since."""
     first = apply(state, operation, name=name)

@@ -40,6 +40,9 @@ from raftkv.core.operations import (
     Get,
     GetResult,
     Idempotency,
+    LoggedOperation,
+    Outcome,
+    PartResult,
     Put,
     PutResult,
     Range,
@@ -47,10 +50,13 @@ from raftkv.core.operations import (
     Refused,
     Seal,
     Txn,
+    TxnPart,
     TxnResult,
+    Write,
     WriteResult,
+    is_read_only,
 )
-from raftkv.core.shard.outcomes import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
+from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory, fingerprint_of
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
     EntryPiece,
@@ -234,9 +240,7 @@ class StateMachine:
             return self._put(operation, old)
         return self._apply_other(command, operation)
 
-    def _apply_other(
-        self, command: Command, operation: Put | Delete | Txn | Forget | Seal
-    ) -> WriteResult:
+    def _apply_other(self, command: Command, operation: LoggedOperation) -> WriteResult:
         if isinstance(operation, Forget):
             self.memory.forget(operation)
             return _DONE
@@ -249,7 +253,7 @@ class StateMachine:
             return self._execute(operation)
         return self._execute_once(command.idempotency, operation)
 
-    def _execute_once(self, name: Idempotency, operation: Put | Delete | Txn) -> Outcome:
+    def _execute_once(self, name: Idempotency, operation: Write) -> Outcome:
         if isinstance(operation, Txn) and is_read_only(operation):
             return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
@@ -260,7 +264,7 @@ class StateMachine:
         self.memory.remember(name, fingerprint, outcome)
         return outcome
 
-    def _owns_all(self, operation: Put | Delete | Txn) -> bool:
+    def _owns_all(self, operation: Write) -> bool:
         if not isinstance(operation, Txn):
             return operation.key in self._entries or self._owns(operation.key)
         return all(
@@ -268,7 +272,7 @@ class StateMachine:
             for part in (*operation.compare, *operation.then, *operation.otherwise)
         )
 
-    def _execute(self, operation: Put | Delete | Txn) -> Outcome:
+    def _execute(self, operation: Write) -> Outcome:
         if isinstance(operation, Put):
             return self._put(operation, self._entries.get(operation.key))
         if isinstance(operation, Delete):
@@ -316,7 +320,7 @@ class StateMachine:
         self.last_revision = revision
         return TxnResult(succeeded, revision, results)
 
-    def _bytes_read(self, parts: tuple[Put | Delete | Get | Range, ...], form: int) -> int:
+    def _bytes_read(self, parts: tuple[TxnPart, ...], form: int) -> int:
         """Bound what a branch reads, before it writes anything: its outcome may be kept.
 
         In batches of format 1 a range counts with what it asks for, though it returns one entry
@@ -354,9 +358,7 @@ class StateMachine:
             sizes.append(len(key) + value)
         return max(sizes)
 
-    def _part(
-        self, part: Put | Delete | Get | Range, revision: int
-    ) -> PutResult | DeleteResult | GetResult | RangeResult:
+    def _part(self, part: TxnPart, revision: int) -> PartResult:
         if isinstance(part, Put):
             return PutResult(revision, self._store(part, self._entries.get(part.key), revision))
         if isinstance(part, Get):
@@ -560,11 +562,6 @@ class Restorer:
             raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
 
 
-def is_read_only(txn: Txn) -> bool:
-    """Return whether neither branch of a transaction can write."""
-    return not any(isinstance(part, Put | Delete) for part in (*txn.then, *txn.otherwise))
-
-
 def _is_in(key: bytes, query: Range) -> bool:
     return query.start <= key and (query.end is None or key < query.end)
 
@@ -581,7 +578,7 @@ def _precondition_failed(entry: Entry | None) -> Refused:
     return Refused("precondition", None if entry is None else entry.mod_revision)
 
 
-def _is_conditional(part: Put | Delete | Get | Range) -> bool:
+def _is_conditional(part: TxnPart) -> bool:
     if isinstance(part, Put):
         return part.if_absent or part.if_revision is not None
     return isinstance(part, Delete) and part.if_revision is not None

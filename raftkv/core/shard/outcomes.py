@@ -46,20 +46,13 @@ import msgspec
 from mmh3 import mmh3_x64_128_digest, mmh3_x64_128_uintdigest
 
 from raftkv.core.operations import (
-    Delete,
-    DeleteResult,
     Forget,
     Idempotency,
-    Put,
-    PutResult,
+    Outcome,
     Refused,
     SessionKey,
-    Txn,
-    TxnResult,
+    Write,
 )
-
-Outcome = PutResult | DeleteResult | TxnResult | Refused
-
 
 BIRTH_MAX = 2**52
 """Greatest birth from a clock: the year 2112 in microseconds, as for revisions."""
@@ -152,7 +145,7 @@ _KEY_REUSED = Refused("key_reused")
 _BELOW_LOW = Refused("forgotten")
 
 
-def fingerprint_of(operation: Put | Delete | Txn) -> bytes:
+def fingerprint_of(operation: Write) -> bytes:
     """Return 128 bits that tell this request from any other under the same name."""
     return mmh3_x64_128_digest(_encode(operation))
 
