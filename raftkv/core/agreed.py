@@ -18,7 +18,15 @@ from mmh3 import mmh3_x64_128_digest
 
 from raftkv.core import batches, cluster_map, operations, placement, ring
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.shard import expiry, machine, outcomes, snapshot
+from raftkv.core.shard import (
+    changes,
+    expiry,
+    keyspace,
+    machine,
+    outcomes,
+    snapshot,
+    transactions,
+)
 from raftkv.core.shard.outcomes import MemoryLimits
 
 DECIDING_MODULES = (
@@ -31,6 +39,9 @@ DECIDING_MODULES = (
     ring,
     snapshot,
     machine,
+    changes,
+    keyspace,
+    transactions,
 )
 """All of the core that a log's outcome depends on."""
 

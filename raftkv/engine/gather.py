@@ -21,7 +21,8 @@ from raftkv.core.operations import (
     RangeResult,
     WriteResult,
 )
-from raftkv.core.shard.machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
+from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes

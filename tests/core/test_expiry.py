@@ -59,7 +59,7 @@ class Leader:
     @property
     def names(self) -> set[str]:
         """All names remembered."""
-        return {*self.state.free_keys(), *self.state.sessions()}
+        return {*self.state.memory._free, *self.state.memory._sessions}
 
     def _apply(self, operation: Put | Delete | Txn | Forget, name: Idempotency | None) -> None:
         self.state.apply(Batch(BATCH_FORMAT, 1, 0, (Command(operation, name),)))

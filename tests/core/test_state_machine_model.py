@@ -379,8 +379,8 @@ def test_every_history_goes_as_the_model_says(history: list[Batch]) -> None:
     assert state.last_revision == model.last
     assert state.key_count == len(model.entries)
     assert state.bytes_total == sum(len(e.key) + len(e.value) for e in model.entries.values())
-    assert set(state.free_keys()) == set(model.free)
-    assert set(state.sessions()) == set(model.sessions)
+    assert set(state.memory._free) == set(model.free)
+    assert set(state.memory._sessions) == set(model.sessions)
     assert state.sealed == model.is_sealed
 
 

@@ -387,7 +387,7 @@ class Copied(Front):
         for group in engine.host.groups.values():
             group.state.memory.forget(Forget((), ()))
             group.state.memory.forget(Forget((), ("s",)))
-            assert list(group.state.sessions()) == []
+            assert list(group.state.memory._sessions) == []
 
 
 @pytest.fixture

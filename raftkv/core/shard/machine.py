@@ -13,36 +13,30 @@ the numbers up: half of them are left to count.
 exclusive or of the hashes of what went and what came, so comparing replicas costs nothing. It
 finds faults, not forgers: mmh3 is not keyed.
 
-**Memory.** An entry is a struct that the garbage collector does not know, its key is the very
-object in the index, and its create revision is shared with its mod revision until it is
-overwritten.
+**Fast paths.** Where a shorter way is taken for what comes often, a comment says ``Fast path of``
+what it is equal to, and ``tests/core/test_fast_paths.py`` holds each of them to that.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, NamedTuple
 
 import msgspec
 from mmh3 import mmh3_x64_128_uintdigest
-from sortedcontainers import SortedDict
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
     Command,
-    Compare,
     Delete,
     DeleteResult,
     Done,
     Entry,
     Forget,
-    Get,
     GetResult,
     Idempotency,
     LoggedOperation,
     Outcome,
-    PartResult,
     Put,
     PutResult,
     Range,
@@ -50,12 +44,13 @@ from raftkv.core.operations import (
     Refused,
     Seal,
     Txn,
-    TxnPart,
     TxnResult,
-    Write,
     WriteResult,
     is_read_only,
 )
+from raftkv.core.shard import transactions
+from raftkv.core.shard.changes import Change
+from raftkv.core.shard.keyspace import Keyspace
 from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory, fingerprint_of
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
@@ -71,25 +66,22 @@ from raftkv.core.shard.snapshot import (
 CLOCK_US_MAX = 2**52
 """Proposed clocks above this (the year 2112) count as this; 2^52 revisions remain above it."""
 
-RANGE_ENTRIES_MAX = 10_000
-RANGE_BYTES_MAX = 8 * 2**20
-"""No range returns more, whatever it asks for: a bigger one would hold up the whole engine."""
-
-TXN_READ_BYTES_MAX = 8 * 2**20
-"""What one transaction may read; one that could read more is refused before it writes anything,
-because its outcome may have to be remembered."""
-
-DISMANTLE_ENTRIES = 1024
-"""Entries freed in one step of :meth:`StateMachine.dismantle`."""
-
 _MOVED = Refused("moved")
-_MISSING = GetResult(None)
 _NOTHING_DELETED = DeleteResult(deleted=False, revision=None)
 _DONE = Done()
 
 _encode = msgspec.msgpack.Encoder().encode
 
-_Comparable = TypeVar("_Comparable", int, bytes)
+
+class _Write(NamedTuple):
+    """How an operation of clients is done, and the keys that it names."""
+
+    keys: Callable[..., Iterable[bytes]]
+    execute: Callable[..., Outcome]
+
+
+def _key_of(operation: Put | Delete) -> tuple[bytes]:
+    return (operation.key,)
 
 
 class StateMachine:
@@ -103,13 +95,13 @@ class StateMachine:
     """
 
     __slots__ = (
-        "_entries",
-        "_entries_hash",
+        "_find",
         "_floor",
         "_format",
         "_owns",
-        "bytes_total",
+        "_put_entry",
         "generation",
+        "keyspace",
         "last_revision",
         "memory",
         "sealed_for",
@@ -122,15 +114,16 @@ class StateMachine:
         limits: MemoryLimits = MemoryLimits(),  # noqa: B008 - immutable
     ) -> None:
         self._owns = owns
-        self._entries: SortedDict[bytes, Entry] = SortedDict()
-        self._entries_hash = 0
+        self.keyspace = Keyspace()
+        """The entries; read only for others."""
+        # Bound once: each put calls both.
+        self._find = self.keyspace.find
+        self._put_entry = self.keyspace.put
         self._floor = 0  # lowest revision that the batch being applied may give
         self._format = BATCH_FORMAT  # of that batch
         self.generation = generation
         self.last_revision = 0
         """The newest write's revision, 0 before the first."""
-        self.bytes_total = 0
-        """Bytes of all keys and values."""
         self.memory = OutcomeMemory(limits)
         """The idempotency memory; read only for others."""
         self.sealed_for: int | None = None
@@ -141,7 +134,12 @@ class StateMachine:
     @property
     def key_count(self) -> int:
         """How many keys exist."""
-        return len(self._entries)
+        return len(self.keyspace)
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all keys and values."""
+        return self.keyspace.bytes_total
 
     @property
     def sealed(self) -> bool:
@@ -151,7 +149,7 @@ class StateMachine:
     @property
     def digest(self) -> int:
         """128 bits over everything that replicas must agree on, at no cost."""
-        return self._entries_hash ^ self.memory.hash ^ self._hash_of_numbers()
+        return self.keyspace.hash ^ self.memory.hash ^ self._hash_of_numbers()
 
     def recomputed_digest(self) -> int:
         """Return the digest computed from the contents, in time proportional to them.
@@ -161,10 +159,7 @@ class StateMachine:
         again = OutcomeMemory(MemoryLimits())
         for record in self.memory.records():
             again.restore_record(record)
-        entries_hash = 0
-        for entry in self._entries.values():
-            entries_hash ^= _hash_of(entry)
-        return entries_hash ^ again.hash ^ self._hash_of_numbers()
+        return self.keyspace.recomputed_hash() ^ again.hash ^ self._hash_of_numbers()
 
     def _hash_of_numbers(self) -> int:
         memory = self.memory
@@ -173,256 +168,131 @@ class StateMachine:
             numbers = (*numbers, memory.forgotten_birth)
         return mmh3_x64_128_uintdigest(_encode(numbers))
 
-    def free_keys(self) -> Iterator[str]:
-        """Yield the free-form idempotency keys, longest unused first."""
-        return self.memory.free_keys()
-
-    def sessions(self) -> Iterator[str]:
-        """Yield the sessions' names, longest unused first."""
-        return self.memory.sessions()
-
     # --- reads ---
 
     def get(self, key: bytes) -> GetResult:
         """Read one key."""
-        entry = self._entries.get(key)
-        return _MISSING if entry is None else GetResult(entry)
+        return self.keyspace.get(key)
 
     def range(self, query: Range) -> RangeResult:
-        """Read entries in key order, bounded by the query and by this module's limits."""
-        limit = min(query.limit, RANGE_ENTRIES_MAX)
-        bytes_left = min(query.bytes_max, RANGE_BYTES_MAX)
-        found: list[Entry] = []
-        if query.end is not None and query.end <= query.start:
-            return RangeResult((), more=False)
-        for key in self._entries.irange(query.start, query.end, inclusive=(True, False)):
-            if len(found) >= limit:
-                return RangeResult(tuple(found), more=True)
-            entry = self._entries[key]
-            if query.keys_only:
-                entry = _without_value(entry)
-            bytes_left -= len(entry.key) + len(entry.value)
-            if bytes_left < 0 and found:
-                return RangeResult(tuple(found), more=True)
-            found.append(entry)
-        return RangeResult(tuple(found), more=False)
-
-    def read_only_txn(self, txn: Txn) -> TxnResult | Refused:
-        """Run a transaction that only reads, outside of the log.
-
-        Raises:
-            ValueError: It has a put or delete in a branch; such a one must go through the log.
-        """
-        if not is_read_only(txn):
-            raise ValueError("a transaction that writes must go through the log")
-        return self._txn(txn, BATCH_FORMAT)
+        """Read entries in key order, bounded by the query and by the limits of any range."""
+        return self.keyspace.range(query)
 
     # --- writes ---
 
-    def apply(self, batch: Batch) -> list[WriteResult]:
-        """Apply one entry of the log; return one result per command, in order."""
+    def apply(self, batch: Batch, changes: list[Change] | None = None) -> list[WriteResult]:
+        """Apply one entry of the log; return one result per command, in order.
+
+        ``changes`` gets every change of a key appended, in the order in which they were made.
+        """
         if batch.generation != self.generation:
             return [_MOVED] * len(batch.commands)
         self._floor = min(batch.clock_us, CLOCK_US_MAX)
         self._format = batch.format
-        apply = self._apply
-        return [apply(command) for command in batch.commands]
+        self.keyspace.changes = changes
+        find, put_over = self._find, self._put_over
+        results: list[WriteResult] = []
+        for command in batch.commands:
+            operation = command.operation
+            # Fast path of `_apply`, for nearly all there are: puts without an idempotency key.
+            if (
+                isinstance(operation, Put)
+                and command.idempotency is None
+                and self.sealed_for is None
+                # What is here is owned, and to ask takes a third of a put that overwrites.
+                and ((old := find(operation.key)) is not None or self._owns(operation.key))
+            ):
+                results.append(put_over(operation, old))
+            else:
+                results.append(self._apply(command))
+        return results
 
     def _apply(self, command: Command) -> WriteResult:
         if self.sealed_for is not None:
             return _MOVED
         operation = command.operation
-        if isinstance(operation, Put) and command.idempotency is None:  # nearly all there are
-            old = self._entries.get(operation.key)
-            # What is here is owned, and to ask takes a third of a put that overwrites.
-            if old is None and not self._owns(operation.key):
-                return _MOVED
-            return self._put(operation, old)
-        return self._apply_other(command, operation)
-
-    def _apply_other(self, command: Command, operation: LoggedOperation) -> WriteResult:
-        if isinstance(operation, Forget):
-            self.memory.forget(operation)
-            return _DONE
-        if isinstance(operation, Seal):
-            return self._seal(operation)
+        write = self._writes.get(type(operation))
+        if write is None:
+            return self._of_leaders[type(operation)](self, operation)
         # Before the memory is asked: what another group owns must leave no trace in this one.
-        if not self._owns_all(operation):
+        if not self._owns_all(write.keys(operation)):
             return _MOVED
         if command.idempotency is None:
-            return self._execute(operation)
-        return self._execute_once(command.idempotency, operation)
+            return write.execute(self, operation)
+        return self._execute_once(command.idempotency, operation, write.execute)
 
-    def _execute_once(self, name: Idempotency, operation: Write) -> Outcome:
+    def _execute_once(
+        self, name: Idempotency, operation: LoggedOperation, execute: Callable[..., Outcome]
+    ) -> Outcome:
         if isinstance(operation, Txn) and is_read_only(operation):
-            return self._execute(operation)  # doing it again does no harm, keeping it costs memory
+            return execute(self, operation)  # again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
         remembered = self.memory.recall(name, fingerprint, unborn=self._format == 1)
         if remembered is not None:
             return remembered
-        outcome = self._execute(operation)
+        outcome = execute(self, operation)
         self.memory.remember(name, fingerprint, outcome)
         return outcome
 
-    def _owns_all(self, operation: Write) -> bool:
-        if not isinstance(operation, Txn):
-            return operation.key in self._entries or self._owns(operation.key)
-        return all(
-            self._owns(part.start if isinstance(part, Range) else part.key)
-            for part in (*operation.compare, *operation.then, *operation.otherwise)
-        )
+    def _owns_all(self, keys: Iterable[bytes]) -> bool:
+        for key in keys:  # noqa: SIM110 - a generator takes longer
+            if self._find(key) is None and not self._owns(key):
+                return False
+        return True
 
-    def _execute(self, operation: Write) -> Outcome:
-        if isinstance(operation, Put):
-            return self._put(operation, self._entries.get(operation.key))
-        if isinstance(operation, Delete):
-            return self._delete(operation)
-        return self._txn(operation, self._format)
+    def _next_revision(self) -> int:
+        return max(self.last_revision + 1, self._floor)
 
-    def _put(self, put: Put, old: Entry | None) -> PutResult | Refused:
+    def _put(self, put: Put) -> PutResult | Refused:
+        return self._put_over(put, self._find(put.key))
+
+    def _put_over(self, put: Put, old: Entry | None) -> PutResult | Refused:
         if put.if_absent and old is not None:
             return Refused("precondition", old.mod_revision)
         if put.if_revision is not None and not _is_at(old, put.if_revision):
             return _precondition_failed(old)
-        # What follows runs for nearly every command: _next_revision, inlined.
+        # Fast path of `_next_revision`: neither it nor max() is called.
         revision = self.last_revision + 1
         if revision < self._floor:  # noqa: PLR1730 - a call of max() takes longer
             revision = self._floor
         self.last_revision = revision
-        return PutResult(revision, self._store(put, old, revision))
+        return PutResult(revision, self._put_entry(put, old, revision))
 
     def _delete(self, delete: Delete) -> DeleteResult | Refused:
-        old = self._entries.get(delete.key)
+        old = self._find(delete.key)
         if delete.if_revision is not None and not _is_at(old, delete.if_revision):
             return _precondition_failed(old)
         if old is None:
             return _NOTHING_DELETED
         self.last_revision = revision = self._next_revision()
-        self._remove(old)
+        self.keyspace.delete(old, revision)
         return DeleteResult(deleted=True, revision=revision)
 
-    def _txn(self, txn: Txn, form: int) -> TxnResult | Refused:
-        # Checked upstream; here only so that a condition is never silently ignored.
-        if any(_is_conditional(part) for part in (*txn.then, *txn.otherwise)):
-            return Refused("precondition")
-        succeeded = all(self._holds(comparison, form) for comparison in txn.compare)
-        branch = txn.then if succeeded else txn.otherwise
-        if self._bytes_read(branch, form) > TXN_READ_BYTES_MAX:
-            return Refused("too_large")
-        revision = self._next_revision()
-        results = tuple(self._part(part, revision) for part in branch)
-        wrote = any(
-            isinstance(result, PutResult) or (isinstance(result, DeleteResult) and result.deleted)
-            for result in results
-        )
-        if not wrote:
-            return TxnResult(succeeded, None, results)
-        self.last_revision = revision
-        return TxnResult(succeeded, revision, results)
+    def _txn(self, txn: Txn) -> TxnResult | Refused:
+        result = transactions.run(self.keyspace, txn, self._next_revision(), self._format)
+        if isinstance(result, TxnResult) and result.revision is not None:
+            self.last_revision = result.revision
+        return result
 
-    def _bytes_read(self, parts: tuple[TxnPart, ...], form: int) -> int:
-        """Bound what a branch reads, before it writes anything: its outcome may be kept.
+    def _forget(self, forget: Forget) -> Done:
+        self.memory.forget(forget)
+        return _DONE
 
-        In batches of format 1 a range counts with what it asks for, though it returns one entry
-        of any size: such outcomes could be too large for a snapshot.
-        """
-        written = {part.key: len(part.value) for part in parts if isinstance(part, Put)}
-        deletes = sum(isinstance(part, Delete) for part in parts)
-        total = 0
-        for part in parts:
-            if isinstance(part, Range):
-                asked = min(max(0, part.bytes_max), RANGE_BYTES_MAX)
-                first = 0 if form == 1 else self._first_bytes(part, written, deletes)
-                total += max(asked, first)
-            elif isinstance(part, Get):
-                entry = self._entries.get(part.key)
-                there = 0 if entry is None else len(entry.value)
-                total += len(part.key) + max(there, written.get(part.key, 0))
-        return total
-
-    def _first_bytes(self, query: Range, written: dict[bytes, int], deletes: int) -> int:
-        """Bound the first entry of a range, whatever the branch does before it reads it.
-
-        It is one of the first that are there, as those before it may be deleted, or one that is
-        put.
-        """
-        if query.end is not None and query.end <= query.start:
-            return 0
-        there = self._entries.irange(query.start, query.end, inclusive=(True, False))
-        put = (key for key in written if _is_in(key, query))
-        sizes = [0]
-        for key in (*islice(there, deletes + 1), *put):
-            entry = self._entries.get(key)
-            value = 0 if entry is None else len(entry.value)
-            value = 0 if query.keys_only else max(value, written.get(key, 0))
-            sizes.append(len(key) + value)
-        return max(sizes)
-
-    def _part(self, part: TxnPart, revision: int) -> PartResult:
-        if isinstance(part, Put):
-            return PutResult(revision, self._store(part, self._entries.get(part.key), revision))
-        if isinstance(part, Get):
-            return self.get(part.key)
-        if isinstance(part, Range):
-            return self.range(part)
-        old = self._entries.get(part.key)
-        if old is None:
-            return _NOTHING_DELETED
-        self._remove(old)
-        return DeleteResult(deleted=True, revision=revision)
-
-    def _holds(self, comparison: Compare, form: int) -> bool:
-        entry = self._entries.get(comparison.key)
-        operand = comparison.operand
-        if comparison.target == "value":
-            if entry is None and form != 1:
-                return False
-            value = b"" if entry is None else entry.value
-            return isinstance(operand, bytes) and _compares(value, comparison.operator, operand)
-        number = 0 if entry is None else _number(entry, comparison.target)
-        # An operand of the wrong type holds for no operator, not even "!=".
-        return isinstance(operand, int) and _compares(number, comparison.operator, operand)
-
-    def _seal(self, seal: Seal) -> WriteResult:
+    def _seal(self, seal: Seal) -> Done | Refused:
         if seal.successor_generation <= self.generation:
             return Refused("precondition")
         self.sealed_for = seal.successor_generation
         return _DONE
 
-    # --- the contents ---
+    _writes: ClassVar[dict[type, _Write]] = {
+        Put: _Write(_key_of, _put),
+        Delete: _Write(_key_of, _delete),
+        Txn: _Write(transactions.keys_of, _txn),
+    }
+    """What clients ask for: done once under an idempotency key, if the shard owns the keys."""
 
-    def _next_revision(self) -> int:
-        return max(self.last_revision + 1, self._floor)
-
-    def _store(self, put: Put, old: Entry | None, revision: int) -> int:
-        """Set the key and return its version."""
-        value = put.value
-        if old is None:
-            entry = Entry(put.key, value, revision, revision, 1)
-            self.bytes_total += len(put.key) + len(value)
-            self._entries_hash ^= _hash_of(entry)
-            self._entries[entry.key] = entry
-            return 1
-        # The old key object: the index keeps it, so the new one would be a second copy.
-        key, version = old.key, old.version + 1
-        entry = Entry(key, value, old.create_revision, revision, version)
-        self.bytes_total += len(value) - len(old.value)
-        # _hash_of, inlined, and no search in the index, which has the key: this is most of a put.
-        self._entries_hash ^= mmh3_x64_128_uintdigest(_encode(old)) ^ mmh3_x64_128_uintdigest(
-            _encode(entry)
-        )
-        dict.__setitem__(self._entries, key, entry)
-        return version
-
-    def _remove_foreign(self) -> None:
-        """Keep only what this shard owns: a sealed group may have several successors."""
-        for entry in [entry for entry in self._entries.values() if not self._owns(entry.key)]:
-            self._remove(entry)
-
-    def _remove(self, old: Entry) -> None:
-        del self._entries[old.key]
-        self.bytes_total -= len(old.key) + len(old.value)
-        self._entries_hash ^= _hash_of(old)
+    _of_leaders: ClassVar[dict[type, Callable[..., WriteResult]]] = {Forget: _forget, Seal: _seal}
+    """What leaders propose by themselves."""
 
     # --- snapshots ---
 
@@ -441,13 +311,13 @@ class StateMachine:
                 sealed_for=self.sealed_for,
                 epoch=memory.epoch,
                 digest=self.digest.to_bytes(16, "big"),
-                key_count=len(self._entries),
+                key_count=len(self.keyspace),
                 outcome_count=len(memory),
                 session_count=memory.session_count,
                 forgotten_birth=memory.forgotten_birth,
             )
         )
-        yield from pieces(self._entries.values(), memory.records())
+        yield from pieces(self.keyspace.entries(), memory.records())
 
     @classmethod
     def restore(
@@ -464,32 +334,18 @@ class StateMachine:
         return Restorer(cls(generation, owns, limits))
 
     def dismantle(self) -> Iterator[None]:
-        """Free the entries, a slice per step; a state that is taken apart may not be used again.
-
-        Dropping a state of a million keys frees three million objects in one go, and nothing else
-        runs for a tenth of a second or more. A slice takes less than a millisecond.
-        """
-        entries = self._entries
-        while entries:
-            for _ in range(min(DISMANTLE_ENTRIES, len(entries))):
-                dict.popitem(entries)  # past the index: keeping it right would cost ten times more
-            yield
-        lists = entries._list._lists  # noqa: SLF001 - what is left is in pieces of a slice's size
-        while lists:
-            lists.pop()
-            yield
-
-    def _restore_entries(self, entries: tuple[Entry, ...]) -> None:
-        for entry in entries:
-            self._entries[entry.key] = entry
-            self._entries_hash ^= _hash_of(entry)
-            self.bytes_total += len(entry.key) + len(entry.value)
+        """Free the entries, a slice per step; a state that is taken apart may not be used again."""
+        return self.keyspace.dismantle()
 
     def _begin_as(self, header: SnapshotHeader) -> None:
         self.last_revision = header.last_revision
         self.memory.epoch = header.epoch
         self.memory.forgotten_birth = header.forgotten_birth
         self.sealed_for = header.sealed_for
+
+    def _succeed(self) -> None:
+        self.sealed_for = None
+        self.keyspace.succeed(self._owns)
 
 
 class Restorer:
@@ -516,7 +372,7 @@ class Restorer:
             return
         piece = decode_piece(record)
         if isinstance(piece, EntryPiece):
-            self._state._restore_entries(piece.entries)  # noqa: SLF001 - same module
+            self._state.keyspace.restore(piece.entries)
             return
         if isinstance(piece, MemoryPiece):
             self._restore_memory(piece.records)
@@ -541,8 +397,7 @@ class Restorer:
         if state.digest != int.from_bytes(header.digest, "big"):
             raise CorruptSnapshot("the snapshot's contents do not match its digest")
         if header.generation != state.generation:
-            state.sealed_for = None
-            state._remove_foreign()  # noqa: SLF001 - same module
+            state._succeed()  # noqa: SLF001 - same module
         return state
 
     def _begin(self, header: SnapshotHeader) -> SnapshotHeader:
@@ -562,41 +417,9 @@ class Restorer:
             raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
 
 
-def _is_in(key: bytes, query: Range) -> bool:
-    return query.start <= key and (query.end is None or key < query.end)
-
-
-def _hash_of(entry: Entry) -> int:
-    return mmh3_x64_128_uintdigest(_encode(entry))
-
-
 def _is_at(entry: Entry | None, revision: int) -> bool:
     return entry is not None and entry.mod_revision == revision
 
 
 def _precondition_failed(entry: Entry | None) -> Refused:
     return Refused("precondition", None if entry is None else entry.mod_revision)
-
-
-def _is_conditional(part: TxnPart) -> bool:
-    if isinstance(part, Put):
-        return part.if_absent or part.if_revision is not None
-    return isinstance(part, Delete) and part.if_revision is not None
-
-
-def _without_value(entry: Entry) -> Entry:
-    return Entry(entry.key, b"", entry.create_revision, entry.mod_revision, entry.version)
-
-
-def _number(entry: Entry, target: str) -> int:
-    if target == "create":
-        return entry.create_revision
-    return entry.mod_revision if target == "mod" else entry.version
-
-
-def _compares(left: _Comparable, operator: str, right: _Comparable) -> bool:
-    if operator == "=":
-        return left == right
-    if operator == "!=":
-        return left != right
-    return left < right if operator == "<" else left > right

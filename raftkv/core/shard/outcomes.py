@@ -48,10 +48,10 @@ from mmh3 import mmh3_x64_128_digest, mmh3_x64_128_uintdigest
 from raftkv.core.operations import (
     Forget,
     Idempotency,
+    LoggedOperation,
     Outcome,
     Refused,
     SessionKey,
-    Write,
 )
 
 BIRTH_MAX = 2**52
@@ -145,7 +145,7 @@ _KEY_REUSED = Refused("key_reused")
 _BELOW_LOW = Refused("forgotten")
 
 
-def fingerprint_of(operation: Write) -> bytes:
+def fingerprint_of(operation: LoggedOperation) -> bytes:
     """Return 128 bits that tell this request from any other under the same name."""
     return mmh3_x64_128_digest(_encode(operation))
 
@@ -186,14 +186,6 @@ class OutcomeMemory:
     def session_count(self) -> int:
         """How many sessions are known."""
         return len(self._sessions)
-
-    def free_keys(self) -> Iterator[str]:
-        """Yield the free-form keys, those of earlier epochs first."""
-        return iter(self._free)
-
-    def sessions(self) -> Iterator[str]:
-        """Yield the sessions' names, those last used in earlier epochs first."""
-        return iter(self._sessions)
 
     # --- the life of an outcome ---
 
