@@ -24,6 +24,7 @@ from raftkv.core.shard import (
     keyspace,
     machine,
     outcomes,
+    sections,
     snapshot,
     transactions,
 )
@@ -42,6 +43,7 @@ DECIDING_MODULES = (
     changes,
     keyspace,
     transactions,
+    sections,
 )
 """All of the core that a log's outcome depends on."""
 

@@ -75,10 +75,22 @@ class ByDropAndAdd(StateMachine):
         self._find, self._put_entry = self.keyspace.find, self.keyspace.put
 
 
+class BySections(StateMachine):
+    """The digest is asked of one section after another."""
+
+    __slots__ = ()
+
+    @property
+    def digest(self) -> int:
+        """Of whatever sections there are."""
+        return self._digest_of(section.hash for section in self.sections)
+
+
 GENERAL: dict[str, Callable[[], StateMachine]] = {
     "_apply": lambda: ByApply(GENERATION, owns, LIMITS),
     "_next_revision": lambda: ByNextRevision(GENERATION, owns, LIMITS),
     "_drop": ByDropAndAdd,
+    "_digest_of": lambda: BySections(GENERATION, owns, LIMITS),
 }
 """States that go the general way, by the first name that the comment says."""
 

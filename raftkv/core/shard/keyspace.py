@@ -15,8 +15,10 @@ import msgspec
 from mmh3 import mmh3_x64_128_uintdigest
 from sortedcontainers import SortedDict
 
+from raftkv.core.errors import CorruptSnapshot
 from raftkv.core.operations import Entry, GetResult, Put, Range, RangeResult
 from raftkv.core.shard.changes import Change
+from raftkv.core.shard.sections import EntryPiece, RecordPiece, entry_pieces
 
 RANGE_ENTRIES_MAX = 10_000
 RANGE_BYTES_MAX = 8 * 2**20
@@ -34,6 +36,9 @@ class Keyspace:
     """The entries of a shard. Deterministic: all changes come from the log."""
 
     __slots__ = ("_entries", "bytes_total", "changes", "find", "hash")
+
+    name = "entries"
+    numbers: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self._entries: SortedDict[bytes, Entry] = SortedDict()
@@ -128,9 +133,14 @@ class Keyspace:
 
     # --- as a section ---
 
-    def entries(self) -> Iterator[Entry]:
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many keys exist."""
+        return (len(self._entries),)
+
+    def pieces(self) -> Iterator[EntryPiece]:
         """Yield all entries, in key order."""
-        return iter(self._entries.values())
+        return entry_pieces(self._entries.values())
 
     def recomputed_hash(self) -> int:
         """Return the hash computed from the entries, in time proportional to them."""
@@ -139,10 +149,17 @@ class Keyspace:
             recomputed ^= _hash_of(entry)
         return recomputed
 
-    def restore(self, entries: tuple[Entry, ...]) -> None:
-        """Add entries of a snapshot."""
-        for entry in entries:
+    def restore(self, piece: EntryPiece | RecordPiece) -> None:
+        """Add entries of a snapshot; raise :class:`CorruptSnapshot` for anything else."""
+        if not isinstance(piece, EntryPiece):
+            raise CorruptSnapshot("not a piece of a snapshot's entries")
+        for entry in piece.entries:
             self._add(entry)
+
+    def restore_numbers(self, numbers: tuple[int, ...]) -> None:
+        """There are none; raise :class:`CorruptSnapshot` if there are."""
+        if numbers:
+            raise CorruptSnapshot("a snapshot's entries have no numbers")
 
     def succeed(self, owns: Callable[[bytes], bool]) -> None:
         """Keep what the successor owns: a sealed group may have several."""

@@ -18,12 +18,14 @@ what it is equal to, and ``tests/core/test_fast_paths.py`` holds each of them to
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from operator import xor
 from typing import ClassVar, NamedTuple
 
 import msgspec
 from mmh3 import mmh3_x64_128_uintdigest
 
-from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
+from raftkv.core.errors import CorruptSnapshot
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -52,15 +54,14 @@ from raftkv.core.shard import transactions
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.keyspace import Keyspace
 from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory, fingerprint_of
+from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, Section
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
-    EntryPiece,
-    MemoryPiece,
     SnapshotHeader,
     decode_header,
     decode_piece,
     encode_header,
-    pieces,
+    encode_piece,
 )
 
 CLOCK_US_MAX = 2**52
@@ -132,6 +133,11 @@ class StateMachine:
     # --- what it is ---
 
     @property
+    def sections(self) -> tuple[Section, ...]:
+        """All that the state is made of but for its own numbers, in the order of snapshots."""
+        return (self.keyspace, self.memory)
+
+    @property
     def key_count(self) -> int:
         """How many keys exist."""
         return len(self.keyspace)
@@ -149,24 +155,24 @@ class StateMachine:
     @property
     def digest(self) -> int:
         """128 bits over everything that replicas must agree on, at no cost."""
-        return self.keyspace.hash ^ self.memory.hash ^ self._hash_of_numbers()
+        memory = self.memory
+        # Fast path of `_digest_of`: every entry of the log asks.
+        numbers = (self.last_revision, self.sealed_for, *memory.numbers)
+        return self.keyspace.hash ^ memory.hash ^ mmh3_x64_128_uintdigest(_encode(numbers))
 
     def recomputed_digest(self) -> int:
         """Return the digest computed from the contents, in time proportional to them.
 
         It differs from :attr:`digest` only if memory was damaged or the bookkeeping is wrong.
         """
-        again = OutcomeMemory(MemoryLimits())
-        for record in self.memory.records():
-            again.restore_record(record)
-        return self.keyspace.recomputed_hash() ^ again.hash ^ self._hash_of_numbers()
+        return self._digest_of([section.recomputed_hash() for section in self.sections])
 
-    def _hash_of_numbers(self) -> int:
-        memory = self.memory
-        numbers: tuple[int | None, ...] = (self.last_revision, self.sealed_for, memory.epoch)
-        if memory.forgotten_birth:  # 0 is left out, as it was in snapshots of format 1
-            numbers = (*numbers, memory.forgotten_birth)
-        return mmh3_x64_128_uintdigest(_encode(numbers))
+    def _digest_of(self, hashes: Iterable[int]) -> int:
+        """Return the digest of a state whose sections have these hashes."""
+        numbers: list[int | None] = [self.last_revision, self.sealed_for]
+        for section in self.sections:
+            numbers += section.numbers
+        return reduce(xor, hashes, mmh3_x64_128_uintdigest(_encode(numbers)))
 
     # --- reads ---
 
@@ -317,7 +323,8 @@ class StateMachine:
                 forgotten_birth=memory.forgotten_birth,
             )
         )
-        yield from pieces(self.keyspace.entries(), memory.records())
+        for section in self.sections:
+            yield from map(encode_piece, section.pieces())
 
     @classmethod
     def restore(
@@ -339,13 +346,13 @@ class StateMachine:
 
     def _begin_as(self, header: SnapshotHeader) -> None:
         self.last_revision = header.last_revision
-        self.memory.epoch = header.epoch
-        self.memory.forgotten_birth = header.forgotten_birth
+        self.memory.restore_numbers((header.epoch, header.forgotten_birth))
         self.sealed_for = header.sealed_for
 
     def _succeed(self) -> None:
         self.sealed_for = None
-        self.keyspace.succeed(self._owns)
+        for section in self.sections:
+            section.succeed(self._owns)
 
 
 class Restorer:
@@ -372,15 +379,15 @@ class Restorer:
             return
         piece = decode_piece(record)
         if isinstance(piece, EntryPiece):
-            self._state.keyspace.restore(piece.entries)
+            self._state.keyspace.restore(piece)
             return
-        if isinstance(piece, MemoryPiece):
-            self._restore_memory(piece.records)
-            return
-        self._parts.append(piece.data)
-        if piece.last:
-            self._restore_memory((b"".join(self._parts),))
+        if isinstance(piece, RecordPart):
+            self._parts.append(piece.data)
+            if not piece.last:
+                return
+            piece = RecordPiece((b"".join(self._parts),))
             self._parts = []
+        self._state.memory.restore(piece)
 
     def finish(self) -> StateMachine:
         """Return the state machine.
@@ -391,7 +398,7 @@ class Restorer:
         state, header = self._state, self._header
         if header is None:
             raise CorruptSnapshot("the snapshot has no header")
-        counts = (state.key_count, len(state.memory), state.memory.session_count)
+        counts = (*state.keyspace.counts, *state.memory.counts)
         if counts != (header.key_count, header.outcome_count, header.session_count):
             raise CorruptSnapshot("the snapshot is not complete")
         if state.digest != int.from_bytes(header.digest, "big"):
@@ -408,13 +415,6 @@ class Restorer:
             )
         self._state._begin_as(header)  # noqa: SLF001 - same module
         return header
-
-    def _restore_memory(self, records: tuple[bytes, ...]) -> None:
-        try:
-            for record in records:
-                self._state.memory.restore_record(record)
-        except (*DECODE_FAILURES, KeyError) as error:
-            raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
 
 
 def _is_at(entry: Entry | None, revision: int) -> bool:

@@ -4,28 +4,16 @@ Where they are kept and how they are sent is not known here; a record is just by
 let whoever builds a state from them do a little at a time between other work.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import TypeVar
-
 import msgspec
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
-from raftkv.core.operations import Entry
+from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece
 
 SNAPSHOT_FORMAT = 2
 """Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``,
 nor parts of records."""
 
 _FORMATS_READ = (1, SNAPSHOT_FORMAT)
-
-PIECE_ITEMS_MAX = 256
-PIECE_BYTES_MAX = 64 * 1024
-PART_BYTES_MAX = 8 * 2**20
-"""A longer record of the idempotency memory is written in parts: logs of format 1 leave outcomes of
-any size, and whoever keeps records may refuse very long ones."""
-
-_Item = TypeVar("_Item")
 
 
 class SnapshotHeader(
@@ -45,31 +33,6 @@ class SnapshotHeader(
     forgotten_birth: int = 0
 
 
-class EntryPiece(
-    msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False, forbid_unknown_fields=True
-):
-    """Some entries, in key order within and across pieces."""
-
-    entries: tuple[Entry, ...]
-
-
-class MemoryPiece(
-    msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False, forbid_unknown_fields=True
-):
-    """Some records of the idempotency memory."""
-
-    records: tuple[bytes, ...]
-
-
-class RecordPart(
-    msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False, forbid_unknown_fields=True
-):
-    """A part of one record of the idempotency memory; unless ``last``, the next piece goes on."""
-
-    data: bytes
-    last: bool
-
-
 class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
     format: int
 
@@ -77,7 +40,7 @@ class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _header_decoder = msgspec.msgpack.Decoder(SnapshotHeader)
 _format_decoder = msgspec.msgpack.Decoder(_FormatOnly)
-Piece = EntryPiece | MemoryPiece | RecordPart
+Piece = EntryPiece | RecordPiece | RecordPart
 _piece_decoder: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 
 
@@ -100,49 +63,14 @@ def decode_header(record: bytes) -> SnapshotHeader:
         raise CorruptSnapshot(f"not a snapshot's header: {error}") from error
 
 
+def encode_piece(piece: Piece) -> bytes:
+    """Encode any other record."""
+    return _encode(piece)
+
+
 def decode_piece(record: bytes) -> Piece:
     """Decode any other record; raise :class:`CorruptSnapshot`."""
     try:
         return _piece_decoder.decode(record)
     except DECODE_FAILURES as error:
         raise CorruptSnapshot(f"not a snapshot's piece: {error}") from error
-
-
-def pieces(entries: Iterable[Entry], memory_records: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield everything as encoded pieces of bounded size."""
-    return chain(
-        (_encode(EntryPiece(tuple(part))) for part in _bounded(entries, _entry_size)),
-        (
-            _encode(piece)
-            for records in _bounded(memory_records, len)
-            for piece in _memory_pieces(records)
-        ),
-    )
-
-
-def _memory_pieces(records: list[bytes]) -> Iterator[MemoryPiece | RecordPart]:
-    record = records[0]
-    if len(record) <= PART_BYTES_MAX:  # a longer one is alone
-        yield MemoryPiece(tuple(records))
-        return
-    for start in range(0, len(record), PART_BYTES_MAX):
-        end = start + PART_BYTES_MAX
-        yield RecordPart(record[start:end], end >= len(record))
-
-
-def _entry_size(entry: Entry) -> int:
-    return len(entry.key) + len(entry.value)
-
-
-def _bounded(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-    part: list[_Item] = []
-    bytes_left = PIECE_BYTES_MAX
-    for item in items:
-        bytes_left -= size(item)
-        if part and (bytes_left < 0 or len(part) >= PIECE_ITEMS_MAX):
-            yield part
-            part = []
-            bytes_left = PIECE_BYTES_MAX - size(item)
-        part.append(item)
-    if part:
-        yield part
