@@ -53,7 +53,7 @@ from raftkv.core.operations import (
 from raftkv.core.shard import transactions
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.keyspace import Keyspace
-from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory, fingerprint_of
+from raftkv.core.shard.outcomes import RECORD_BYTES, MemoryLimits, OutcomeMemory, fingerprint_of
 from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, Section
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
@@ -233,7 +233,12 @@ class StateMachine:
         if isinstance(operation, Txn) and is_read_only(operation):
             return execute(self, operation)  # again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
-        remembered = self.memory.recall(name, fingerprint, unborn=self._format == 1)
+        size = RECORD_BYTES
+        if isinstance(operation, Txn):
+            size += transactions.outcome_bytes(self.keyspace, operation, self._format)
+        remembered = self.memory.recall(
+            name, fingerprint, unborn=self._format == 1, record_bytes=size
+        )
         if remembered is not None:
             return remembered
         outcome = execute(self, operation)
@@ -321,6 +326,7 @@ class StateMachine:
                 outcome_count=len(memory),
                 session_count=memory.session_count,
                 forgotten_birth=memory.forgotten_birth,
+                owner_count=memory.owner_count,
             )
         )
         for section in self.sections:
@@ -399,7 +405,8 @@ class Restorer:
         if header is None:
             raise CorruptSnapshot("the snapshot has no header")
         counts = (*state.keyspace.counts, *state.memory.counts)
-        if counts != (header.key_count, header.outcome_count, header.session_count):
+        owner_count = header.owner_count or 0
+        if counts != (header.key_count, header.outcome_count, header.session_count, owner_count):
             raise CorruptSnapshot("the snapshot is not complete")
         if state.digest != int.from_bytes(header.digest, "big"):
             raise CorruptSnapshot("the snapshot's contents do not match its digest")

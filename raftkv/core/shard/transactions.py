@@ -17,11 +17,15 @@ from raftkv.core.operations import (
     TxnPart,
     TxnResult,
 )
-from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, Keyspace
+from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, Keyspace
 
 TXN_READ_BYTES_MAX = 8 * 2**20
 """What one transaction may read; one that could read more is refused before it writes anything,
 because its outcome may have to be remembered."""
+
+RESULT_BYTES = 48
+"""What each result of a transaction, and each entry that it has read, takes in its outcome beside
+key and value, at most."""
 
 _Comparable = TypeVar("_Comparable", int, bytes)
 
@@ -49,6 +53,21 @@ def run(keyspace: Keyspace, txn: Txn, revision: int, form: int) -> TxnResult | R
         for result in results
     )
     return TxnResult(succeeded, revision if wrote else None, results)
+
+
+def outcome_bytes(keyspace: Keyspace, txn: Txn, form: int) -> int:
+    """Bound what the results take in the idempotency memory, whichever branch runs."""
+    return max(_result_bytes(keyspace, branch, form) for branch in (txn.then, txn.otherwise))
+
+
+def _result_bytes(keyspace: Keyspace, branch: tuple[TxnPart, ...], form: int) -> int:
+    # What would read more is refused, which is a small outcome.
+    read = min(_bytes_read(keyspace, branch, form), TXN_READ_BYTES_MAX)
+    entries = len(branch)
+    for part in branch:
+        if isinstance(part, Range):
+            entries += min(max(0, part.limit), max(0, part.bytes_max), RANGE_ENTRIES_MAX)
+    return read + RESULT_BYTES * entries
 
 
 def _run_part(keyspace: Keyspace, part: TxnPart, revision: int) -> PartResult:
