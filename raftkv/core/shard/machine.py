@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 from mmh3 import mmh3_x64_128_uintdigest
 
-from raftkv.core.errors import CorruptSnapshot
+from raftkv.core.errors import CorruptSnapshot, UnknownFormat
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -57,11 +57,11 @@ from raftkv.core.shard.outcomes import RECORD_BYTES, MemoryLimits, OutcomeMemory
 from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, Section
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
+    SectionHeader,
     SnapshotHeader,
     decode_header,
-    decode_piece,
-    encode_header,
-    encode_piece,
+    decode_record,
+    encode_record,
 )
 
 CLOCK_US_MAX = 2**52
@@ -313,24 +313,22 @@ class StateMachine:
         Nothing may be applied until the last record is out: the state must stand still, as it
         does in a forked child. A record holds up to 256 entries or 64 KiB, or one larger entry.
         """
-        memory = self.memory
-        yield encode_header(
+        yield encode_record(
             SnapshotHeader(
                 format=SNAPSHOT_FORMAT,
                 generation=self.generation,
                 last_revision=self.last_revision,
                 sealed_for=self.sealed_for,
-                epoch=memory.epoch,
-                digest=self.digest.to_bytes(16, "big"),
-                key_count=len(self.keyspace),
-                outcome_count=len(memory),
-                session_count=memory.session_count,
-                forgotten_birth=memory.forgotten_birth,
-                owner_count=memory.owner_count,
+                digest=_as_bytes(self.digest),
+                sections=tuple(section.name for section in self.sections),
             )
         )
         for section in self.sections:
-            yield from map(encode_piece, section.pieces())
+            digest = _as_bytes(section.hash)
+            yield encode_record(
+                SectionHeader(section.name, section.numbers, section.counts, digest)
+            )
+            yield from map(encode_record, section.pieces())
 
     @classmethod
     def restore(
@@ -350,11 +348,6 @@ class StateMachine:
         """Free the entries, a slice per step; a state that is taken apart may not be used again."""
         return self.keyspace.dismantle()
 
-    def _begin_as(self, header: SnapshotHeader) -> None:
-        self.last_revision = header.last_revision
-        self.memory.restore_numbers((header.epoch, header.forgotten_birth))
-        self.sealed_for = header.sealed_for
-
     def _succeed(self) -> None:
         self.sealed_for = None
         for section in self.sections:
@@ -370,7 +363,9 @@ class Restorer:
 
     def __init__(self, state: StateMachine) -> None:
         self._state = state
+        self._sections = {section.name: section for section in state.sections}
         self._header: SnapshotHeader | None = None
+        self._begun: list[SectionHeader] = []
         self._parts: list[bytes] = []
 
     def feed(self, record: bytes) -> None:
@@ -381,11 +376,14 @@ class Restorer:
             CorruptSnapshot: The record is malformed, or of another generation.
         """
         if self._header is None:
-            self._header = self._begin(decode_header(record))
+            self._header, sections = decode_header(record)
+            self._begin(self._header)
+            for section in sections:
+                self._begin_section(self._header, section)
             return
-        piece = decode_piece(record)
-        if isinstance(piece, EntryPiece):
-            self._state.keyspace.restore(piece)
+        piece = decode_record(record)
+        if isinstance(piece, SectionHeader):
+            self._begin_section(self._header, piece)
             return
         if isinstance(piece, RecordPart):
             self._parts.append(piece.data)
@@ -393,7 +391,12 @@ class Restorer:
                 return
             piece = RecordPiece((b"".join(self._parts),))
             self._parts = []
-        self._state.memory.restore(piece)
+        if self._header.format < SNAPSHOT_FORMAT and isinstance(piece, EntryPiece):
+            self._state.keyspace.restore(piece)  # there both sections have begun with the header
+        elif not self._begun:
+            raise CorruptSnapshot("a snapshot's piece belongs to no section")
+        else:
+            self._sections[self._begun[-1].name].restore(piece)
 
     def finish(self) -> StateMachine:
         """Return the state machine.
@@ -404,24 +407,41 @@ class Restorer:
         state, header = self._state, self._header
         if header is None:
             raise CorruptSnapshot("the snapshot has no header")
-        counts = (*state.keyspace.counts, *state.memory.counts)
-        owner_count = header.owner_count or 0
-        if counts != (header.key_count, header.outcome_count, header.session_count, owner_count):
+        if len(self._begun) < len(header.sections) or self._parts:
             raise CorruptSnapshot("the snapshot is not complete")
-        if state.digest != int.from_bytes(header.digest, "big"):
+        for begun in self._begun:
+            section = self._sections[begun.name]
+            if section.counts != begun.counts:
+                raise CorruptSnapshot(f"the snapshot's {begun.name} are not complete")
+            if begun.digest not in {None, _as_bytes(section.hash)}:
+                raise CorruptSnapshot(f"the snapshot's {begun.name} do not match their digest")
+        if _as_bytes(state.digest) != header.digest:
             raise CorruptSnapshot("the snapshot's contents do not match its digest")
         if header.generation != state.generation:
             state._succeed()  # noqa: SLF001 - same module
         return state
 
-    def _begin(self, header: SnapshotHeader) -> SnapshotHeader:
-        generation = self._state.generation
-        if generation not in {header.generation, header.sealed_for}:
+    def _begin(self, header: SnapshotHeader) -> None:
+        state = self._state
+        if state.generation not in {header.generation, header.sealed_for}:
             raise CorruptSnapshot(
-                f"a snapshot of generation {header.generation} cannot start {generation}"
+                f"a snapshot of generation {header.generation} cannot start {state.generation}"
             )
-        self._state._begin_as(header)  # noqa: SLF001 - same module
-        return header
+        unknown = [name for name in header.sections if name not in self._sections]
+        if unknown:
+            raise UnknownFormat(f"a snapshot with {unknown[0]}, which this version does not know")
+        state.last_revision = header.last_revision
+        state.sealed_for = header.sealed_for
+
+    def _begin_section(self, header: SnapshotHeader, section: SectionHeader) -> None:
+        if section.name not in header.sections[len(self._begun) :][:1] or self._parts:
+            raise CorruptSnapshot(f"the snapshot's {section.name} are not where they belong")
+        self._sections[section.name].restore_numbers(section.numbers)
+        self._begun.append(section)
+
+
+def _as_bytes(digest: int) -> bytes:
+    return digest.to_bytes(16, "big")
 
 
 def _is_at(entry: Entry | None, revision: int) -> bool:
