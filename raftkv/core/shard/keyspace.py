@@ -104,8 +104,7 @@ class Keyspace:
             # The old key object: the index keeps it, so the new one would be a second copy.
             key, version = old.key, old.version + 1
             entry = Entry(key, value, old.create_revision, revision, version)
-            # Fast path of `_drop` and `_add`: the index has the key already, and both hashes are
-            # taken without a call between. They are most of a put.
+            # Fast path of `_drop` and `_add`: the index has the key already.
             self.bytes_total += len(value) - len(old.value)
             self.hash ^= mmh3_x64_128_uintdigest(_encode(old)) ^ mmh3_x64_128_uintdigest(
                 _encode(entry)
@@ -124,12 +123,12 @@ class Keyspace:
     def _add(self, entry: Entry) -> None:
         self._entries[entry.key] = entry
         self.bytes_total += len(entry.key) + len(entry.value)
-        self.hash ^= _hash_of(entry)
+        self.hash ^= mmh3_x64_128_uintdigest(_encode(entry))
 
     def _drop(self, old: Entry) -> None:
         del self._entries[old.key]
         self.bytes_total -= len(old.key) + len(old.value)
-        self.hash ^= _hash_of(old)
+        self.hash ^= mmh3_x64_128_uintdigest(_encode(old))
 
     # --- as a section ---
 
@@ -146,7 +145,7 @@ class Keyspace:
         """Return the hash computed from the entries, in time proportional to them."""
         recomputed = 0
         for entry in self._entries.values():
-            recomputed ^= _hash_of(entry)
+            recomputed ^= mmh3_x64_128_uintdigest(_encode(entry))
         return recomputed
 
     def restore(self, piece: EntryPiece | RecordPiece) -> None:
@@ -181,10 +180,6 @@ class Keyspace:
         while lists:
             lists.pop()
             yield
-
-
-def _hash_of(entry: Entry) -> int:
-    return mmh3_x64_128_uintdigest(_encode(entry))
 
 
 def _without_value(entry: Entry) -> Entry:

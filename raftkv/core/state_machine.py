@@ -1,0 +1,5 @@
+"""Where the state machine was before :mod:`raftkv.core.shard`."""
+
+from raftkv.core.shard.machine import StateMachine
+
+__all__ = ["StateMachine"]
