@@ -483,9 +483,10 @@ class OutcomeMemory:
     def _refused_as_known(self, session: _Session, record_bytes: int) -> Refused | None:
         """Let in another request of a known session, if there is room for its outcome."""
         limits = self._limits
-        if len(session.outcomes) >= limits.session_outcomes_max or self._is_out_of_bytes():
+        free_bytes = limits.outcome_bytes_max - self.bytes
+        if len(session.outcomes) >= limits.session_outcomes_max or free_bytes <= 0:
             return _TABLE_FULL
-        held_max = SHARE_OF_KNOWN * (limits.outcome_bytes_max - self.bytes - record_bytes)
+        held_max = SHARE_OF_KNOWN * (free_bytes - record_bytes)
         # Nobody has more than there is, so that nearly always the first look is enough.
         if self.bytes + record_bytes <= held_max or session.holding is None:
             return None
