@@ -16,30 +16,34 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from mmh3 import mmh3_x64_128_digest
 
-from raftkv.core import (
-    batches,
-    cluster_map,
-    expiry,
-    idempotency,
-    operations,
-    placement,
-    ring,
-    snapshot,
-    state_machine,
-)
+from raftkv.core import batches, cluster_map, operations, placement, ring
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.idempotency import MemoryLimits
+from raftkv.core.shard import (
+    changes,
+    expiry,
+    keyspace,
+    machine,
+    outcomes,
+    sections,
+    snapshot,
+    transactions,
+)
+from raftkv.core.shard.outcomes import MemoryLimits
 
 DECIDING_MODULES = (
     batches,
     cluster_map,
     expiry,
-    idempotency,
+    outcomes,
     operations,
     placement,
     ring,
     snapshot,
-    state_machine,
+    machine,
+    changes,
+    keyspace,
+    transactions,
+    sections,
 )
 """All of the core that a log's outcome depends on."""
 
@@ -135,7 +139,7 @@ def _limit_facts(limits: MemoryLimits) -> Iterator[tuple[str, str]]:
         yield f"memory.{name}", str(value)
     # A retry is known by this hash of its request, so its encoding decides as well.
     known_put = operations.Put(b"key", b"value")
-    yield "fingerprint", idempotency.fingerprint_of(known_put).hex()
+    yield "fingerprint", outcomes.fingerprint_of(known_put).hex()
 
 
 def _shown(value: str) -> str:

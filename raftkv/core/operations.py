@@ -16,7 +16,7 @@ BATCH_FORMAT = 3
 """Version of the encoding of :class:`Batch`; a replica stops at one it does not know.
 
 In format 2 idempotency keys have no owner. In format 1, moreover, sessions have no birth (see
-:mod:`raftkv.core.idempotency`), and a missing key compares as if it had the value ``b""``.
+:mod:`raftkv.core.shard.outcomes`), and a missing key compares as if it had the value ``b""``.
 """
 
 BATCH_FORMATS_READ = (1, 2, BATCH_FORMAT)
@@ -92,6 +92,10 @@ class Compare(Operation, tag=5, frozen=True):
     operand: int | bytes
 
 
+TxnPart = Put | Delete | Get | Range
+"""What a branch of a transaction is made of."""
+
+
 class Txn(Operation, tag=6, frozen=True):
     """If every comparison holds do ``then``, else ``otherwise``, atomically, in one shard.
 
@@ -100,8 +104,8 @@ class Txn(Operation, tag=6, frozen=True):
     """
 
     compare: tuple[Compare, ...]
-    then: tuple[Put | Delete | Get | Range, ...]
-    otherwise: tuple[Put | Delete | Get | Range, ...]
+    then: tuple[TxnPart, ...]
+    otherwise: tuple[TxnPart, ...]
 
 
 class Forget(Operation, tag=7, frozen=True):
@@ -127,7 +131,14 @@ class Seal(Operation, tag=8, frozen=True):
 
 
 Write = Put | Delete | Txn
-ReadOnly = Get | Range
+"""What clients ask for."""
+
+LoggedOperation = Write | Forget | Seal
+
+
+def is_read_only(txn: Txn) -> bool:
+    """Return whether neither branch of a transaction can write."""
+    return not any(isinstance(part, Put | Delete) for part in (*txn.then, *txn.otherwise))
 
 
 # --- idempotency (Raft dissertation, section 6.3) --------------------------------------------
@@ -172,8 +183,8 @@ Idempotency = FreeKey | SessionKey
 class Command(Operation, tag=30, frozen=True):
     """One operation of the log, with the idempotency key under which its outcome is kept."""
 
-    operation: Put | Delete | Txn | Forget | Seal
-    idempotency: FreeKey | SessionKey | None = None
+    operation: LoggedOperation
+    idempotency: Idempotency | None = None
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -228,12 +239,16 @@ class RangeResult(Operation, tag=4, frozen=True):
     more: bool
 
 
+PartResult = PutResult | DeleteResult | GetResult | RangeResult
+"""Of a :data:`TxnPart`."""
+
+
 class TxnResult(Operation, tag=5, frozen=True):
     """``succeeded`` says which branch ran; ``revision`` is None if it wrote nothing."""
 
     succeeded: bool
     revision: int | None
-    results: tuple[PutResult | DeleteResult | GetResult | RangeResult, ...]
+    results: tuple[PartResult, ...]
 
 
 class Refused(Operation, tag=6, frozen=True):
@@ -268,5 +283,8 @@ class Done(Operation, tag=7, frozen=True):
     """A command without a result of its own (:class:`Forget`, :class:`Seal`) was applied."""
 
 
-WriteResult = PutResult | DeleteResult | TxnResult | Refused | Done
-ReadResult = GetResult | RangeResult
+Outcome = PutResult | DeleteResult | TxnResult | Refused
+"""Of a :data:`Write`; what is remembered under its idempotency key."""
+
+WriteResult = Outcome | Done
+"""Of a :data:`LoggedOperation`."""

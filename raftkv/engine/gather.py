@@ -16,22 +16,19 @@ import msgspec
 
 from raftkv.core.operations import (
     Command,
-    DeleteResult,
     Entry,
-    GetResult,
-    PutResult,
     Range,
     RangeResult,
-    Refused,
-    TxnResult,
     WriteResult,
 )
-from raftkv.core.state_machine import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, StateMachine
+from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection, command_bytes
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
+    BatchItemResult,
     BatchRequest,
     BatchResult,
     Failure,
@@ -46,7 +43,6 @@ PARTS_AT_ONCE = 32
 """So many shards are asked at once for one page."""
 
 BatchItem = Command | GetRequest
-BatchItemResult = PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure
 
 
 class _Share(NamedTuple):

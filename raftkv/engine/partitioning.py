@@ -1,7 +1,7 @@
 """Which shard an operation belongs to; one over several shards is refused."""
 
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.operations import Command, Delete, Get, Put, Range, Txn
+from raftkv.core.operations import Command, Delete, Put, Range, Txn, TxnPart
 from raftkv.core.ring import share_tag
 from raftkv.rpc.messages import Failure, GetRequest
 
@@ -41,5 +41,5 @@ def _shard_of_txn(cluster_map: ClusterMap, txn: Txn) -> int | Failure:
     return Failure("cross_shard", detail, definite=True)
 
 
-def _in_one_shard(part: Put | Delete | Get | Range) -> bool:
+def _in_one_shard(part: TxnPart) -> bool:
     return not isinstance(part, Range) or share_tag(part.start, part.end)

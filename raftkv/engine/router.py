@@ -21,8 +21,7 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
-from raftkv.core.operations import Refused, Txn
-from raftkv.core.state_machine import is_read_only
+from raftkv.core.operations import Refused, Txn, is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather

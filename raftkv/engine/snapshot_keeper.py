@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.patience import Patience
 from raftkv.raft.group import Group

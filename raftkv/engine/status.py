@@ -10,8 +10,8 @@ from typing import Protocol
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
-from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.ring import hash_tag, position_of
+from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic

@@ -4,7 +4,7 @@ When one is due is decided here, and what it stands for; who writes it is the en
 how it travels is that of :mod:`raftkv.raft.snapshot_exchange`.
 """
 
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.raft.host import GroupConfig
 from raftkv.raft.journal import FIRST_INDEX, GroupJournal
 from raftkv.raft.member import ReplicaError

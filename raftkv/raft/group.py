@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.errors import CorruptBatch, UnknownFormat
-from raftkv.core.expiry import ExpiryClock
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.expiry import ExpiryClock
+from raftkv.core.shard.machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.compaction import Compaction, load_state

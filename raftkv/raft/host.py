@@ -6,8 +6,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.expiry import LIFETIME_S
-from raftkv.core.idempotency import MemoryLimits
+from raftkv.core.shard.expiry import LIFETIME_S
+from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.raft import messages as wire
 from raftkv.raft import replica
 from raftkv.raft.member import Timing
@@ -62,7 +62,7 @@ class GroupBounds(msgspec.Struct, frozen=True):
     chunks: ChunkBounds = msgspec.field(default_factory=ChunkBounds)
     memory: MemoryLimits = MemoryLimits()
     name_lifetime_s: float = LIFETIME_S
-    """As :data:`raftkv.core.expiry.LIFETIME_S`."""
+    """As :data:`raftkv.core.shard.expiry.LIFETIME_S`."""
     restore_records_per_tick: int = 4
     """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
     apply_operations_per_tick: int = msgspec.field(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from raftkv.core.state_machine import Restorer, StateMachine
+from raftkv.core.shard.machine import Restorer, StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Event, GroupConfig, Host

@@ -10,17 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 import msgspec
 
-from raftkv.core.operations import (
-    Command,
-    DeleteResult,
-    Entry,
-    GetResult,
-    Key,
-    PutResult,
-    RangeResult,
-    Refused,
-    TxnResult,
-)
+from raftkv.core.operations import Command, Entry, GetResult, Key, Outcome, RangeResult
 from raftkv.status.durations import HTTP_BOUNDS_S
 
 Consistency = Literal["linearizable", "stale"]
@@ -219,10 +209,13 @@ class Failure(Message, tag=20, frozen=True):
     retry_after_ms: int | None = None
 
 
+BatchItemResult = Outcome | GetResult | Failure
+
+
 class BatchResult(Message, tag=21, frozen=True):
     """One result per operation of the batch, in its order."""
 
-    results: tuple[PutResult | DeleteResult | TxnResult | Refused | GetResult | Failure, ...]
+    results: tuple[BatchItemResult, ...]
 
 
 class ScanPart(Message, tag=23, frozen=True):
@@ -257,18 +250,7 @@ class Facts(Message, tag=22, frozen=True):
         return msgspec.msgpack.decode(self.encoded, type=kind)
 
 
-Response = (
-    PutResult
-    | DeleteResult
-    | GetResult
-    | RangeResult
-    | TxnResult
-    | Refused
-    | Failure
-    | BatchResult
-    | ScanPart
-    | Facts
-)
+Response = Outcome | GetResult | RangeResult | Failure | BatchResult | ScanPart | Facts
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -30,8 +29,9 @@ from raftkv.core.operations import (
     Txn,
     TxnResult,
     Write,
+    is_read_only,
 )
-from raftkv.core.state_machine import is_read_only
+from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from raftkv.core.batches import decode_batch
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.operations import Command, Done, Forget, Refused, Seal, Txn
-from raftkv.core.state_machine import StateMachine, is_read_only
+from raftkv.core.operations import Command, Done, Forget, Refused, Seal, Txn, is_read_only
+from raftkv.core.shard.machine import StateMachine
 from raftkv.raft.group import Group
 from raftkv.raft.journal import REGULAR
 from raftkv.rpc.messages import (

@@ -23,6 +23,7 @@ from raftkv.core.operations import (
     RangeResult,
     Refused,
     Txn,
+    TxnPart,
     TxnResult,
 )
 from raftkv.rpc.messages import BatchResult, Failure, GetRequest, ScanRequest
@@ -535,8 +536,6 @@ def _end_reads(opened: Sequence[Open], found: RangeResult, last: bytes) -> None:
 # --- txn -------------------------------------------------------------------------------------
 
 TXN_KEYS = 4
-
-TxnPart = Put | Delete | Get | Range
 
 
 async def txn(client: Client, scene: Scene) -> None:

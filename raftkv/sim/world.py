@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import permutations
 from random import Random
 
-from raftkv.core.idempotency import MemoryLimits
+from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.engine.config import (
     ClusterOptions,
     HttpOptions,

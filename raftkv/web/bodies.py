@@ -21,6 +21,7 @@ from raftkv.core.operations import (
     Put,
     Range,
     Txn,
+    TxnPart,
 )
 from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
 from raftkv.web import misfits
@@ -431,7 +432,7 @@ def _operand(member: _JsonCompare | _PackCompare) -> int | bytes:
     return operand
 
 
-def _txn_operation(member: Any, limits: Limits) -> Put | Delete | Get | Range:
+def _txn_operation(member: Any, limits: Limits) -> TxnPart:
     match member:
         case _JsonPut() | _PackPut():
             _refuse_own_conditions(member, conditional=member.if_absent)

@@ -3,7 +3,7 @@
 An owner is a token with an address. Not the token alone: a whole service often has one, and one
 client of it that goes wrong would stop the others. Not the address alone: behind a proxy or on one
 machine all have the same. Who has many of either has many shares, and still leaves something: each
-share is a multiple of what is free (:mod:`raftkv.core.idempotency`).
+share is a multiple of what is free (:mod:`raftkv.core.shard.outcomes`).
 
 Shards keep owners as numbers: an owner's number must be the same at every node and at any time.
 """

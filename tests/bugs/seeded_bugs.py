@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import msgspec
 from stock_replica import StockReplica
 
-from raftkv.core import state_machine
 from raftkv.core.batches import decode_batch
-from raftkv.core.idempotency import MemoryLimits, OutcomeMemory
 from raftkv.core.operations import Command, Put, PutResult
+from raftkv.core.shard.machine import Restorer, StateMachine
+from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory
 from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
 from raftkv.raft import (
     compaction,
@@ -598,7 +598,7 @@ def forget_outcomes_in_snapshots(patch: Patch) -> None:
         state.memory = OutcomeMemory(MemoryLimits())
         return state
 
-    patch(state_machine.Restorer, "finish", finish)
+    patch(Restorer, "finish", finish)
 
 
 @bug
@@ -648,7 +648,7 @@ def wrong_shard(patch: Patch) -> None:
             self.map = _OtherMap(cluster_map)
 
     patch(router.Router, "__init__", start)
-    patch(state_machine.StateMachine, "_owns_all", lambda _self, _operation: True)
+    patch(StateMachine, "_owns_all", lambda _self, _operation: True)
 
 
 class _OtherMap:

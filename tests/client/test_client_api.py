@@ -601,7 +601,7 @@ def test_a_copy_that_comes_after_its_session_was_forgotten_is_refused(
     client.put("k", b"first")
     (late,) = served.engine.asked
     memory = served.engine.state.memory
-    for names in ((), tuple(memory.sessions())):
+    for names in ((), tuple(memory._sessions)):
         memory.forget(Forget((), names))
     assert client.put("k", b"second").version == 2
     assert client.delete("other").deleted is False

@@ -14,7 +14,7 @@ import mmh3
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 
 _BATCH = 64
 

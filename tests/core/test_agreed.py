@@ -7,7 +7,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from raftkv.core import agreed, state_machine
+from raftkv.core import agreed
 from raftkv.core.agreed import (
     DECIDES_NOTHING,
     DECIDING_MODULES,
@@ -17,8 +17,9 @@ from raftkv.core.agreed import (
     first_difference,
     is_constant,
 )
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.placement import seed_map
+from raftkv.core.shard import machine
+from raftkv.core.shard.outcomes import MemoryLimits
 
 CORE = Path(agreed.__file__).parent
 NODES = ["n1", "n2", "n3"]
@@ -85,12 +86,12 @@ def test_every_limit_of_the_idempotency_memory_is_compared(field: str) -> None:
     assert first_difference(FACTS, theirs) == f"memory.{field} is 7 there and {default} here"
 
 
-@pytest.mark.parametrize("name", ["CLOCK_US_MAX", "TXN_READ_BYTES_MAX", "A_NEW_LIMIT"])
+@pytest.mark.parametrize("name", ["CLOCK_US_MAX", "A_NEW_LIMIT"])
 def test_a_constant_that_is_changed_or_added_is_compared(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody has to remember to add it to a list."""
-    monkeypatch.setattr(state_machine, name, 12_345, raising=False)
+    monkeypatch.setattr(machine, name, 12_345, raising=False)
     theirs = agreed_facts(seed_map("c", NODES, 4, 3), MemoryLimits())
     difference = first_difference(FACTS, theirs)
     assert difference is not None
@@ -111,16 +112,25 @@ def test_no_constant_escapes_the_comparison() -> None:
     assert not set(FACTS) & set(DECIDES_NOTHING)
 
 
+def modules_in(node: ast.ImportFrom) -> set[str]:
+    """The modules of the core that are imported from, or that are imported."""
+    module = str(node.module).removeprefix("raftkv.core").removeprefix(".")
+    if CORE.joinpath(*module.split("."), "__init__.py").exists():
+        return {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
+    return {module}
+
+
 def test_every_module_that_applying_uses_is_among_the_deciding_ones() -> None:
     """Found from the source: a limit that moves to a new module is still compared."""
-    seen, todo = set(), {"state_machine", "batches", "expiry", "placement"}
+    seen, todo = set(), {"shard.machine", "batches", "shard.expiry", "placement"}
     while todo:
         name = todo.pop()
         seen.add(name)
-        for node in ast.walk(ast.parse((CORE / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raftkv.core."):
-                todo |= {str(node.module).rpartition(".")[2]} - seen
-    deciding = {module.__name__.rpartition(".")[2] for module in DECIDING_MODULES}
+        source = CORE.joinpath(*name.split(".")).with_suffix(".py").read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raftkv.core"):
+                todo |= modules_in(node) - seen
+    deciding = {module.__name__.removeprefix("raftkv.core.") for module in DECIDING_MODULES}
     assert seen - {"errors"} == deciding
 
 

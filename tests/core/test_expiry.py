@@ -4,23 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftkv.core.expiry import NAMES_PER_FORGET, ExpiryClock
-from raftkv.core.idempotency import FORGET_CHARACTERS_MAX
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
     Command,
-    Delete,
     Forget,
     FreeKey,
     Idempotency,
+    LoggedOperation,
     Put,
     Refused,
     SessionKey,
-    Txn,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.expiry import NAMES_PER_FORGET, ExpiryClock
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import FORGET_CHARACTERS_MAX
 
 LIFETIME_S = 120.0
 
@@ -52,16 +51,16 @@ class Leader:
                 self.proposals += 1
                 self._apply(forget, None)
 
-    def forget(self, forget: Forget) -> None:
+    def forget(self, forget: LoggedOperation) -> None:
         """Apply what was proposed."""
         self._apply(forget, None)
 
     @property
     def names(self) -> set[str]:
         """All names remembered."""
-        return {*self.state.free_keys(), *self.state.sessions()}
+        return {*self.state.memory._free, *self.state.memory._sessions}
 
-    def _apply(self, operation: Put | Delete | Txn | Forget, name: Idempotency | None) -> None:
+    def _apply(self, operation: LoggedOperation, name: Idempotency | None) -> None:
         self.state.apply(Batch(BATCH_FORMAT, 1, 0, (Command(operation, name),)))
 
 
@@ -135,7 +134,7 @@ def test_long_names_are_forgotten_in_portions_of_bounded_size() -> None:
         leader.write(FreeKey(f"{number:0255}"))
     leader.run(LIFETIME_S + 9)
     forget = None
-    while forget is None or not forget.keys:
+    while not isinstance(forget, Forget) or not forget.keys:
         leader.now_s += 1.0
         forget = leader.clock.poll(leader.now_s)
         if forget is not None:
@@ -214,7 +213,7 @@ def test_a_forget_that_is_overtaken_by_another_forgets_nothing() -> None:
     clock = ExpiryClock(state.memory)
     apply(write(1))
     now, due = 0.0, None
-    while due is None or not due.sessions:
+    while not isinstance(due, Forget) or not due.sessions:
         if due is not None:
             apply(Command(due))
         now += 1.0

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.core.batches import decode_batch, encode_batch
-from raftkv.core.idempotency import BIRTH_MAX, MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -19,7 +18,8 @@ from raftkv.core.operations import (
     SessionKey,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import BIRTH_MAX, MemoryLimits
 
 LIMITS = MemoryLimits(sessions_max=3, session_outcomes_max=4)
 FORGET_ALL = Forget((), tuple("abcd"))

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkv.core.batches import decode_batch, encode_batch
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -28,7 +27,8 @@ from raftkv.core.operations import (
     Txn,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import MemoryLimits
 
 GREEDY, OTHER = 7, 8
 SHARE_FULL = Refused("share_full")
@@ -63,7 +63,7 @@ class Shard:
     def forget_all(self) -> None:
         """Forget all names."""
         self.apply(Forget((), ()))
-        self.apply(Forget(tuple(self.state.free_keys()), tuple(self.state.sessions())))
+        self.apply(Forget(tuple(self.state.memory._free), tuple(self.state.memory._sessions)))
 
     def fill(self, new_name: "NewName", operation: Put | Txn = PUT, owner: int = GREEDY) -> int:
         """Write under new names of one owner until that is refused; say how many were not."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from raftkv.core.errors import CorruptSnapshot
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     REVISION_LIMIT,
@@ -21,6 +20,7 @@ from raftkv.core.operations import (
     Get,
     GetResult,
     Idempotency,
+    LoggedOperation,
     Put,
     PutResult,
     Range,
@@ -30,14 +30,16 @@ from raftkv.core.operations import (
     SessionKey,
     Txn,
     TxnResult,
+    Write,
     WriteResult,
-)
-from raftkv.core.state_machine import (
-    CLOCK_US_MAX,
-    TXN_READ_BYTES_MAX,
-    StateMachine,
     is_read_only,
 )
+from raftkv.core.shard.machine import (
+    CLOCK_US_MAX,
+    StateMachine,
+)
+from raftkv.core.shard.outcomes import MemoryLimits
+from raftkv.core.shard.transactions import TXN_READ_BYTES_MAX
 from raftkv.storage.snapshots import RECORD_BYTES_MAX
 
 GENERATION = 3
@@ -51,7 +53,7 @@ def state() -> StateMachine:
 
 def apply(
     state: StateMachine,
-    *operations: Put | Delete | Txn | Forget | Seal,
+    *operations: LoggedOperation,
     clock_us: int = 0,
     name: Idempotency | None = None,
     generation: int = GENERATION,
@@ -204,7 +206,7 @@ def test_no_range_is_larger_than_the_engine_can_bear(
     state: StateMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A range that asks for everything is cut, and says so."""
-    monkeypatch.setattr("raftkv.core.state_machine.RANGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr("raftkv.core.shard.keyspace.RANGE_ENTRIES_MAX", 3)
     apply(state, *(Put(b"%d" % number, b"") for number in range(5)))
     result = state.range(Range(b"", None, 2**63, bytes_max=2**63))
     assert (keys_of(result), result.more) == ([b"0", b"1", b"2"], True)
@@ -249,8 +251,6 @@ def test_a_log_of_format_1_is_applied_as_it_was(state: StateMachine) -> None:
     holds = Txn((Compare(b"missing", "value", "=", b""),), (Put(b"k", b"1"),), ())
     batch = Batch(1, state.generation, 0, (Command(holds),))
     assert state.apply(batch) == [TxnResult(succeeded=True, revision=1, results=(PutResult(1, 1),))]
-    reads = Txn(holds.compare, (), ())
-    assert state.read_only_txn(reads) == TxnResult(succeeded=False, revision=None, results=())
     assert apply(state, holds) == [TxnResult(succeeded=False, revision=None, results=())]
 
 
@@ -311,18 +311,16 @@ def test_a_condition_inside_a_transaction_is_never_ignored(
     assert state.key_count == 0
 
 
-def test_a_reading_transaction_needs_no_log(filled: StateMachine) -> None:
-    """It can be answered from the state, and one that writes cannot."""
-    txn = Txn((Compare(b"a", "version", "=", 1),), (Get(b"b"),), (Get(b"c"),))
+def test_a_transaction_that_only_reads_changes_nothing(filled: StateMachine) -> None:
+    """It is known by its branches, whichever of them is taken."""
+    reading = Txn((Compare(b"a", "version", "=", 1),), (Get(b"b"),), (Get(b"c"),))
+    writing = Txn((), (Get(b"b"),), (Put(b"a", b""),))
+    assert (is_read_only(reading), is_read_only(writing)) == (True, False)
     before = (filled.digest, filled.last_revision)
-    result = filled.read_only_txn(txn)
+    [result] = apply(filled, reading)
     assert isinstance(result, TxnResult)
     assert result.results == (filled.get(b"b"),)
     assert (filled.digest, filled.last_revision) == before
-    writing = Txn((), (Put(b"a", b""),), ())
-    assert (is_read_only(txn), is_read_only(writing)) == (True, False)
-    with pytest.raises(ValueError, match="log"):
-        filled.read_only_txn(writing)
 
 
 # --- ownership, generations, seal ------------------------------------------------------------
@@ -340,14 +338,14 @@ def test_a_reading_transaction_needs_no_log(filled: StateMachine) -> None:
     ],
 )
 def test_a_key_of_another_shard_is_moved_and_leaves_no_trace(
-    state: StateMachine, operation: Put | Delete | Txn
+    state: StateMachine, operation: Write
 ) -> None:
     """Also in the branch not taken, and also under an idempotency key, which stays free."""
     before = state.digest
     assert apply(state, operation, name=FreeKey("f")) == [Refused("moved")]
     assert apply(state, operation, name=SessionKey("s", 1, 0, 1)) == [Refused("moved")]
     assert state.digest == before
-    assert (list(state.free_keys()), list(state.sessions())) == ([], [])
+    assert (state.memory._free, state.memory._sessions) == ({}, {})
 
 
 def test_another_generation_is_moved(state: StateMachine) -> None:
@@ -391,7 +389,7 @@ NAMES = [FreeKey("once"), SessionKey("s", 4, 2, 1)]
     ],
 )
 def test_a_retry_gets_the_first_answer_and_is_not_applied_again(
-    state: StateMachine, name: Idempotency, operation: Put | Delete | Txn
+    state: StateMachine, name: Idempotency, operation: Write
 ) -> None:
     """Also if the first answer was a refusal, and whatever happened to the key since."""
     first = apply(state, operation, name=name)
@@ -442,7 +440,7 @@ def test_the_outcome_at_the_watermark_is_kept(state: StateMachine) -> None:
 def test_a_request_below_its_own_watermark_is_forgotten(state: StateMachine) -> None:
     """A client that says it has the answer is not served again, and leaves no session behind."""
     assert apply(state, Put(b"k", b""), name=SessionKey("s", 1, 2, 1)) == [Refused("forgotten")]
-    assert list(state.sessions()) == []
+    assert list(state.memory._sessions) == []
 
 
 def test_requests_of_a_session_may_arrive_out_of_order(state: StateMachine) -> None:
@@ -472,7 +470,7 @@ def test_a_full_table_refuses_new_names_and_keeps_the_old(
     again = [apply(state, Put(b"k", b"%d" % n), name=name(n, 1))[0] for n in range(2)]
     assert again == first
     apply(state, Forget((), ()))
-    apply(state, Forget(tuple(state.free_keys()), tuple(state.sessions())))
+    apply(state, Forget(tuple(state.memory._free), tuple(state.memory._sessions)))
     assert apply(state, Put(b"k", b"2"), name=name(2, 2)) == [PutResult(3, 3)]
 
 
@@ -503,11 +501,11 @@ def test_names_are_listed_longest_unused_first(state: StateMachine) -> None:
         apply(state, Put(b"k", b""), name=FreeKey(f"f{number}"))
         apply(state, Forget((), ()))
     apply(state, Put(b"k", b""), name=SessionKey("s0", 1, 0, 1))
-    assert list(state.sessions()) == ["s1", "s2", "s0"]
-    assert list(state.free_keys()) == ["f0", "f1", "f2"]
+    assert list(state.memory._sessions) == ["s1", "s2", "s0"]
+    assert list(state.memory._free) == ["f0", "f1", "f2"]
     assert state.memory.unused_since(2, 100) == Forget(("f0", "f1"), ("s1",), 3)
     assert state.memory.unused_since(2, 1) == Forget(("f0",), ("s1",), 3)
-    assert state.memory.unused_since(0, 100) == Forget((), (), 3)
+    assert state.memory.unused_since(0, 100) is None
     assert state.memory.newest_epoch() == 3
 
 
@@ -539,12 +537,12 @@ def test_a_state_is_taken_apart_in_small_slices(
     state: StateMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step frees a few entries, and in the end neither entries nor index hold anything."""
-    monkeypatch.setattr("raftkv.core.state_machine.DISMANTLE_ENTRIES", 10)
+    monkeypatch.setattr("raftkv.core.shard.keyspace.DISMANTLE_ENTRIES", 10)
     keys = [b"%05d" % number for number in range(25)]
     apply(state, *(Put(key, b"") for key in keys))
-    counts = [len(state._entries) for _ in state.dismantle()]
+    counts = [len(state.keyspace._entries) for _ in state.dismantle()]
     assert counts[:3] == [15, 5, 0]
-    assert list(state._entries._list._lists) == []
+    assert list(state.keyspace._entries._list._lists) == []
 
 
 def test_transactions_that_only_read_are_not_remembered(state: StateMachine) -> None:

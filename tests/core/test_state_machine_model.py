@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.errors import CorruptSnapshot, UndecodableError, UnknownFormat
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -31,6 +30,7 @@ from raftkv.core.operations import (
     Get,
     GetResult,
     Idempotency,
+    PartResult,
     Put,
     PutResult,
     Range,
@@ -39,10 +39,13 @@ from raftkv.core.operations import (
     Seal,
     SessionKey,
     Txn,
+    TxnPart,
     TxnResult,
+    Write,
     WriteResult,
 )
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import MemoryLimits
 
 GENERATION = 2
 LIMITS = MemoryLimits(free_keys_max=4, sessions_max=3, session_outcomes_max=3)
@@ -107,9 +110,7 @@ class Model:
         revision = max(self.last + 1, min(batch.clock_us, 2**52))
         return self.write(operation, command.idempotency, revision)
 
-    def write(
-        self, operation: Put | Delete | Txn, name: Idempotency | None, revision: int
-    ) -> WriteResult:
+    def write(self, operation: Write, name: Idempotency | None, revision: int) -> WriteResult:
         """Apply one write under its name, if it has one and writes."""
         if isinstance(operation, Txn) and all(
             isinstance(part, Get | Range) for part in operation.then + operation.otherwise
@@ -121,9 +122,7 @@ class Model:
             return self.once_in_session(name, operation, revision)
         return self.execute(operation, revision)
 
-    def once_by_key(
-        self, name: FreeKey, operation: Put | Delete | Txn, revision: int
-    ) -> WriteResult:
+    def once_by_key(self, name: FreeKey, operation: Write, revision: int) -> WriteResult:
         """Apply under a free-form key."""
         key = name.key
         if key in self.free:
@@ -139,7 +138,7 @@ class Model:
         return outcome
 
     def once_in_session(  # noqa: PLR0911 - as many refusals
-        self, name: SessionKey, operation: Put | Delete | Txn, revision: int
+        self, name: SessionKey, operation: Write, revision: int
     ) -> WriteResult:
         """Apply in a session."""
         known = self.sessions.get(name.session)
@@ -181,7 +180,7 @@ class Model:
                 self.forgotten_birth = max(self.forgotten_birth, born)
         self.epoch += 1
 
-    def execute(self, operation: Put | Delete | Txn, revision: int) -> WriteResult:
+    def execute(self, operation: Write, revision: int) -> WriteResult:
         """Do one write."""
         if isinstance(operation, Txn):
             return self.txn(operation, revision)
@@ -214,7 +213,7 @@ class Model:
             self.last = revision
         return TxnResult(succeeded, revision if written else None, results)
 
-    def asked_bytes(self, branch: tuple[Put | Delete | Get | Range, ...]) -> int:
+    def asked_bytes(self, branch: tuple[TxnPart, ...]) -> int:
         """Return what a branch may read at most: a get what is there, a range what it asks for.
 
         But at least one entry, whatever its size: the first that is left after as many deletes as
@@ -239,9 +238,7 @@ class Model:
             sizes.append(len(get.key) + max(len(old.value) if old else 0, *put[-1:], 0))
         return sum(sizes)
 
-    def part(
-        self, part: Put | Delete | Get | Range, revision: int
-    ) -> PutResult | DeleteResult | GetResult | RangeResult:
+    def part(self, part: TxnPart, revision: int) -> PartResult:
         """Do one unconditional operation."""
         if isinstance(part, Range):
             return self.range(part)
@@ -298,7 +295,7 @@ class Model:
         return comparisons[compare.operator](actual, operand)
 
 
-def keys_named(operation: Put | Delete | Txn) -> list[bytes]:
+def keys_named(operation: Write) -> list[bytes]:
     """Return every key that an operation names."""
     if not isinstance(operation, Txn):
         return [operation.key]
@@ -400,8 +397,8 @@ def test_every_history_goes_as_the_model_says(history: list[Batch]) -> None:
     assert state.last_revision == model.last
     assert state.key_count == len(model.entries)
     assert state.bytes_total == sum(len(e.key) + len(e.value) for e in model.entries.values())
-    assert set(state.free_keys()) == set(model.free)
-    assert set(state.sessions()) == set(model.sessions)
+    assert set(state.memory._free) == set(model.free)
+    assert set(state.memory._sessions) == set(model.sessions)
     assert state.sealed == model.is_sealed
 
 

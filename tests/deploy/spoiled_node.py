@@ -4,27 +4,25 @@ It stores another value under keys that begin with ``spoil/``, which is what a b
 in a state machine would do. Only the digests of replicas can show it.
 """
 
-from typing import Any
-
 import msgspec
 
 from raftkv.cli.main import main
-from raftkv.core.operations import Put
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.operations import Entry, Put
+from raftkv.core.shard.keyspace import Keyspace
 
 PREFIX = b"spoil/"
 
 
 def spoil() -> None:
     """Change what this process's state machines do, for good."""
-    execute = StateMachine._execute
+    honest = Keyspace.put
 
-    def other(self: StateMachine, operation: Any) -> Any:
-        if isinstance(operation, Put) and operation.key.startswith(PREFIX):
-            operation = msgspec.structs.replace(operation, value=b"something else")
-        return execute(self, operation)
+    def put(self: Keyspace, put: Put, old: Entry | None, revision: int) -> int:
+        if put.key.startswith(PREFIX):
+            put = msgspec.structs.replace(put, value=b"something else")
+        return honest(self, put, old, revision)
 
-    setattr(StateMachine, "_execute", other)  # noqa: B010 -- mypy forbids to assign it
+    setattr(Keyspace, "put", put)  # noqa: B010 -- mypy forbids to assign it
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import pytest
 from raftkv import Client
 from raftkv.cli.main import COMMANDS, EXIT_NO_SERVER, SERVER_COMMANDS, cli
 from raftkv.client import calls
-from raftkv.core import expiry, operations, ring, snapshot, state_machine
+from raftkv.core import operations, ring
+from raftkv.core.shard import expiry, snapshot, transactions
 from raftkv.engine import agreement, config, gather, lanes, map_file, node
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.workers import web_config
@@ -121,7 +122,7 @@ def test_a_page_has_the_numbers_of_the_code(page: str, claim: str) -> None:
 
 def test_transactions_read_as_much_as_is_said() -> None:
     """Where the two documents that name the bound do so."""
-    assert size(state_machine.TXN_READ_BYTES_MAX) in (DOCS / "http-api.md").read_text()
+    assert size(transactions.TXN_READ_BYTES_MAX) in (DOCS / "http-api.md").read_text()
 
 
 # --- names ----------------------------------------------------------------------------------------

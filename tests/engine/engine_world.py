@@ -11,7 +11,7 @@ import msgspec
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.router import Router
 from raftkv.raft.proposals import Limits, Rejection
 from raftkv.raft.reads import Voucher

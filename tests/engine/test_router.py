@@ -4,7 +4,6 @@ import msgspec
 import pytest
 from engine_world import RouterWorld
 
-from raftkv.core.expiry import LIFETIME_S
 from raftkv.core.operations import (
     Command,
     Compare,
@@ -20,6 +19,7 @@ from raftkv.core.operations import (
     Txn,
     TxnResult,
 )
+from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.router import (
     CALL_LAG_S_MAX,

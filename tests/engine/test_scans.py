@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Entry, Put, RangeResult
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.gather import PARTS_AT_ONCE, ScanGather, entry_bytes, scan_part
 from raftkv.engine.requests import Answer
 from raftkv.rpc.messages import Failure, Response, ScanPart, ScanRequest, Served

@@ -7,7 +7,7 @@ import pytest
 import scenarios
 from group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft import replication, snapshot_transfer
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk

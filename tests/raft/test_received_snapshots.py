@@ -14,8 +14,8 @@ from group_world import GROUP, SNAPSHOTS, GroupNode, GroupWorld, make_group_worl
 from test_catching_up import caught_up, snapshot_chunk_of
 
 from raftkv.core.operations import Command, FreeKey, Put
-from raftkv.core.snapshot import SnapshotHeader as StateHeader
-from raftkv.core.state_machine import Restorer
+from raftkv.core.shard.machine import Restorer
+from raftkv.core.shard.snapshot import SnapshotHeader as StateHeader
 from raftkv.raft import snapshot_transfer
 from raftkv.raft.host import GroupBounds
 from raftkv.raft.snapshot_exchange import STALLED_S

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.operations import Forget, Refused
+from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.engine.engine import Engine
 from raftkv.raft.proposals import ProposalQueue
 from raftkv.raft.replication import Replication

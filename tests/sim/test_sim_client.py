@@ -9,8 +9,6 @@ import pytest
 from sim_front import Front
 from sim_parts import Bench
 
-from raftkv.core.expiry import LIFETIME_S
-from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.operations import (
     Command,
     Forget,
@@ -20,6 +18,8 @@ from raftkv.core.operations import (
     Refused,
     SessionKey,
 )
+from raftkv.core.shard.expiry import LIFETIME_S
+from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -387,7 +387,7 @@ class Copied(Front):
         for group in engine.host.groups.values():
             group.state.memory.forget(Forget((), ()))
             group.state.memory.forget(Forget((), ("s",)))
-            assert list(group.state.sessions()) == []
+            assert list(group.state.memory._sessions) == []
 
 
 @pytest.fixture

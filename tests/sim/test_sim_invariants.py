@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds
 from raftkv.raft.journal import GroupJournal

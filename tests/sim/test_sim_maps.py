@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from sim_parts import Cluster, small_options
 
-from raftkv.core.idempotency import MemoryLimits
 from raftkv.core.operations import Command, GetResult, Put, PutResult
+from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.engine import agreement
 from raftkv.rpc.messages import Failure, GetRequest, WriteRequest
 from raftkv.sim.machine import DATA, Machine

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raftkv.core.operations import Entry, Put
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
@@ -40,15 +40,15 @@ def test_a_log_that_is_never_cut_is_found_in_one_run(monkeypatch: pytest.MonkeyP
 
 def test_what_is_lost_after_its_last_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is read again in the end, also what all replicas have lost alike."""
-    put = StateMachine._put
+    put = StateMachine._put_over
 
     def forgetful(self: Any, asked: Put, held: Entry | None) -> Any:
         if asked.key.startswith(b"r2-"):
-            for old in filter(None, map(self._entries.get, (b"r0-0", b"r0-1"))):
-                self._remove(old)
+            for old in filter(None, map(self.keyspace.find, (b"r0-0", b"r0-1"))):
+                self.keyspace._drop(old)
         return put(self, asked, held)
 
-    monkeypatch.setattr(StateMachine, "_put", forgetful)
+    monkeypatch.setattr(StateMachine, "_put_over", forgetful)
     shape = {"nodes": 3, "replicas": 3, "shards": 1, "sessions_max": 10**6, "free_keys_max": 10**6}
     report = run(Options.of(0, 2.5, workloads=("register",), faults=("kill",), **shape))
     assert report.violation is not None

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.operations import Idempotency, Refused
+from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.sim.options import Options
 from raftkv.sim.run import GREEDY, run
 

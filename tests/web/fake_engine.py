@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Range
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.raft.clock import SystemClock
 from raftkv.rpc.messages import (

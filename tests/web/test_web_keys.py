@@ -7,7 +7,7 @@ from carriers import OWNER, Carrier
 from documented import unchecked
 from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
-from raftkv.core.operations import Command, FreeKey, Put, Refused, SessionKey
+from raftkv.core.operations import Command, FreeKey, Idempotency, Put, Refused, SessionKey
 from raftkv.rpc.messages import BatchResult, Facts, Failure, FailureCode, GetRequest, WriteRequest
 from raftkv.web.problems import KINDS
 
@@ -252,7 +252,7 @@ def test_idempotency_key(
     api: Carrier,
     engine: FakeEngine,
     headers: dict[str, str],
-    idempotency: FreeKey | SessionKey | None,
+    idempotency: Idempotency | None,
 ) -> None:
     """Both forms of idempotency key reach the engine with the write."""
     api("PUT", b"/v1/kv/k", headers, b"v")

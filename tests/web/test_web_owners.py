@@ -10,8 +10,8 @@ from carriers import Carrier
 from documented import unchecked
 from fake_engine import FakeEngine
 
-from raftkv.core.idempotency import MemoryLimits
-from raftkv.core.state_machine import StateMachine
+from raftkv.core.shard.machine import StateMachine
+from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.web.config import Limits, TokenHash, WebConfig
 from raftkv.web.owners import owner_of
 

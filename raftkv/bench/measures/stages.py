@@ -28,7 +28,7 @@ LOOP = "event loop and kernel, HTTP in a worker"
 STAGES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("sending", ("FrameWriter.flush", "FrameWriter._flush_turn", "_send (raftkv/web")),
     ("answer: rendering", ("raftkv/web/responses.py", "raftkv/web/problems.py")),
-    ("counting", ("raftkv/web/worker_metrics.py", "raftkv.status.durations.py")),
+    ("counting", ("raftkv/web/worker_metrics.py", "raftkv/status/durations.py")),
     ("request: parsing, admission", ("raftkv/web/",)),
     ("RPC between worker and engine", ("raftkv/rpc/",)),
     ("links between engines", ("raftkv/engine/links.py", "raftkv/engine/connection.py")),

@@ -44,33 +44,28 @@ they were then; in later formats 0 is never after what was forgotten.
 leader's look and the command's place in the log a name may be used again. So the memory counts
 *epochs*: each :class:`~raftkv.core.operations.Forget` begins a new one, every use of a name is
 stamped with the epoch of its place in the log, and a ``Forget`` spares names used since the one
-before. :class:`raftkv.core.expiry.ExpiryClock` is the leader's half of this.
+before. :class:`raftkv.core.shard.expiry.ExpiryClock` is the leader's half of this.
 
 Each outcome is kept as one encoded record, which is also what snapshots hold and the digest
 hashes: small, unknown to the garbage collector, and decoded only when a retry really comes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 
 import msgspec
 from mmh3 import mmh3_x64_128_digest, mmh3_x64_128_uintdigest
 
+from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
 from raftkv.core.operations import (
-    Delete,
-    DeleteResult,
     Forget,
     Idempotency,
-    Put,
-    PutResult,
+    LoggedOperation,
+    Outcome,
     Refused,
     SessionKey,
-    Txn,
-    TxnResult,
 )
-
-Outcome = PutResult | DeleteResult | TxnResult | Refused
-
+from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, record_pieces
 
 BIRTH_MAX = 2**52
 """Greatest birth from a clock: the year 2112 in microseconds, as for revisions."""
@@ -217,7 +212,7 @@ _KEY_REUSED = Refused("key_reused")
 _BELOW_LOW = Refused("forgotten")
 
 
-def fingerprint_of(operation: Put | Delete | Txn) -> bytes:
+def fingerprint_of(operation: LoggedOperation) -> bytes:
     """Return 128 bits that tell this request from any other under the same name."""
     return mmh3_x64_128_digest(_encode(operation))
 
@@ -229,6 +224,8 @@ class OutcomeMemory:
         *("_free", "_holdings", "_limits", "_outcomes_of_sessions", "_sessions"),
         *("bytes", "epoch", "forgotten_birth", "hash"),
     )
+
+    name = "outcomes"
 
     def __init__(self, limits: MemoryLimits, epoch: int = 0) -> None:
         self._limits = limits
@@ -288,14 +285,6 @@ class OutcomeMemory:
             sessions / max(1, limits.sessions_max),
             size / max(1, limits.outcome_bytes_max),
         )
-
-    def free_keys(self) -> Iterator[str]:
-        """Yield the free-form keys, those of earlier epochs first."""
-        return iter(self._free)
-
-    def sessions(self) -> Iterator[str]:
-        """Yield the sessions' names, those last used in earlier epochs first."""
-        return iter(self._sessions)
 
     # --- the life of an outcome ---
 
@@ -363,14 +352,19 @@ class OutcomeMemory:
                 self.forgotten_birth = max(self.forgotten_birth, session.born)
         self.epoch += 1
 
-    def unused_since(self, epoch: int, limit: int) -> Forget:
-        """Return up to ``limit`` keys and as many sessions last used before ``epoch``.
+    def unused_since(self, epoch: int, limit: int) -> Forget | None:
+        """Return up to ``limit`` keys and as many sessions last used before ``epoch``, if any.
 
         Of each no more than :data:`FORGET_CHARACTERS_MAX` together, and one at least.
         """
         keys = takewhile(lambda key: _decode_epoch(self._free[key]).epoch < epoch, self._free)
         names = takewhile(lambda name: self._sessions[name].epoch < epoch, self._sessions)
-        return Forget(_first(limit, keys), _first(limit, names), self.epoch)
+        forget = Forget(_first(limit, keys), _first(limit, names), self.epoch)
+        return forget if forget.keys or forget.sessions else None
+
+    def next_epoch(self) -> Forget:
+        """Return what ends the present epoch, and forgets nothing."""
+        return Forget((), (), self.epoch)
 
     def newest_epoch(self) -> int | None:
         """Return the epoch in which a name was last used, None if no name is known."""
@@ -381,7 +375,48 @@ class OutcomeMemory:
             epochs.append(self._sessions[next(reversed(self._sessions))].epoch)
         return max(epochs, default=None)
 
-    # --- snapshots ---
+    # --- as a section ---
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many outcomes, sessions and owners are known."""
+        return (len(self), self.session_count, self.owner_count)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The epoch, and the greatest birth that was forgotten, if any."""
+        # 0 is left out, as it was in snapshots of format 1: digests must stay what they were.
+        return (self.epoch, self.forgotten_birth) if self.forgotten_birth else (self.epoch,)
+
+    def restore_numbers(self, numbers: tuple[int, ...]) -> None:
+        """Take over :attr:`numbers`; raise :class:`CorruptSnapshot` if they are none."""
+        if len(numbers) not in {1, 2}:
+            raise CorruptSnapshot("not the numbers of an idempotency memory")
+        self.epoch, self.forgotten_birth = (*numbers, 0)[:2]
+
+    def recomputed_hash(self) -> int:
+        """Return the hash computed from the records, in time proportional to them."""
+        again = OutcomeMemory(MemoryLimits())
+        for record in self.records():
+            again.restore_record(record)
+        return again.hash
+
+    def pieces(self) -> Iterator[RecordPiece | RecordPart]:
+        """Yield all records in pieces."""
+        return record_pieces(self.records())
+
+    def restore(self, piece: EntryPiece | RecordPiece) -> None:
+        """Add records of a snapshot; raise :class:`CorruptSnapshot` for anything else."""
+        if not isinstance(piece, RecordPiece):
+            raise CorruptSnapshot("not a piece of an idempotency memory")
+        try:
+            for record in piece.records:
+                self.restore_record(record)
+        except (*DECODE_FAILURES, KeyError) as error:
+            raise CorruptSnapshot(f"not a record of the idempotency memory: {error}") from error
+
+    def succeed(self, owns: Callable[[bytes], bool]) -> None:
+        """Keep everything: a retry may come to any of the successors."""
 
     def records(self) -> Iterator[bytes]:
         """Yield everything as encoded records; :meth:`restore_record` takes them in this order."""
