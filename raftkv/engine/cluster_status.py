@@ -3,21 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.engine.peer_facts import check_facts
+from raftkv.engine.peer_wire import CHANNEL_STATUS, Links
 from raftkv.engine.recent import LEADERSHIPS_KEPT
 from raftkv.engine.status import EVENTS_SHOWN, LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import DECODE_ERRORS
 from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
-
-CHANNEL_STATUS = 5
-"""(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
@@ -45,17 +43,6 @@ _Rows = dict[str, dict[str, Any]]
 Answered = Callable[[Facts | Failure], None]
 
 _logger = logging.getLogger(__name__)
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    @property
-    def connected(self) -> frozenset[str]:
-        """Peers that can be sent to."""
-
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Queue a message."""
 
 
 class ClusterStatus:

@@ -16,7 +16,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
@@ -26,9 +25,9 @@ from raftkv.core.state_machine import is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather
-from raftkv.engine.lanes import Encode
 from raftkv.engine.local_service import LocalService
 from raftkv.engine.partitioning import shard_of
+from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY, Links
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write, link_busy
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
@@ -48,9 +47,6 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.sizes import request_bytes, response_bytes, without_values
-
-CHANNEL_CALL = 2
-CHANNEL_REPLY = 3
 
 HOPS_MAX = 3
 """A call that was forwarded this often is refused, so that stale beliefs cannot make it circle."""
@@ -79,24 +75,6 @@ RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
 SLOW_S = 0.5
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    def is_connected(self, peer: str) -> bool:
-        """Whether ``peer`` can be sent to."""
-
-    def lag_s(self, peer: str) -> float:
-        """At most so many seconds ago was sent what comes from ``peer`` now."""
-
-    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
-        """Queue a small message; False: no link, or so much waits that it should be offered."""
-
-    def offer(
-        self, peer: str, channel: int, size_bytes: int, encode: Encode, *, bytes_max: int
-    ) -> bool:
-        """Let a message wait until the peer has room; False: no link, or ``bytes_max`` wait."""
 
 
 class Router:

@@ -5,13 +5,14 @@ import resource
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
+from raftkv.engine.peer_wire import Links
 from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
@@ -25,27 +26,6 @@ EVENTS_SHOWN = 100
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    @property
-    def connected(self) -> frozenset[str]:
-        """Peers that can be sent to."""
-
-    def round_trip_s(self, peer: str) -> float | None:
-        """Smoothed round trip time."""
-
-    def refusal(self, peer: str) -> str | None:
-        """Why the last handshake with the peer failed; None if it did not."""
-
-    @property
-    def refusals(self) -> Mapping[str, str]:
-        """The same of all peers, and of proven nodes that are not in the map."""
-
-    def changed_us(self, peer: str) -> int | None:
-        """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
 
 class LocalStatus:

@@ -8,17 +8,13 @@ its end goes nowhere. The connection is never made again behind the caller's bac
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
-import threading
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import msgspec
-import uvloop
 
 from raftkv.core.operations import Command
 from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
@@ -45,7 +41,7 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 
-__all__ = ["EngineClient", "EngineUnavailableError", "SyncEngineClient", "may_write"]
+__all__ = ["EngineClient", "EngineUnavailableError", "may_write"]
 
 GRACE_S = 0.25
 """How much longer than the engine the client waits: the engine's own answer says more."""
@@ -313,76 +309,3 @@ class _ClientProtocol(asyncio.BufferedProtocol):
             raise FrameError(f"speaks protocol {welcome.protocol}, this is {PROTOCOL_VERSION}")
         self._decoder.payload_bytes_max = PAYLOAD_BYTES_MAX
         self.welcomed.set_result(welcome)
-
-
-class SyncEngineClient:
-    """The same calls for threads: the Flask application alone under any WSGI server.
-
-    A background thread runs the loop. It is started by the first call, not by the constructor,
-    because WSGI servers fork after importing the application. A lost connection is made again by
-    the next call: here nobody ends the process with its engine.
-
-    ``_lock`` guards starting the loop, connecting and closing.
-    """
-
-    def __init__(self, path: Path, token: bytes, *, timeout_s: float = 5.0) -> None:
-        self._path = path
-        self._token = token
-        self._connect_timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._client: EngineClient | None = None
-        self._node = ""
-
-    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
-        """Ask the engine and wait; as :meth:`EngineClient.call`."""
-        started = time.monotonic()
-        try:
-            loop, client = self._connected()
-        except EngineUnavailableError as error:
-            failure = Failure("unavailable", str(error), definite=True)
-            return Reply(id=0, response=failure, served=Served(node=self._node))
-        left_s = max(timeout_s - (time.monotonic() - started), 0.0)
-        return asyncio.run_coroutine_threadsafe(
-            client.call(request, left_s, request_id), loop
-        ).result()
-
-    def close(self) -> None:
-        """Close the connection and end the thread; a later call starts anew."""
-        with self._lock:
-            loop, thread, client = self._loop, self._thread, self._client
-            self._loop = self._thread = self._client = None
-        if loop is None or thread is None:
-            return
-        if client is not None:
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-    def _connected(self) -> tuple[asyncio.AbstractEventLoop, EngineClient]:
-        loop, client = self._loop, self._client
-        if loop is not None and client is not None and not client.closed.is_set():
-            return loop, client
-        with self._lock:
-            if self._loop is None:
-                self._start_loop()
-            assert self._loop is not None  # noqa: S101 - just started
-            if self._client is None or self._client.closed.is_set():
-                connecting = EngineClient.connect(
-                    self._path, self._token, timeout_s=self._connect_timeout_s
-                )
-                self._client = asyncio.run_coroutine_threadsafe(connecting, self._loop).result()
-                self._node = self._client.node
-            return self._loop, self._client
-
-    def _start_loop(self) -> None:
-        loop = uvloop.new_event_loop()
-
-        def run() -> None:
-            with contextlib.closing(loop):
-                loop.run_forever()
-
-        self._loop = loop
-        self._thread = threading.Thread(target=run, name="engine-client", daemon=True)
-        self._thread.start()

@@ -30,11 +30,6 @@ class FrameError(Exception):
     """The peer sent what cannot be a frame; nothing after it can be understood."""
 
 
-def encode_frame(channel: int, payload: bytes) -> bytes:
-    """Return one whole frame."""
-    return _header.pack(len(payload) + 1, channel) + payload
-
-
 class FrameDecoder:
     """Cuts a stream into frames; made for :class:`asyncio.BufferedProtocol`.
 

@@ -21,13 +21,8 @@ from raftkv.core.operations import (
     TxnResult,
 )
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.router import (
-    CALL_LAG_S_MAX,
-    CHANNEL_CALL,
-    CHANNEL_REPLY,
-    DETOUR_AFTER_S,
-    HOPS_MAX,
-)
+from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY
+from raftkv.engine.router import CALL_LAG_S_MAX, DETOUR_AFTER_S, HOPS_MAX
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import socket
 import stat
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,12 +13,13 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 import uvloop
+from frames import encode_frame
 
 from raftkv.core.operations import Command, Delete, Entry, GetResult, Put, PutResult
 from raftkv.rpc import client as client_module
 from raftkv.rpc import server as server_module
-from raftkv.rpc.client import EngineClient, EngineUnavailableError, SyncEngineClient, may_write
-from raftkv.rpc.framing import FrameDecoder, encode_frame
+from raftkv.rpc.client import EngineClient, EngineUnavailableError, may_write
+from raftkv.rpc.framing import FrameDecoder
 from raftkv.rpc.local import CHANNEL_CALL, CHANNEL_HELLO, PROTOCOL_VERSION, Hello
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -719,34 +719,6 @@ def test_large_answers_wait_for_a_slow_front_end_and_cost_it_no_connection(
                 assert server.in_flight == 0
 
     run(main())
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-def test_threads_share_one_connection(tmp_path: Path) -> None:
-    """The synchronous client is what a WSGI server's threads need; it connects by itself again."""
-
-    async def main() -> None:
-        sync = SyncEngineClient(tmp_path / "s", TOKEN)
-        missing = (await asyncio.to_thread(sync.call, WRITE, 5)).response
-        assert isinstance(missing, Failure)
-        assert (missing.code, missing.definite) == ("unavailable", True)
-        for _ in range(2):
-            async with serving(tmp_path / "s", echo) as server:
-                replies = await asyncio.gather(
-                    *(asyncio.to_thread(sync.call, READ, 5) for _ in range(8))
-                )
-                assert {reply.response for reply in replies} == {GetResult(None)}
-                assert len(server.connections) == 1
-            client = sync._client
-            assert client is not None
-            await until(client.closed.is_set)
-        await asyncio.to_thread(sync.close)
-
-    threads = threading.active_count()
-    run(main())
-    assert "engine-client" not in {thread.name for thread in threading.enumerate()}, threads
 
 
 def test_the_log_names_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
