@@ -25,11 +25,12 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.rpc.web_config import Role, WebConfig
 from raftkv.version import __version__
 from raftkv.web import quantities, ring_picture, views
-from raftkv.web.config import BodyLimit, Role, WebConfig
 from raftkv.web.csrf import COOKIE, FormGuard
 from raftkv.web.encoding import check_key, parse_query
+from raftkv.web.limits import BodyLimit
 from raftkv.web.problems import HttpError
 from raftkv.web.ring_facts import ring_facts
 from raftkv.web.shared_facts import Shared

@@ -39,7 +39,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
-from raftkv.web.config import Limits as RequestLimits
+from raftkv.rpc.web_config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
 LED_BY_N2 = Served("n2", 0, 1)

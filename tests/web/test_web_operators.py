@@ -9,7 +9,7 @@ from conftest import LIMITS
 from fake_engine import FACTS, FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 
 _JSON = {"Content-Type": "application/json"}
 

@@ -12,7 +12,7 @@ from conftest import LIMITS
 from fake_engine import FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
-from raftkv.web.config import TokenHash, WebConfig
+from raftkv.rpc.web_config import TokenHash, WebConfig
 
 PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")
 EVIL = "<script>alert(1)</script>\"'&"
