@@ -69,6 +69,7 @@ _ERRORS: dict[str, type[DefiniteError]] = {
     "forbidden": AccessError,
     "busy": BusyError,
     "table_full": BusyError,
+    "share_full": BusyError,
     "overloaded": BusyError,
     "disk_full": DiskFullError,
     "no_leader": UnavailableError,
@@ -84,6 +85,7 @@ _TRANSIENT = frozenset(
     {
         "busy",
         "table_full",
+        "share_full",
         "overloaded",
         "disk_full",
         "no_leader",

@@ -7,6 +7,17 @@ fingerprint of the request, so that reusing a name for something else is refused
 another request's outcome. A full table refuses new names; it never forgets early, for that could
 apply a retry twice.
 
+**Shares.** Nobody may fill the table for all others. A name that is new comes with its *owner*, a
+number that stands for who asks, and the table keeps what each owner has in it. It takes a new name
+of one who has none, or who then has at most ``SHARE_OF_NEW`` times what is left free: Choudhury and
+Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (IEEE/ACM Transactions on
+Networking 6(2), 1998), with an alpha of 4. So one owner alone stops at 80 %, ten greedy ones at
+97.6 % together, and something is always left for the next. That holds for free-form keys, for
+sessions and for bytes. A known session goes on, whatever its owner has: its outcomes count by bytes
+only, with ``SHARE_OF_KNOWN``, a larger alpha for what matters more (Hahne and Choudhury, "Dynamic
+queue length thresholds for multiple loss priorities", same journal 10(3), 2002), up to 94 % alone.
+The owner 0 is nobody: names of earlier formats have no owner and no share.
+
 **Births.** A copy of a write may arrive after its session was forgotten: a proxy or a node was
 frozen, a client was suspended. Made anew, the session would apply it a second time; the
 dissertation has unknown sessions refused. So a session carries a number, its *birth*, and
@@ -69,6 +80,15 @@ BIRTHS_AHEAD = 2**30
 use up all births below 2^53 needs four million lifetimes for it."""
 
 
+SHARE_OF_NEW = 4
+"""An owner gets a new name only if he then has at most so many times what is left free."""
+
+SHARE_OF_KNOWN = 16
+"""Likewise for the bytes of another outcome in a session that is known."""
+
+RECORD_BYTES = 64
+"""What an outcome takes in the table that has read nothing, about."""
+
 FORGET_CHARACTERS_MAX = 512 * 1024
 """How long the keys of one ``Forget`` may be together, and its sessions likewise."""
 
@@ -125,29 +145,74 @@ class SessionHead(_Record, tag=4, frozen=True):
     born: int
 
 
+class OwnedRecord(_Record, tag=5, frozen=True):
+    """A :class:`FreeRecord` whose key has an owner."""
+
+    key: str
+    epoch: int
+    owner: int
+    fingerprint: bytes
+    outcome: Outcome
+
+
+class OwnedHead(_Record, tag=6, frozen=True):
+    """A :class:`SessionHead` of a session that has an owner."""
+
+    session: str
+    low: int
+    epoch: int
+    born: int
+    owner: int
+
+
 class _FreeEpoch(msgspec.Struct, array_like=True, frozen=True, tag=1):
     """The first fields of a :class:`FreeRecord`; decoding it skips the outcome."""
 
     key: str
     epoch: int
 
+    @property
+    def owner(self) -> int:
+        return 0
+
+
+class _OwnedEpoch(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The first fields of an :class:`OwnedRecord`."""
+
+    key: str
+    epoch: int
+    owner: int
+
+
+class Holding(msgspec.Struct, gc=False):
+    """What an owner has in the table; it exists only while that is something."""
+
+    owner: int
+    keys: int = 0
+    sessions: int = 0
+    bytes: int = 0
+
 
 class _Session(msgspec.Struct, gc=False):
-    # gc=False: a session holds only integers and bytes, so it cannot be part of a cycle.
+    # gc=False: all that a session leads to are integers and bytes, so there can be no cycle.
     low: int
     epoch: int
     born: int
     outcomes: dict[int, bytes]
+    holding: Holding | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_record_decoder: msgspec.msgpack.Decoder[FreeRecord | SessionRecord | UnbornHead | SessionHead] = (
-    msgspec.msgpack.Decoder(FreeRecord | SessionRecord | UnbornHead | SessionHead)
-)
+_AnyRecord = FreeRecord | SessionRecord | UnbornHead | SessionHead | OwnedRecord | OwnedHead
+_record_decoder: msgspec.msgpack.Decoder[_AnyRecord] = msgspec.msgpack.Decoder(_AnyRecord)
 _decode_record = _record_decoder.decode
-_decode_epoch = msgspec.msgpack.Decoder(_FreeEpoch).decode
+_epoch_decoder: msgspec.msgpack.Decoder[_FreeEpoch | _OwnedEpoch] = msgspec.msgpack.Decoder(
+    _FreeEpoch | _OwnedEpoch
+)
+_decode_epoch = _epoch_decoder.decode
 
 _TABLE_FULL = Refused("table_full")
+_SHARE_FULL = Refused("share_full")
 _KEY_REUSED = Refused("key_reused")
 _BELOW_LOW = Refused("forgotten")
 
@@ -161,7 +226,7 @@ class OutcomeMemory:
     """The outcomes a shard remembers. Deterministic: all changes come from the log."""
 
     __slots__ = (
-        *("_free", "_limits", "_outcomes_of_sessions", "_sessions"),
+        *("_free", "_holdings", "_limits", "_outcomes_of_sessions", "_sessions"),
         *("bytes", "epoch", "forgotten_birth", "hash"),
     )
 
@@ -171,6 +236,7 @@ class OutcomeMemory:
         self._free: dict[str, bytes] = {}
         self._sessions: dict[str, _Session] = {}
         self._outcomes_of_sessions = 0
+        self._holdings: dict[int, Holding] = {}  # by owner
         self.bytes = 0
         """Bytes of all outcome records."""
         self.epoch = epoch
@@ -194,6 +260,35 @@ class OutcomeMemory:
         """How many sessions are known."""
         return len(self._sessions)
 
+    @property
+    def owner_count(self) -> int:
+        """How many owners have something in the table."""
+        return len(self._holdings)
+
+    def holdings(self) -> Iterator[Holding]:
+        """Yield what each owner has, in no order."""
+        return iter(self._holdings.values())
+
+    def largest_share(self) -> float:
+        """Return the part of the table that the owner who has most of it has, from 0 to 1.
+
+        That is of its keys, its sessions or its bytes. It looks at every owner.
+        """
+        shares = (self._share(one.keys, one.sessions, one.bytes) for one in self.holdings())
+        return max(shares, default=0.0)
+
+    def used(self) -> float:
+        """Return which part of the table is used, from 0 to 1: of its keys, sessions or bytes."""
+        return self._share(len(self._free), len(self._sessions), self.bytes)
+
+    def _share(self, keys: int, sessions: int, size: int) -> float:
+        limits = self._limits
+        return max(
+            keys / max(1, limits.free_keys_max),
+            sessions / max(1, limits.sessions_max),
+            size / max(1, limits.outcome_bytes_max),
+        )
+
     def free_keys(self) -> Iterator[str]:
         """Yield the free-form keys, those of earlier epochs first."""
         return iter(self._free)
@@ -205,32 +300,42 @@ class OutcomeMemory:
     # --- the life of an outcome ---
 
     def recall(
-        self, name: Idempotency, fingerprint: bytes, *, unborn: bool = False
+        self,
+        name: Idempotency,
+        fingerprint: bytes,
+        *,
+        unborn: bool = False,
+        record_bytes: int = RECORD_BYTES,
     ) -> Outcome | None:
         """Return how a request must be answered without applying it; None to apply it.
 
         After None the caller applies the request and calls :meth:`remember`. ``unborn``: the
         request comes from a log whose sessions have no births, and are made when first met.
+        ``record_bytes``: what its outcome may take in the table, about.
         """
         if isinstance(name, SessionKey):
-            return self._recall_in_session(name, fingerprint, unborn=unborn)
+            return self._recall_in_session(name, fingerprint, record_bytes, unborn=unborn)
         record = self._free.get(name.key)
         if record is not None:
             return _answer(record, fingerprint)
         if len(self._free) >= self._limits.free_keys_max or self._is_out_of_bytes():
             return _TABLE_FULL
-        return None
+        return self._refused_for_share(name, record_bytes)
 
     def remember(self, name: Idempotency, fingerprint: bytes, outcome: Outcome) -> None:
         """Keep the outcome of a request for which :meth:`recall` has just returned None."""
         if isinstance(name, SessionKey):
             record = _encode(SessionRecord(name.session, name.sequence, fingerprint, outcome))
-            self._sessions[name.session].outcomes[name.sequence] = record
+            session = self._sessions[name.session]
+            session.outcomes[name.sequence] = record
             self._outcomes_of_sessions += 1
+            self._count_in(record, session.holding)
+        elif name.owner:
+            record = _encode(OwnedRecord(name.key, self.epoch, name.owner, fingerprint, outcome))
+            self._keep_key(name.key, name.owner, record)
         else:
             record = _encode(FreeRecord(name.key, self.epoch, fingerprint, outcome))
-            self._free[name.key] = record
-        self._count_in(record)
+            self._keep_key(name.key, 0, record)
 
     def forget(self, forget: Forget) -> None:
         """Drop the named keys and sessions, except those used in this epoch; begin the next.
@@ -242,15 +347,19 @@ class OutcomeMemory:
             return
         for key in forget.keys:
             record = self._free.get(key)
-            if record is not None and _decode_epoch(record).epoch < self.epoch:
-                del self._free[key]
-                self._count_out(record)
+            if record is not None:
+                stamp = _decode_epoch(record)
+                if stamp.epoch < self.epoch:
+                    self._drop_key(key, stamp.owner, record)
         for name in forget.sessions:
             session = self._sessions.get(name)
             if session is not None and session.epoch < self.epoch:
                 self._raise_low(session, None)
                 self._toggle_head(name, session)
                 del self._sessions[name]
+                if session.holding is not None:
+                    session.holding.sessions -= 1
+                    self._let_go(session.holding)
                 self.forgotten_birth = max(self.forgotten_birth, session.born)
         self.epoch += 1
 
@@ -290,22 +399,23 @@ class OutcomeMemory:
         """
         record = _decode_record(data)
         if isinstance(record, FreeRecord):
-            self._free[record.key] = data
-            self._count_in(data)
+            self._keep_key(record.key, 0, data)
+        elif isinstance(record, OwnedRecord):
+            self._keep_key(record.key, record.owner, data)
         elif isinstance(record, SessionRecord):
-            self._sessions[record.session].outcomes[record.sequence] = data
+            session = self._sessions[record.session]
+            session.outcomes[record.sequence] = data
             self._outcomes_of_sessions += 1
-            self._count_in(data)
+            self._count_in(data, session.holding)
         else:
-            born = record.born if isinstance(record, SessionHead) else 0
-            session = _Session(record.low, record.epoch, born, {})
-            self._sessions[record.session] = session
-            self._toggle_head(record.session, session)
+            born = 0 if isinstance(record, UnbornHead) else record.born
+            owner = record.owner if isinstance(record, OwnedHead) else 0
+            self._make_session(record.session, record.low, record.epoch, born, owner)
 
     # --- inside ---
 
     def _recall_in_session(
-        self, name: SessionKey, fingerprint: bytes, *, unborn: bool
+        self, name: SessionKey, fingerprint: bytes, record_bytes: int, *, unborn: bool
     ) -> Outcome | None:
         session = self._sessions.get(name.session)
         if session is not None and name.born != session.born:
@@ -313,24 +423,56 @@ class OutcomeMemory:
         if name.sequence < (name.low if session is None else max(name.low, session.low)):
             return _BELOW_LOW
         if session is None:
-            refused = None if unborn else self._refused_for_birth(name.born)
-            if refused is None and (
-                len(self._sessions) >= self._limits.sessions_max or self._is_out_of_bytes()
-            ):
-                refused = _TABLE_FULL
+            refused = self._refused_as_new(name, record_bytes, unborn=unborn)
             if refused is not None:
                 return refused
-            session = _Session(name.low, self.epoch, name.born, {})
-            self._sessions[name.session] = session
-            self._toggle_head(name.session, session)
+            session = self._make_session(name.session, name.low, self.epoch, name.born, name.owner)
         else:
             self._use(name, session)
         record = session.outcomes.get(name.sequence)
         if record is not None:
             return _answer(record, fingerprint)
-        if len(session.outcomes) >= self._limits.session_outcomes_max or self._is_out_of_bytes():
+        return self._refused_as_known(session, record_bytes)
+
+    def _refused_as_new(
+        self, name: SessionKey, record_bytes: int, *, unborn: bool
+    ) -> Refused | None:
+        """Let in an unknown session, if there is room for it."""
+        refused = None if unborn else self._refused_for_birth(name.born)
+        if refused is not None:
+            return refused
+        if len(self._sessions) >= self._limits.sessions_max or self._is_out_of_bytes():
             return _TABLE_FULL
-        return None
+        return self._refused_for_share(name, record_bytes)
+
+    def _refused_as_known(self, session: _Session, record_bytes: int) -> Refused | None:
+        """Let in another request of a known session, if there is room for its outcome."""
+        limits = self._limits
+        free_bytes = limits.outcome_bytes_max - self.bytes
+        if len(session.outcomes) >= limits.session_outcomes_max or free_bytes <= 0:
+            return _TABLE_FULL
+        held_max = SHARE_OF_KNOWN * (free_bytes - record_bytes)
+        # Nobody has more than there is, so that nearly always the first look is enough.
+        if self.bytes + record_bytes <= held_max or session.holding is None:
+            return None
+        return None if session.holding.bytes + record_bytes <= held_max else _SHARE_FULL
+
+    def _refused_for_share(self, name: Idempotency, record_bytes: int) -> Refused | None:
+        """Let in a new name if its owner has little beside what is left free."""
+        if not name.owner:
+            return None
+        limits = self._limits
+        held = self._holdings.get(name.owner) or Holding(name.owner)
+        if isinstance(name, SessionKey):
+            names, names_left = held.sessions, limits.sessions_max - len(self._sessions)
+        else:
+            names, names_left = held.keys, limits.free_keys_max - len(self._free)
+        bytes_left = limits.outcome_bytes_max - self.bytes - record_bytes
+        # Who has no name yet gets one while there is any room.
+        fits = (
+            not names or names + 1 <= SHARE_OF_NEW * (names_left - 1)
+        ) and held.bytes + record_bytes <= SHARE_OF_NEW * bytes_left
+        return None if fits else _SHARE_FULL
 
     def _refused_for_birth(self, born: int) -> Refused | None:
         """Let in an unknown session that was never forgotten and leaves room for others."""
@@ -364,19 +506,61 @@ class OutcomeMemory:
         else:
             answered = [sequence for sequence in outcomes if sequence < low]
         for sequence in answered:
-            self._count_out(outcomes.pop(sequence))
+            self._count_out(outcomes.pop(sequence), session.holding)
         self._outcomes_of_sessions -= len(answered)
 
     def _is_out_of_bytes(self) -> bool:
         return self.bytes >= self._limits.outcome_bytes_max
 
-    def _count_in(self, record: bytes) -> None:
-        self.bytes += len(record)
-        self.hash ^= mmh3_x64_128_uintdigest(record)
+    def _keep_key(self, key: str, owner: int, record: bytes) -> None:
+        holding = self._hold(owner)
+        self._free[key] = record
+        if holding is not None:
+            holding.keys += 1
+        self._count_in(record, holding)
 
-    def _count_out(self, record: bytes) -> None:
-        self.bytes -= len(record)
+    def _drop_key(self, key: str, owner: int, record: bytes) -> None:
+        holding = self._holdings.get(owner)
+        del self._free[key]
+        self._count_out(record, holding)
+        if holding is not None:
+            holding.keys -= 1
+            self._let_go(holding)
+
+    def _make_session(self, name: str, low: int, epoch: int, born: int, owner: int) -> _Session:
+        holding = self._hold(owner)
+        if holding is not None:
+            holding.sessions += 1
+        session = self._sessions[name] = _Session(low, epoch, born, {}, holding)
+        self._toggle_head(name, session)
+        return session
+
+    def _hold(self, owner: int) -> Holding | None:
+        """Return where it is kept what an owner has; None for nobody."""
+        if not owner:
+            return None
+        holding = self._holdings.get(owner)
+        if holding is None:
+            holding = self._holdings[owner] = Holding(owner)
+        return holding
+
+    def _let_go(self, holding: Holding) -> None:
+        if not (holding.keys or holding.sessions):
+            del self._holdings[holding.owner]
+
+    def _count_in(self, record: bytes, holding: Holding | None) -> None:
+        size = len(record)
+        self.bytes += size
         self.hash ^= mmh3_x64_128_uintdigest(record)
+        if holding is not None:
+            holding.bytes += size
+
+    def _count_out(self, record: bytes, holding: Holding | None) -> None:
+        size = len(record)
+        self.bytes -= size
+        self.hash ^= mmh3_x64_128_uintdigest(record)
+        if holding is not None:
+            holding.bytes -= size
 
     def _toggle_head(self, name: str, session: _Session) -> None:
         """Take a session's head into the hash, or out of it: exclusive or undoes itself."""
@@ -384,6 +568,12 @@ class OutcomeMemory:
 
 
 def _encode_head(name: str, session: _Session) -> bytes:
+    # What has no owner, or no birth, is written as it was before there were any: a replica that
+    # applies an old log must come to the bytes of one that has read an old snapshot.
+    if session.holding is not None:
+        return _encode(
+            OwnedHead(name, session.low, session.epoch, session.born, session.holding.owner)
+        )
     if session.born:
         return _encode(SessionHead(name, session.low, session.epoch, session.born))
     return _encode(UnbornHead(name, session.low, session.epoch))
@@ -391,7 +581,10 @@ def _encode_head(name: str, session: _Session) -> bytes:
 
 def _answer(data: bytes, fingerprint: bytes) -> Outcome:
     record = _decode_record(data)
-    if isinstance(record, UnbornHead | SessionHead) or record.fingerprint != fingerprint:
+    if (
+        isinstance(record, UnbornHead | SessionHead | OwnedHead)
+        or record.fingerprint != fingerprint
+    ):
         return _KEY_REUSED
     return record.outcome
 

@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-BATCH_FORMAT = 2
+BATCH_FORMAT = 3
 """Version of the encoding of :class:`Batch`; a replica stops at one it does not know.
 
-In format 1 sessions have no birth (see :mod:`raftkv.core.idempotency`), and a missing key compares
-as if it had the value ``b""``.
+In format 2 idempotency keys have no owner. In format 1, moreover, sessions have no birth (see
+:mod:`raftkv.core.idempotency`), and a missing key compares as if it had the value ``b""``.
 """
 
-BATCH_FORMATS_READ = (1, BATCH_FORMAT)
+BATCH_FORMATS_READ = (1, 2, BATCH_FORMAT)
 """Those that logs may hold."""
 
 KEY_BYTES_MAX = 1024
@@ -133,10 +133,18 @@ ReadOnly = Get | Range
 # --- idempotency (Raft dissertation, section 6.3) --------------------------------------------
 
 
+Owner = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Who makes an entry of the idempotency table, as a number that stands for him; 0: nobody."""
+
+
 class FreeKey(Operation, tag=1, frozen=True):
-    """A free-form idempotency key chosen by the client, 1 to 255 characters."""
+    """A free-form idempotency key chosen by the client, 1 to 255 characters.
+
+    ``owner``: out of whose share of the table it comes, if it is new.
+    """
 
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    owner: Owner = 0
 
 
 class SessionKey(Operation, tag=2, frozen=True):
@@ -145,12 +153,14 @@ class SessionKey(Operation, tag=2, frozen=True):
     The shard forgets outcomes below ``low``, which keeps its table small. ``born`` is the same in
     all keys of a session, by the client's clock in microseconds; a shard that does not know the
     session refuses it unless it was born after every one that it has forgotten. 0: it has none.
+    ``owner``: out of whose share of the table the session comes, if it is new.
     """
 
     session: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     low: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     born: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    owner: Owner = 0
 
 
 Idempotency = FreeKey | SessionKey
@@ -232,7 +242,8 @@ class Refused(Operation, tag=6, frozen=True):
     Reasons: ``precondition`` (a condition failed; ``current_revision`` is the key's mod revision,
     None if it does not exist), ``moved`` (the group does not own the key, or is sealed),
     ``key_reused`` (another request came under the same idempotency key), ``table_full`` (the
-    idempotency table takes no new keys now), ``forgotten`` (below the session's low watermark; or
+    idempotency table takes no new keys now), ``share_full`` (it takes none of this owner, who has
+    much of it), ``forgotten`` (below the session's low watermark; or
     the session is not known and not born after all that were forgotten: ``current_revision`` is
     then the greatest birth of those, else None), ``too_large`` (the transaction would read more
     than an answer may hold).
@@ -241,7 +252,15 @@ class Refused(Operation, tag=6, frozen=True):
     applied.
     """
 
-    reason: Literal["precondition", "moved", "key_reused", "table_full", "forgotten", "too_large"]
+    reason: Literal[
+        "precondition",
+        "moved",
+        "key_reused",
+        "table_full",
+        "share_full",
+        "forgotten",
+        "too_large",
+    ]
     current_revision: int | None = None
 
 

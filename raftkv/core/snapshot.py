@@ -13,11 +13,11 @@ import msgspec
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
 from raftkv.core.operations import Entry
 
-SNAPSHOT_FORMAT = 2
-"""Version of these records. Format 1 has no births of sessions, nor ``forgotten_birth``,
-nor parts of records."""
+SNAPSHOT_FORMAT = 3
+"""Version of these records. Format 2 has no owners of idempotency keys. Format 1, moreover, has no
+births of sessions, nor ``forgotten_birth``, nor parts of records."""
 
-_FORMATS_READ = (1, SNAPSHOT_FORMAT)
+_FORMATS_READ = (1, 2, SNAPSHOT_FORMAT)
 
 PIECE_ITEMS_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
@@ -43,6 +43,7 @@ class SnapshotHeader(
     outcome_count: int
     session_count: int
     forgotten_birth: int = 0
+    owner_count: int | None = None
 
 
 class EntryPiece(
@@ -95,9 +96,12 @@ def decode_header(record: bytes) -> SnapshotHeader:
             raise UnknownFormat(
                 f"snapshot of format {version}, this version knows up to {SNAPSHOT_FORMAT}"
             )
-        return _header_decoder.decode(record)
+        header = _header_decoder.decode(record)
     except DECODE_FAILURES as error:
         raise CorruptSnapshot(f"not a snapshot's header: {error}") from error
+    if (header.owner_count is None) == (version == SNAPSHOT_FORMAT):
+        raise CorruptSnapshot(f"not a snapshot's header in format {version}")
+    return header
 
 
 def decode_piece(record: bytes) -> Piece:

@@ -27,7 +27,13 @@ from mmh3 import mmh3_x64_128_uintdigest
 from sortedcontainers import SortedDict
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot
-from raftkv.core.idempotency import MemoryLimits, Outcome, OutcomeMemory, fingerprint_of
+from raftkv.core.idempotency import (
+    RECORD_BYTES,
+    MemoryLimits,
+    Outcome,
+    OutcomeMemory,
+    fingerprint_of,
+)
 from raftkv.core.operations import (
     BATCH_FORMAT,
     Batch,
@@ -72,6 +78,10 @@ RANGE_BYTES_MAX = 8 * 2**20
 TXN_READ_BYTES_MAX = 8 * 2**20
 """What one transaction may read; one that could read more is refused before it writes anything,
 because its outcome may have to be remembered."""
+
+RESULT_BYTES = 48
+"""What each result of a transaction, and each entry that it has read, takes in its outcome beside
+key and value, at most."""
 
 DISMANTLE_ENTRIES = 1024
 """Entries freed in one step of :meth:`StateMachine.dismantle`."""
@@ -253,12 +263,28 @@ class StateMachine:
         if isinstance(operation, Txn) and is_read_only(operation):
             return self._execute(operation)  # doing it again does no harm, keeping it costs memory
         fingerprint = fingerprint_of(operation)
-        remembered = self.memory.recall(name, fingerprint, unborn=self._format == 1)
+        record_bytes = self._record_bytes(operation) if isinstance(operation, Txn) else RECORD_BYTES
+        remembered = self.memory.recall(
+            name, fingerprint, unborn=self._format == 1, record_bytes=record_bytes
+        )
         if remembered is not None:
             return remembered
         outcome = self._execute(operation)
         self.memory.remember(name, fingerprint, outcome)
         return outcome
+
+    def _record_bytes(self, txn: Txn) -> int:
+        """Bound what the outcome of a transaction takes in the memory, whichever branch runs."""
+        return RECORD_BYTES + max(map(self._outcome_bytes, (txn.then, txn.otherwise)))
+
+    def _outcome_bytes(self, branch: tuple[Put | Delete | Get | Range, ...]) -> int:
+        # What would read more is refused, which is a small outcome.
+        read = min(self._bytes_read(branch, self._format), TXN_READ_BYTES_MAX)
+        entries = len(branch)
+        for part in branch:
+            if isinstance(part, Range):
+                entries += min(max(0, part.limit), max(0, part.bytes_max), RANGE_ENTRIES_MAX)
+        return read + RESULT_BYTES * entries
 
     def _owns_all(self, operation: Put | Delete | Txn) -> bool:
         if not isinstance(operation, Txn):
@@ -443,6 +469,7 @@ class StateMachine:
                 outcome_count=len(memory),
                 session_count=memory.session_count,
                 forgotten_birth=memory.forgotten_birth,
+                owner_count=memory.owner_count,
             )
         )
         yield from pieces(self._entries.values(), memory.records())
@@ -533,8 +560,10 @@ class Restorer:
         state, header = self._state, self._header
         if header is None:
             raise CorruptSnapshot("the snapshot has no header")
-        counts = (state.key_count, len(state.memory), state.memory.session_count)
-        if counts != (header.key_count, header.outcome_count, header.session_count):
+        memory = state.memory
+        counts = (state.key_count, len(memory), memory.session_count, memory.owner_count)
+        owner_count = header.owner_count or 0
+        if counts != (header.key_count, header.outcome_count, header.session_count, owner_count):
             raise CorruptSnapshot("the snapshot is not complete")
         if state.digest != int.from_bytes(header.digest, "big"):
             raise CorruptSnapshot("the snapshot's contents do not match its digest")

@@ -144,6 +144,7 @@ def _not_definite(response: Response) -> Response:
         return BatchResult(cast("tuple[Failure, ...]", results))
     if isinstance(response, Refused) and response.reason in {
         "table_full",
+        "share_full",
         "moved",
         "forgotten",
     }:

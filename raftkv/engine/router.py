@@ -21,7 +21,7 @@ from functools import partial
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
-from raftkv.core.operations import Txn
+from raftkv.core.operations import Refused, Txn
 from raftkv.core.state_machine import is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
@@ -37,6 +37,7 @@ from raftkv.raft.reads import Voucher
 from raftkv.rpc.calls import LinkCalls
 from raftkv.rpc.messages import (
     BatchRequest,
+    BatchResult,
     Call,
     Failure,
     GetRequest,
@@ -49,6 +50,11 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.sizes import request_bytes, response_bytes, without_values
+
+FOR_WANT_OF_ROOM = ("table_full", "share_full")
+"""Reasons of a shard that remembers too many idempotency keys, of all or of this client."""
+
+_MAY_REFUSE = frozenset({Failure, Refused, BatchResult})
 
 HOPS_MAX = 3
 """A call that was forwarded this often is refused, so that stale beliefs cannot make it circle."""
@@ -105,8 +111,9 @@ class Router:
     ) -> None:
         self.map = cluster_map
         self.slow = SlowRequests(clock, slow_s)
-        self.refused: dict[str, int] = {}
-        """How often each failure was answered, by its code."""
+        self.refused: dict[str, int] = dict.fromkeys(FOR_WANT_OF_ROOM, 0)
+        """How often each failure was answered, by its code, and a name for want of room, by its
+        reason, in batches too; those are there from the start, as an alert looks for a rise."""
         self.served: dict[str, int] = {}
         """How many requests of each kind this node has finished."""
         self.local = LocalService(
@@ -464,8 +471,17 @@ class Router:
     def _count(self, request: Request, response: Response) -> None:
         kind = type(request).__name__
         self.served[kind] = self.served.get(kind, 0) + 1
+        if type(response) in _MAY_REFUSE:
+            self._count_refused(response)
+
+    def _count_refused(self, response: Response) -> None:
         if isinstance(response, Failure):
             self.refused[response.code] = self.refused.get(response.code, 0) + 1
+            return
+        results = response.results if isinstance(response, BatchResult) else (response,)
+        for result in results:
+            if isinstance(result, Refused) and result.reason in FOR_WANT_OF_ROOM:
+                self.refused[result.reason] += 1
 
 
 _number_of = operator.itemgetter(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.idempotency import OutcomeMemory
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
@@ -207,6 +208,7 @@ class LocalStatus:
             "slow": self._router.slow.newest.get(group.id.shard),
             "waiting": group.waiting_operations,
             "installing_snapshot": group.installing_snapshot,
+            "idempotency": _idempotency(group.state.memory),
         }
         if group.is_leader:
             followers = [peer for peer in placement.replicas if peer != self._node]
@@ -313,6 +315,18 @@ class LocalStatus:
                 "lag_entries": group.commit_index - group.applied_index,
             }
         return facts
+
+
+def _idempotency(memory: OutcomeMemory) -> dict[str, Any]:
+    """How full a replica's idempotency table is, and with whose names."""
+    return {
+        "keys": memory.free_key_count,
+        "sessions": memory.session_count,
+        "bytes": memory.bytes,
+        "used": round(memory.used(), 4),
+        "owners": memory.owner_count,
+        "largest_share": round(memory.largest_share(), 4),
+    }
 
 
 def _cpu_s() -> float:

@@ -10,7 +10,7 @@ import msgspec
 
 from raftkv.rpc.messages import Call
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Front end and engine are one installation; another version means a half-done upgrade."""
 
 CHANNEL_HELLO = 0

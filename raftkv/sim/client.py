@@ -274,7 +274,7 @@ class Client:
     """One client: one operation at a time, a session of its own.
 
     Args:
-        number: names it.
+        number: names it, and it is an owner of its own.
         reachable: the machines that it may ask now.
         idempotent: its writes have names, so that it may send them again.
         free_keys: these are free-form keys instead of a session's.
@@ -301,6 +301,7 @@ class Client:
         self.random = random
         self.doors = doors
         self._reachable = reachable
+        self._owner = number + 1  # 0 would be nobody
         self._idempotent = idempotent
         self._free_keys = free_keys
         self._call_ms = call_ms
@@ -361,7 +362,7 @@ class Client:
             return None
         if self._free_keys:
             self._writes += 1
-            return FreeKey(f"client {self.number}, write {self._writes}")
+            return FreeKey(f"client {self.number}, write {self._writes}", self._owner)
         is_idle = self._now_s() - self._used_s > self._resend_s
         if not self._sessions or is_idle or self.random.random() < self._restless:
             self._begin_session(0)
@@ -379,7 +380,7 @@ class Client:
         self._sequence += 1
         self._used_s = self._now_s()
         name = f"client {self.number}.{self._sessions}"
-        return SessionKey(name, self._sequence, self._sequence, self._born)
+        return SessionKey(name, self._sequence, self._sequence, self._born, self._owner)
 
     def _in_another_session(self, request: Request, answer: Response) -> WriteRequest | None:
         """What to ask if a write was refused for its session; None if for something else.

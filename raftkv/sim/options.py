@@ -113,6 +113,8 @@ class Options:
     kernel_bytes: int
     copies: float
     """Share of writes in a session of which a copy arrives late."""
+    greedy: int
+    """Whether a client begins a session for every write (1), out of its share of the table."""
     keep: tuple[int, ...] | None = None
 
     @classmethod
@@ -121,6 +123,7 @@ class Options:
         random = Random(f"options {seed}")
         nodes, replicas = random.choice(SHAPES)
         late = Random(f"copies {seed}")
+        greedy = Random(f"greedy {seed}")
         heartbeat_ms = random.choice((100, 250, 500, 500))
         drawn = cls(
             seed=seed,
@@ -164,6 +167,7 @@ class Options:
             cut_share=random.choice((0.0, 0.02, 0.1)),
             kernel_bytes=random.choice((4, 32, 256)) * _KIB,
             copies=late.choice((0.0, 0.1, 0.3)),
+            greedy=greedy.choice((0, 0, 1)),
         )
         options = replace(drawn, **changes)
         options.check()
@@ -229,6 +233,7 @@ class Options:
             ("cut_share", 0.0, 1.0),
             ("kernel_bytes", 512, 2**31),
             ("copies", 0.0, 1.0),
+            ("greedy", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -45,6 +45,9 @@ ERA_S = 40.0
 COPIES_WITHIN = 2.5
 """A copy of a request arrives within this many lifetimes of outcomes."""
 
+GREEDY = 0
+"""This client begins a session for every write, where there is a greedy one."""
+
 RESTLESS = 0.15
 """Clients begin another session before this share of their writes, and leave the old one unused."""
 
@@ -196,7 +199,7 @@ class Run:
             call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
             memory_s=self._options.name_lifetime_s,
-            restless=RESTLESS,
+            restless=1.0 if self._options.greedy and number == GREEDY else RESTLESS,
         )
 
     # --- phases -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftkv.web.auth import AccessError
+from raftkv.web.owners import address_of
 
 MINUTE_S = 60.0
 
@@ -36,7 +37,7 @@ class AuditLog:
     def login_failed(self, client: object, error: AccessError, request_id: str) -> None:
         """Note a request without a token that allows it, from ``client`` as ASGI names it."""
         self.tell()
-        address = _address(client)
+        address = address_of(client)
         with self._lock:
             if len(self._failed) >= ADDRESSES_MAX and address not in self._failed:
                 address = _OTHERS
@@ -60,7 +61,7 @@ class AuditLog:
         self, action: str, outcome: str, *, client: object, token: str, request_id: str
     ) -> None:
         """Note something that only an admin may ask for."""
-        facts = {"address": _address(client), "token": token, "request_id": request_id}
+        facts = {"address": address_of(client), "token": token, "request_id": request_id}
         _log("%s", f"{action}: {outcome}", facts)
 
 
@@ -70,9 +71,3 @@ AUDIT = AuditLog()
 
 def _log(message: str, argument: object, facts: dict[str, Any]) -> None:
     _LOG.info(message, argument, extra={"facts": facts})
-
-
-def _address(client: object) -> str:
-    """ASGI has a host and a port, WSGI a host."""
-    host = client[0] if isinstance(client, tuple | list) and client else client
-    return str(host or "unknown")

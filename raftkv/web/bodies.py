@@ -224,7 +224,8 @@ def parse_batch(http: HttpRequest, limits: Limits) -> Plan:
     answer_type = _answer_type(headers.get(b"accept"), media_type, _BATCH_TYPES)
     wait_s = timeout_s(headers, limits)
     members = _batch_members(http.body, media_type, limits.batch_operations_max)
-    operations = tuple(_at(i, _batch_operation, m, limits) for i, m in enumerate(members))
+    owner = http.owner
+    operations = tuple(_at(i, _batch_operation, m, limits, owner) for i, m in enumerate(members))
     render = functools.partial(render_batch, answer_type, len(operations))
     writes = any(isinstance(operation, Command) for operation in operations)
     return Plan(BatchRequest(operations), wait_s, render, "write" if writes else None)
@@ -281,7 +282,7 @@ def _at(
         raise HttpError(error.code, f"operation {index}: {error.detail}") from error
 
 
-def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
+def _batch_operation(member: Any, limits: Limits, owner: int) -> Command | GetRequest:
     match member:
         case _PackPut(
             if_revision=UnsetType(),
@@ -292,9 +293,9 @@ def _batch_operation(member: Any, limits: Limits) -> Command | GetRequest:
             _check_value(member.value, limits)
             return Command(Put(check_key(member.key), member.value))
         case _JsonPut() | _PackPut():
-            return Command(_put(member, limits), _member_idempotency(member))
+            return Command(_put(member, limits), _member_idempotency(member, owner))
         case _JsonDelete() | _PackDelete():
-            return Command(_delete(member), _member_idempotency(member))
+            return Command(_delete(member), _member_idempotency(member, owner))
         case _JsonGet() | _PackGet():
             age = _given(member.max_age_ms)
             if age is not None and member.consistency != "stale":
@@ -332,14 +333,14 @@ def _delete(member: _JsonDelete | _PackDelete) -> Delete:
 
 
 def _member_idempotency(
-    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete,
+    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete, owner: int
 ) -> Idempotency | None:
     session, free = _given(member.session), _given(member.idempotency_key)
     if session is None:
-        return None if free is None else FreeKey(free)
+        return None if free is None else FreeKey(free, owner)
     if free is not None:
         raise invalid("idempotency_key and session exclude each other")
-    return session_key(session.id, session.sequence, session.low, session.born)
+    return session_key(session.id, session.sequence, session.low, session.born, owner)
 
 
 def _key(member: Struct) -> bytes:
@@ -389,7 +390,7 @@ def parse_txn(http: HttpRequest, limits: Limits) -> Plan:
     )
     keys_only = (_keys_only(document.then), _keys_only(document.otherwise))
     render = functools.partial(render_txn, answer_type, keys_only)
-    request = WriteRequest(Command(txn, idempotency(headers)))
+    request = WriteRequest(Command(txn, idempotency(http)))
     return Plan(request, timeout_s(headers, limits), render)
 
 

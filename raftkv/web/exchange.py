@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from raftkv.web.owners import address_of, owner_of
+
 Header = tuple[bytes, bytes]
 
 
@@ -14,7 +16,8 @@ class HttpRequest(msgspec.Struct, gc=False):
     """A request as both carriers see it.
 
     Header names are lower case; a header that came more than once is joined with commas, as
-    RFC 9110 section 5.2 says. ``key`` is the percent-decoded key of a single-key route.
+    RFC 9110 section 5.2 says. ``key`` is the percent-decoded key of a single-key route. ``token``
+    is the name of the token that came, ``client`` who sent it, as the carrier says.
     """
 
     method: str
@@ -22,6 +25,13 @@ class HttpRequest(msgspec.Struct, gc=False):
     headers: Mapping[bytes, bytes]
     key: bytes = b""
     body: bytes = b""
+    token: str = ""
+    client: object = None
+
+    @property
+    def owner(self) -> int:
+        """Out of whose share of the idempotency table its new names come."""
+        return owner_of(self.token, address_of(self.client))
 
 
 class HttpResponse(msgspec.Struct, gc=False):

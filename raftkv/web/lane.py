@@ -185,7 +185,7 @@ class Lane:
         request_id: str,
     ) -> HttpResponse | None:
         """Return the response; None if it was streamed already."""
-        self._auth.check(headers.get(b"authorization"), action.role)
+        token = self._auth.check(headers.get(b"authorization"), action.role)
         if self._admission.is_full and _leaves_little_unread(headers):
             raise _full()  # before more work goes into it: refusing must stay cheap
         body = b""
@@ -201,6 +201,8 @@ class Lane:
                     headers,
                     percent_decode(raw_key),
                     body,
+                    token,
+                    scope.get("client"),
                 ),
                 self._limits,
             )

@@ -46,6 +46,12 @@ _SHARDS = (
     _Figure("bytes", "bytes", "Bytes of keys and values in the shard"),
     _Figure("log_bytes", "log_bytes", "Bytes of log entries that are not compacted yet"),
     _Figure("waiting_operations", "waiting", "Writes and reads that are not answered yet"),
+    _Figure("idempotency_used", "idempotency.used", "Part of the idempotency table that is used"),
+    _Figure(
+        "idempotency_largest_share",
+        "idempotency.largest_share",
+        "Part of the idempotency table that one token and address have, who have most of it",
+    ),
     _Figure("snapshot_index", "snapshot.index", "Last log index in the latest snapshot"),
     _Figure("snapshot_bytes", "snapshot.bytes", "Size of the latest snapshot"),
     _Figure(

@@ -41,6 +41,7 @@ KINDS: dict[str, _Kind] = {
     "precondition": _Kind(412, "The condition does not hold"),
     "key_reused": _Kind(422, "The idempotency key belongs to another request"),
     "table_full": _Kind(429, "No room for another idempotency key", 1000),
+    "share_full": _Kind(429, "No room for another idempotency key of this client", 1000),
     "forgotten": _Kind(409, "The session or the outcome in it was forgotten"),
     # failures of the engine
     "no_leader": _Kind(503, "The shard has no leader now", 500),
@@ -62,6 +63,8 @@ _REFUSAL_DETAILS = {
     "moved": "the group does not own this key any more; ask again",
     "key_reused": "another request was made under the same idempotency key",
     "table_full": "the shard remembers as many idempotency keys as it may",
+    "share_full": "this token and address have their share of the idempotency keys that the shard"
+    " remembers; its sessions go on",
     "forgotten": "the sequence is below the session's low watermark",
     "too_large": "the transaction could read more than an answer may hold; nothing was written",
 }

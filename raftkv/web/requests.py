@@ -104,20 +104,21 @@ def timeout_s(headers: Mapping[bytes, bytes], limits: Limits) -> float:
     return milliseconds / 1000
 
 
-def idempotency(headers: Mapping[bytes, bytes]) -> Idempotency | None:
+def idempotency(http: HttpRequest) -> Idempotency | None:
     """Return the idempotency key of a write, free-form or of a client session."""
+    headers = http.headers
     free = headers.get(b"idempotency-key")
     session = headers.get(b"raftkv-session")
     if free is None:
-        return None if session is None else _session_key(session)
+        return None if session is None else _session_key(session, http.owner)
     if session is not None:
         raise invalid("Idempotency-Key and Raftkv-Session exclude each other")
     if not 1 <= len(free) <= _IDEMPOTENCY_KEY_MAX or not _visible_ascii(free):
         raise invalid("Idempotency-Key must be 1 to 255 visible ASCII characters")
-    return FreeKey(free.decode())
+    return FreeKey(free.decode(), http.owner)
 
 
-def _session_key(raw: bytes) -> SessionKey:
+def _session_key(raw: bytes, owner: int) -> SessionKey:
     parts = [p.strip() for p in raw.split(b";")]
     expected = 4
     if len(parts) != expected:
@@ -133,14 +134,15 @@ def _session_key(raw: bytes) -> SessionKey:
         _count(sequence, "the sequence of Raftkv-Session", 0, SEQUENCE_MAX),
         _count(low, "the low watermark of Raftkv-Session", 0, SEQUENCE_MAX),
         _count(born, "the birth of Raftkv-Session", 1, SEQUENCE_MAX),
+        owner,
     )
 
 
-def session_key(name: str, sequence: int, low: int, born: int) -> SessionKey:
+def session_key(name: str, sequence: int, low: int, born: int, owner: int) -> SessionKey:
     """Return a session's key; its own sequence cannot be below its own watermark."""
     if sequence < low:
         raise invalid("a session's sequence cannot be below its low watermark")
-    return SessionKey(session=name, sequence=sequence, low=low, born=born)
+    return SessionKey(name, sequence, low, born, owner)
 
 
 def _visible_ascii(text: bytes) -> bool:
@@ -221,7 +223,7 @@ def parse_put(http: HttpRequest, limits: Limits) -> Plan:
         if absent != b"*":
             raise invalid("If-None-Match of a write must be *")
     put = Put(key, http.body, revision, absent is not None)
-    request = WriteRequest(Command(put, idempotency(headers)))
+    request = WriteRequest(Command(put, idempotency(http)))
     return Plan(request, timeout_s(headers, limits), functools.partial(render_put, key))
 
 
@@ -232,7 +234,7 @@ def parse_delete(http: HttpRequest, limits: Limits) -> Plan:
     parse_query(http.query, _NO_PARAMETERS)
     _refuse(headers, b"if-none-match", "makes no sense on a delete")
     delete = Delete(key, if_match_revision(headers))
-    request = WriteRequest(Command(delete, idempotency(headers)))
+    request = WriteRequest(Command(delete, idempotency(http)))
     return Plan(request, timeout_s(headers, limits), render_delete)
 
 

@@ -80,6 +80,8 @@ class Carrier:
                 headers,
                 path_bytes()[len(KEY_PREFIX) :],
                 body,
+                flask.g.token,
+                flask.request.remote_addr,
             ),
             self.limits,
         )

@@ -45,7 +45,7 @@ from raftkv.core.operations import (
 from raftkv.core.state_machine import StateMachine
 
 GENERATION = 2
-LIMITS = MemoryLimits(free_keys_max=3, sessions_max=2, session_outcomes_max=3)
+LIMITS = MemoryLimits(free_keys_max=4, sessions_max=3, session_outcomes_max=3)
 
 
 def owns(key: bytes) -> bool:
@@ -56,6 +56,14 @@ def owns(key: bytes) -> bool:
 # --- the model -------------------------------------------------------------------------------
 
 
+def is_over(owner: int, owners: list[int], limit: int) -> bool:
+    """Whether an owner has more than one, and more than four times what is left free.
+
+    Nobody, 0, never has.
+    """
+    return owner != 0 and owners.count(owner) > max(1, 4 * (limit - len(owners)))
+
+
 @dataclass
 class SessionModel:
     """A session as the model keeps it."""
@@ -63,6 +71,7 @@ class SessionModel:
     low: int
     epoch: int
     born: int
+    owner: int
     outcomes: dict[int, tuple[object, WriteResult]] = field(default_factory=dict)
 
 
@@ -72,7 +81,7 @@ class Model:
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
     last: int = 0
-    free: dict[str, tuple[object, WriteResult, int]] = field(default_factory=dict)
+    free: dict[str, tuple[object, WriteResult, int, int]] = field(default_factory=dict)
     sessions: dict[str, SessionModel] = field(default_factory=dict)
     epoch: int = 0
     forgotten_birth: int = 0
@@ -107,20 +116,26 @@ class Model:
         ):
             return self.execute(operation, revision)
         if isinstance(name, FreeKey):
-            return self.once_by_key(name.key, operation, revision)
+            return self.once_by_key(name, operation, revision)
         if isinstance(name, SessionKey):
             return self.once_in_session(name, operation, revision)
         return self.execute(operation, revision)
 
-    def once_by_key(self, key: str, operation: Put | Delete | Txn, revision: int) -> WriteResult:
+    def once_by_key(
+        self, name: FreeKey, operation: Put | Delete | Txn, revision: int
+    ) -> WriteResult:
         """Apply under a free-form key."""
+        key = name.key
         if key in self.free:
-            request, outcome, _ = self.free[key]
+            request, outcome, *_ = self.free[key]
             return outcome if request == operation else Refused("key_reused")
         if len(self.free) == LIMITS.free_keys_max:
             return Refused("table_full")
+        owners = [owner for *_, owner in self.free.values()]
+        if is_over(name.owner, [*owners, name.owner], LIMITS.free_keys_max):
+            return Refused("share_full")
         outcome = self.execute(operation, revision)
-        self.free[key] = (operation, outcome, self.epoch)
+        self.free[key] = (operation, outcome, self.epoch, name.owner)
         return outcome
 
     def once_in_session(  # noqa: PLR0911 - as many refusals
@@ -138,7 +153,11 @@ class Model:
                 return Refused("forgotten", self.forgotten_birth)
             if len(self.sessions) == LIMITS.sessions_max:
                 return Refused("table_full")
-            known = self.sessions[name.session] = SessionModel(name.low, self.epoch, name.born)
+            owners = [session.owner for session in self.sessions.values()]
+            if is_over(name.owner, [*owners, name.owner], LIMITS.sessions_max):
+                return Refused("share_full")
+            known = SessionModel(name.low, self.epoch, name.born, name.owner)
+            self.sessions[name.session] = known
         known.epoch = self.epoch
         known.low = max(known.low, name.low)
         known.outcomes = {n: kept for n, kept in known.outcomes.items() if n >= known.low}
@@ -321,7 +340,8 @@ TXNS = st.builds(
     (PARTS | ANY_PARTS).map(tuple),
 )
 FREE_NAMES = st.sampled_from(["f1", "f2", "f3", "f4", "f5"])
-SESSION_NAMES = st.sampled_from(["s1", "s2", "s3"])
+SESSION_NAMES = st.sampled_from(["s1", "s2", "s3", "s4"])
+OWNERS = st.sampled_from([7, 7, 7, 8, 0])
 FORGETS = st.builds(
     Forget, st.lists(FREE_NAMES, max_size=5).map(tuple), st.lists(SESSION_NAMES).map(tuple)
 )
@@ -329,9 +349,9 @@ SEQUENCES = st.integers(0, 6)
 BIRTHS = st.sampled_from([1, 1, 1, 2, 3, 0, 2**52 + 2**30, 2**52 + 2**30 + 1, 2**63 - 1])
 NAMES = (
     st.none()
-    | st.builds(FreeKey, FREE_NAMES)
-    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, SEQUENCES, BIRTHS)
-    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, st.just(0), st.just(1))
+    | st.builds(FreeKey, FREE_NAMES, OWNERS)
+    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, SEQUENCES, BIRTHS, OWNERS)
+    | st.builds(SessionKey, SESSION_NAMES, SEQUENCES, st.just(0), st.just(1), OWNERS)
 )
 WRITES = st.builds(Command, PLAIN_PUTS | PUTS | DELETES | TXNS, NAMES)
 COMMANDS = WRITES | WRITES | WRITES | WRITES | st.builds(Command, FORGETS, NAMES)
@@ -486,8 +506,8 @@ def test_no_records_are_no_snapshot() -> None:
 
 def test_a_snapshot_of_a_newer_format_is_told_from_damage() -> None:
     """It asks for an upgrade."""
-    with pytest.raises(UnknownFormat, match="format 3"):
-        finish_from([msgspec.msgpack.encode([3, "other"])])
+    with pytest.raises(UnknownFormat, match="format 4"):
+        finish_from([msgspec.msgpack.encode([4, "other"])])
 
 
 def test_a_snapshot_of_another_generation_is_refused() -> None:

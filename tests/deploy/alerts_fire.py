@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -249,6 +250,38 @@ def odd_map(nodes: Nodes) -> Iterator[None]:
     nodes.start("n3")
 
 
+@contextlib.contextmanager
+def sessions_without_end(nodes: Nodes) -> Iterator[None]:
+    """A client with a session for every write, of which one shard takes 40,000 from it."""
+    context = ssl.create_default_context(cafile=nodes.ca)
+    headers = {
+        "Authorization": f"Bearer {nodes.tokens['write']}",
+        "Content-Type": "application/json",
+    }
+    born, last = time.time_ns() // 1000, 0
+    for batch in range(10):
+        puts = [
+            {
+                "op": "put",
+                "key": "{tag}/k",
+                "value": "",
+                "session": {"id": f"{batch}.{number}", "sequence": 1, "low": 1, "born": born},
+            }
+            for number in range(8_000)
+        ]
+        body = json.dumps({"operations": puts}).encode()
+        request = urllib.request.Request(  # noqa: S310 - https
+            f"{nodes.url('n1')}/v1/batch", body, {**headers, "Raftkv-Timeout-Ms": "30000"}
+        )
+        with urllib.request.urlopen(request, context=context) as answer:  # noqa: S310
+            results = json.load(answer)["results"]
+        last = sum(result.get("code") == "share_full" for result in results)
+        if last:
+            break
+    assert last, "nothing was refused"
+    yield
+
+
 Fault = Callable[[Nodes], AbstractContextManager[None]]
 FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvNodeDown", "kill -9 of one node of three", node_killed),
@@ -261,6 +294,7 @@ FAULTS: tuple[tuple[str, str, Fault], ...] = (
     ("RaftkvPeerRefused", "a node that was set up with other `replicas`", odd_map),
     ("RaftkvSlowFdatasync", "every fdatasync of a node takes 0.2 s longer", slow_disk),
     ("RaftkvEntriesLost", "a follower's disk loses the last sector of its log", rotten_log),
+    ("RaftkvIdempotencyFull", "a client with a session for every write", sessions_without_end),
     ("RaftkvDiskLow", "another file fills the disk up to 5 %", full_disk),
     ("RaftkvCertificateEnds", "a certificate for one day, node restarted", short_certificate),
     ("RaftkvDigestMismatch", "a replica that applies another value", spoiled_replica),

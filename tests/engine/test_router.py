@@ -528,7 +528,9 @@ def test_nothing_is_definite_after_an_exposed_try(world: RouterWorld) -> None:
     assert (world.failure.code, world.failure.definite) == ("unknown", False)
 
 
-@pytest.mark.parametrize("refused", [Refused("table_full"), Refused("forgotten", 7)])
+@pytest.mark.parametrize(
+    "refused", [Refused("table_full"), Refused("share_full"), Refused("forgotten", 7)]
+)
 def test_a_shard_speaks_of_this_try_only(world: RouterWorld, refused: Refused) -> None:
     """A full table or an unknown session refuses the last try; the one before may be applied."""
     world.follow("n2", 0)
@@ -721,6 +723,23 @@ def test_batch_with_a_lost_link_is_unknown_per_operation(world: RouterWorld) -> 
     [result] = world.response.results
     assert isinstance(result, Failure)
     assert not result.definite
+
+
+def test_names_without_room_are_counted_each(world: RouterWorld) -> None:
+    """An alert counts operations, as one batch has thousands of names; both are there at 0."""
+    assert (world.router.refused["share_full"], world.router.refused["table_full"]) == (0, 0)
+    world.follow("n2", 0)
+    world.ask(put(world.key(0), "one"))
+    [(_, call)] = world.links.calls()
+    world.answer(call, Refused("share_full"), "n2", 0)
+    world.ask(BatchRequest((put(world.key(0), "two").command, GetRequest(world.key(0))) * 2))
+    [(_, call)] = world.links.calls()
+    results = (Refused("share_full"), GetResult(None), Refused("table_full"), GetResult(None))
+    world.answer(call, BatchResult(results), "n2", 0)
+    world.ask(put(world.key(0)))
+    [(_, call)] = world.links.calls()
+    world.answer(call, Refused("precondition", 5), "n2", 0)
+    assert world.router.refused == {"share_full": 2, "table_full": 1}
 
 
 def test_empty_batch_is_answered(world: RouterWorld) -> None:

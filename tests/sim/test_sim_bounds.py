@@ -92,6 +92,7 @@ def test_queues_are_full_and_entries_are_too_large(met: Counter[str]) -> None:
 def test_memories_are_full_reused_and_forgotten(met: Counter[str]) -> None:
     """Names are refused, answered from memory, and forgotten by name."""
     assert met["table_full"] > 10
+    assert met["share_full"] > 10
     assert met["key_reused"] > 3
     assert met["from memory"] > 10
     assert met["keys"] > 3

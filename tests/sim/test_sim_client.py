@@ -212,7 +212,7 @@ def test_a_read_is_tried_again_and_never_of_unknown_outcome(answer: Response | L
     assert caller.result(caller.client.read(GetRequest(b"k"))).status == "fail"
 
 
-@pytest.mark.parametrize("reason", ["table_full", "moved", "forgotten"])
+@pytest.mark.parametrize("reason", ["table_full", "share_full", "moved", "forgotten"])
 def test_a_refusal_of_one_copy_says_nothing_of_another(reason: Any) -> None:
     """Only a condition's outcome is remembered with the name; a copy before may yet be applied."""
     caller = Caller(SENT, Refused(reason))

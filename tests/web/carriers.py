@@ -16,9 +16,13 @@ from raftkv.rpc.web_config import WebConfig
 from raftkv.web.app import create_app
 from raftkv.web.lane import Lane
 from raftkv.web.metrics import WorkerMetrics
+from raftkv.web.owners import owner_of
 
 Headers = Mapping[str, str]
 HOST = "localhost:8000"
+ADDRESS = "127.0.0.1"
+OWNER = owner_of("(no tokens are set)", ADDRESS)
+"""Whose share new names come out of, without tokens."""
 
 
 def _with_host(headers: Headers | None) -> dict[str, str]:
@@ -67,6 +71,9 @@ def _join(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 class Carrier(Protocol):
     """One way into the API."""
 
+    address: str
+    """Where requests come from."""
+
     def __call__(
         self, method: str, target: bytes, headers: Headers = ..., body: bytes = ...
     ) -> Answer:
@@ -83,6 +90,7 @@ class WsgiCarrier:
 
     def __init__(self, engine: FakeEngine, config: WebConfig) -> None:
         self.app: flask.Flask = create_app(SyncFace(engine), config)
+        self.address = ADDRESS
 
     def __call__(  # noqa: D102 (see Carrier)
         self, method: str, target: bytes, headers: Headers | None = None, body: bytes = b""
@@ -93,6 +101,7 @@ class WsgiCarrier:
             "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
             "QUERY_STRING": query.decode("latin-1"),
+            "REMOTE_ADDR": self.address,
             "SERVER_NAME": "localhost",
             "SERVER_PORT": "80",
             "SERVER_PROTOCOL": "HTTP/1.1",
@@ -125,6 +134,7 @@ class AsgiCarrier:
     def __init__(self, engine: FakeEngine, config: WebConfig) -> None:
         metrics = WorkerMetrics(config.worker)
         app = create_app(SyncFace(engine), config, metrics)
+        self.address = ADDRESS
         self._runner = asyncio.Runner()
         self._runner.get_loop()
         self.lane = Lane(AsyncFace(engine), config, app.wsgi_app, metrics)
@@ -147,7 +157,7 @@ class AsgiCarrier:
             "query_string": query,
             "headers": pairs,
             "server": ("localhost", "80"),
-            "client": ("127.0.0.1", "1"),
+            "client": (self.address, "1"),
         }
         # Two pieces, as a body comes over a network.
         pieces = [body[: len(body) // 2], body[len(body) // 2 :]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from carriers import Answer, Carrier
+from carriers import OWNER, Answer, Carrier
 from fake_engine import FakeEngine
 
 from raftkv.core.operations import (
@@ -82,9 +82,9 @@ def test_operations_reach_the_engine(api: Carrier, engine: FakeEngine) -> None:
     assert engine.asked == [
         BatchRequest(
             (
-                Command(Put(b"a", "é".encode(), 5), FreeKey("x")),
+                Command(Put(b"a", "é".encode(), 5), FreeKey("x", OWNER)),
                 Command(Put(b"\xff", b"\0\xff", None, if_absent=True)),
-                Command(Delete(b"d"), SessionKey("s", 3, 2, 9)),
+                Command(Delete(b"d"), SessionKey("s", 3, 2, 9, OWNER)),
                 GetRequest(b"g", "stale", 7),
                 Command(Put(b"e", b"")),
             )
@@ -133,8 +133,8 @@ def test_a_put_in_messagepack_keeps_all_that_is_asked_of_it(
         Command(Put(b"a", b"v")),
         Command(Put(b"a", b"v", if_absent=True)),
         Command(Put(b"a", b"v", 5)),
-        Command(Put(b"a", b"v"), FreeKey("x")),
-        Command(Put(b"a", b"v"), SessionKey("s", 3, 2, 9)),
+        Command(Put(b"a", b"v"), FreeKey("x", OWNER)),
+        Command(Put(b"a", b"v"), SessionKey("s", 3, 2, 9, OWNER)),
     )
     assert engine.asked == [BatchRequest(commands)]
 
@@ -357,7 +357,7 @@ def test_txn_reaches_the_engine(api: Carrier, engine: FakeEngine) -> None:
         then=(Put(b"a", b"v"), Delete(b"b"), Range(b"a", b"c", 5)),
         otherwise=(Get(b"a"), Range(b"\xff", None, 100)),
     )
-    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1, 9)))]
+    assert engine.asked == [WriteRequest(Command(txn, SessionKey("s", 2, 1, 9, OWNER)))]
 
 
 @pytest.mark.parametrize("there", [True, False])

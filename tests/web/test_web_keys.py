@@ -1,7 +1,9 @@
 """Single keys over HTTP: values, ETags, conditions, limits, identity, failures."""
 
+from typing import get_type_hints
+
 import pytest
-from carriers import Carrier
+from carriers import OWNER, Carrier
 from documented import unchecked
 from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
@@ -240,10 +242,10 @@ def test_timeout_header(api: Carrier, engine: FakeEngine) -> None:
     ("headers", "idempotency"),
     [
         ({}, None),
-        ({"Idempotency-Key": "order-17!~"}, FreeKey("order-17!~")),
-        ({"Idempotency-Key": "a" * 255}, FreeKey("a" * 255)),
-        ({"Raftkv-Session": "s-1;4;2;9"}, SessionKey("s-1", 4, 2, 9)),
-        ({"Raftkv-Session": " s-1 ; 4 ; 4 ; 9 "}, SessionKey("s-1", 4, 4, 9)),
+        ({"Idempotency-Key": "order-17!~"}, FreeKey("order-17!~", OWNER)),
+        ({"Idempotency-Key": "a" * 255}, FreeKey("a" * 255, OWNER)),
+        ({"Raftkv-Session": "s-1;4;2;9"}, SessionKey("s-1", 4, 2, 9, OWNER)),
+        ({"Raftkv-Session": " s-1 ; 4 ; 4 ; 9 "}, SessionKey("s-1", 4, 4, 9, OWNER)),
     ],
 )
 def test_idempotency_key(
@@ -346,6 +348,7 @@ def test_retry_after_of_the_engine(api: Carrier, engine: FakeEngine) -> None:
         (Refused("moved"), 503, True),
         (Refused("key_reused"), 422, True),
         (Refused("table_full"), 429, True),
+        (Refused("share_full"), 429, True),
         (Refused("forgotten"), 409, False),
         (Refused("forgotten", 7), 409, False),
     ],
@@ -383,5 +386,5 @@ def test_wrong_answer_is_a_bug_of_unknown_outcome(api: Carrier, engine: FakeEngi
 def test_every_code_of_the_engine_has_a_status() -> None:
     """A new failure or refusal cannot be forgotten in the table of statuses."""
     codes = set(FailureCode.__args__)  # type: ignore[attr-defined]
-    reasons = {"precondition", "moved", "key_reused", "table_full", "forgotten"}
+    reasons = set(get_type_hints(Refused)["reason"].__args__)
     assert codes | reasons <= set(KINDS)
