@@ -75,6 +75,8 @@ leader, and what a leader has queued is refused when it stops leading.
 REPLY_BYTES_MAX = 60 * 1024 * 1024
 """Largest answer to a forwarded call; a message on a link takes no more."""
 
+NO_BOUND = 2**63
+
 DETOUR_AFTER_S = 1.0
 """How long a replica looks for a leader itself before it asks another replica, which may reach one:
 not while there is an election, and again after another one knew of none either."""
@@ -195,7 +197,8 @@ class Router:
             else:
                 response = without_values(response, detail, RETRY_AFTER_MS)
             if response_bytes(response) > self._limits.small_bytes:  # what a transaction has read
-                offer(peer, CHANNEL_REPLY, 0, encode, bytes_max=waiting_bytes_max)
+                # It waits beyond the bound, and counts, so that reads are refused for longer.
+                offer(peer, CHANNEL_REPLY, size_bytes, encode, bytes_max=NO_BOUND)
                 return
             payload = encode()
             if not self._links.send_small(peer, CHANNEL_REPLY, payload):

@@ -187,7 +187,7 @@ class ItemWriter:
         self._sent_bytes = 0
         self.is_open = True
         self.room: Callable[[], None] = lambda: None
-        """Called when an item that :meth:`send` refused may be tried again."""
+        """Called when there may be room for more items: with new credit, or by the link."""
         self.cancelled: Callable[[], None] = lambda: None
         """Called once if nobody wants the items any more."""
 
@@ -202,7 +202,7 @@ class ItemWriter:
         return payload_bytes_max(self._window_bytes)
 
     def send(self, payload: bytes) -> bool:
-        """Send the next item; False: it was not sent, and ``room`` is called if it can be.
+        """Send the next item; False: it was not sent, and ``room`` is called when it may be.
 
         Raises:
             ValueError: it is larger than :attr:`payload_bytes_max`.

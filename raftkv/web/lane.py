@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from raftkv.core.operations import Get, Range, Txn
-from raftkv.rpc.messages import Failure, Reply, Request, Served, WriteRequest
+from raftkv.rpc.messages import (
+    BatchRequest,
+    Failure,
+    GetRequest,
+    Reply,
+    Request,
+    Served,
+    WriteRequest,
+)
 from raftkv.rpc.web_config import WebConfig
 from raftkv.web.admission import Admission
 from raftkv.web.audit import AUDIT
@@ -43,6 +51,10 @@ _LOG = logging.getLogger("raftkv.web")
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
 _SMALL_BODY_DIGITS = len("9999")
 _READS = frozenset({"GET", "HEAD"})
+RESULT_BYTES = 256
+"""What one of many results of a batch of writes takes in its answer, about."""
+
+_SMALL_ANSWERS = frozenset({"kv_put", "kv_delete"})
 _PROBES = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 
 
@@ -206,8 +218,8 @@ class Lane:
                 ),
                 self._limits,
             )
-            reads = action.role == "read" or (action.label == "txn" and _reads(plan))
-            if reads and self._unread.is_full:
+            is_small = action.label in _SMALL_ANSWERS
+            if not is_small and self._unread.is_full and _may_answer_much(plan):
                 raise _unread()
             if isinstance(plan, Plan):
                 if plan.role is not None:
@@ -329,11 +341,16 @@ def _unread() -> HttpError:
     return HttpError("overloaded", "clients do not read what this worker holds for them")
 
 
-def _reads(plan: Plan | ScanStream) -> bool:
-    """Whether it is a transaction that may have an answer of megabytes."""
-    if not (isinstance(plan, Plan) and isinstance(plan.request, WriteRequest)):
-        return False
-    operation = plan.request.command.operation
+def _may_answer_much(plan: Plan | ScanStream) -> bool:
+    """Whether its answer may have to be held: it reads, or has very many results."""
+    request = plan.request
+    if isinstance(request, BatchRequest):
+        return RESULT_BYTES * len(request.operations) > PIECE_BYTES or any(
+            isinstance(operation, GetRequest) for operation in request.operations
+        )
+    if not isinstance(request, WriteRequest):
+        return True
+    operation = request.command.operation
     return isinstance(operation, Txn) and any(
         isinstance(part, Get | Range) for part in (*operation.then, *operation.otherwise)
     )

@@ -498,6 +498,10 @@ def test_beyond_the_bound_what_transactions_have_read_is_refused_or_waits(
     [refused] = ahead
     assert isinstance(refused, Failure)
     assert (refused.code, refused.definite) == ("busy", True)
+    world.links.let_go(1)
+    again = Call(len(requests), 1000, GetRequest(large), hops=1)
+    world.router.on_call("n2", msgspec.msgpack.encode(again))
+    assert ahead[1:] == [refused], "what waits beyond the bound counts as what it takes"
     world.links.let_go()
     [written] = [answer for answer in answers_to_n2(world) if isinstance(answer, TxnResult)]
     assert [type(result) for result in written.results] == [GetResult, DeleteResult]

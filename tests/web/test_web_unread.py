@@ -251,7 +251,10 @@ def test_a_stream_that_nobody_reads_ends() -> None:
 
 
 def test_a_worker_that_holds_too_much_refuses_reads_and_no_writes() -> None:
-    """Definite, before the engine is asked, until what is held was read."""
+    """Definite, before the engine is asked, until what is held was read.
+
+    A batch of very many writes has an answer that has to be held as well.
+    """
     door = Door(Limits(unread_bytes_max=1))
     value = bytes(4 * PIECE_BYTES)
     door.engine.answer(WriteRequest(Command(Put(b"large", value))), 1.0)
@@ -269,6 +272,11 @@ def test_a_worker_that_holds_too_much_refuses_reads_and_no_writes() -> None:
             txn = b'{"then": [{"op": %b, "key": "other"}]}' % then
             asked = door.ask(Client(), b"/v1/txn", method="POST", body=txn, **JSON)
             assert await asked == status
+        write, read = b'{"op": "delete", "key": "other"}', b'{"op": "get", "key": "other"}'
+        for members, status in (([write], 200), ([write, read], 503), ([write] * 600, 503)):
+            batch = b'{"operations": [%b]}' % b",".join(members)
+            asked = door.ask(Client(), b"/v1/batch", method="POST", body=batch, **JSON)
+            assert await asked == status, members[-1]
         client.resume.set()
         assert await asking == 200
         assert client.body == value
