@@ -343,6 +343,24 @@ def test_a_link_without_room_refuses_and_then_asks_all_in_turn() -> None:
     assert [writer.send(b"x") for _, writer in both] == [True, True]
 
 
+@pytest.mark.parametrize("how", ["ended", "cancelled"])
+def test_who_has_ended_while_the_link_had_no_room_is_not_asked_again(how: str) -> None:
+    """Room is not offered to a call that is over."""
+    link = Link()
+    stream, writer = link.opened()
+    link.has_room = False
+    assert not writer.send(b"x")
+    if how == "ended":
+        writer.end(DONE, SERVED)
+    else:
+        link.asker.cancel(0)
+        link.arrive()
+    assert link.asked.waits_for_room is False
+    link.has_room = True
+    link.asked.made_room()
+    assert stream.rooms == 0
+
+
 def test_an_item_of_more_than_half_a_window_is_a_mistake() -> None:
     """It would wait for credit that never comes; the writer says how large one may be."""
     link = Link()
