@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from raftkv.core.cluster_map import ClusterMap
+from raftkv.engine.peer_wire import CHANNEL_STATUS, Links
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import DECODE_ERRORS
@@ -15,9 +16,6 @@ from raftkv.rpc.messages import Facts, Failure
 from raftkv.rpc.sizes import SMALL_BYTES
 from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, RingShape
 from raftkv.status.merging import events_of, nodes_of, shards_of
-
-CHANNEL_STATUS = 5
-"""(number, facts or None): a question has no facts, an answer does."""
 
 ASK_TIMEOUT_S = 0.7
 """Pages must show within a second what the nodes that answer know."""
@@ -34,17 +32,6 @@ _decode_message = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw]).decode
 _decode_facts = msgspec.msgpack.Decoder(NodeFacts | None).decode
 
 _logger = logging.getLogger(__name__)
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    @property
-    def connected(self) -> frozenset[str]:
-        """Peers that can be sent to."""
-
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Queue a message."""
 
 
 class ClusterStatus:

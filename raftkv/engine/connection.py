@@ -22,15 +22,12 @@ from raftkv.engine.handshake import (
     LinkHello,
     encode_refusal,
 )
-from raftkv.engine.lanes import PIECE_BYTES, BulkLanes, Encode, Pieces
+from raftkv.engine.lanes import PIECE_BYTES, BulkLanes, Pieces
+from raftkv.engine.peer_wire import CHANNEL_CONTROL, Encode
 from raftkv.engine.security import certificate_names
 from raftkv.raft.clock import Clock
 from raftkv.rpc.framing import FrameDecoder, FrameError, FrameWriter
 from raftkv.rpc.sizes import SMALL_BYTES
-
-CHANNEL_CONTROL = 127
-CHANNEL_MAX = 62
-"""Channels 0 to this one are the handler's."""
 
 _BULK = 0x80  # bits of the channel byte
 _CHANNEL = 0x3F

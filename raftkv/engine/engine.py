@@ -18,17 +18,25 @@ from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
-from raftkv.engine.cluster_status import CHANNEL_STATUS, ClusterStatus
+from raftkv.engine.cluster_status import ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.group_host import CHANNEL_RAFT, GroupHost
+from raftkv.engine.group_host import GroupHost
 from raftkv.engine.handshake import LinkHello
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.links import PeerLinks
 from raftkv.engine.map_file import load_map
 from raftkv.engine.network import Network
-from raftkv.engine.router import CHANNEL_CALL, CHANNEL_REPLY, Router
+from raftkv.engine.peer_wire import (
+    CHANNEL_CALL,
+    CHANNEL_LEADERSHIP,
+    CHANNEL_NODE_STATE,
+    CHANNEL_RAFT,
+    CHANNEL_REPLY,
+    CHANNEL_STATUS,
+)
+from raftkv.engine.router import Router
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
 from raftkv.engine.status import LocalStatus
@@ -61,12 +69,6 @@ from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import RecoveredGroup, Wal
 from raftkv.version import __version__
-
-CHANNEL_NODE_STATE = 4
-"""A NodeState, every second and when a link comes or goes."""
-
-CHANNEL_LEADERSHIP = 6
-"""A Placed or Lost, when it happens."""
 
 HANDOVER_S = 2.0
 """How long a stopping node tries to hand its leaderships over."""

@@ -11,12 +11,13 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobRunner, WatchedJobs
+from raftkv.engine.peer_wire import CHANNEL_RAFT, Links
 from raftkv.engine.recent import Leaderships, RecentEvents
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
@@ -25,9 +26,6 @@ from raftkv.raft.host import Event
 from raftkv.raft.windows import PEER_WINDOW_BYTES, PeerWindow
 from raftkv.status.durations import SYNC_BOUNDS_S, DurationCounts
 from raftkv.storage.wal import HousekeepingJob, SyncJob, Wal
-
-CHANNEL_RAFT = 1
-"""A list of envelopes on a peer link."""
 
 BUNDLE_BYTES = 1024 * 1024
 """A bundle this large leaves before the end of the turn."""
@@ -54,13 +52,6 @@ ALARMS = frozenset({"digest_mismatch", "entries_lost"})
 """Events that tell of damage."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    def send(self, peer: str, channel: int, payload: bytes, *, bulk: bool = False) -> bool:
-        """Queue a message; in order, or lost with the link."""
 
 
 class GroupHost:

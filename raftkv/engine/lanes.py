@@ -9,13 +9,11 @@ section 5.2), by totals instead of increments, so that nothing can be counted tw
 """
 
 from collections import deque
-from collections.abc import Callable
+
+from raftkv.engine.peer_wire import Encode
 
 PIECE_BYTES = 64 * 1024
 """Larger messages are cut: an urgent one waits for a piece at most, not for megabytes."""
-
-Encode = Callable[[], bytes | None]
-"""Makes the message when it leaves; None if nobody wants it any more."""
 
 
 class _Lane:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from raftkv.engine.config import Address
-from raftkv.engine.connection import CHANNEL_MAX, Connection, LinkLimits
+from raftkv.engine.connection import Connection, LinkLimits
 from raftkv.engine.handshake import (
     NONCE_BYTES,
     Acceptor,
@@ -21,8 +21,8 @@ from raftkv.engine.handshake import (
     HandshakeError,
     LinkHello,
 )
-from raftkv.engine.lanes import Encode
 from raftkv.engine.network import Listener, Network, TcpNetwork
+from raftkv.engine.peer_wire import CHANNEL_MAX, Encode
 from raftkv.engine.security import LinkSecurity, check_addresses
 from raftkv.raft.clock import Clock, SystemClock
 

@@ -13,10 +13,10 @@ there.
 """
 
 import asyncio
+import operator
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
@@ -25,14 +25,15 @@ from raftkv.core.operations import Refused, Txn, is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
 from raftkv.engine.gather import BatchGather, ScanGather
-from raftkv.engine.lanes import Encode
 from raftkv.engine.local_service import LocalService
 from raftkv.engine.partitioning import shard_of
+from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY, Links
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write, link_busy
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
 from raftkv.raft.reads import Voucher
+from raftkv.rpc.calls import LinkCalls
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -48,9 +49,6 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.sizes import request_bytes, response_bytes, without_values
-
-CHANNEL_CALL = 2
-CHANNEL_REPLY = 3
 
 FOR_WANT_OF_ROOM = ("table_full", "share_full")
 """Reasons of a shard that remembers too many idempotency keys, of all or of this client."""
@@ -86,24 +84,6 @@ RETRY_S = 0.02
 """How long a request waits for a leader to be found before it looks again."""
 
 SLOW_S = 0.5
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    def is_connected(self, peer: str) -> bool:
-        """Whether ``peer`` can be sent to."""
-
-    def lag_s(self, peer: str) -> float:
-        """At most so many seconds ago was sent what comes from ``peer`` now."""
-
-    def send_small(self, peer: str, channel: int, payload: bytes) -> bool:
-        """Queue a small message; False: no link, or so much waits that it should be offered."""
-
-    def offer(
-        self, peer: str, channel: int, size_bytes: int, encode: Encode, *, bytes_max: int
-    ) -> bool:
-        """Let a message wait until the peer has room; False: no link, or ``bytes_max`` wait."""
 
 
 class Router:
@@ -148,9 +128,8 @@ class Router:
         self._deadlines = Deadlines(clock, loop, self._expired)
         self._homeless: dict[Pending, None] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
-        self._forwarded: dict[int, tuple[str, Pending]] = {}
+        self._calls: dict[str, LinkCalls[Pending]] = {}  # by peer; those of its present link
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
-        self._links_lost: dict[str, int] = {}  # peer -> how often; which of its links this is
         self._limits = LinkLimits() if limits is None else limits
         self._hints: dict[int, str] = {}  # shard that nobody leads here -> who led it last
         self._detour_from: dict[int, float] = {}  # shard -> when to ask another replica again
@@ -161,7 +140,7 @@ class Router:
     @property
     def in_flight(self) -> int:
         """Requests forwarded or waiting for a leader."""
-        return len(self._forwarded) + len(self._homeless)
+        return sum(len(calls.asked) for calls in self._calls.values()) + len(self._homeless)
 
     # --- entrances ----------------------------------------------------------------------------
 
@@ -179,10 +158,10 @@ class Router:
         """Take a call that another node forwards; its answer goes over the same link or nowhere."""
         call = self._decode_call(payload)
         call_id = call.id
-        link = self._links_lost.get(peer, 0)
+        calls = self._calls_of(peer)
 
         def answer(response: Response, served: Served) -> None:
-            if self._links_lost.get(peer, 0) != link:
+            if calls.is_lost:
                 return  # who asked knows that this link is lost, and waits for nothing
             if response_bytes(response) <= self._limits.small_bytes:
                 payload = self._encode(Reply(call_id, response, served, self.map.epoch))
@@ -230,10 +209,9 @@ class Router:
         Those forwarded over earlier links were given up when these were lost.
         """
         reply = self._decode_reply(payload)
-        expected, pending = self._forwarded.get(reply.id, (None, None))
-        if pending is None or expected != peer:
+        pending = self._calls_of(peer).asked.pop(reply.id, None)
+        if pending is None:
             return  # it ran out of time here
-        del self._forwarded[reply.id]
         response = reply.response
         if isinstance(response, Failure) and response.definite and response.code in ELSEWHERE:
             pending.sent = False
@@ -255,10 +233,10 @@ class Router:
         Whatever was forwarded over it may or may not have arrived, and what came over it is not
         answered any more.
         """
-        self._links_lost[peer] = self._links_lost.get(peer, 0) + 1
-        lost = [(i, pending) for i, (to, pending) in self._forwarded.items() if to == peer]
-        for call_id, pending in lost:
-            del self._forwarded[call_id]
+        calls = self._calls.pop(peer, None)
+        if calls is None:
+            return
+        for _, pending in calls.lose():
             if not pending.sent or pending.lost():
                 self._wait(pending)
             else:
@@ -275,9 +253,12 @@ class Router:
         self._deadlines.close()
         if self._retry_timer is not None:
             self._retry_timer.cancel()
-        waiting = [*self._homeless, *(pending for _, pending in self._forwarded.values())]
+        asked = [call for calls in self._calls.values() for call in calls.asked.items()]
+        forwarded = [pending for _, pending in sorted(asked, key=_number_of)]
+        waiting = [*self._homeless, *forwarded]
         self._homeless.clear()
-        self._forwarded.clear()
+        for calls in self._calls.values():  # their links are up: others are still answered
+            calls.asked.clear()
         for pending in waiting:
             pending.finish(pending.timed_out(), self._me(pending.shard))
 
@@ -398,18 +379,19 @@ class Router:
             self._offer_call(pending, target)
             return
         pending.sent = True
-        self._forwarded[self._next_id] = (target, pending)
+        self._calls_of(target).asked[self._next_id] = pending
 
     def _offer_call(self, pending: Pending, target: str) -> None:
         """Forward when the link has room for it; until then nothing of it has left."""
         self._next_id += 1
         call_id = self._next_id
+        asked = self._calls_of(target).asked
 
         def encode() -> bytes | None:
             pending.link = None
             remaining_ms = int((pending.deadline - self._clock.monotonic()) * 1000)
             if pending.answered or remaining_ms <= 0:
-                self._forwarded.pop(call_id, None)
+                asked.pop(call_id, None)
                 return None
             pending.sent = True
             group = self._groups.get(self.map.group_ids[pending.shard])
@@ -426,12 +408,12 @@ class Router:
             )
 
         size_bytes = max(1, request_bytes(pending.request))
-        self._forwarded[call_id] = (target, pending)
+        asked[call_id] = pending
         pending.link = target
         if not self._links.offer(
             target, CHANNEL_CALL, size_bytes, encode, bytes_max=self._limits.calls_waiting_bytes_max
         ):
-            del self._forwarded[call_id]
+            del asked[call_id]
             pending.link = None
             if self._links.is_connected(target):
                 self._finish(pending, link_busy(target), self._me(pending.shard))
@@ -478,6 +460,13 @@ class Router:
         group = self._groups.get(self.map.group_ids[pending.shard]) if here else None
         self.slow.note(pending, group, response, served)
 
+    def _calls_of(self, peer: str) -> LinkCalls[Pending]:
+        """Return the calls of the link to ``peer`` that is up, or comes up next."""
+        calls = self._calls.get(peer)
+        if calls is None:
+            calls = self._calls[peer] = LinkCalls()
+        return calls
+
     def _me(self, shard: int | None) -> Served:
         return Served(self._node, shard)
 
@@ -495,6 +484,9 @@ class Router:
         for result in results:
             if isinstance(result, Refused) and result.reason in FOR_WANT_OF_ROOM:
                 self.refused[result.reason] += 1
+
+
+_number_of = operator.itemgetter(0)
 
 
 def _is_stale(request: Request) -> bool:

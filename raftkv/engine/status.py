@@ -5,7 +5,6 @@ import resource
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -15,6 +14,7 @@ from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.engine.agreement import Agreement
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
+from raftkv.engine.peer_wire import Links
 from raftkv.engine.recent import CommitTrail
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
@@ -42,27 +42,6 @@ from raftkv.version import __version__
 
 REFUSED_AGAIN_S = 10.0
 """Refused requests become an event this often at most, with how many they were."""
-
-
-class Links(Protocol):
-    """What is needed of the peer links."""
-
-    @property
-    def connected(self) -> frozenset[str]:
-        """Peers that can be sent to."""
-
-    def round_trip_s(self, peer: str) -> float | None:
-        """Smoothed round trip time."""
-
-    def refusal(self, peer: str) -> str | None:
-        """Why the last handshake with the peer failed; None if it did not."""
-
-    @property
-    def refusals(self) -> Mapping[str, str]:
-        """The same of all peers, and of proven nodes that are not in the map."""
-
-    def changed_us(self, peer: str) -> int | None:
-        """When the link came up or was lost, in microseconds of wall clock; None if neither."""
 
 
 class LocalStatus:

@@ -24,6 +24,7 @@ import msgspec
 from raftkv.engine.config import Address, NodeConfig
 from raftkv.engine.patience import Patience
 from raftkv.interpreter import PYTHON_M
+from raftkv.rpc.web_config import Limits, TokenHash, WebConfig
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -114,47 +115,40 @@ def _cursor_key(config: NodeConfig) -> str:
 
 def web_config(
     config: NodeConfig, *, worker: int, listen_fd: int, engine_socket: str, engine_token: str
-) -> dict[str, Any]:
-    """What one worker is told: the members of ``raftkv.web.config.WebConfig``.
-
-    A plain dictionary, as the engine does not import the front end.
-    """
+) -> WebConfig:
+    """What one worker is told."""
     http = config.http
-    return {
-        "node_name": config.node.name,
-        "log_format": config.log.format,
-        "log_level": config.log.level,
-        "slow_request_ms": config.log.slow_request_ms,
-        "data_dir": config.node.data_dir,
-        "engine_socket": engine_socket,
-        "engine_token": engine_token,
-        "cursor_key": _cursor_key(config),
-        "worker": worker,
-        "host": config.http_listen.host,
-        "port": config.http_listen.port,
-        "listen_fd": listen_fd,
-        "hosts": config.http_hosts,
-        "tls_cert": http.tls_cert,
-        "tls_key": http.tls_key,
-        "certificates": {
-            name: path
-            for name, path in (
-                ("http", http.tls_cert),
-                ("peer", config.security.peer_cert),
-                ("ca", config.security.peer_ca),
-            )
-            if path is not None
-        },
-        "tokens": [
-            {"sha256": token.sha256, "role": token.role, "name": token.name}
-            for token in config.security.tokens
-        ],
-        "limits": {
-            "value_bytes_max": http.max_value_bytes,
-            # Each worker takes its share, rounded up: the kernel does not deal them out evenly.
-            "connections_max": -(-http.max_connections // http.workers),
-        },
+    files = {
+        "http": http.tls_cert,
+        "peer": config.security.peer_cert,
+        "ca": config.security.peer_ca,
     }
+    return WebConfig(
+        node_name=config.node.name,
+        log_format=config.log.format,
+        log_level=config.log.level,
+        slow_request_ms=config.log.slow_request_ms,
+        data_dir=config.node.data_dir,
+        engine_socket=engine_socket,
+        engine_token=engine_token,
+        cursor_key=_cursor_key(config),
+        worker=worker,
+        host=config.http_listen.host,
+        port=config.http_listen.port,
+        listen_fd=listen_fd,
+        hosts=config.http_hosts,
+        tls_cert=http.tls_cert,
+        tls_key=http.tls_key,
+        certificates={name: path for name, path in files.items() if path is not None},
+        tokens=tuple(
+            TokenHash(token.sha256, token.role, token.name) for token in config.security.tokens
+        ),
+        limits=Limits(
+            value_bytes_max=http.max_value_bytes,
+            # Each worker takes its share, rounded up: the kernel does not deal them out evenly.
+            connections_max=-(-http.max_connections // http.workers),
+        ),
+    )
 
 
 def _see_what_it_raised(watcher: "asyncio.Task[None]") -> None:

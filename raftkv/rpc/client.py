@@ -10,21 +10,27 @@ its end goes nowhere. The connection is never made again behind the caller's bac
 import asyncio
 import contextlib
 import logging
+import math
 import socket
-import threading
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import msgspec
-import uvloop
 
-from raftkv.core.operations import Command
+from raftkv.rpc.calls import OPEN_MAX, LinkCalls
 from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.items import (
+    WINDOW_BYTES,
+    CallError,
+    ItemMessage,
+    ItemReader,
+    decode_item_message,
+)
 from raftkv.rpc.local import (
     CHANNEL_CALL,
     CHANNEL_HELLO,
+    CHANNEL_ITEMS,
     HELLO_BYTES_MAX,
     IN_FLIGHT_MAX,
     PAYLOAD_BYTES_MAX,
@@ -34,18 +40,9 @@ from raftkv.rpc.local import (
     Welcome,
     socket_address,
 )
-from raftkv.rpc.messages import (
-    BatchRequest,
-    Failure,
-    FailureCode,
-    Reply,
-    Request,
-    Served,
-    TransferRequest,
-    WriteRequest,
-)
+from raftkv.rpc.messages import Failure, FailureCode, Reply, Request, Served, may_write
 
-__all__ = ["EngineClient", "EngineUnavailableError", "SyncEngineClient", "may_write"]
+__all__ = ["EngineClient", "EngineUnavailableError", "Items"]
 
 GRACE_S = 0.25
 """How much longer than the engine the client waits: the engine's own answer says more."""
@@ -55,6 +52,7 @@ _CONNECT_RETRY_S = 0.01
 _WAITING_BYTES_MAX = 64 * 1024 * 1024
 _REMAINING_MS_MAX = 600_000
 _BUSY_RETRY_AFTER_MS = 100
+_OPEN_BYTES = 16
 
 _logger = logging.getLogger(__name__)
 
@@ -69,11 +67,33 @@ class _Pending(NamedTuple):
     deadline: float
 
 
-def may_write(request: Request) -> bool:
-    """Tell whether losing the answer to ``request`` leaves its outcome unknown."""
-    if isinstance(request, BatchRequest):
-        return any(isinstance(operation, Command) for operation in request.operations)
-    return isinstance(request, WriteRequest | TransferRequest)
+class Items:
+    """The items of one call, in order; ``async for`` ends behind the last one."""
+
+    def __init__(self, final: asyncio.Future[Reply]) -> None:
+        self._final = final
+        self.reader: ItemReader | None = None
+        self.changed = asyncio.Event()
+        """Set when an item has come, or the end."""
+        final.add_done_callback(lambda _: self.changed.set())
+
+    @property
+    def reply(self) -> Reply:
+        """The final reply, a :class:`Failure` if need be; known behind the last item."""
+        return self._final.result()
+
+    def __aiter__(self) -> "Items":
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            payload = None if self.reader is None else self.reader.take()
+            if payload is not None:
+                return payload
+            if self._final.done():
+                raise StopAsyncIteration
+            self.changed.clear()
+            await self.changed.wait()
 
 
 class EngineClient:
@@ -90,8 +110,8 @@ class EngineClient:
         self._served = Served(node=welcome.node)
         self._in_flight_max = welcome.in_flight_max
         self._payload_bytes_max = welcome.payload_bytes_max
-        self._pending: dict[int, _Pending] = {}
-        self._next_id = self._writer.frames_flushed + 1  # an id is its frame's number
+        self._calls: LinkCalls[_Pending] = LinkCalls(self._send_about_items)
+        self._pending = self._calls.asked
         self._sweeper: asyncio.TimerHandle | None = None
         self.node = welcome.node
         self.closed = asyncio.Event()
@@ -171,7 +191,7 @@ class EngineClient:
             return self._failed("busy", "too many requests wait for the engine", definite=True)
         now = self._loop.time()
         call = LocalCall(
-            id=self._next_id,
+            id=self._writer.frames_queued + 1,  # an id is its frame's number
             remaining_ms=min(max(int(timeout_s * 1000), 0), _REMAINING_MS_MAX),
             request=request,
             request_id=request_id,
@@ -180,7 +200,6 @@ class EngineClient:
         payload = self._encode(call)
         if len(payload) > self._payload_bytes_max:
             return self._failed("too_large", "larger than a request may be", definite=True)
-        self._next_id += 1
         future: asyncio.Future[Reply] = self._loop.create_future()
         deadline = now + timeout_s + GRACE_S
         self._pending[call.id] = _Pending(future, may_write(request), deadline)
@@ -191,6 +210,52 @@ class EngineClient:
             return await future
         finally:
             self._pending.pop(call.id, None)
+
+    @contextlib.contextmanager
+    def items(
+        self,
+        request: Request,
+        timeout_s: float = _REMAINING_MS_MAX / 1000,
+        request_id: str = "",
+        *,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> Iterator["Items"]:
+        """Ask for items; leaving the block cancels the call if it has not ended.
+
+        ``timeout_s`` is what the engine is told. This side waits for as long as it is asked to.
+        """
+        final: asyncio.Future[Reply] = self._loop.create_future()
+        items = Items(final)
+        call = LocalCall(
+            id=self._writer.frames_queued + 1,
+            remaining_ms=min(max(int(timeout_s * 1000), 0), _REMAINING_MS_MAX),
+            request=request,
+            request_id=request_id,
+            sent_s=self._loop.time(),
+        )
+        refused = self._refused(call)
+        if refused is None:
+            waiting = _Pending(final, may_write(request), math.inf)
+            items.reader = self._calls.open(call, window_bytes, waiting, items.changed.set)
+        else:
+            final.set_result(refused)
+        try:
+            yield items
+        finally:
+            self._calls.cancel(call.id)
+
+    def _refused(self, call: LocalCall) -> Reply | None:
+        """Answer a call with items that is not even sent."""
+        if self.closed.is_set():
+            return self._failed("unavailable", "the engine is gone", definite=True)
+        if self._calls.reading >= OPEN_MAX:
+            return self._failed("busy", "too many calls with items are open", definite=True)
+        if len(self._encode(call)) + _OPEN_BYTES > self._payload_bytes_max:
+            return self._failed("too_large", "larger than a request may be", definite=True)
+        return None
+
+    def _send_about_items(self, message: ItemMessage) -> None:
+        self._writer.send(CHANNEL_ITEMS, self._encode(message))
 
     async def close(self) -> None:
         """Close the connection; calls in flight get their answer as if it had been lost."""
@@ -203,13 +268,20 @@ class EngineClient:
         if pending is not None and not pending.future.done():
             pending.future.set_result(reply)
 
+    def deliver_about_items(self, message: ItemMessage) -> None:
+        """Hand an item to its call, or the final reply behind the items."""
+        answered = self._calls.take(message)
+        if answered is not None:
+            pending, reply = answered
+            if not pending.future.done():
+                pending.future.set_result(reply)
+
     def connection_lost(self) -> None:
         """Answer every call in flight truthfully."""
         self.closed.set()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        pending, self._pending = self._pending, {}
-        for call_id, call in pending.items():
+        for call_id, call in self._calls.lose():
             if call.future.done():
                 continue
             if call.writes and call_id <= self._writer.frames_flushed:
@@ -280,9 +352,11 @@ class _ClientProtocol(asyncio.BufferedProtocol):
             for channel, payload in self._decoder.frames():
                 if channel == CHANNEL_CALL and self.client is not None:
                     self.client.deliver(self._decode(payload))
+                elif channel == CHANNEL_ITEMS and self.client is not None:
+                    self.client.deliver_about_items(decode_item_message(payload))
                 else:
                     self._take_welcome(channel, payload)
-        except (FrameError, *DECODE_ERRORS) as error:
+        except (CallError, FrameError, *DECODE_ERRORS) as error:
             _logger.error("the engine sent what is not an answer: %s", error)  # noqa: TRY400 - no bug of ours
             self.abort()
 
@@ -313,76 +387,3 @@ class _ClientProtocol(asyncio.BufferedProtocol):
             raise FrameError(f"speaks protocol {welcome.protocol}, this is {PROTOCOL_VERSION}")
         self._decoder.payload_bytes_max = PAYLOAD_BYTES_MAX
         self.welcomed.set_result(welcome)
-
-
-class SyncEngineClient:
-    """The same calls for threads: the Flask application alone under any WSGI server.
-
-    A background thread runs the loop. It is started by the first call, not by the constructor,
-    because WSGI servers fork after importing the application. A lost connection is made again by
-    the next call: here nobody ends the process with its engine.
-
-    ``_lock`` guards starting the loop, connecting and closing.
-    """
-
-    def __init__(self, path: Path, token: bytes, *, timeout_s: float = 5.0) -> None:
-        self._path = path
-        self._token = token
-        self._connect_timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._client: EngineClient | None = None
-        self._node = ""
-
-    def call(self, request: Request, timeout_s: float, request_id: str = "") -> Reply:
-        """Ask the engine and wait; as :meth:`EngineClient.call`."""
-        started = time.monotonic()
-        try:
-            loop, client = self._connected()
-        except EngineUnavailableError as error:
-            failure = Failure("unavailable", str(error), definite=True)
-            return Reply(id=0, response=failure, served=Served(node=self._node))
-        left_s = max(timeout_s - (time.monotonic() - started), 0.0)
-        return asyncio.run_coroutine_threadsafe(
-            client.call(request, left_s, request_id), loop
-        ).result()
-
-    def close(self) -> None:
-        """Close the connection and end the thread; a later call starts anew."""
-        with self._lock:
-            loop, thread, client = self._loop, self._thread, self._client
-            self._loop = self._thread = self._client = None
-        if loop is None or thread is None:
-            return
-        if client is not None:
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-    def _connected(self) -> tuple[asyncio.AbstractEventLoop, EngineClient]:
-        loop, client = self._loop, self._client
-        if loop is not None and client is not None and not client.closed.is_set():
-            return loop, client
-        with self._lock:
-            if self._loop is None:
-                self._start_loop()
-            assert self._loop is not None  # noqa: S101 - just started
-            if self._client is None or self._client.closed.is_set():
-                connecting = EngineClient.connect(
-                    self._path, self._token, timeout_s=self._connect_timeout_s
-                )
-                self._client = asyncio.run_coroutine_threadsafe(connecting, self._loop).result()
-                self._node = self._client.node
-            return self._loop, self._client
-
-    def _start_loop(self) -> None:
-        loop = uvloop.new_event_loop()
-
-        def run() -> None:
-            with contextlib.closing(loop):
-                loop.run_forever()
-
-        self._loop = loop
-        self._thread = threading.Thread(target=run, name="engine-client", daemon=True)
-        self._thread.start()

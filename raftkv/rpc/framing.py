@@ -30,11 +30,6 @@ class FrameError(Exception):
     """The peer sent what cannot be a frame; nothing after it can be understood."""
 
 
-def encode_frame(channel: int, payload: bytes) -> bytes:
-    """Return one whole frame."""
-    return _header.pack(len(payload) + 1, channel) + payload
-
-
 class FrameDecoder:
     """Cuts a stream into frames; made for :class:`asyncio.BufferedProtocol`.
 
@@ -120,18 +115,18 @@ class FrameWriter:
     """Collects the frames of one loop turn and writes them with one system call.
 
     While ``paused`` nothing is handed to the transport; whoever pauses bounds ``waiting_bytes``.
-    ``frames_flushed`` counts the frames handed to the transport: a later one has certainly not
-    been sent.
+    ``frames_queued`` counts all frames, ``frames_flushed`` those handed to the transport: a later
+    one has certainly not been sent.
     """
 
     __slots__ = (
-        "_frames_queued",
         "_loop",
         "_parts",
         "_paused",
         "_scheduled",
         "_transport",
         "frames_flushed",
+        "frames_queued",
         "waiting_bytes",
     )
 
@@ -141,7 +136,7 @@ class FrameWriter:
         self._parts: list[bytes | memoryview] = []
         self._scheduled = False
         self._paused = False
-        self._frames_queued = 0
+        self.frames_queued = 0
         self.frames_flushed = 0
         self.waiting_bytes = 0
 
@@ -149,7 +144,7 @@ class FrameWriter:
         """Queue one frame for the end of this loop turn."""
         size = len(payload)
         self._parts += (_header.pack(size + 1, channel), payload)
-        self._frames_queued += 1
+        self.frames_queued += 1
         self.waiting_bytes += size + HEADER_BYTES
         if not self._scheduled:
             self._scheduled = True
@@ -161,7 +156,7 @@ class FrameWriter:
             return
         parts, self._parts = self._parts, []
         waiting_bytes, self.waiting_bytes = self.waiting_bytes, 0
-        self.frames_flushed = self._frames_queued
+        self.frames_flushed = self.frames_queued
         if self._transport.is_closing():
             return
         if waiting_bytes <= _JOIN_BYTES_MAX:

@@ -15,6 +15,8 @@ PROTOCOL_VERSION = 3
 
 CHANNEL_HELLO = 0
 CHANNEL_CALL = 1
+CHANNEL_ITEMS = 2
+"""Calls with items, and what is said of them (:mod:`raftkv.rpc.items`)."""
 
 HELLO_BYTES_MAX = 4096
 """Largest frame before the token was seen."""

@@ -149,6 +149,13 @@ Request = (
 )
 
 
+def may_write(request: Request) -> bool:
+    """Tell whether losing the answer to ``request`` leaves its outcome unknown."""
+    if isinstance(request, BatchRequest):
+        return any(isinstance(operation, Command) for operation in request.operations)
+    return isinstance(request, WriteRequest | TransferRequest)
+
+
 class Call(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """A request on a pipelined connection. ``remaining_ms``: give up after this long.
 

@@ -16,14 +16,17 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Never, cast
 
 import msgspec
 
+from raftkv.rpc.calls import ItemHandler, LinkCalls
 from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
+from raftkv.rpc.items import CallError, End, ItemMessage, ItemWriter, decode_item_message
 from raftkv.rpc.local import (
     CHANNEL_CALL,
     CHANNEL_HELLO,
+    CHANNEL_ITEMS,
     HELLO_BYTES_MAX,
     IN_FLIGHT_MAX,
     PAYLOAD_BYTES_MAX,
@@ -74,6 +77,7 @@ class LocalServer:
         handler: Handler,
         *,
         node: str,
+        item_handler: ItemHandler | None = None,
         in_flight_max: int = IN_FLIGHT_MAX,
         payload_bytes_max: int = PAYLOAD_BYTES_MAX,
     ) -> None:
@@ -82,6 +86,7 @@ class LocalServer:
         self.path = path
         self.token = token
         self.handler = handler
+        self.item_handler = item_handler
         self.node = node
         self.in_flight_max = in_flight_max
         self.payload_bytes_max = payload_bytes_max
@@ -127,7 +132,7 @@ class LocalServer:
     @property
     def in_flight(self) -> int:
         """Calls of all connections that wait for their reply, or whose reply waits."""
-        return sum(len(each.in_flight) + len(each.waiting) for each in self.connections)
+        return sum(len(each.calls.to_answer) + len(each.waiting) for each in self.connections)
 
     def add(self, connection: "_Connection") -> None:
         """Count a connection, authenticated or not."""
@@ -205,7 +210,12 @@ class _Connection(asyncio.BufferedProtocol):
         self.waiting: deque[tuple[int, Reply]] = deque()  # large replies, with their sizes
         self._waiting_bytes = 0
         self._drain_scheduled = False
-        self.in_flight: set[int] = set()
+        self.calls: LinkCalls[Never] = LinkCalls(
+            self._send_about_items,
+            has_room=self._has_room_for_items,
+            take_call=self._take_call_for_items,
+        )
+        self._to_answer = self.calls.to_answer
 
     # --- asyncio ---------------------------------------------------------------------------
 
@@ -239,8 +249,8 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._cancel_deadline()
         self._server.remove(self)
-        self.in_flight.clear()
         self.waiting.clear()
+        self.calls.lose()
 
     # --- calls and replies -----------------------------------------------------------------
 
@@ -249,7 +259,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         try:
-            self.in_flight.remove(reply.id)
+            self._to_answer.remove(reply.id)
         except KeyError:
             _logger.exception("call %d was answered twice", reply.id)
             return
@@ -289,7 +299,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._schedule_drain()
 
     def _schedule_drain(self) -> None:
-        if self.waiting and self._writable and not self._drain_scheduled:
+        if self._writable and not self._drain_scheduled and self._something_waits():
             self._drain_scheduled = True
             self._loop.call_soon(self._drain)
 
@@ -301,7 +311,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiting_bytes -= size
             self._send(reply)
         if not self._transport.is_closing():
+            self.calls.made_room()
             self._schedule_drain()
+
+    def _something_waits(self) -> bool:
+        return bool(self.waiting) or self.calls.waits_for_room
 
     def close(self) -> None:
         while self.waiting:
@@ -319,11 +333,13 @@ class _Connection(asyncio.BufferedProtocol):
                     self._take_hello(channel, payload)
                 elif channel == CHANNEL_CALL:
                     self._take_call(self._decode(payload))
+                elif channel == CHANNEL_ITEMS:
+                    self.calls.take(decode_item_message(payload))
                 else:
                     raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 - one place closes
                 if self._transport.is_closing() or not self._may_read():
                     break
-        except (FrameError, *DECODE_ERRORS) as error:
+        except (CallError, FrameError, *DECODE_ERRORS) as error:
             self._refuse(f"malformed: {error}")
         self._pace()
 
@@ -349,9 +365,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._writer.send(CHANNEL_HELLO, msgspec.msgpack.encode(welcome))
 
     def _take_call(self, call: LocalCall) -> None:
-        if call.id in self.in_flight:
-            raise FrameError(f"two calls under the id {call.id}")
-        self.in_flight.add(call.id)
+        self.calls.begin(call.id)
         if call.sent_s is not None and self._loop.time() - call.sent_s > _WAITED_S:
             waited_ms = int((self._loop.time() - call.sent_s) * 1000)
             if waited_ms >= call.remaining_ms:
@@ -364,8 +378,46 @@ class _Connection(asyncio.BufferedProtocol):
             self._server.handler(call, self._respond)
         except Exception:
             _logger.exception("a %s failed", type(call.request).__name__)
-            if call.id in self.in_flight:
+            if call.id in self._to_answer:
                 self.respond(Reply(call.id, _a_bug(), Served(node=self._server.node)))
+
+    # --- items -----------------------------------------------------------------------------
+
+    def _send_about_items(self, message: ItemMessage) -> None:
+        if self._transport.is_closing():
+            return
+        try:
+            payload = self._encode(message)
+            if isinstance(message, End) and len(payload) > self._server.payload_bytes_max:
+                payload = self._encode(End(message.items, self._too_large(message.reply)))
+        except Exception:
+            if not isinstance(message, End):
+                raise
+            _logger.exception("the answer to call %d cannot be encoded", message.reply.id)
+            bug = Reply(message.reply.id, _a_bug(), Served(node=self._server.node))
+            payload = self._encode(End(message.items, bug))
+        self._writer.send(CHANNEL_ITEMS, payload)
+
+    def _has_room_for_items(self) -> bool:
+        """Whether items may be sent; who is refused is asked again when there is room."""
+        if self._has_room():
+            return True
+        if self._writable and not self._drain_scheduled:
+            self._drain_scheduled = True
+            self._loop.call_soon(self._drain)
+        return False
+
+    def _take_call_for_items(self, call: Call, writer: ItemWriter) -> None:
+        served = Served(node=self._server.node)
+        if self._server.item_handler is None:
+            none = Failure("invalid", "nothing is answered with items here", definite=True)
+            writer.end(none, served)
+            return
+        try:
+            self._server.item_handler(call, writer)
+        except Exception:
+            _logger.exception("a %s failed", type(call.request).__name__)
+            writer.end(_a_bug(), served)
 
     def _too_large(self, reply: Reply) -> Reply:
         """Say so, and not that nothing was done: the reply may be a write's."""
@@ -377,7 +429,7 @@ class _Connection(asyncio.BufferedProtocol):
     # --- pace ------------------------------------------------------------------------------
 
     def _may_read(self) -> bool:
-        return self._writable and len(self.in_flight) < self._server.in_flight_max
+        return self._writable and len(self._to_answer) < self._server.in_flight_max
 
     def _pace(self) -> None:
         """Stop or go on reading. Frames already read are taken before new ones are."""

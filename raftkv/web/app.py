@@ -12,8 +12,8 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter, IntegerConverter
 
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.auth import Authenticator
-from raftkv.web.config import WebConfig
 from raftkv.web.cursors import Cursors
 from raftkv.web.engine import SyncEngine
 from raftkv.web.guard import RequestGuard, always_headers

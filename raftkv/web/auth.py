@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-from raftkv.web.config import Role, TokenHash
+from raftkv.rpc.web_config import Role, TokenHash
 from raftkv.web.problems import HttpError
 
 _RANKS: dict[Role, int] = {"read": 1, "write": 2, "admin": 3}

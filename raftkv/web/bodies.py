@@ -24,8 +24,8 @@ from raftkv.core.operations import (
     TxnPart,
 )
 from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
+from raftkv.rpc.web_config import Limits
 from raftkv.web import misfits
-from raftkv.web.config import Limits
 from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError, invalid

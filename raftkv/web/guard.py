@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.exchange import Header
 from raftkv.web.problems import HttpError
 

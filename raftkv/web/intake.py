@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from raftkv.web.config import BodyLimit
+from raftkv.web.limits import BodyLimit
 from raftkv.web.problems import HttpError
 from raftkv.web.routes import too_large
 

@@ -23,16 +23,17 @@ from raftkv.rpc.messages import (
     Served,
     WriteRequest,
 )
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.admission import Admission
 from raftkv.web.audit import AUDIT
 from raftkv.web.auth import AccessError, Authenticator
-from raftkv.web.config import BodyLimit, WebConfig
 from raftkv.web.cursors import Cursors
 from raftkv.web.encoding import percent_decode
 from raftkv.web.engine import Engine
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
 from raftkv.web.guard import RequestGuard, always_headers
 from raftkv.web.intake import BodyIntake, Receive
+from raftkv.web.limits import BodyLimit
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.mounted import MountedApplication
 from raftkv.web.problems import HttpError

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 
 _LOG = logging.getLogger(__name__)
 

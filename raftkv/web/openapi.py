@@ -8,8 +8,9 @@ from typing import Any
 
 from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
 from raftkv.rpc.messages import PINNED_S_MAX
+from raftkv.rpc.web_config import Limits
 from raftkv.version import __version__
-from raftkv.web.config import OPERATOR_TIMEOUT_MS, Limits
+from raftkv.web.limits import OPERATOR_TIMEOUT_MS
 from raftkv.web.problems import KINDS
 from raftkv.web.requests import SEQUENCE_MAX
 

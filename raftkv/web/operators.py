@@ -17,6 +17,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.rpc.web_config import Role
 from raftkv.status.facts import (
     ClusterFacts,
     Event,
@@ -29,8 +30,8 @@ from raftkv.status.facts import (
 )
 from raftkv.status.health import health_of
 from raftkv.status.ring import ring_facts
-from raftkv.web.config import OPERATOR_TIMEOUT_MS, BodyLimit, Role
 from raftkv.web.encoding import check_key, parse_query
+from raftkv.web.limits import OPERATOR_TIMEOUT_MS, BodyLimit
 from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
 from raftkv.web.openapi import openapi_document
 from raftkv.web.problems import HttpError, invalid

@@ -24,6 +24,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
+from raftkv.rpc.web_config import Role, WebConfig
 from raftkv.status import quantities, views
 from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, alone
 from raftkv.status.health import health_of
@@ -31,9 +32,9 @@ from raftkv.status.merging import EVENTS_SHOWN
 from raftkv.status.ring import ring_facts
 from raftkv.version import __version__
 from raftkv.web import ring_picture
-from raftkv.web.config import BodyLimit, Role, WebConfig
 from raftkv.web.csrf import COOKIE, FormGuard
 from raftkv.web.encoding import check_key, parse_query
+from raftkv.web.limits import BodyLimit
 from raftkv.web.problems import HttpError
 from raftkv.web.shared_facts import Shared
 from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body, to_flask

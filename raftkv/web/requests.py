@@ -28,7 +28,7 @@ from raftkv.rpc.messages import (
     Served,
     WriteRequest,
 )
-from raftkv.web.config import Limits, Role
+from raftkv.rpc.web_config import Limits, Role
 from raftkv.web.cursors import Cursors
 from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import Header, HttpRequest, HttpResponse

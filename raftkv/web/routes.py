@@ -8,10 +8,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from raftkv.rpc.web_config import Limits, Role
 from raftkv.web.bodies import parse_batch, parse_txn
-from raftkv.web.config import BodyLimit, Limits, Role, value_limit, values_limit
 from raftkv.web.cursors import Cursors
 from raftkv.web.exchange import HttpRequest
+from raftkv.web.limits import BodyLimit, value_limit, values_limit
 from raftkv.web.problems import HttpError
 from raftkv.web.requests import (
     Plan,

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import uvloop
 
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.worker import HttpServer
 
 _HANDSHAKE_S = 10.0

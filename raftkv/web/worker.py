@@ -1,6 +1,6 @@
 """The HTTP worker process: ``python -m raftkv.web.worker``.
 
-It reads its settings (:class:`~raftkv.web.config.WebConfig`, JSON) from standard input or from
+It reads its settings (:class:`~raftkv.rpc.web_config.WebConfig`, JSON) from standard input or from
 the descriptor that ``RAFTKV_WEB_CONFIG_FD`` names, connects to its engine, and serves HTTP with
 Granian inside this process. It belongs to its engine: SIGTERM lets it finish what is in flight,
 the end of the engine's socket ends it at once, and the kernel kills it with its parent, so that
@@ -31,8 +31,8 @@ from granian.server.embed import Server
 from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.rpc.process import open_standard_streams, raise_file_limit, resident_bytes
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.audit import AUDIT
-from raftkv.web.config import WebConfig
 from raftkv.web.deferred import Deferred
 from raftkv.web.engine import Engine, LoopBridge
 from raftkv.web.lane import Lane

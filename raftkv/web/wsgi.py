@@ -6,11 +6,12 @@ import flask
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served, TransferRequest
+from raftkv.rpc.web_config import Limits, Role, WebConfig
 from raftkv.web.audit import AUDIT
 from raftkv.web.auth import AccessError, Authenticator
-from raftkv.web.config import BodyLimit, Limits, Role, WebConfig
 from raftkv.web.engine import SyncEngine
 from raftkv.web.exchange import HttpRequest, HttpResponse
+from raftkv.web.limits import BodyLimit
 from raftkv.web.request_ids import RequestIds
 from raftkv.web.requests import Plan, ScanStream
 from raftkv.web.responses import served_headers

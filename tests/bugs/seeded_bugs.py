@@ -33,6 +33,7 @@ from raftkv.raft import (
 from raftkv.raft import freshness as freshness_module
 from raftkv.raft.member import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.rpc import calls
 from raftkv.rpc.messages import Failure, WriteRequest
 from raftkv.sim import faults, operator
 from raftkv.sim.options import Options
@@ -676,13 +677,6 @@ def range_of_one_shard(patch: Patch) -> None:
     patch(partitioning, "share_tag", lambda _start, _end: True)
 
 
-class _NoLinkIsLost(dict[str, int]):
-    """Remembers of no link that it was lost."""
-
-    def __setitem__(self, peer: str, times: int) -> None:
-        """Nothing."""
-
-
 @bug
 @shaped(faults=("forwarder_restart",))
 def reply_of_an_earlier_life(patch: Patch) -> None:
@@ -695,9 +689,15 @@ def reply_of_an_earlier_life(patch: Patch) -> None:
     def start(self: Any, **rest: Any) -> None:
         honest(self, **rest)
         self._next_id = 0
-        self._links_lost = _NoLinkIsLost()
 
+    def lose(self: Any) -> Any:
+        unanswered = give_up(self)
+        self.is_lost = False
+        return unanswered
+
+    give_up = calls.LinkCalls.lose
     patch(router.Router, "__init__", start)
+    patch(calls.LinkCalls, "lose", lose)
 
 
 # --- links -----------------------------------------------------------------------------------

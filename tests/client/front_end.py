@@ -10,8 +10,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from fake_engine import FakeEngine
 
 from raftkv.rpc.messages import Reply, Request
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.app import create_app
-from raftkv.web.config import WebConfig
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):

@@ -42,7 +42,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
-from raftkv.web.config import TokenHash
+from raftkv.rpc.web_config import TokenHash
 
 AWKWARD_KEYS = [
     b"plain",

@@ -14,15 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 import urllib3
+from frames import encode_frame
 from real_command import RAFTKV, TIMEOUT_S, edited, refusal, run
 from secure_nodes import Place, SecureNodes
 
 from raftkv import Client
 from raftkv.client import AccessError, UnavailableError
-from raftkv.engine.connection import CHANNEL_CONTROL
 from raftkv.engine.handshake import NONCE_BYTES, Dialer, LinkHello, Refusal, decode
+from raftkv.engine.peer_wire import CHANNEL_CONTROL
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
-from raftkv.rpc.framing import HEADER_BYTES, encode_frame
+from raftkv.rpc.framing import HEADER_BYTES
 from raftkv.rpc.local import CHANNEL_CALL, CHANNEL_HELLO, Hello, socket_address
 from raftkv.rpc.messages import Call, StatusRequest
 from raftkv.testing.ports import PortReservation

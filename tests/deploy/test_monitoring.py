@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from raftkv import Client
 from raftkv.cli.certs import make_certificates
 from raftkv.client import RaftkvError
+from raftkv.rpc.web_config import WebConfig
 from raftkv.testing import LocalCluster
-from raftkv.web.config import WebConfig
 from raftkv.web.machine_metrics import MachineMetrics, expiries
 
 RULES = [

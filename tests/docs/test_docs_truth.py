@@ -18,15 +18,15 @@ from raftkv import Client
 from raftkv.cli.main import COMMANDS, EXIT_NO_SERVER, SERVER_COMMANDS, cli
 from raftkv.client import calls
 from raftkv.core import operations, ring
-from raftkv.core.shard import expiry, snapshot, transactions
+from raftkv.core.shard import expiry, sections, snapshot, transactions
 from raftkv.engine import agreement, config, gather, lanes, map_file, node
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.workers import web_config
 from raftkv.raft import replication, seams, snapshot_transfer, windows
 from raftkv.raft.proposals import Limits as GroupLimits
 from raftkv.rpc import server
+from raftkv.rpc import web_config as web
 from raftkv.storage import snapshots, wal_format
-from raftkv.web import config as web
 from raftkv.web import worker
 
 TOP = Path(__file__).resolve().parents[2]
@@ -54,9 +54,12 @@ CLAIMS = [
     ("storage.md", f"`posix_fallocate`, {size(LIMITS.wal_segment_bytes)}, `wal_segment_bytes`"),
     ("storage.md", f"| format, {wal_format.FORMAT} |"),
     ("storage.md", f"Each begins with a sector of {wal_format.SECTOR_BYTES} bytes"),
-    ("storage.md", f"format of their own ({snapshot.SNAPSHOT_FORMAT}; `raftkv/core/snapshot.py`)"),
+    (
+        "storage.md",
+        f"format of their own ({snapshot.SNAPSHOT_FORMAT}; `raftkv/core/shard/snapshot.py`)",
+    ),
     ("storage.md", f"({operations.BATCH_FORMAT}; `raftkv/core/operations.py`)"),
-    ("storage.md", f"snapshot's record above {size(snapshot.PART_BYTES_MAX)} is written in parts"),
+    ("storage.md", f"snapshot's record above {size(sections.PART_BYTES_MAX)} is written in parts"),
     ("partitioning.md", f"positions at {ring.VNODES_DEFAULT} points"),
     ("partitioning.md", f"at most {config.SHARDS_MAX} shards"),
     ("operations.md", f"[at most {config.SHARDS_MAX}](partitioning.md#how-many)"),

@@ -200,7 +200,7 @@ class RouterWorld:
             node="n1",
             cluster_map=self.map,
             groups=self.groups,  # type: ignore[arg-type]  # fakes
-            links=self.links,
+            links=self.links,  # type: ignore[arg-type]  # what a router needs of them
             clock=self.loop,
             loop=self.loop,  # type: ignore[arg-type]  # only call_soon and call_later are used
         )

@@ -106,7 +106,7 @@ class Machine:
             stall_s=0.5,
             fatal=self._die,
         )
-        self.host.links = self
+        self.host.links = self  # type: ignore[assignment]  # only `send` is used
         self.alive = True
         for group_id in self.world.group_ids:
             self.host.add(self._make_group(group_id, recovered.get(group_id)))

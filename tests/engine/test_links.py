@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
+from frames import encode_frame
 
 from raftkv.cli.certs import make_certificates
-from raftkv.engine.connection import CHANNEL_CONTROL, Connection, _Kind
+from raftkv.engine.connection import Connection, _Kind
 from raftkv.engine.handshake import Acceptor, Dialer, LinkHello
 from raftkv.engine.links import LinkLimits, PeerLinks
 from raftkv.engine.network import TcpNetwork
+from raftkv.engine.peer_wire import CHANNEL_CONTROL
 from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, peer_contexts
 from raftkv.raft.clock import SystemClock
-from raftkv.rpc.framing import FrameDecoder, encode_frame
+from raftkv.rpc.framing import FrameDecoder
 from raftkv.sim.clock import SimClock
 
 T = TypeVar("T")

@@ -21,13 +21,8 @@ from raftkv.core.operations import (
 )
 from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.router import (
-    CALL_LAG_S_MAX,
-    CHANNEL_CALL,
-    CHANNEL_REPLY,
-    DETOUR_AFTER_S,
-    HOPS_MAX,
-)
+from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY
+from raftkv.engine.router import CALL_LAG_S_MAX, DETOUR_AFTER_S, HOPS_MAX
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
@@ -44,7 +39,7 @@ from raftkv.rpc.messages import (
     TransferRequest,
     WriteRequest,
 )
-from raftkv.web.config import Limits as RequestLimits
+from raftkv.rpc.web_config import Limits as RequestLimits
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
 LED_BY_N2 = Served("n2", 0, 1)

@@ -13,13 +13,9 @@ from raftkv.core.cluster_map import ClusterMap, GroupPlacement
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
-from raftkv.engine.cluster_status import (
-    ASK_TIMEOUT_S,
-    CHANNEL_STATUS,
-    QUESTIONS_MAX,
-    ClusterStatus,
-)
+from raftkv.engine.cluster_status import ASK_TIMEOUT_S, QUESTIONS_MAX, ClusterStatus
 from raftkv.engine.http_traffic import HttpTraffic
+from raftkv.engine.peer_wire import CHANNEL_STATUS
 from raftkv.engine.router import Router
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.group import Group

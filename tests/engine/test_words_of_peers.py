@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from raftkv.engine.balancer import NodeState
-from raftkv.engine.engine import CHANNEL_LEADERSHIP, CHANNEL_NODE_STATE, Engine
+from raftkv.engine.engine import Engine
+from raftkv.engine.peer_wire import CHANNEL_LEADERSHIP, CHANNEL_NODE_STATE
 
 
 class Hears:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import socket
 import stat
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,13 +13,23 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 import uvloop
+from frames import encode_frame
 
 from raftkv.core.operations import Command, Delete, Entry, GetResult, Put, PutResult
 from raftkv.rpc import client as client_module
 from raftkv.rpc import server as server_module
-from raftkv.rpc.client import EngineClient, EngineUnavailableError, SyncEngineClient, may_write
-from raftkv.rpc.framing import FrameDecoder, encode_frame
-from raftkv.rpc.local import CHANNEL_CALL, CHANNEL_HELLO, PROTOCOL_VERSION, Hello
+from raftkv.rpc.calls import ItemHandler
+from raftkv.rpc.client import EngineClient, EngineUnavailableError
+from raftkv.rpc.framing import FrameDecoder
+from raftkv.rpc.items import Credit, End, Item, ItemWriter, Open, decode_item_message
+from raftkv.rpc.local import (
+    CHANNEL_CALL,
+    CHANNEL_HELLO,
+    CHANNEL_ITEMS,
+    PROTOCOL_VERSION,
+    Hello,
+    LocalCall,
+)
 from raftkv.rpc.messages import (
     BatchRequest,
     Call,
@@ -33,6 +42,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
     WriteRequest,
+    may_write,
 )
 from raftkv.rpc.server import Handler, LocalServer, Respond, SocketInUseError
 
@@ -86,7 +96,7 @@ class Held:
 
 
 @asynccontextmanager
-async def serving(path: Path, handler: Handler, **options: int) -> AsyncIterator[LocalServer]:
+async def serving(path: Path, handler: Handler, **options: Any) -> AsyncIterator[LocalServer]:
     """Run a server around a block."""
     server = LocalServer(path, TOKEN, handler, node="n1", **options)
     await server.start()
@@ -98,7 +108,7 @@ async def serving(path: Path, handler: Handler, **options: int) -> AsyncIterator
 
 @asynccontextmanager
 async def connected(
-    path: Path, handler: Handler, **options: int
+    path: Path, handler: Handler, **options: Any
 ) -> AsyncIterator[tuple[LocalServer, EngineClient]]:
     """Run a server and one client around a block."""
     async with serving(path, handler, **options) as server:
@@ -721,34 +731,6 @@ def test_large_answers_wait_for_a_slow_front_end_and_cost_it_no_connection(
     run(main())
 
 
-# --- threads ------------------------------------------------------------------------------------
-
-
-def test_threads_share_one_connection(tmp_path: Path) -> None:
-    """The synchronous client is what a WSGI server's threads need; it connects by itself again."""
-
-    async def main() -> None:
-        sync = SyncEngineClient(tmp_path / "s", TOKEN)
-        missing = (await asyncio.to_thread(sync.call, WRITE, 5)).response
-        assert isinstance(missing, Failure)
-        assert (missing.code, missing.definite) == ("unavailable", True)
-        for _ in range(2):
-            async with serving(tmp_path / "s", echo) as server:
-                replies = await asyncio.gather(
-                    *(asyncio.to_thread(sync.call, READ, 5) for _ in range(8))
-                )
-                assert {reply.response for reply in replies} == {GetResult(None)}
-                assert len(server.connections) == 1
-            client = sync._client
-            assert client is not None
-            await until(client.closed.is_set)
-        await asyncio.to_thread(sync.close)
-
-    threads = threading.active_count()
-    run(main())
-    assert "engine-client" not in {thread.name for thread in threading.enumerate()}, threads
-
-
 def test_the_log_names_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the right token nor a wrong one reaches the log."""
     caplog.set_level(logging.DEBUG)
@@ -760,3 +742,167 @@ def test_the_log_names_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture
     run(main())
     assert TOKEN.decode() not in caplog.text
     assert "nearly right" not in caplog.text
+
+
+# --- calls with items -----------------------------------------------------------------------------
+
+
+class Feeder:
+    """Answers each call with items: as many as the test wants, each when there is room for it."""
+
+    def __init__(self, count: int, size_bytes: int) -> None:
+        self.count = count
+        self.size_bytes = size_bytes
+        self.writers: list[ItemWriter] = []
+        self.sent: dict[int, int] = {}
+        self.cancelled: list[int] = []
+
+    def __call__(self, call: Call, writer: ItemWriter) -> None:
+        """Take a call, and send what goes at once."""
+        self.writers.append(writer)
+        self.sent[call.id] = 0
+        writer.room = lambda: self.feed(writer)
+        writer.cancelled = lambda: self.cancelled.append(call.id)
+        self.feed(writer)
+
+    def feed(self, writer: ItemWriter) -> None:
+        """Go on until the writer refuses, or all is sent."""
+        while self.sent[writer.id] < self.count:
+            if not writer.send(bytes([self.sent[writer.id] % 256]) * self.size_bytes):
+                return
+            self.sent[writer.id] += 1
+        writer.end(GetResult(None), SERVED)
+
+
+def test_items_come_in_order_and_then_the_reply(tmp_path: Path) -> None:
+    """Far more than the window, on several calls of one connection, beside an ordinary call."""
+
+    async def main() -> None:
+        feeder = Feeder(500, 1000)
+        async with connected(tmp_path / "s", echo, item_handler=feeder) as (_, client):
+
+            async def read_all() -> None:
+                with client.items(READ, window_bytes=16 * 1024) as items:
+                    got = [payload async for payload in items]
+                    assert got == [bytes([number % 256]) * 1000 for number in range(500)]
+                    assert items.reply.response == GetResult(None)
+
+            await asyncio.gather(read_all(), read_all(), client.call(READ, 5), read_all())
+            assert feeder.cancelled == []
+
+    run(main())
+
+
+def test_what_one_call_does_not_read_waits_at_its_source(tmp_path: Path) -> None:
+    """Nothing beyond the window leaves the engine for it, and others go on; leaving cancels."""
+
+    async def main() -> None:
+        feeder = Feeder(100, 1000)
+        async with connected(tmp_path / "s", echo, item_handler=feeder) as (server, client):
+            with client.items(READ, window_bytes=4096) as idle:
+                with client.items(READ) as busy:
+                    assert len([payload async for payload in busy]) == 100
+                assert list(feeder.sent.values()) == [3, 100]
+                assert await anext(idle) == bytes(1000)
+            await until(lambda: len(feeder.cancelled) == 1)
+            (connection,) = server.connections
+            assert (client._calls.reading, connection.calls.writing) == (0, 0)
+
+    run(main())
+
+
+def test_a_front_end_that_reads_nothing_of_its_socket_bounds_all_its_calls_together(
+    tmp_path: Path,
+) -> None:
+    """However many windows it has opened; once it reads, each of its calls gets everything."""
+
+    async def main() -> None:
+        feeder = Feeder(20, 100_000)
+        async with serving(tmp_path / "s", echo, item_handler=feeder) as server:
+            slow = socket.socket(socket.AF_UNIX)
+            slow.connect(str(tmp_path / "s"))
+            calls = [LocalCall(number, 1000, READ) for number in range(40)]
+            opened = [msgspec.msgpack.encode(Open(call, 2**22)) for call in calls]
+            frames = b"".join(encode_frame(CHANNEL_ITEMS, payload) for payload in opened)
+            slow.sendall(hello(TOKEN) + frames)
+            with slow:
+                await until(lambda: len(feeder.writers) == 40)
+                (connection,) = server.connections
+                assert connection._writer.backlog_bytes() < 4 * 2**20
+                slow.setblocking(False)  # noqa: FBT003 - its own signature
+                loop, decoder = asyncio.get_running_loop(), FrameDecoder(2**21)
+                numbers: dict[int, list[int]] = {number: [] for number in range(40)}
+                ended: dict[int, int] = {}
+                while len(ended) < 40:
+                    decoder.feed(await loop.sock_recv(slow, 2**20))
+                    for channel, payload in decoder.frames():
+                        if channel == CHANNEL_ITEMS:
+                            message = decode_item_message(payload)
+                            if isinstance(message, Item):
+                                numbers[message.id].append(message.number)
+                            elif isinstance(message, End):
+                                ended[message.reply.id] = message.items
+                assert set(ended.values()) == {20}
+                assert all(each == list(range(20)) for each in numbers.values())
+
+    run(main())
+
+
+def test_when_the_engine_is_lost_a_reader_gets_what_has_come_and_a_clear_end(
+    tmp_path: Path,
+) -> None:
+    """A gap is never read over: behind the last item stands why there are no more."""
+
+    async def main() -> None:
+        feeder = Feeder(100, 1000)
+        async with connected(tmp_path / "s", echo, item_handler=feeder) as (server, client):
+            with client.items(READ, window_bytes=4096) as items:
+                assert await anext(items) == bytes(1000)
+                (connection,) = server.connections
+                connection.abort()
+                await client.closed.wait()
+                assert [payload async for payload in items] == [b"\1" * 1000, b"\2" * 1000]
+                failure = items.reply.response
+                assert isinstance(failure, Failure)
+                assert (failure.code, failure.definite) == ("unavailable", True)
+            await until(lambda: len(feeder.cancelled) == 1)
+            with client.items(READ) as items:
+                assert [payload async for payload in items] == []
+                assert isinstance(items.reply.response, Failure)
+
+    run(main())
+
+
+def test_a_call_with_items_that_fails_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that raises, and none at all, end the call with a failure; the connection stays."""
+
+    def failing(call: Call, writer: ItemWriter) -> None:
+        raise RuntimeError(f"a bug with {call.id} and {writer.id}")
+
+    async def codes(handler: ItemHandler | None) -> str:
+        async with connected(tmp_path / "s", echo, item_handler=handler) as (_, client):
+            with client.items(READ) as items:
+                assert [payload async for payload in items] == []
+            assert (await client.call(READ, 5)).response == GetResult(None)
+            assert isinstance(items.reply.response, Failure)
+            return items.reply.response.code
+
+    assert run(codes(failing)) == "internal"
+    assert run(codes(None)) == "invalid"
+    assert "a GetRequest failed" in caplog.text
+
+
+def test_credit_that_was_never_given_closes_the_connection(tmp_path: Path) -> None:
+    """Who breaks the protocol of items is not spoken to any more."""
+
+    async def main() -> None:
+        async with serving(tmp_path / "s", echo, item_handler=Feeder(9, 1000)) as server:
+            call = LocalCall(1, 1000, READ)
+            messages = [Open(call, 4096), Credit(1, 2**40)]
+            frames = [encode_frame(CHANNEL_ITEMS, msgspec.msgpack.encode(m)) for m in messages]
+            await talk(tmp_path / "s", hello(TOKEN) + b"".join(frames))
+            await until(lambda: not server.connections)
+
+    run(main())

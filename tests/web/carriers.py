@@ -12,8 +12,8 @@ import flask
 from fake_engine import AsyncFace, FakeEngine, SyncFace
 from werkzeug.test import run_wsgi_app
 
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.app import create_app
-from raftkv.web.config import WebConfig
 from raftkv.web.lane import Lane
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.owners import owner_of

@@ -7,7 +7,7 @@ from carriers import AsgiCarrier, Carrier, WsgiCarrier
 from documented import DocumentedCarrier
 from fake_engine import FakeEngine
 
-from raftkv.web.config import Limits, WebConfig
+from raftkv.rpc.web_config import Limits, WebConfig
 
 LIMITS = Limits(
     value_bytes_max=4096,

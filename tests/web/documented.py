@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import jsonschema_rs
 from carriers import Answer, Carrier, Headers
 
-from raftkv.web.config import Limits
+from raftkv.rpc.web_config import Limits
 from raftkv.web.openapi import openapi_document
 
 _ONE_DIGIT = re.compile(r"[+-]?\d+")

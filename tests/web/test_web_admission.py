@@ -4,8 +4,8 @@ import pytest
 from carriers import AsgiCarrier
 from fake_engine import FakeEngine
 
+from raftkv.rpc.web_config import Limits, WebConfig
 from raftkv.web.admission import Admission
-from raftkv.web.config import Limits, WebConfig
 
 
 class _Clock:

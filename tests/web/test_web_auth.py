@@ -9,7 +9,7 @@ from carriers import Carrier
 from conftest import LIMITS
 from fake_engine import FakeEngine
 
-from raftkv.web.config import Role, TokenHash, WebConfig
+from raftkv.rpc.web_config import Role, TokenHash, WebConfig
 
 _ROLES: tuple[Role, ...] = ("read", "write", "admin")
 

@@ -22,7 +22,7 @@ from raftkv.core.operations import (
     Txn,
 )
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, GetRequest, WriteRequest
-from raftkv.web.config import Limits, WebConfig
+from raftkv.rpc.web_config import Limits, WebConfig
 
 _JSON = "application/json"
 _NDJSON = "application/x-ndjson"

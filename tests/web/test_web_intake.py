@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from raftkv.web.config import BodyLimit
 from raftkv.web.intake import BodyIntake, Receive
+from raftkv.web.limits import BodyLimit
 from raftkv.web.problems import HttpError
 from raftkv.web.routes import declared_length
 

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     positive_data_acceptance,
 )
 
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.openapi import openapi_document
 
 

@@ -11,8 +11,8 @@ from conftest import LIMITS
 from fake_engine import CLUSTER, LOCAL, FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.rpc.web_config import WebConfig
 from raftkv.status.facts import ClusterFacts, Event, NodeFacts, RingShape, read
-from raftkv.web.config import WebConfig
 
 
 def _as_json(told: object) -> Any:

@@ -12,6 +12,7 @@ from conftest import LIMITS
 from fake_engine import LOCAL, FakeEngine, explained
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
+from raftkv.rpc.web_config import TokenHash, WebConfig
 from raftkv.status import views
 from raftkv.status.facts import (
     ClusterFacts,
@@ -27,7 +28,6 @@ from raftkv.status.facts import (
     ShardFacts,
     SlowRequest,
 )
-from raftkv.web.config import TokenHash, WebConfig
 
 FOLLOWER = FollowerFacts()
 PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")

@@ -8,7 +8,7 @@ from carriers import Carrier
 from conftest import LIMITS
 from fake_engine import FakeEngine
 
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 
 PATHS = [b"/v1/kv/a", b"/v1/kv", b"/v1/status", b"/healthz", b"/", b"/nowhere"]
 

@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put, Range
 from raftkv.rpc.messages import Failure, ScanRequest
-from raftkv.web.config import WebConfig
+from raftkv.rpc.web_config import WebConfig
 from raftkv.web.cursors import Cursors
 from raftkv.web.encoding import prefix_end
 

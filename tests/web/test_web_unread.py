@@ -12,9 +12,9 @@ from fake_engine import AsyncFace, FakeEngine, SyncFace
 
 from raftkv.core.operations import Command, Put
 from raftkv.rpc.messages import Reply, Request, WriteRequest
+from raftkv.rpc.web_config import Limits, WebConfig
 from raftkv.web import unread
 from raftkv.web.app import create_app
-from raftkv.web.config import Limits, WebConfig
 from raftkv.web.lane import Lane
 from raftkv.web.metrics import WorkerMetrics
 from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers

@@ -1,18 +1,14 @@
-"""Settings of one HTTP worker process, as its parent hands them over.
+"""Settings of one HTTP worker process, as its engine hands them over.
 
 They arrive as one JSON object on a file descriptor, never in the arguments or the environment:
 both of those can be read by other users of the machine, and the engine's token is among them.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 
 Role = Literal["read", "write", "admin"]
-
-OPERATOR_TIMEOUT_MS = 750
-"""An engine answers within 0.7 s whatever has become of its peers; one that takes longer is silent,
-which operators want to hear within about a second. Who wants to wait longer says so."""
 
 
 class TokenHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,25 +61,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Beside them, for health, readiness and metrics only."""
     stop_grace_s: float = 5.0
     """How long a stopping worker waits for what is in flight."""
-
-
-class BodyLimit(NamedTuple):
-    """How many bytes a body may have, and what to do about one that has more."""
-
-    bytes_max: int
-    advice: str = ""
-
-
-def value_limit(limits: Limits) -> BodyLimit:
-    """Return the limit of a body that is one value."""
-    return BodyLimit(limits.value_bytes_max, "http.max_value_bytes of the node sets this limit")
-
-
-def values_limit(configured: int, limits: Limits) -> BodyLimit:
-    """Return the limit of a body of many values: one value always fits, in base64 too."""
-    return BodyLimit(
-        max(configured, 2 * limits.value_bytes_max), "put fewer operations into a request"
-    )
 
 
 class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
