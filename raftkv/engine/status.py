@@ -320,7 +320,7 @@ class LocalStatus:
             "asked": self._node,
         }
         if group is not None:
-            entry = group.state.get(key).entry
+            entry = group.read_local(lambda state: state.get(key)).entry
             self._host.note_leader(group)
             known = self._host.leaderships[group.id]
             facts |= {

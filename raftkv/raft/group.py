@@ -6,6 +6,7 @@ through callbacks, which run at the end of the call that caused them, never in t
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.cluster_map import GroupId
@@ -23,7 +24,7 @@ from raftkv.raft.host import Event, GroupConfig, Host
 from raftkv.raft.journal import GroupJournal, LogEntry, LogStore, Recovered, command_of
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.quorum import majority
-from raftkv.raft.reads import ReadIndex
+from raftkv.raft.reads import ReadIndex, Voucher
 from raftkv.raft.ready import LEADER, EntriesLost, Ready, RoleChange, SnapshotNeeded
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
@@ -34,6 +35,12 @@ from raftkv.raft.transfer import LeadershipTransfer
 
 _logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+Query = Callable[[StateMachine | Rejection], None]
+"""Called once: with the state, which it reads at that very moment and does not change, or with why
+it may not read it."""
+
 HOUSEKEEPING_S = 1.0
 """How often a leader compares digests and looks for idempotency memory to forget."""
 
@@ -41,9 +48,10 @@ HOUSEKEEPING_S = 1.0
 class Group:
     """A replica with its state machine, the writes that wait for its log, and its other parts.
 
-    The engine asks some of these itself: ``reads`` and ``freshness`` (reads that are linearizable
-    or of bounded age), ``transfer`` (of the leadership), ``compaction`` (snapshots in the place of
-    the log); it looks at ``state``, ``journal``, ``digests`` and ``stages``.
+    What clients ask of the state goes through :meth:`read`, :meth:`read_stale` and
+    :meth:`read_local`. The engine asks some parts itself: ``freshness`` (how old the state may
+    be), ``transfer`` (of the leadership), ``compaction`` (snapshots in the place of the log); it
+    looks at ``state`` for snapshots and sizes, at ``journal``, ``digests`` and ``stages``.
 
     Args:
         config: name, members, which keys it owns, times and bounds.
@@ -332,6 +340,31 @@ class Group:
         self._later([(done, stopping) for done in self.freshness.fail_all()])
         self._snapshots.stop()
         self._answer()
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def read(self, query: Query, voucher: Voucher | None = None) -> None:
+        """Call ``query`` once the state may be read linearizably, now or later.
+
+        ``voucher`` is of the member that forwarded the read, if one did.
+        """
+
+        def confirmed(rejection: Rejection | None) -> None:
+            query(self.state if rejection is None else rejection)
+
+        self.reads.confirm(confirmed, voucher)
+
+    def read_stale(self, query: Query, max_age_ms: int) -> None:
+        """Call ``query`` once this replica's state is at most ``max_age_ms`` old, now or later."""
+
+        def fresh(rejection: Rejection | None) -> None:
+            query(self.state if rejection is None else rejection)
+
+        self.freshness.ensure(max_age_ms, fresh)
+
+    def read_local(self, query: Callable[[StateMachine], T]) -> T:
+        """Ask the state as this replica has it now, however old that is."""
+        return query(self.state)
 
     # --- writes -------------------------------------------------------------------------------
 

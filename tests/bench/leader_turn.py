@@ -61,6 +61,9 @@ class Node:
     def wake(self, group: GroupId) -> None:
         """It is ticked anyway."""
 
+    def run_job(self, job: Any, done: Any) -> None:
+        """There are no snapshots to write."""
+
     def event(self, event: Any) -> None:
         """Nobody looks."""
 
