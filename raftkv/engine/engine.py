@@ -43,9 +43,9 @@ from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock, SinceBoot
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
-from raftkv.raft.member import RandomSource, Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
+from raftkv.raft.timing import RandomSource, Timing
 from raftkv.rpc.framing import DECODE_ERRORS
 from raftkv.rpc.messages import (
     BatchRequest,

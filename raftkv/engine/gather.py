@@ -312,7 +312,7 @@ class LocalBatch:
             commands = [cast("Command", self._operations[place]) for place in places]
             self._group.propose(commands, self._writes_done(places))
         if reads:
-            self._group.reads.confirm(self._reads_done(reads), self._voucher)
+            self._group.read(partial(self._read, reads), self._voucher)
 
     def _pieces(self) -> Iterator[list[int]]:
         """Places of the writes, cut into pieces that fit a proposal."""
@@ -346,22 +346,19 @@ class LocalBatch:
 
         return done
 
-    def _reads_done(self, places: list[int]) -> Callable[[Rejection | None], None]:
-        def done(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._reject(places, rejection)
-            else:
-                self._read(places)
-            self._part_done()
+    def _read(self, places: list[int], state: StateMachine | Rejection) -> None:
+        if isinstance(state, Rejection):
+            self._reject(places, state)
+        else:
+            self._look(places, state)
+        self._part_done()
 
-        return done
-
-    def _read(self, places: list[int]) -> None:
+    def _look(self, places: list[int], state: StateMachine) -> None:
         """Read what fits the answer; the rest may be asked for again."""
         size = 0
         for place in places:
             request = cast("GetRequest", self._operations[place])
-            result = self._group.state.get(request.key)
+            result = state.get(request.key)
             if result.entry is not None:
                 size += len(result.entry.key) + len(result.entry.value)
             if size > self._bytes_max:

@@ -8,6 +8,7 @@ from typing import cast
 
 from raftkv.core.cluster_map import ClusterMap
 from raftkv.core.operations import Command, Delete, Put, WriteResult
+from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import Pending, failure
@@ -26,6 +27,9 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.status.facts import HandedOver
+
+Look = Callable[[StateMachine], Response]
+"""Looks up in a state what a request asks for."""
 
 
 class LocalService:
@@ -72,11 +76,11 @@ class LocalService:
                 key = request.key
                 if load.sampled():
                     load.saw(key)
-                self._read(pending, group, request, lambda: group.state.get(key))
+                self._read(pending, group, request, lambda state: state.get(key))
             case ScanRequest():
                 load.reads += 1
                 scan = request
-                self._read(pending, group, scan, lambda: scan_part(group.state, scan))
+                self._read(pending, group, scan, lambda state: scan_part(state, scan))
             case BatchRequest():
                 load.took(request.operations)
                 self._batch(pending, group, request)
@@ -111,37 +115,38 @@ class LocalService:
         pending: Pending,
         group: Group,
         request: GetRequest | ScanRequest,
-        read: Callable[[], Response],
+        look: Look,
     ) -> None:
         if request.consistency == "stale":
-            self._read_stale(pending, group, request.max_age_ms, read)
+            self._read_stale(pending, group, request.max_age_ms, look)
             return
 
-        def confirmed(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._reject(pending, group, rejection)
+        def query(state: StateMachine | Rejection) -> None:
+            if isinstance(state, Rejection):
+                self._reject(pending, group, state)
             elif not pending.answered:
-                self._finish(pending, read(), self._served_by(group))
+                self._finish(pending, look(state), self._served_by(group))
 
-        group.reads.confirm(confirmed, pending.voucher)
+        group.read(query, pending.voucher)
 
     def _read_stale(
-        self, pending: Pending, group: Group, max_age_ms: int | None, read: Callable[[], Response]
+        self, pending: Pending, group: Group, max_age_ms: int | None, look: Look
     ) -> None:
         """Read the local replica, once it is known to be fresh enough if that was asked."""
         if max_age_ms is None:
-            self._finish(pending, read(), self._served_by(group, group.freshness.age_ms()))
+            answer = group.read_local(look)
+            self._finish(pending, answer, self._served_by(group, group.freshness.age_ms()))
             return
 
-        def fresh(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                stale = Failure("too_stale", rejection.detail or "no leader", definite=True)
+        def query(state: StateMachine | Rejection) -> None:
+            if isinstance(state, Rejection):
+                stale = Failure("too_stale", state.detail or "no leader", definite=True)
                 self._finish(pending, stale, self._served_by(group))
             elif not pending.answered:
                 age_ms = 0 if group.is_leader else group.freshness.age_ms()
-                self._finish(pending, read(), self._served_by(group, age_ms))
+                self._finish(pending, look(state), self._served_by(group, age_ms))
 
-        group.freshness.ensure(max_age_ms, fresh)
+        group.read_stale(query, max_age_ms)
 
     def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
         """Put the writes into the log in as few entries as fit, and read beside them."""

@@ -31,7 +31,7 @@ from raftkv.engine.security import SecurityError, check_http_certificate, link_s
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
-from raftkv.raft.member import ReplicaError
+from raftkv.raft.errors import ReplicaError
 from raftkv.rpc import logs
 from raftkv.rpc.process import raise_file_limit, resident_bytes
 from raftkv.rpc.server import LocalServer, SocketInUseError

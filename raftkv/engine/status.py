@@ -319,7 +319,7 @@ class LocalStatus:
         group = self._host.groups.get(placement.id)
         if group is None:
             return facts
-        entry = group.state.get(key).entry
+        entry = group.read_local(lambda state: state.get(key)).entry
         return msgspec.structs.replace(
             facts,
             local_revision=None if entry is None else entry.mod_revision,

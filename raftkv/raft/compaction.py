@@ -5,9 +5,9 @@ how it travels is that of :mod:`raftkv.raft.snapshot_exchange`.
 """
 
 from raftkv.core.shard.machine import StateMachine
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.host import GroupConfig
 from raftkv.raft.journal import FIRST_INDEX, GroupJournal
-from raftkv.raft.member import ReplicaError
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
 from raftkv.raft.snapshot_transfer import SnapshotFiles

@@ -11,10 +11,10 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
-from raftkv.raft.member import RandomSource
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
+from raftkv.raft.timing import RandomSource
 
 ASK_AGAIN_S = 0.1
 """A question that is not answered by then is asked again while a read waits."""
@@ -95,12 +95,12 @@ class Freshness:
 
     def _leader(self) -> str | None:
         """Return the leader, if it can be asked."""
-        leader = self._replica.leader_name
+        leader = self._replica.leader
         return leader if leader is not None and self._replica.is_linked(leader) else None
 
     def _is_cut_off(self) -> bool:
         """Whether there is no leader to ask, and none that is about to be elected."""
-        if self._replica.leader_name is not None:
+        if self._replica.leader is not None:
             return self._leader() is None
         return self._clock.monotonic() - self._replica.leader_contact > self._election_s
 

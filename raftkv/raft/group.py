@@ -6,6 +6,7 @@ through callbacks, which run at the end of the call that caused them, never in t
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from raftkv.core.batches import decode_batch, encode_batch
 from raftkv.core.cluster_map import GroupId
@@ -17,19 +18,28 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.compaction import Compaction, load_state
 from raftkv.raft.digests import StateDigests
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.freshness import Freshness
-from raftkv.raft.host import STATE_EVENTS, Event, GroupConfig, Host
-from raftkv.raft.journal import GroupJournal, LogStore, Recovered
-from raftkv.raft.member import CANDIDATE, LEADER, RandomSource, ReplicaError
+from raftkv.raft.host import Event, GroupConfig, Host
+from raftkv.raft.journal import GroupJournal, LogEntry, LogStore, Recovered, command_of
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
-from raftkv.raft.reads import ReadIndex
+from raftkv.raft.quorum import majority
+from raftkv.raft.reads import ReadIndex, Voucher
+from raftkv.raft.ready import LEADER, EntriesLost, Ready, RoleChange, SnapshotNeeded
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
 from raftkv.raft.snapshot_transfer import SnapshotFiles, SnapshotId
 from raftkv.raft.stages import EntryStages
+from raftkv.raft.timing import RandomSource
 from raftkv.raft.transfer import LeadershipTransfer
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Query = Callable[[StateMachine | Rejection], None]
+"""Called once: with the state, which it reads at that very moment and does not change, or with why
+it may not read it."""
 
 HOUSEKEEPING_S = 1.0
 """How often a leader compares digests and looks for idempotency memory to forget."""
@@ -38,9 +48,10 @@ HOUSEKEEPING_S = 1.0
 class Group:
     """A replica with its state machine, the writes that wait for its log, and its other parts.
 
-    The engine asks some of these itself: ``reads`` and ``freshness`` (reads that are linearizable
-    or of bounded age), ``transfer`` (of the leadership), ``compaction`` (snapshots in the place of
-    the log); it looks at ``state``, ``journal``, ``digests`` and ``stages``.
+    What clients ask of the state goes through :meth:`read`, :meth:`read_stale` and
+    :meth:`read_local`. The engine asks some parts itself: ``freshness`` (how old the state may
+    be), ``transfer`` (of the leadership), ``compaction`` (snapshots in the place of the log); it
+    looks at ``state`` for snapshots and sizes, at ``journal``, ``digests`` and ``stages``.
 
     Args:
         config: name, members, which keys it owns, times and bounds.
@@ -83,14 +94,14 @@ class Group:
             members=config.members,
             journal=self.journal,
             applied_index=snapshot_index,
-            owner=self,
             clock=clock,
             random=random,
             timing=config.timing,
             preferred=config.members[0] == config.node,
-            window_to=host.window_to,
             appends=config.bounds.appends,
-            apply_operations_per_tick=config.bounds.apply_operations_per_tick,
+            window_to=host.window_to,
+            take_turn=self._take_turn,
+            entries_max=config.bounds.apply_operations_per_tick,
         )
         self.reads = ReadIndex(
             config.id,
@@ -134,7 +145,7 @@ class Group:
     @property
     def leader(self) -> str | None:
         """Name of the leader as far as known."""
-        return self._replica.leader_name
+        return self._replica.leader
 
     @property
     def leader_heard(self) -> str | None:
@@ -143,7 +154,7 @@ class Group:
             return self.config.node
         silent_s = self._clock.monotonic() - self._replica.leader_contact
         heard = silent_s < 2 * self.config.timing.election_max_s
-        return self._replica.leader_name if heard else None
+        return self._replica.leader if heard else None
 
     @property
     def was_handed_over(self) -> bool:
@@ -222,12 +233,16 @@ class Group:
     def tick(self) -> None:
         """Do whatever is due, then answer whom it concerns."""
         replica = self._replica
-        replica.tick()
+        ready = replica.tick(disk_stalled=self._host.disk_stalled())
+        self._carry_out(ready)
+        if ready.entries:
+            self._apply(ready.entries)
         if replica.is_leader:
+            self._propose_waiting()
             self._housekeeping()
         self._later(self.transfer.tick())
         self._serve_reads()
-        if self._snapshots.tick() or replica.apply_budget_spent:
+        if self._snapshots.tick() or replica.applied_index < replica.commit_index:
             self._host.wake(self.id)
         if self._outcomes:
             self._answer()
@@ -264,22 +279,23 @@ class Group:
             case wire.FreshnessEcho():
                 self.freshness.on_echo(message)
             case wire.SnapshotChunk():
+                self._carry_out(self._replica.learn_term(message.term))
                 self._snapshots.on_chunk(peer, message)
             case wire.SnapshotProgress():
                 self._snapshots.on_progress(peer, message)
             case wire.DigestCheck():
                 self.digests.on_check(peer, message)
             case _:
-                self._replica.receive(peer, message)
+                self._carry_out(self._replica.receive(peer, message))
                 self._host.wake(self.id)
         self._answer()
 
     def _replicate(self, peer: str, message: wire.AppendEntries | wire.AppendResponse) -> None:
         """Take entries or an acknowledgement; many of them leave nothing for a tick to do."""
         replica = self._replica
-        before = (replica.term, replica.is_leader, replica.leader_node)
-        replica.receive(peer, message)
-        if before != (replica.term, replica.is_leader, replica.leader_node):
+        before = (replica.term, replica.is_leader, replica.leader)
+        self._carry_out(replica.receive(peer, message))
+        if before != (replica.term, replica.is_leader, replica.leader):
             self._host.wake(self.id)
         else:
             self._wake_for_work()
@@ -307,14 +323,14 @@ class Group:
     def wal_synced(self) -> None:
         """Hear that the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
-            self._replica.wal_synced()
+            self._carry_out(self._replica.wal_synced())
             if self.stages.following:
                 self.stages.durable(self.journal.durable_index)
             self._wake_for_work()
 
     def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
         """Neither lead nor stand for election from now on, or do so again."""
-        self._replica.withhold(withheld)
+        self._carry_out(self._replica.withhold(withheld))
         self._host.wake(self.id)
         self._answer()
 
@@ -328,6 +344,31 @@ class Group:
         self._later([(done, stopping) for done in self.freshness.fail_all()])
         self._snapshots.stop()
         self._answer()
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def read(self, query: Query, voucher: Voucher | None = None) -> None:
+        """Call ``query`` once the state may be read linearizably, now or later.
+
+        ``voucher`` is of the member that forwarded the read, if one did.
+        """
+
+        def confirmed(rejection: Rejection | None) -> None:
+            query(self.state if rejection is None else rejection)
+
+        self.reads.confirm(confirmed, voucher)
+
+    def read_stale(self, query: Query, max_age_ms: int) -> None:
+        """Call ``query`` once this replica's state is at most ``max_age_ms`` old, now or later."""
+
+        def fresh(rejection: Rejection | None) -> None:
+            query(self.state if rejection is None else rejection)
+
+        self.freshness.ensure(max_age_ms, fresh)
+
+    def read_local(self, query: Callable[[StateMachine], T]) -> T:
+        """Ask the state as this replica has it now, however old that is."""
+        return query(self.state)
 
     # --- writes -------------------------------------------------------------------------------
 
@@ -354,18 +395,22 @@ class Group:
             return None
         members = self.config.members
         full = sorted(self._host.full_peers.intersection(members))
-        if 2 * (len(members) - len(full)) > len(members):
+        if len(members) - len(full) >= majority(len(members)):
             return None
         return Rejection("disk_full", f"the disks of {', '.join(full)} are full")
 
-    # --- what the replica asks (its Owner) ----------------------------------------------------
-
-    def send(self, peer: str, message: wire.RaftMessage) -> None:
-        """Send for the replica."""
-        self._host.send(self.id, peer, message)
+    def _propose_waiting(self) -> None:
+        """Leader only: put what waits into the log, and send it at once."""
+        entry = self.take_entry()
+        if entry is None:
+            return
+        while entry is not None:
+            self._replica.propose(entry)
+            entry = self.take_entry()
+        self._carry_out(self._replica.send_proposed())
 
     def take_entry(self) -> bytes | None:
-        """Everything that waits, as one entry."""
+        """Return the next command to propose, everything that waits as one; None for nothing."""
         if not self._queue.has_waiting or self.transfer.is_under_way:
             return None
         full = self._disk_full()
@@ -378,8 +423,63 @@ class Group:
         clock_us = self._clock.time_us()
         return encode_batch(Batch(BATCH_FORMAT, self.id.generation, clock_us, commands))
 
+    # --- what a step of the replica leaves to be done -----------------------------------------
+
+    def _carry_out(self, ready: Ready) -> None:
+        """Take notice of what happened, and send what is to be sent."""
+        for notice in ready.notices:
+            match notice:
+                case RoleChange():
+                    self._role_changed(notice)
+                case SnapshotNeeded(peer):
+                    self._snapshots.send_to(peer)
+                case EntriesLost():
+                    self._entries_lost(notice)
+        for peer, message in ready.messages:
+            self._host.send(self.id, peer, message)
+
+    def _take_turn(self, peer: str) -> None:
+        """Send one message to ``peer``; see :class:`raftkv.raft.windows.PeerWindow`."""
+        self._carry_out(self._replica.send_more(peer))
+
+    def _role_changed(self, change: RoleChange) -> None:
+        self.leader_since = self._clock.monotonic()
+        detail = "after it led" if change.before == LEADER else ""
+        self._host.event(Event(change.now, self.id, change.term, detail))
+        if change.now == LEADER:
+            self.elections += 1
+            self._start_expiry()
+            self._housekeeping_at = 0.0
+            for done in self.freshness.fail_all():  # what waited for a leader asks us now
+                self._outcomes.append((self.reads.confirm, done))
+        elif change.before == LEADER:
+            not_leader = Rejection("not_leader", "this replica stopped leading")
+            self._later(self._queue.fail_waiting(not_leader))
+            self._later([(done, not_leader) for done in self.reads.fail_all()])
+            self._snapshots.stop_sending()
+            self.stages.forget()
+
+    def _entries_lost(self, lost: EntriesLost) -> None:
+        """Tell operators: a disk that forgets is to be replaced before another one fails."""
+        what = f"had acknowledged entries {lost.first} to {lost.last} and lost them"
+        detail = f"{lost.peer} {what}: check its disk"
+        self._host.event(Event("entries_lost", self.id, self.term, detail))
+
+    def _apply(self, entries: Sequence[LogEntry]) -> None:
+        """Apply committed entries in order, each exactly once, some at a time (H12)."""
+        budget = self.config.bounds.apply_operations_per_tick
+        for entry in entries:
+            _, index, term = entry
+            budget -= 1 + self.apply_entry(index, term, command_of(entry))
+            self._replica.applied(index)
+            if budget <= 0:
+                return
+
     def apply_entry(self, index: int, term: int, command: bytes | None) -> int:
-        """Apply a committed entry and answer whoever proposed it."""
+        """Apply a committed entry (None: a no-op) and answer whoever proposed it.
+
+        Return how many operations that was.
+        """
         results = []
         own = self.stages.reached(index, term) if self.stages.following else None
         if command is not None:
@@ -393,40 +493,6 @@ class Group:
         self._later(self._queue.applied(index, term, results))
         self.digests.note(index, self.state.digest)
         return len(results)
-
-    def state_changed(self, old: int, new: int) -> None:
-        """Hear from stock code that this replica leads, follows or stands for election."""
-        self.leader_since = self._clock.monotonic()
-        detail = "after it led" if old == LEADER else ""
-        # Stock code begins the candidate's own term only after this.
-        term = self._replica.term + (new == CANDIDATE)
-        self._host.event(Event(STATE_EVENTS[new], self.id, term, detail))
-        if new == LEADER:
-            self.elections += 1
-            self._start_expiry()
-            self._housekeeping_at = 0.0
-            for done in self.freshness.fail_all():  # what waited for a leader asks us now
-                self._outcomes.append((self.reads.confirm, done))
-        elif old == LEADER:
-            not_leader = Rejection("not_leader", "this replica stopped leading")
-            self._later(self._queue.fail_waiting(not_leader))
-            self._later([(done, not_leader) for done in self.reads.fail_all()])
-            self._snapshots.stop_sending()
-            self._replica.nothing_in_flight()
-            self.stages.forget()
-
-    def entries_lost(self, peer: str, first: int, last: int) -> None:
-        """Tell operators: a disk that forgets is to be replaced before another one fails."""
-        detail = f"{peer} had acknowledged entries {first} to {last} and lost them: check its disk"
-        self._host.event(Event("entries_lost", self.id, self.term, detail))
-
-    def disk_stalled(self) -> bool:
-        """Ask the node."""
-        return self._host.disk_stalled()
-
-    def snapshot_needed(self, peer: str) -> None:
-        """Send a snapshot for the replica."""
-        self._snapshots.send_to(peer)
 
     def _install(self, snapshot: SnapshotId, state: StateMachine, peer: str) -> None:
         """Take over a state that is newer than ours, and say so.

@@ -9,17 +9,15 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.raft import messages as wire
-from raftkv.raft import replica
-from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Limits
 from raftkv.raft.replication import AppendBounds
 from raftkv.raft.snapshot_transfer import ChunkBounds
 from raftkv.raft.stages import StageDurations
+from raftkv.raft.timing import Timing
 from raftkv.raft.windows import PeerWindow
 
-STATE_EVENTS: tuple[Literal["follower"], Literal["candidate"], Literal["leader"]]
-STATE_EVENTS = ("follower", "candidate", "leader")
-"""Names of PySyncObj's states, in its order."""
+APPLY_OPERATIONS_PER_TICK = 4096
+"""Operations applied before the loop gets its turn again: some milliseconds."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -66,7 +64,7 @@ class GroupBounds(msgspec.Struct, frozen=True):
     restore_records_per_tick: int = 4
     """Snapshot records loaded before the loop gets its turn again: a millisecond or two."""
     apply_operations_per_tick: int = msgspec.field(
-        default_factory=lambda: replica.APPLY_OPERATIONS_PER_TICK
+        default_factory=lambda: APPLY_OPERATIONS_PER_TICK
     )
 
 

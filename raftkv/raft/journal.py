@@ -10,11 +10,13 @@ own convention: a no-op with index 1 and term 0, which every member has without 
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pysyncobj.journal import Journal
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.raft.errors import ReplicaError
 
 NO_OP = b"\x01"
 REGULAR = b"\x00"
@@ -25,6 +27,20 @@ ENTRY_OVERHEAD_BYTES = 120
 
 LogEntry = tuple[bytes, int, int]
 """(command, index, term), as PySyncObj keeps them."""
+
+
+def command_of(entry: LogEntry) -> bytes | None:
+    """Return what was proposed, None for a no-op.
+
+    Raises:
+        ReplicaError: the entry is of a kind that this version does not know.
+    """
+    command, index, _ = entry
+    if command == NO_OP:
+        return None
+    if command[:1] != REGULAR:
+        raise ReplicaError(f"entry {index} is of a kind that this version does not know")
+    return command[1:]
 
 
 class LogStore(Protocol):
@@ -174,6 +190,11 @@ class GroupJournal(Journal):  # type: ignore[misc]  # PySyncObj ships no types
     def entry(self, index: int) -> LogEntry:
         """Return the entry at ``index``, which must be after the sentinel."""
         return self._entries[index - self._entries[0][1]]
+
+    def between(self, first: int, last: int) -> Sequence[LogEntry]:
+        """Return the entries ``first`` to ``last``, both included, all after the sentinel."""
+        start = self._entries[0][1]
+        return self._entries[first - start : last + 1 - start]
 
     def entries_from(self, index: int, bytes_max: int) -> tuple[tuple[bytes, int], ...]:
         """(command, term) from ``index`` on, at least one, up to ``bytes_max`` bytes.

@@ -5,7 +5,7 @@ never runs code from a peer (the stock wire is pickle). Names follow the Raft pa
 dissertation where they have one.
 
 Indexes and terms are bounded by what no cluster comes to. A peer may raise a term only step by
-step besides, see ``TERM_STEP_MAX`` in :mod:`raftkv.raft.member`: a term is durable and spreads, and
+step besides, see ``TERM_STEP_MAX`` in :mod:`raftkv.raft.stock`: a term is durable and spreads, and
 a group that has used up its terms can never elect anybody again.
 """
 

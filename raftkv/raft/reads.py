@@ -22,6 +22,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.quorum import majority
 from raftkv.raft.replica import Replica
 
 ReadDone = Callable[[Rejection | None], None]
@@ -60,7 +61,7 @@ class ReadIndex:
         self._clock = clock
         self._resend_s = resend_s
         self._waiting_max = waiting_max
-        self._majority = (len(replica.peers) + 1) // 2 + 1
+        self._majority = majority(len(replica.peers) + 1)
         self._round = 0
         self._waiting: list[ReadDone] = []
         self._asking: list[ReadDone] = []

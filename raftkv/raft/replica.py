@@ -1,90 +1,162 @@
-"""A replica as its group drives it: ticks, messages, links, and applying what is committed."""
+"""One hardened member of a Raft group, as its host drives it: steps in, :class:`Ready` out.
 
+It does no I/O, reads no clock of its own and calls nobody back: it is ticked, it is given messages,
+and each step returns what its host has to carry out before the next one. Its parts, by what a
+server does in the Raft paper::
+
+    campaign.py     stands for election and votes
+    follower.py     accepts and acknowledges
+    replication.py  leads: sends, believes and commits (progress.py, quorum.py)
+    outbox.py       holds back what the disk does not have yet
+    stock.py        PySyncObj, which decides elections, terms, votes, and matches logs that differ
+"""
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from raftkv.raft import messages as wire
-from raftkv.raft.journal import NO_OP, REGULAR
-from raftkv.raft.member import CANDIDATE, FOLLOWER, LEADER, ReplicaError
-from raftkv.raft.replication import Replication
-from raftkv.raft.seams import TURN
+from raftkv.raft.campaign import Campaign
+from raftkv.raft.clock import Clock
+from raftkv.raft.follower import Follower
+from raftkv.raft.journal import REGULAR, GroupJournal
+from raftkv.raft.outbox import Outbox
+from raftkv.raft.progress import NEVER
+from raftkv.raft.ready import CANDIDATE, FOLLOWER, LEADER, Ready
+from raftkv.raft.replication import AppendBounds, Replication
+from raftkv.raft.stock import Stock
+from raftkv.raft.timing import RandomSource, Timing
+from raftkv.raft.windows import PeerWindow
 
-APPLY_OPERATIONS_PER_TICK = 4096
-"""Operations applied before the loop gets its turn again: some milliseconds."""
+PAST_DEADLINE_S = 1e-4
+"""Stock compares deadlines strictly: a tick at exactly the deadline does nothing."""
 
 
-class Replica(Replication):
-    """One hardened member of a Raft group.
+def _of(part: str, doc: str) -> Any:
+    """Return a property that reads a part's attribute, without a call in Python."""
+    return property(attrgetter(part), doc=doc)
+
+
+class Replica:
+    """One node's replica of one group.
 
     Args:
-        apply_operations_per_tick: as :data:`APPLY_OPERATIONS_PER_TICK`; otherwise as
-            :class:`Replication`.
+        name: this node.
+        members: all nodes of the group, this one among them.
+        journal: the log, recovered.
+        applied_index: what the state machine around it has applied (its snapshot's index).
+        preferred: ask for the leadership first when starting; pre-vote keeps this harmless.
+        appends: how much is sent at a time.
+        window_to: the window to a peer that this replica shares with others.
+        take_turn: called with a peer whose window has room again; :meth:`send_more` should follow.
+        entries_max: of committed entries that one step hands out.
     """
 
-    def __init__(self, *, apply_operations_per_tick: int, **member: Any) -> None:
-        self._apply_operations_per_tick = apply_operations_per_tick
-        super().__init__(**member)
+    def __init__(
+        self,
+        *,
+        name: str,
+        members: Sequence[str],
+        journal: GroupJournal,
+        applied_index: int,
+        clock: Clock,
+        random: RandomSource,
+        timing: Timing,
+        preferred: bool,
+        appends: AppendBounds,
+        window_to: Callable[[str], PeerWindow],
+        take_turn: Callable[[str], None],
+        entries_max: int,
+    ) -> None:
+        self.journal = journal
+        self.peers = tuple(peer for peer in members if peer != name)
+        self._clock = clock
+        self._timing = timing
+        self._entries_max = entries_max
+        self._outbox = Outbox(journal)
+        self._stock = Stock(
+            name=name,
+            peers=self.peers,
+            journal=journal,
+            applied_index=applied_index,
+            clock=clock,
+            random=random,
+            timing=timing,
+        )
+        self._campaign = Campaign(
+            name=name,
+            peers=self.peers,
+            stock=self._stock,
+            journal=journal,
+            outbox=self._outbox,
+            clock=clock,
+            random=random,
+            timing=timing,
+            preferred=preferred,
+        )
+        self._follower = Follower(
+            stock=self._stock,
+            journal=journal,
+            outbox=self._outbox,
+            campaign=self._campaign,
+            clock=clock,
+            timing=timing,
+        )
+        self._replication = Replication(
+            peers=self.peers,
+            stock=self._stock,
+            journal=journal,
+            outbox=self._outbox,
+            clock=clock,
+            timing=timing,
+            appends=appends,
+            window_to=window_to,
+            take_turn=take_turn,
+        )
 
-    def tick(self) -> None:
-        """Let stock code run its timers, commit, apply, and propose what waits."""
-        previous, TURN.clock = TURN.clock, self._clock
-        try:
-            self._onTick()
-        finally:
-            TURN.clock = previous
+    # --- what the group around it reads -------------------------------------------------------
 
-    def receive(self, peer: str, message: wire.RaftMessage) -> None:
-        """Take one message from an authenticated member; others are not listened to (H10, H11)."""
-        node = self.peers.get(peer)
-        if node is None:
-            return
-        previous, TURN.clock = TURN.clock, self._clock
-        try:
-            match message:
-                case wire.AppendEntries():
-                    self._on_append(node, message)
-                case wire.AppendResponse():
-                    self._on_append_response(node, message)
-                case wire.RequestVote():
-                    self._on_request_vote(node, message)
-                case wire.VoteResponse():
-                    self._on_vote(node, message)
-                case wire.PreVote():
-                    self._on_pre_vote(node, message)
-                case wire.PreVoteResponse():
-                    self._on_pre_vote_response(node, message)
-                case wire.TimeoutNow():
-                    self._on_timeout_now(node, message)
-                case wire.HigherTerm():
-                    self.learn_term(message.term)
-                case _:
-                    raise TypeError(f"not for a replica: {type(message).__name__}")
-        finally:
-            TURN.clock = previous
+    term: int = _of("_stock.term", "Current term.")
+    commit_index: int = _of("_stock.commit_index", "Highest index known to be committed.")
+    applied_index: int = _of("_stock.applied_index", "Highest index applied.")
+    leader: str | None = _of("_stock.leader", "The leader as far as it is known.")
+    is_leader: bool = _of("_stock.is_leader", "Whether it believes so; a read confirms it first.")
+    leader_contact: float = _of(
+        "_campaign.leader_contact", "When the leader was last heard, in monotonic seconds."
+    )
+    handed_over_term: int = _of(
+        "_campaign.handed_over_term", "The newest term known to have begun by a transfer."
+    )
 
-    def peer_connected(self, peer: str) -> None:
-        """Hear that messages to ``peer`` go out from now on."""
-        if (node := self.peers.get(peer)) is not None:
-            self._nothing_in_flight(peer)
-            self._SyncObj__onNodeConnected(node)
-            self._SyncObj__newAppendEntriesTime = 0  # a leader speaks to it at once
-            self._begin_when_connected()
+    @property
+    def no_op_applied(self) -> bool:
+        """Whether the entry that opened this leadership is applied (dissertation 6.4, step 1)."""
+        no_op = self._stock.no_op_index
+        return no_op is not None and self._stock.applied_index >= no_op
 
-    def peer_disconnected(self, peer: str) -> None:
-        """Hear that the link to ``peer`` is gone, with whatever was in flight.
+    def match_index(self, peer: str) -> int:
+        """Leader only: up to where ``peer`` durably agrees."""
+        progress = self._replication.progress.get(peer)
+        return 0 if progress is None else progress.match
 
-        If that was the leader it may be dead: ask the others soon instead of waiting for the
-        election time-out. Pre-vote makes this harmless where they still hear the leader.
-        """
-        if (node := self.peers.get(peer)) is None:
-            return
-        self._nothing_in_flight(peer)
-        self._unanswered.discard(peer)
-        self._SyncObj__onNodeDisconnected(node)
-        if self.leader_name == peer:
-            self._forget_request_to_lead()
-            self._leader_contact = float("-inf")
-            soon = self._clock.monotonic() + self._random.random() * self._timing.heartbeat_s
-            self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+    def is_linked(self, peer: str) -> bool:
+        """Whether messages to ``peer`` go out at present."""
+        return peer in self._stock.linked
+
+    def follower_contact(self, peer: str) -> float | None:
+        """Leader only: when ``peer`` last answered, or this leadership began, monotonic seconds."""
+        heard_at = self._replication.progress[peer].heard_at
+        return None if heard_at == NEVER else heard_at
+
+    def has_answered(self, peer: str) -> bool:
+        """Leader only: whether ``peer`` has answered in this term, so that its log is known."""
+        return self._replication.progress[peer].has_answered
+
+    def next_deadline(self) -> float:
+        """When this replica must be ticked at the latest, in monotonic seconds."""
+        stock = self._stock
+        deadline = stock.heartbeat_deadline if stock.is_leader else stock.election_deadline
+        return deadline + PAST_DEADLINE_S
 
     @property
     def has_work(self) -> bool:
@@ -93,79 +165,51 @@ class Replica(Replication):
         Nearly every entry brings a leader an acknowledgement and a sync that change nothing any
         more, and a follower a sync after which it only has to answer.
         """
-        if self.commit_index > self.applied_index or self.state == CANDIDATE:
+        stock = self._stock
+        if stock.commit_index > stock.applied_index or stock.role == CANDIDATE:
             return True
-        return self.is_leader and self._committable() > self.commit_index
+        return stock.is_leader and self._replication.committable() > stock.commit_index
 
     @property
     def awaits_sync(self) -> bool:
         """Whether something here waits for the disk."""
-        return bool(self._held) or self.journal.durable_index < self.journal.last_index
+        journal = self.journal
+        return self._outbox.is_holding or journal.durable_index < journal.last_index
 
-    def wal_synced(self) -> None:
-        """Let go what waited for the disk, and count our own copies."""
-        self.journal.wal_synced()
-        durable, held = self.journal.durable_lsn, self._held
-        while held and held[0][0] <= durable:
-            _, term, peer, message = held.popleft()
-            if term != self.term:
-                continue  # an acknowledgement of an older term proves nothing now (H2)
-            if held and held[0][0] <= durable and _supersedes(held[0][3], message):
-                continue
-            self._answer(peer, message)
+    # --- steps --------------------------------------------------------------------------------
 
-    def start_transfer(self, peer: str) -> bool:
-        """Ask ``peer``, which must be fully caught up, to take over; false if it is not."""
-        outcome: list[int] = []
-        node, matches = self.peers[peer], self._SyncObj__raftMatchIndex
-        previous, TURN.clock = TURN.clock, self._clock
-        # Told for this call alone, see _advance_commit, and no more than our own disk has.
-        matches[node] = min(self.match_index(peer), self.journal.durable_index)
-        try:
-            self.transferLeadership(node, lambda _, error: outcome.append(error))
-        finally:
-            matches[node] = 0
-            TURN.clock = previous
-        return outcome == [0]
+    def tick(self, *, disk_stalled: bool) -> Ready:
+        """Do what is due; the committed entries that are not applied yet are ready then.
 
-    def step_down(self) -> None:
-        """Stop leading without an election of our own: another node will notice the silence."""
-        if self.is_leader:
-            self._SyncObj__setState(FOLLOWER)
-            self._SyncObj__raftLeader = None
-            self._SyncObj__raftElectionDeadline = (
-                self._clock.monotonic() + self._timing.election_max_s + self._election_timeout_s()
-            )
-
-    def installed(self, index: int, term: int) -> None:
-        """Take over a durable snapshot that the state machine has just loaded (H7)."""
-        self.journal.restart_at(index, term)
-        self._SyncObj__raftLastApplied = index
-        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
-
-    # --- ticks --------------------------------------------------------------------------------
-
-    def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: ARG002, N802, N803 - stock name
-        """Run a stock tick behind pre-vote, exact commitment and the disk's state."""
-        if self.is_leader:
-            if self._owner.disk_stalled():
-                self.step_down()
+        Args:
+            disk_stalled: whether this node's disk has not answered for an election time-out: then
+                it does not lead any longer (H20).
+        """
+        stock = self._stock
+        if stock.is_leader:
+            if disk_stalled:
+                self._step_down()
             else:
-                self._advance_commit()
-        elif self.peers or self._withheld:
-            self._gate_campaign()
+                self._replication.advance_commit()
+        elif self.peers or self._campaign.is_withheld:
+            self._campaign.gate()
         elif not self.journal.synced:
             # Nobody else remembers the term that it leads in: the disk first (H8).
-            self._SyncObj__raftElectionDeadline = self._clock.monotonic() + self._timing.heartbeat_s
-            return
-        elif self.state == CANDIDATE:
-            self._SyncObj__onBecomeLeader()
-        if self._nothing_is_due():
-            # Nearly every tick: all that stock would do beside this is to look at the time.
-            self._SyncObj__applyLogEntries()
-            self._checkCommandsToApply()
-            return
-        super()._onTick(0.0)
+            stock.election_deadline = self._clock.monotonic() + self._timing.heartbeat_s
+            return self._ready()
+        elif stock.role == CANDIDATE:
+            stock.lead_alone()
+        if not self._nothing_is_due():  # nearly every tick only commits, applies and proposes
+            heard_at = {peer: p.heard_at for peer, p in self._replication.progress.items()}
+            stock.tick(heard_at)
+            self._campaign.pass_on(stock.take_said())
+        if stock.changes or stock.appends_due:
+            self._follow_stock()
+        applied = stock.applied_index
+        if applied == stock.commit_index:
+            return self._outbox.take()
+        last = min(stock.commit_index, applied + self._entries_max)
+        return self._outbox.take(self.journal.between(applied + 1, last))
 
     def _nothing_is_due(self) -> bool:
         """Whether time asks for nothing of a leader or follower.
@@ -173,39 +217,125 @@ class Replica(Replication):
         That is no heartbeat, no election, and no end of a leadership whose followers have been
         silent for too long (H15).
         """
-        now = self._clock.monotonic()
-        if self.state == LEADER:
-            silent = now - self._timing.election_max_s
-            heard = [at for at in self._SyncObj__lastResponseTime.values() if at > silent]
-            has_majority = 1 + len(heard) >= self._majority
-            return has_majority and now <= self._SyncObj__newAppendEntriesTime
-        return self.state == FOLLOWER and now <= self._SyncObj__raftElectionDeadline
+        stock, now = self._stock, self._clock.monotonic()
+        if stock.is_leader:
+            is_heard = self._replication.is_heard_since(now - self._timing.election_max_s)
+            return is_heard and now <= stock.heartbeat_deadline
+        return stock.role == FOLLOWER and now <= stock.election_deadline
 
-    # --- applying -----------------------------------------------------------------------------
+    def _step_down(self) -> None:
+        """Stop leading without an election of our own: another node will notice the silence."""
+        stock = self._stock
+        stock.follow_nobody()
+        wait_s = self._timing.election_max_s + stock.election_timeout_s()
+        stock.election_deadline = self._clock.monotonic() + wait_s
 
-    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
-        """Apply committed entries in order, each exactly once, some at a time (H12).
+    def receive(self, peer: str, message: wire.RaftMessage) -> Ready:
+        """Take one message from an authenticated member; others are not listened to (H10, H11)."""
+        if peer not in self.peers:
+            return self._ready()
+        match message:
+            case wire.AppendEntries():
+                self._follower.on_append(peer, message)
+            case wire.AppendResponse():
+                self._replication.on_append_response(peer, message)
+            case wire.RequestVote():
+                self._campaign.on_request_vote(peer, message)
+            case wire.VoteResponse():
+                self._campaign.on_vote(peer, message)
+            case wire.PreVote():
+                self._campaign.on_pre_vote(peer, message)
+            case wire.PreVoteResponse():
+                self._campaign.on_pre_vote_response(peer, message)
+            case wire.TimeoutNow():
+                self._campaign.on_timeout_now(peer, message)
+            case wire.HigherTerm():
+                self._stock.learn_term(message.term)
+            case _:
+                raise TypeError(f"not for a replica: {type(message).__name__}")
+        return self._ready()
 
-        Stock applies all at once, and applies again what raised. The state machine never raises;
-        a command that is neither regular nor a no-op stops the replica.
-        """
-        budget = self._apply_operations_per_tick
-        applied, commit = self.applied_index, self.commit_index
-        while applied < commit and budget > 0:
-            command, index, term = self.journal.entry(applied + 1)
-            if command == NO_OP:
-                body = None
-            elif command[:1] == REGULAR:
-                body = command[1:]
-            else:
-                raise ReplicaError(f"entry {index} is of a kind that this version does not know")
-            budget -= 1 + self._owner.apply_entry(index, term, body)
-            applied = index
-            self._SyncObj__raftLastApplied = applied
-        self.apply_budget_spent = applied < commit
-        return False
+    def learn_term(self, term: int) -> Ready:
+        """Adopt the term of a message that is not for a replica, or take a step towards it."""
+        self._stock.learn_term(term)
+        return self._ready()
 
+    def propose(self, command: bytes) -> None:
+        """Leader only: put a command at the end of the log; :meth:`send_proposed` lets it go."""
+        self.journal.add(REGULAR + command, self.journal.last_index + 1, self._stock.term)
 
-def _supersedes(later: wire.RaftMessage, earlier: wire.RaftMessage) -> bool:
-    """Whether ``later``, sent to the same leader, says all that ``earlier`` says."""
-    return isinstance(later, wire.AppendResponse) and isinstance(earlier, wire.AppendResponse)
+    def send_proposed(self) -> Ready:
+        """Leader only: send what was proposed at once, not with the next heartbeat."""
+        self._replication.send_all()
+        return self._ready()
+
+    def send_more(self, peer: str) -> Ready:
+        """Go on sending to ``peer``, to whom there is room again."""
+        self._replication.go_on(peer)
+        return self._ready()
+
+    def wal_synced(self) -> Ready:
+        """Let go what waited for the disk, and count our own copies."""
+        self.journal.wal_synced()
+        if self._outbox.release(self._stock.term):
+            self._follower.answered()
+        return self._ready()
+
+    def withhold(self, withheld: bool) -> Ready:  # noqa: FBT001 - a state, not an option
+        """Neither lead nor stand for election from now on, or do so again."""
+        self._campaign.withhold(withheld)
+        return self._ready()
+
+    def _ready(self) -> Ready:
+        """End a step."""
+        stock = self._stock
+        if stock.changes or stock.appends_due:
+            self._follow_stock()
+        return self._outbox.take()
+
+    def _follow_stock(self) -> None:
+        """Do what follows from what stock left word of."""
+        stock, replication = self._stock, self._replication
+        for change in stock.take_changes():
+            self._outbox.notify(change)
+            if change.now == LEADER:
+                self._campaign.leads()
+                replication.begin()
+            elif change.before == LEADER:
+                replication.end()
+        if stock.appends_due:
+            stock.appends_due = False
+            if stock.is_leader:
+                replication.send_all()
+
+    # --- what has happened around it ----------------------------------------------------------
+
+    def peer_connected(self, peer: str) -> None:
+        """Messages to ``peer`` go out from now on."""
+        if peer in self.peers:
+            self._replication.lose_in_flight(peer)
+            self._stock.connect(peer)
+            self._stock.heartbeat_deadline = 0.0  # a leader speaks to it at once
+            self._campaign.begin_when_connected()
+
+    def peer_disconnected(self, peer: str) -> None:
+        """The link to ``peer`` is gone, with whatever was in flight."""
+        if peer in self.peers:
+            self._replication.lose_in_flight(peer)
+            self._stock.disconnect(peer)
+            self._campaign.peer_disconnected(peer)
+
+    def applied(self, index: int) -> None:
+        """The state machine has applied everything up to ``index``."""
+        self._stock.applied_index = index
+
+    def installed(self, index: int, term: int) -> None:
+        """Take over a durable snapshot that the state machine has just loaded (H7)."""
+        self.journal.restart_at(index, term)
+        self._stock.applied_index = index
+        self._stock.commit_index = max(self._stock.commit_index, index)
+
+    def ask_to_lead(self, peer: str) -> wire.TimeoutNow | None:
+        """Return what asks ``peer`` to take over, None unless it is fully caught up."""
+        match = min(self.match_index(peer), self.journal.durable_index)
+        return self._stock.ask_to_lead(peer, match)

@@ -25,8 +25,8 @@ from typing import NamedTuple
 from raftkv.core.shard.machine import Restorer, StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.host import Event, GroupConfig, Host
-from raftkv.raft.member import ReplicaError
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_transfer import (
     Receiver,
@@ -236,11 +236,15 @@ class SnapshotExchange:
             receiver.take(message.offset, message.data, self._clock.monotonic())
 
     def _is_of_this_term(self, peer: str, message: wire.SnapshotChunk) -> bool:
-        """Whether a leader of our term, which may be new to us, sends what may be of that term."""
+        """Whether a leader of our term sends what may be of that term.
+
+        Its term may be new to us: the group has learnt it before. One that is too far away to be
+        learnt at once is not ours yet.
+        """
         if message.term < self._replica.term:
             self._host.send(self._config.id, peer, wire.HigherTerm(self._replica.term))
             return False
-        return self._replica.learn_term(message.term) and message.last_term <= message.term
+        return message.term == self._replica.term and message.last_term <= message.term
 
     def _new_receiver(self, snapshot: SnapshotId, peer: str) -> Receiver | None:
         try:

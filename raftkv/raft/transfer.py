@@ -84,7 +84,11 @@ class LeadershipTransfer:
             self._transfer = None
             self._host.wake(self._config.id)  # what waited goes on here
             return ((transfer.done, Rejection("refused", why)),)
-        if not transfer.asked and self._replica.start_transfer(transfer.target):
+        if transfer.asked:
+            return ()
+        request = self._replica.ask_to_lead(transfer.target)
+        if request is not None:
+            self._host.send(self._config.id, transfer.target, request)
             transfer.asked = True
             detail = f"to {transfer.target}"
             self._host.event(Event("transfer", self._config.id, self._replica.term, detail))

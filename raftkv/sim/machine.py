@@ -17,9 +17,9 @@ from raftkv.engine.engine import Engine, EngineError, Seams
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import write_records
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds
-from raftkv.raft.member import ReplicaError
 from raftkv.raft.proposals import Limits
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash

@@ -20,19 +20,25 @@ from raftkv.core.shard.machine import Restorer, StateMachine
 from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory
 from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
 from raftkv.raft import (
+    campaign,
     compaction,
+    follower,
     group,
     journal,
     messages,
+    outbox,
+    progress,
     proposals,
+    quorum,
     reads,
     replica,
     replication,
     snapshot_exchange,
 )
 from raftkv.raft import freshness as freshness_module
-from raftkv.raft.member import CANDIDATE
+from raftkv.raft.ready import CANDIDATE
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.raft.stock import Matched
 from raftkv.rpc import calls
 from raftkv.rpc.messages import Failure, WriteRequest
 from raftkv.sim import faults, operator
@@ -111,10 +117,10 @@ def no_fdatasync(patch: Patch) -> None:
 def acknowledge_before_sync(patch: Patch) -> None:
     """Acknowledgements and votes leave before the disk has what they promise (H8)."""
 
-    def hold(self: Any, peer: str, message: Any) -> None:
-        self._owner.send(peer, message)
+    def hold(self: Any, peer: str, message: Any, _term: int) -> None:
+        self.send(peer, message)
 
-    patch(replica.Replica, "_hold", hold)
+    patch(outbox.Outbox, "hold", hold)
 
 
 @bug
@@ -127,13 +133,10 @@ def h9_leader_counts_unsynced(patch: Patch) -> None:
     """H9: a leader counts its own copy before its own disk has it."""
 
     def committable(self: Any) -> int:
-        have = [self.journal.last_index, *(self._match.get(p, 0) for p in self.peers)]
-        index = int(sorted(have, reverse=True)[self._majority - 1])
-        if index > self.commit_index and self.journal.term_at(index) == self.term:
-            return index
-        return int(self.commit_index)
+        held = [self._journal.last_index, *(p.match for p in self.progress.values())]
+        return quorum.committable(held, self._journal, self._stock.term, self._stock.commit_index)
 
-    patch(replica.Replica, "_committable", committable)
+    patch(replication.Replication, "committable", committable)
 
 
 @bug
@@ -153,11 +156,10 @@ def forget_votes(patch: Patch) -> None:
 
     def peer_connected(self: Any, peer: str) -> None:
         connected(self, peer)
-        if self.state == CANDIDATE:
-            log = self.journal
-            self._hold(
-                peer, messages.RequestVote(self.term, log.last_index, log.last_term, transfer=False)
-            )
+        if self._stock.role == CANDIDATE:
+            log, term = self.journal, self.term
+            request = messages.RequestVote(term, log.last_index, log.last_term, transfer=False)
+            self._outbox.hold(peer, request, term)
 
     patch(journal.GroupJournal, "__init__", forgetful)
     patch(replica.Replica, "peer_connected", peer_connected)
@@ -269,7 +271,7 @@ def h1_snapshot_piece_commits(patch: Patch) -> None:
         honest(self, peer, message)
         member = self._replica
         commit = min(message.index, member.journal.last_index)
-        member._SyncObj__raftCommitIndex = max(member.commit_index, commit)
+        member._stock.commit_index = max(member.commit_index, commit)
 
     patch(snapshot_exchange.SnapshotExchange, "on_chunk", on_chunk)
 
@@ -278,10 +280,10 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
     """Everything that the message carries, as stock takes it."""
     prev = message.prev_index
     numbered = [(c, prev + 1 + i, term) for i, (c, term) in enumerate(message.entries)]
-    first = self.journal.first_index
+    first = self._journal.first_index
     kept = [entry for entry in numbered if entry[1] > first]
     if kept and kept[0][1] == first + 1:
-        return first, self.journal.term_at(first) or 0, kept
+        return first, self._journal.term_at(first) or 0, kept
     return prev, message.prev_term, numbered
 
 
@@ -291,44 +293,44 @@ def _known_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
 )
 def h2_stock(patch: Patch) -> None:
     """H2: everything after an append's start is cut, known or not; the leader backs off anyway."""
-    patch(replica.Replica, "_unknown_part", _known_part)
+    patch(follower.Follower, "_unknown_part", _known_part)
     _leader_goes_back(patch)
     patch(replication, "MESSAGE_BYTES_MAX", 1)  # as if every entry were a large one
 
 
 def _leader_goes_back(patch: Patch) -> None:
     """Success moves the leader's view of a follower back, as in stock (syncobj.py:1077)."""
-    honest = replica.Replica._on_append_response
+    honest = replication.Replication.on_append_response
 
-    def respond(self: Any, node: Any, message: Any) -> None:
-        honest(self, node, message)
-        if self.is_leader and message.success and message.term == self.term:
-            next_index = max(message.next_index, self.journal.first_index + 1)
-            self._SyncObj__raftNextIndex[node] = min(next_index, self.journal.last_index + 1)
+    def respond(self: Any, peer: str, message: Any) -> None:
+        honest(self, peer, message)
+        if self._stock.is_leader and message.success and message.term == self._stock.term:
+            next_index = max(message.next_index, self._journal.first_index + 1)
+            self.progress[peer].next = min(next_index, self._journal.last_index + 1)
 
-    patch(replica.Replica, "_on_append_response", respond)
+    patch(replication.Replication, "on_append_response", respond)
 
 
 @bug
 def h2_mended_at_acknowledgement(patch: Patch) -> None:
     """H2, mended too late: what is known is noted when its acknowledgement leaves."""
-    answer = replica.Replica._answer
+    send = outbox.Outbox.send
 
     def noting(self: Any, peer: str, message: Any) -> None:
         if isinstance(message, messages.AppendResponse) and message.success:
-            self.acknowledged = (self.term, message.next_index - 1)
-        answer(self, peer, message)
+            self.acknowledged = (message.term, message.next_index - 1)
+        send(self, peer, message)
 
     def unknown_part(self: Any, message: Any) -> tuple[int, int, list[Any]]:
         prev, prev_term, numbered = _known_part(self, message)
-        term, last = getattr(self, "acknowledged", (-1, 0))
+        term, last = getattr(self._outbox, "acknowledged", (-1, 0))
         if term == message.term and last > prev:
             numbered = [entry for entry in numbered if entry[1] > last]
-            return last, self.journal.term_at(last) or 0, numbered
+            return last, self._journal.term_at(last) or 0, numbered
         return prev, prev_term, numbered
 
-    patch(replica.Replica, "_answer", noting)
-    patch(replica.Replica, "_unknown_part", unknown_part)
+    patch(outbox.Outbox, "send", noting)
+    patch(follower.Follower, "_unknown_part", unknown_part)
     _leader_goes_back(patch)
 
 
@@ -340,26 +342,21 @@ def h2_mended_at_acknowledgement(patch: Patch) -> None:
 def h2_trimmed_without_clamping(patch: Patch) -> None:
     """H2, mended by half: acknowledgement and commit go beyond what the message proves."""
 
-    def on_append(self: Any, node: Any, message: Any) -> None:
-        if message.term < self.term:
-            self._owner.send(node.id, messages.HigherTerm(self.term))
+    def on_append(self: Any, peer: str, message: Any) -> None:
+        if message.term < self._stock.term:
+            self._outbox.send(peer, messages.HigherTerm(self._stock.term))
             return
-        self._leader_contact = self._clock.monotonic()
+        self._campaign.leader_contact = self._clock.monotonic()
         prev, prev_term, entries = self._unknown_part(message)
-        self._ack_limit = 2**62
-        self._SyncObj__onMessageReceived(
-            node,
-            {
-                "type": "append_entries",
-                "term": message.term,
-                "commit_index": message.commit_index,
-                "prevLogIdx": prev,
-                "prevLogTerm": prev_term,
-                "entries": entries,
-            },
+        found = self._stock.take_append(
+            peer, message.term, message.commit_index, (prev, prev_term), entries
         )
+        if isinstance(found, Matched):
+            self._acknowledge(peer, found.index)
+        else:
+            self._refuse(peer, prev, found.index)
 
-    patch(replica.Replica, "_on_append", on_append)
+    patch(follower.Follower, "on_append", on_append)
     patch(replication, "MESSAGE_BYTES_MAX", 1)  # as if every entry were a large one
 
 
@@ -399,7 +396,7 @@ def h7_older_snapshot_is_installed(patch: Patch) -> None:
             return
         member = self._replica
         member.journal.deleteEntriesFrom(1)
-        member._SyncObj__raftCommitIndex = building.snapshot.index
+        member._stock.commit_index = building.snapshot.index
         self._install(building.snapshot, building.restorer.finish(), building.peer)
 
     def on_chunk(self: Any, peer: str, message: Any) -> None:
@@ -455,30 +452,32 @@ def h10_any_term_counts(patch: Patch) -> None:
     """
     added = {"leader_in_small_company": _leader_in_small_company}
     patch(operator, "FAULTS", faults.FAULTS | added)
-    honest_response = replica.Replica._on_append_response
-    honest_begin = replica.Replica._SyncObj__onBecomeLeader
+    honest_response = replication.Replication.on_append_response
+    honest_begin = progress.Progress.begin
 
-    def respond(self: Any, node: Any, message: Any) -> None:
-        term = max(message.term, self.term)
-        next_index = max(message.next_index, self._match.get(node.id, 0) + 1)
+    def respond(self: Any, peer: str, message: Any) -> None:
+        term = max(message.term, self._stock.term)
+        next_index = max(message.next_index, self.progress[peer].match + 1)
         honest_response(
-            self, node, msgspec.structs.replace(message, term=term, next_index=next_index)
+            self, peer, msgspec.structs.replace(message, term=term, next_index=next_index)
         )
 
-    def wal_synced(self: Any) -> None:
-        self.journal.wal_synced()
-        while self._held and self._held[0][0] <= self.journal.durable_lsn:
-            _, _, peer, message = self._held.popleft()
-            self._answer(peer, message)
+    def release(self: Any, _term: int) -> bool:
+        held, sent = self._held, False
+        while held and held[0][0] <= self._journal.durable_lsn:
+            _, _, peer, message = held.popleft()
+            self.send(peer, message)
+            sent = True
+        return sent
 
-    def begin(self: Any) -> None:
-        remembered = dict(self._match)
-        honest_begin(self)
-        self._match.update(remembered)
+    def begin(self: Any, next_index: int, now: float) -> None:
+        remembered = self.match
+        honest_begin(self, next_index, now)
+        self.match = remembered
 
-    patch(replica.Replica, "_on_append_response", respond)
-    patch(replica.Replica, "wal_synced", wal_synced)
-    patch(replica.Replica, "_SyncObj__onBecomeLeader", begin)
+    patch(replication.Replication, "on_append_response", respond)
+    patch(outbox.Outbox, "release", release)
+    patch(progress.Progress, "begin", begin)
 
 
 @bug
@@ -486,11 +485,11 @@ def h10_any_term_counts(patch: Patch) -> None:
 def h11_votes_are_counted_twice(patch: Patch) -> None:
     """H11: votes are counted, not voters, and a vote is delivered twice."""
 
-    def on_vote(self: Any, node: Any, message: Any) -> None:
+    def on_vote(self: Any, peer: str, message: Any) -> None:
         for _ in range(2):
-            self._SyncObj__onMessageReceived(node, {"type": "response_vote", "term": message.term})
+            self._stock.take_vote(peer, message.term)
 
-    patch(replica.Replica, "_on_vote", on_vote)
+    patch(campaign.Campaign, "on_vote", on_vote)
 
 
 @bug
@@ -498,23 +497,23 @@ def commit_without_majority(patch: Patch) -> None:
     """A write is committed and answered as soon as the leader's own disk has it."""
 
     def committable(self: Any) -> int:
-        durable = int(self.journal.durable_index)
-        own = self.journal.term_at(durable) == self.term
-        return max(self.commit_index, durable) if own else int(self.commit_index)
+        durable, committed = int(self._journal.durable_index), int(self._stock.commit_index)
+        own = self._journal.term_at(durable) == self._stock.term
+        return max(committed, durable) if own else committed
 
-    patch(replica.Replica, "_committable", committable)
+    patch(replication.Replication, "committable", committable)
 
 
 @bug
 def vote_for_shorter_logs(patch: Patch) -> None:
     """A vote does not ask whether the candidate's log is up to date (Raft paper, 5.4.1)."""
-    honest = replica.Replica._on_request_vote
+    honest = campaign.Campaign.on_request_vote
 
-    def on_request_vote(self: Any, node: Any, message: Any) -> None:
-        honest(self, node, msgspec.structs.replace(message, last_log_term=2**31))
+    def on_request_vote(self: Any, peer: str, message: Any) -> None:
+        honest(self, peer, msgspec.structs.replace(message, last_log_term=2**31))
 
-    patch(replica.Replica, "_on_request_vote", on_request_vote)
-    patch(replica.Replica, "_log_is_current", lambda _self, _index, _term: True)
+    patch(campaign.Campaign, "on_request_vote", on_request_vote)
+    patch(campaign.Campaign, "_log_is_current", lambda _self, _index, _term: True)
 
 
 # --- reads -----------------------------------------------------------------------------------
@@ -722,13 +721,13 @@ def lose_messages_quietly(patch: Patch) -> None:
 def stuck_in_a_newer_term(patch: Patch) -> None:
     """A follower with a newer term stays silent to its leader, and is left behind for ever."""
 
-    def on_append(self: Any, node: Any, message: Any) -> None:
-        if message.term >= self.term:
-            honest(self, node, message)
+    def on_append(self: Any, peer: str, message: Any) -> None:
+        if message.term >= self._stock.term:
+            honest(self, peer, message)
 
-    honest = replica.Replica._on_append
-    patch(replica.Replica, "_on_append", on_append)
-    patch(replica.Replica, "_on_pre_vote", lambda _self, _node, _message: None)
+    honest = follower.Follower.on_append
+    patch(follower.Follower, "on_append", on_append)
+    patch(campaign.Campaign, "on_pre_vote", lambda _self, _peer, _message: None)
 
 
 # --- the library -----------------------------------------------------------------------------

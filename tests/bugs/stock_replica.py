@@ -15,24 +15,26 @@ from pysyncobj.syncobj import _COMMAND_TYPE, SyncObj
 from pysyncobj.transport import Transport
 
 from raftkv.raft import messages as wire
-from raftkv.raft.journal import NO_OP, GroupJournal
-from raftkv.raft.member import LEADER, Timing
+from raftkv.raft.journal import GroupJournal, LogEntry
+from raftkv.raft.ready import LEADER, Ready, RoleChange
 from raftkv.raft.seams import TURN, NullPoller, PeerNode
+from raftkv.raft.stock import ROLES
+from raftkv.raft.timing import Timing
 
 _NEVER = 10**9
 
 
 class _Wire(Transport):  # type: ignore[misc] # PySyncObj ships no types
-    """Stock's transport, over the owner's links."""
+    """Stock's transport, over the group's links."""
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self) -> None:
         super().__init__(None, None, None)
-        self._owner = owner
+        self.messages: list[tuple[str, wire.RaftMessage]] = []
 
     def send(self, node: Any, message: Any) -> bool:
         """Pickle it, as stock does, into a message that the links carry."""
         body = pickle.dumps(message, 2)
-        self._owner.send(node.id, wire.AppendEntries(0, 0, 0, 0, ((body, 0),)))
+        self.messages.append((node.id, wire.AppendEntries(0, 0, 0, 0, ((body, 0),))))
         return True
 
 
@@ -46,7 +48,6 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         members: Sequence[str],
         journal: GroupJournal,
         applied_index: int,
-        owner: Any,
         clock: Any,
         random: Any,
         timing: Timing,
@@ -54,15 +55,18 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         **bounds: Any,
     ) -> None:
         del applied_index, preferred, bounds  # windows and the like are raftkv's
-        self._owner, self._clock, self._random, self._timing = owner, clock, random, timing
+        self._clock, self._random, self._timing = clock, random, timing
         self.journal = journal
         self.peers = {peer: PeerNode(peer) for peer in members if peer != name}
-        self.apply_budget_spent = False
+        self.applied_index = 1
         self.awaits_sync = True
         self.has_work = True
+        self._wire = _Wire()
+        self._changes: list[RoleChange] = []
+        self._committed: list[LogEntry] = []
         with self._turn():
             super().__init__(
-                PeerNode(name), list(self.peers.values()), self._conf(), transport=_Wire(owner)
+                PeerNode(name), list(self.peers.values()), self._conf(), transport=self._wire
             )
             self._poller = NullPoller()
 
@@ -76,7 +80,7 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
             journalFile=self.journal,
             logCompactionMinEntries=_NEVER,
             logCompactionMinTime=_NEVER,
-            onStateChanged=self._owner.state_changed,
+            onStateChanged=self._state_changed,
         )
 
     @contextlib.contextmanager
@@ -91,21 +95,40 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         low, high = self._timing.election_min_s, self._timing.election_max_s
         return float(low + (high - low) * self._random.random())
 
+    def _state_changed(self, old: int, new: int) -> None:
+        self._changes.append(RoleChange(ROLES[old], ROLES[new], self.term))
+
+    def _ready(self) -> Ready:
+        """What stock code said and applied."""
+        ready = Ready(self._changes, self._wire.messages, tuple(self._committed))
+        self._changes, self._wire.messages = [], []
+        return ready
+
     # --- driven by the group ------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Propose what waits, and let stock code run."""
+    def tick(self, *, disk_stalled: bool) -> Ready:
+        """Let stock code run; it knows nothing of a stalled disk."""
+        del disk_stalled
         with self._turn():
-            while self.is_leader and (command := self._owner.take_entry()) is not None:
-                self._applyCommand(command, None, _COMMAND_TYPE.REGULAR)
-                self._checkCommandsToApply()
             self._onTick(0.0)
+        return self._ready()
 
-    def receive(self, peer: str, message: Any) -> None:
+    def propose(self, command: bytes) -> None:
+        """Put it into stock's queue, and from there into its log."""
+        with self._turn():
+            self._applyCommand(command, None, _COMMAND_TYPE.REGULAR)
+            self._checkCommandsToApply()
+
+    def send_proposed(self) -> Ready:
+        """Stock sends with its next heartbeat."""
+        return self._ready()
+
+    def receive(self, peer: str, message: Any) -> Ready:
         """Unpickle and hand over; survive what stock code raises, as its transport does."""
         ((body, _),) = message.entries
         with self._turn(), contextlib.suppress(Exception):
             self._SyncObj__onMessageReceived(self.peers[peer], pickle.loads(body))  # noqa: S301
+        return self._ready()
 
     def peer_connected(self, peer: str) -> None:
         """Tell stock code."""
@@ -117,21 +140,30 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         if peer in self.peers:
             self._SyncObj__onNodeDisconnected(self.peers[peer])
 
-    def wal_synced(self) -> None:
+    def wal_synced(self) -> Ready:
         """Nothing waits for the disk in stock code."""
         self.journal.wal_synced()
+        return self._ready()
 
-    def start_transfer(self, peer: str) -> bool:
+    def withhold(self, withheld: bool) -> Ready:  # noqa: ARG002, FBT001 - as Replica's
+        """Stock knows of no reason not to lead."""
+        return self._ready()
+
+    def ask_to_lead(self, peer: str) -> wire.RaftMessage | None:
         """Ask for a transfer."""
-        outcome: list[int] = []
         with self._turn():
-            self.transferLeadership(self.peers[peer], lambda _, error: outcome.append(error))
-        return outcome == [0]
+            self.transferLeadership(self.peers[peer])
+        said = self._wire.messages.pop() if self._wire.messages else None
+        return None if said is None else said[1]
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
-        index = self.applied_index + 1
-        body = None if command == NO_OP else command[1:]
-        self._owner.apply_entry(index, self.journal.term_at(index), body)
+        index = self._SyncObj__raftLastApplied + 1
+        self._committed.append((command, index, self.journal.term_at(index) or 0))
+
+    def applied(self, index: int) -> None:
+        """The state machine has applied an entry that stock gave out."""
+        self.applied_index = index
+        del self._committed[0]
 
     # --- what is looked at --------------------------------------------------------------------
 
@@ -146,14 +178,10 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         return bool(self._SyncObj__raftState == LEADER)
 
     @property
-    def leader_node(self) -> Any:
-        """Who leads, as far as it knows."""
-        return self._SyncObj__raftLeader
-
-    @property
-    def leader_name(self) -> str | None:
-        """The name of who leads."""
-        return None if self.leader_node is None else str(self.leader_node.id)
+    def leader(self) -> str | None:
+        """The name of who leads, as far as it knows."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
 
     @property
     def leader_contact(self) -> float:
@@ -166,20 +194,12 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         return int(self._SyncObj__raftCommitIndex)
 
     @property
-    def applied_index(self) -> int:
-        """Highest applied index."""
-        return int(self._SyncObj__raftLastApplied)
-
-    @property
     def no_op_applied(self) -> bool:
         """Whether its own no-op is applied."""
         no_op = self._SyncObj__noopIDx
         return no_op is not None and self.applied_index >= no_op
 
     handed_over_term = -1
-
-    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
-        """Stock knows of no reason not to lead."""
 
     def is_linked(self, peer: str) -> bool:
         """Whether messages to a peer go out at present."""
@@ -192,9 +212,6 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
     def has_answered(self, peer: str) -> bool:
         """Whether anything is known of a peer's log."""
         return self.match_index(peer) > 0
-
-    def nothing_in_flight(self) -> None:
-        """Stock has no windows."""
 
     def match_index(self, peer: str) -> int:
         """Up to where a peer agrees, as the leader believes."""

@@ -13,6 +13,7 @@ from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.router import Router
+from raftkv.raft.group import Query
 from raftkv.raft.proposals import Limits, Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
@@ -153,8 +154,7 @@ class FakeGroup:
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(ManualLoop(), StageDurations())
         self.config = SimpleNamespace(limits=Limits())
-        self.reads = SimpleNamespace(confirm=self._confirm)
-        self.freshness = SimpleNamespace(ensure=self._ensure, age_ms=lambda: 42)
+        self.freshness = SimpleNamespace(age_ms=lambda: 42)
 
     def propose(self, commands: Any, done: Callable[[Any], None]) -> None:
         """Apply at once, or reject, or keep for later."""
@@ -168,20 +168,22 @@ class FakeGroup:
     def _apply(self, commands: tuple[Command, ...]) -> list[WriteResult]:
         return self.state.apply(Batch(1, self.id.generation, 1, tuple(commands)))
 
-    def _confirm(
-        self, done: Callable[[Rejection | None], None], voucher: Voucher | None = None
-    ) -> None:
-        """Confirm at once, or reject, or keep for later."""
+    def read(self, query: Query, voucher: Voucher | None = None) -> None:
+        """Let it be read at once, or reject, or keep for later."""
         self.vouchers.append(voucher)
         if self.hold:
-            self.held.append(lambda: done(None))
+            self.held.append(lambda: query(self.state))
         else:
-            done(self.reject)
+            query(self.reject or self.state)
 
-    def _ensure(self, max_age_ms: int, done: Callable[[Rejection | None], None]) -> None:
+    def read_stale(self, query: Query, max_age_ms: int) -> None:
         """Be as fresh as the test says."""
         assert max_age_ms >= 0
-        done(self.reject)
+        query(self.reject or self.state)
+
+    def read_local(self, query: Callable[[StateMachine], Response]) -> Response:
+        """Let it be read."""
+        return query(self.state)
 
 
 class RouterWorld:

@@ -13,8 +13,8 @@ from raftkv.engine.group_host import GroupHost
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
-from raftkv.raft.member import Timing
 from raftkv.raft.proposals import Rejection
+from raftkv.raft.timing import Timing
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal

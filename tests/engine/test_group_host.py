@@ -12,8 +12,8 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
 from raftkv.engine.group_host import DISK_SILENT_LOOKS
 from raftkv.raft import messages as wire
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.host import SnapshotPolicy
-from raftkv.raft.member import ReplicaError
 from raftkv.raft.proposals import Rejection
 from raftkv.storage.disk import DiskError
 from raftkv.storage.wal import WalDamaged
@@ -428,7 +428,7 @@ def test_an_idle_leader_sends_fewer_heartbeats(
     timing = leader.group().config.timing
     patient = msgspec.structs.replace(timing, heartbeat_s=timing.idle_heartbeat_s / 4)
     for machine in world.machines.values():
-        monkeypatch.setattr(machine.group()._replica, "_timing", patient)
+        monkeypatch.setattr(machine.group()._replica._replication, "_timing", patient)
     world.run(1.0)
     assert heartbeats(world, leader, 5.0) <= 5.0 / timing.idle_heartbeat_s + 1
     world.put_all(leader, b"news")

@@ -549,7 +549,7 @@ def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
     host, group = world.leader.host, world.leader.group()
     known = host.leaderships[GROUP]
     assert (known.leader, known.term) == (world.leader.name, 1)
-    group._replica._SyncObj__raftCurrentTerm = 3  # stands for two elections within one turn
+    group._replica._stock.term = 3  # stands for two elections within one turn
     host.note_leader(group)
     assert [(entry.term, entry.leader) for entry in known.facts()[-2:]] == [
         (1, world.leader.name),

@@ -17,10 +17,10 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event, GroupBounds, GroupConfig, SnapshotPolicy
-from raftkv.raft.member import Timing
 from raftkv.raft.messages import Envelope, RaftMessage
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.snapshot_transfer import SnapshotId
+from raftkv.raft.timing import Timing
 from raftkv.raft.windows import PeerWindow
 from raftkv.sim.clock import SimClock
 from raftkv.sim.disk import SimDisk, SimulatedCrash
@@ -326,7 +326,7 @@ class GroupWorld(World):
         """Move the deadlines that random numbers have set."""
         for other, node in self.nodes.items():
             deadline = 0.0 if other == name else node.clock.monotonic() + TIMING.election_max_s
-            node.group._replica._SyncObj__raftElectionDeadline = deadline
+            node.group._replica._stock.election_deadline = deadline
 
     def read(self, name: str) -> Read:
         """Read linearizably."""

@@ -245,7 +245,7 @@ def test_a_dead_leader_is_replaced_at_once_when_links_break() -> None:
 def ask_together(world: GroupWorld, names: str) -> None:
     """Let each of ``names`` ask for pre-votes before it hears what the others ask."""
     for name in names:
-        world.nodes[name].group._replica._SyncObj__raftElectionDeadline = 0.0
+        world.nodes[name].group._replica._stock.election_deadline = 0.0
     for name in names:
         world.turn(name)
 

@@ -9,7 +9,8 @@ import scenarios
 from group_world import GROUP, GroupWorld, make_group_world
 
 from raftkv.raft import messages as wire
-from raftkv.raft.member import TERM_STEP_MAX, ReplicaError
+from raftkv.raft.errors import ReplicaError
+from raftkv.raft.stock import TERM_STEP_MAX
 
 FAR = 2**52
 """A term that may be said, and that no cluster has come to."""

@@ -15,8 +15,8 @@ from worlds import applied_twice, belied, two_leaders, unanswered
 
 from raftkv.core.errors import CorruptSnapshot, UnknownFormat
 from raftkv.raft import messages as wire
+from raftkv.raft.errors import ReplicaError
 from raftkv.raft.group import Group
-from raftkv.raft.member import ReplicaError
 from raftkv.raft.replication import MESSAGE_BYTES_MAX
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskFull, NoSuchFile
@@ -293,7 +293,7 @@ def candidate_of_five(make: Maker) -> Group:
     for other in "bcde":
         world.network.hold("a", other)
     group = world.nodes["a"].group
-    group._replica._pre_vote_won = True  # as if a majority had agreed
+    group._replica._campaign._pre_vote_won = True  # as if a majority had agreed
     world.expire("a")
     world.turn("a")
     assert group.term == 1
@@ -442,11 +442,11 @@ def test_h16_log_is_trimmed_after_the_snapshot(make: Maker) -> None:
 def test_h17_batch_mode_is_always_on(make: Maker) -> None:
     """H17: there is no pipe that could be full; proposals never enter stock's queue."""
     world = scenarios.led_by_a(make)
-    replica = world.nodes["a"].group._replica
-    conf = replica._getConf()
+    stock = world.nodes["a"].group._replica._stock
+    conf = stock._getConf()
     assert isinstance(conf, SyncObjConf)
     assert conf.appendEntriesUseBatch
-    assert not hasattr(replica, "_SyncObj__pipeNotifier")
+    assert not hasattr(stock, "_SyncObj__pipeNotifier")
 
 
 def test_h18_full_disk_stops_the_node(make: Maker) -> None:

@@ -4,8 +4,8 @@ import pytest
 import scenarios
 from group_world import TIMING, GroupWorld, make_group_world, message_of
 
+from raftkv.raft import host
 from raftkv.raft import messages as wire
-from raftkv.raft import replica
 from raftkv.raft.freshness import ASK_AGAIN_S
 from raftkv.raft.proposals import Rejection
 from raftkv.raft.reads import Voucher
@@ -179,7 +179,7 @@ def test_a_vouched_read_waits_until_what_is_committed_is_applied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ReadIndex is about what is committed, however much of it there is to apply."""
-    monkeypatch.setattr(replica, "APPLY_OPERATIONS_PER_TICK", 1)
+    monkeypatch.setattr(host, "APPLY_OPERATIONS_PER_TICK", 1)
     world = scenarios.led_by_a(make_group_world)
     group = world.nodes["a"].group
     world.network.hold("b", "a")

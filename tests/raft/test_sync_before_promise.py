@@ -212,7 +212,7 @@ def test_an_entry_of_an_older_term_is_not_committed_by_counting() -> None:
     world.network.hold("b", "c")
     group = world.nodes["b"].group
     older = group.last_index
-    group._replica._pre_vote_won = True  # as if c had agreed
+    group._replica._campaign._pre_vote_won = True  # as if c had agreed
     world.expire("b")
     world.turn("b")
     group.receive("c", wire.VoteResponse(group.term))
