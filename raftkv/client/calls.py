@@ -122,28 +122,25 @@ class Caller:
         repeatable: bool,
         renew: Callable[[int], bool],
     ) -> tuple[_Result, bool]:
+        began_s = boot_s()
+        outcome = attempt(began_s + timeout_s)
+        if not isinstance(outcome, Failure):  # as mostly: then nothing has to be decided
+            return outcome, False
         attempts = Attempts(
             self._endpoints,
             reads=reads,
             repeatable=repeatable,
-            began_s=boot_s(),
+            began_s=began_s,
             timeout_s=timeout_s,
             resend_window_s=RESEND_WINDOW_S,
         )
-        while True:
-            outcome = attempt(attempts.deadline_s)
-            if not isinstance(outcome, Failure):
-                return outcome, attempts.exposed
-            born_after = outcome.born_after
-            if (
-                born_after is not None
-                and attempts.may_renew(outcome, boot_s())
-                and renew(born_after)
-            ):
-                outcome = renewed(outcome)
+        while isinstance(outcome, Failure):
+            outcome = _renewed(outcome, attempts, renew)
             self._waits_for = outcome.error
             self._sleep(attempts.failed(outcome, boot_s()))
             attempts.paused(outcome, boot_s())
+            outcome = attempt(attempts.deadline_s)
+        return outcome, attempts.exposed
 
     def attempt(self, call: Call, deadline: float) -> Answer | Failure:
         """Ask one node, for no longer than an attempt may take."""
@@ -178,3 +175,11 @@ class Caller:
     def move_on(self, answer: Answer) -> None:
         """The node that gave this answer cannot do now what it was asked: ask another one."""
         self._endpoints.move_on(answer.endpoint)
+
+
+def _renewed(failure: Failure, attempts: Attempts, renew: Callable[[int], bool]) -> Failure:
+    """Begin another session if that is allowed and helps, and say what the failure then means."""
+    born_after = failure.born_after
+    if born_after is None or not attempts.may_renew(failure, boot_s()) or not renew(born_after):
+        return failure
+    return renewed(failure)
