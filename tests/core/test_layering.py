@@ -23,7 +23,7 @@ ALLOWED = {
     "web": {"core", "rpc"},
     "client": set(),
     "check": set(),
-    "sim": {"core", "storage", "raft", "rpc", "engine", "check"},
+    "sim": {"core", "storage", "raft", "rpc", "engine", "web", "client", "check"},
     "testing": {"client", "engine"},  # it watches the processes that it starts
     "chaos": {"client", "check", "testing"},
     "bench": {"client", "testing"},

@@ -187,9 +187,11 @@ class Liar:
         self._doors = doors
         self._lie = lie
 
-    async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
+    async def ask(
+        self, machine: Machine, request: Request, remaining_ms: int, wait_s: float | None = None
+    ) -> Response:
         """Ask, and lie."""
-        return self._lie(request, await self._doors.ask(machine, request, remaining_ms))
+        return self._lie(request, await self._doors.ask(machine, request, remaining_ms, wait_s))
 
 
 FUNCTIONS = {
