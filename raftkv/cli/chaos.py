@@ -20,8 +20,7 @@ from raftkv.chaos.etcd_target import EtcdTarget
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, obstacle
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
-from raftkv.chaos.settings import Settings
-from raftkv.chaos.workloads import MIXED, WORKLOADS
+from raftkv.chaos.settings import MIXED, WORKLOADS, Settings
 from raftkv.check.verdict import Verdict
 from raftkv.cli.durations import ALIAS, Duration
 from raftkv.cli.endpoints import endpoints_option

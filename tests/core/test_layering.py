@@ -23,9 +23,10 @@ ALLOWED = {
     "web": {"core", "rpc"},
     "client": set(),
     "check": set(),
-    "sim": {"core", "storage", "raft", "rpc", "engine", "web", "client", "check"},
+    "workloads": {"client"},
+    "sim": {"core", "storage", "raft", "rpc", "engine", "web", "client", "check", "workloads"},
     "testing": {"client", "engine"},  # it watches the processes that it starts
-    "chaos": {"client", "check", "testing"},
+    "chaos": {"client", "check", "workloads", "testing"},
     "bench": {"client", "testing"},
     "cli": {
         "core",
@@ -36,6 +37,7 @@ ALLOWED = {
         "web",
         "client",
         "check",
+        "workloads",
         "sim",
         "testing",
         "chaos",
