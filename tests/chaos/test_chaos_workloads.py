@@ -392,3 +392,14 @@ def test_a_client_that_breaks_is_told_of(tmp_path: Path) -> None:
             while not load.crashes:
                 pass
     assert isinstance(load.crashes[0], json.JSONDecodeError)
+
+
+def test_each_kind_of_operation_has_keys_of_its_own() -> None:
+    """The one beside another is of its kind, and a retired one is handed out no more."""
+    random = Random(5)
+    keys = RotatingKeys(random, 2)
+    register, lock = keys.take("register", random), keys.take("lock", random)
+    assert {key.rpartition("-")[0] for key in (register, keys.beside(register))} == {"register"}
+    assert register != keys.beside(register)
+    keys.retire(lock)
+    assert lock not in {keys.take("lock", random) for _ in range(100)}
