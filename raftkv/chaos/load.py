@@ -1,15 +1,19 @@
-"""The clients: threads that take operations from the workloads at a steady rate."""
+"""The clients: threads that go through workloads at a steady rate."""
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from types import TracebackType
 from typing import Self
 
+from raftkv.chaos.play import play
 from raftkv.chaos.recorder import Recorder
 from raftkv.chaos.store import Store
-from raftkv.chaos.workloads import Workload
+from raftkv.workloads import WORKLOADS
+from raftkv.workloads.keys import RotatingKeys
+from raftkv.workloads.steps import Context
 
 JOIN_S = 60.0
 """How long the last operations may take; far more than a client's own time-out."""
@@ -17,13 +21,23 @@ JOIN_INTERRUPTED_S = 1.0
 """The same if nobody wants to know any more."""
 
 
+@dataclass(slots=True)
+class LoadProcess:
+    """One client as workloads see it."""
+
+    number: int
+    random: Random
+    written: int = 0
+
+
 class Load:
     """Clients at work until :meth:`stop`.
 
     Args:
         connect: Makes the store of the client with this number.
-        workloads: Each operation is of one of them, chosen anew.
-        recorder: Performs and records.
+        workloads: The names of those of which one is chosen at each turn.
+        keys: The keys that all clients work on.
+        recorder: Writes the history.
         clients: How many, each with one operation at a time; process ``n`` is client ``n``.
         rate_per_s: Operations a second of all together, while the store keeps up.
         seed: Decides what each client does.
@@ -32,7 +46,8 @@ class Load:
     def __init__(
         self,
         connect: Callable[[int], Store],
-        workloads: Sequence[Workload],
+        workloads: Sequence[str],
+        keys: RotatingKeys,
         recorder: Recorder,
         *,
         clients: int,
@@ -41,6 +56,8 @@ class Load:
     ) -> None:
         self._connect = connect
         self._workloads = workloads
+        self._keys = keys
+        self._banks: dict[str, object] = {}
         self._recorder = recorder
         self._pause_s = clients / rate_per_s
         self._seed = seed
@@ -83,10 +100,11 @@ class Load:
 
     def _work(self, number: int, random: Random) -> None:
         store = self._connect(number)
+        process = LoadProcess(number, random)
+        context = Context(self._recorder.process(number), self._keys, banks=self._banks)
         try:
             while not self._stopping.wait(self._pause_s * random.uniform(0.5, 1.5)):
-                operation = random.choice(self._workloads).next(number, random)
-                if operation is not None:
-                    self._recorder.perform(number, operation, store)
+                workload = WORKLOADS[random.choice(self._workloads)]
+                play(workload(process, context), store)
         finally:
             store.close()

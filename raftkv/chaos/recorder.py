@@ -7,19 +7,28 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from raftkv.chaos.operation import Operation, Outcome, perform
-from raftkv.chaos.store import Store
 from raftkv.check.history import Event, HistoryWriter
+from raftkv.workloads.steps import Outcome
+
+ENDS = ("ok", "condition not met", "refused", "unknown")
+"""How operations end, as it is counted: a refusal and an unknown outcome are errors."""
+
+
+def end_of(status: str, fields: Mapping[str, Any]) -> str:
+    """Which of :data:`ENDS` it is; a history calls both a refusal and a condition ``fail``."""
+    if status == "fail":
+        return "refused" if "error" in fields else "condition not met"
+    return "ok" if status == "ok" else "unknown"
 
 
 class Recorder:
-    """Performs operations and writes down both ends of each. The lock guards the counts."""
+    """Writes down both ends of every operation. The lock guards the counts and the keys."""
 
     def __init__(
         self, history: HistoryWriter, clock_ns: Callable[[], int] = time.monotonic_ns
@@ -27,29 +36,106 @@ class Recorder:
         self._history = history
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
+        self._keys: dict[str, dict[str, None]] = {}
         self.counts: Counter[str] = Counter()
-        """How many operations ended in which of :data:`~raftkv.chaos.operation.ENDS`."""
+        """How many operations ended in which of :data:`ENDS`."""
         self.under_way = 0
         self.under_way_max = 0
         """The most operations that were under way at one moment."""
 
-    def perform(self, process: int, operation: Operation, store: Store, **fields: Any) -> Outcome:
-        """Perform one operation of a process; ``fields`` are more members of its invocation."""
+    def process(self, number: int, **fields: Any) -> "ProcessRecorder":
+        """What one process records; ``fields`` are more members of its invocations."""
+        return ProcessRecorder(self, number, fields)
+
+    def keys(self, model: str) -> list[str]:
+        """The keys of a model of which an operation ended ``ok``."""
+        with self._lock:
+            return list(self._keys.get(model, ()))
+
+    def begin(self, opened: "Opened", fields: Mapping[str, Any]) -> None:
+        """An operation begins."""
         with self._lock:
             self.under_way += 1
             self.under_way_max = max(self.under_way_max, self.under_way)
-        self._write(process, "invoke", operation, operation.value, {**operation.fields, **fields})
-        outcome = perform(operation, store)
-        self._write(process, outcome.status, operation, outcome.value, outcome.fields)
+        self._write(opened, "invoke", opened.value, fields)
+
+    def end(self, opened: "Opened", status: str, value: Any, fields: Mapping[str, Any]) -> None:
+        """An operation ends."""
+        self._write(opened, status, value, fields)
         with self._lock:
             self.under_way -= 1
-            self.counts[outcome.end] += 1
-        return outcome
+            self.counts[end_of(status, fields)] += 1
+            if status == "ok":
+                self._keys.setdefault(opened.model, {})[opened.key] = None
 
-    def _write(self, process: int, kind: str, operation: Operation, value: Any, more: Any) -> None:
-        fields = {"model": operation.model, **more}
-        event = Event(process, kind, operation.f, operation.key, value, self._clock_ns(), fields)
+    def _write(self, opened: "Opened", kind: str, value: Any, more: Mapping[str, Any]) -> None:
+        fields = {"model": opened.model, **more}
+        event = Event(opened.process, kind, opened.f, opened.key, value, self._clock_ns(), fields)
         self._history.write(event)
+
+
+class ProcessRecorder:
+    """Writes down what one process does.
+
+    Attributes:
+        last: How its last operation ended: the status and the members of that event.
+    """
+
+    def __init__(self, recorder: Recorder, process: int, fields: Mapping[str, Any]) -> None:
+        self._recorder = recorder
+        self._process = process
+        self._fields = fields
+        self.last: tuple[str, Mapping[str, Any]] = ("", {})
+
+    def begin(self, model: str, f: str, key: str, value: Any = None, **fields: Any) -> "Opened":
+        """An operation begins."""
+        opened = Opened(self, model, self._process, f, key, value=value)
+        self._recorder.begin(opened, {**fields, **self._fields})
+        return opened
+
+    def end(self, opened: "Opened", status: str, value: Any, fields: Mapping[str, Any]) -> None:
+        """It ends."""
+        self.last = status, fields
+        self._recorder.end(opened, status, value, fields)
+
+    def keys(self, model: str) -> list[str]:
+        """The keys of a model of which an operation of any process ended ``ok``."""
+        return self._recorder.keys(model)
+
+
+class Opened:
+    """An operation that has begun."""
+
+    def __init__(
+        self, owner: ProcessRecorder, model: str, process: int, f: str, key: str, *, value: Any
+    ) -> None:
+        self._owner = owner
+        self.model = model
+        self.process = process
+        self.f = f
+        self.key = key
+        self.value = value
+
+    def ok(self, value: Any = None, **fields: Any) -> None:
+        """It took effect."""
+        self._owner.end(self, "ok", value, fields)
+
+    def fail(self, **fields: Any) -> None:
+        """It certainly did not."""
+        self._owner.end(self, "fail", None, fields)
+
+    def refused(self, why: str) -> None:
+        """It was not tried, as the state of the store was against it; nothing is wrong."""
+        self.fail(reason=why)
+
+    def not_ok(self, outcome: Outcome) -> None:
+        """It did not, or nobody knows. A condition that does not hold is no error."""
+        if outcome.condition_failed:
+            self.fail(
+                reason="the condition does not hold", observed_revision=outcome.observed_revision
+            )
+        else:
+            self._owner.end(self, outcome.status, None, {"error": outcome.detail})
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,23 +25,25 @@ from typing import Any
 
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.judge import Judgement, judge, report
-from raftkv.chaos.load import Load
+from raftkv.chaos.load import Load, LoadProcess
 from raftkv.chaos.nemesis import WATCH_S, Nemesis
 from raftkv.chaos.observer import Observer
-from raftkv.chaos.operation import Operation
 from raftkv.chaos.plan import Round, plan
-from raftkv.chaos.recorder import EventLog, Recorder
+from raftkv.chaos.play import play
+from raftkv.chaos.recorder import EventLog, ProcessRecorder, Recorder
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.settings import Settings
 from raftkv.chaos.store import Store
 from raftkv.chaos.target import Nodes, Target
-from raftkv.chaos.workloads import Workload, make_workloads
 from raftkv.check.history import HistoryWriter
 from raftkv.check.verdict import Verdict
 from raftkv.client import RaftkvError
 from raftkv.testing import ClusterError
 from raftkv.testing.layout import LayoutError
 from raftkv.version import __version__
+from raftkv.workloads import final_reads
+from raftkv.workloads.keys import RotatingKeys
+from raftkv.workloads.steps import Context, Steps
 
 FINAL_KEYS = tuple(f"final/{number}" for number in range(64))
 """Enough that every shard has some."""
@@ -150,12 +152,10 @@ class _Work:
             stack.callback(self._clean_up, target)
             target.start()
             observer = stack.enter_context(Observer(target, self.events))
-            workloads = make_workloads(
-                self.settings.workload,
-                Random(f"{self.settings.seed} workload"),  # noqa: S311 -- a seed
-            )
-            self._hurt_under_load(target, observer, workloads)
-            self._read_all(target, workloads)
+            random = Random(f"{self.settings.seed} workload")  # noqa: S311 -- a seed
+            keys = RotatingKeys(random, self.settings.active_keys)
+            self._hurt_under_load(target, observer, keys)
+            self._read_all(target, keys)
             self._write_everywhere(target)
             if self.came_back:
                 self.phase = "comparing replicas"
@@ -163,7 +163,7 @@ class _Work:
                 self.findings += target.disagreements()
 
     def _hurt_under_load(
-        self, target: Nodes | RemoteTarget, observer: Observer, workloads: list[Workload]
+        self, target: Nodes | RemoteTarget, observer: Observer, keys: RotatingKeys
     ) -> None:
         settings = self.settings
         rounds = planned(settings, target.names)
@@ -171,7 +171,8 @@ class _Work:
         (self.out / "plan").write_text(text, encoding="utf-8")
         load = Load(
             target.connect,
-            workloads,
+            settings.workloads,
+            keys,
             self.recorder,
             clients=settings.clients,
             rate_per_s=settings.rate_per_s,
@@ -206,26 +207,27 @@ class _Work:
             self._tick()
             time.sleep(WATCH_S)
 
-    def _read_all(self, target: Target, workloads: list[Workload]) -> None:
+    def _read_all(self, target: Target, keys: RotatingKeys) -> None:
         """Read every key; after all is healed each read must succeed."""
         self.phase = "reading all keys"
         self._tick()
         store = target.connect(0)
-        process = self.settings.clients
-        for workload in workloads:
-            for operation in workload.final_reads():
-                self._read(process, operation, store)
+        recorder = self.recorder.process(self.settings.clients, final=True)
+        reader = LoadProcess(self.settings.clients, Random(0))  # noqa: S311 -- reads draw nothing
+        for key, read in final_reads(reader, Context(recorder, keys)):
+            self._read(key, read, recorder, store)
         store.close()
 
-    def _read(self, process: int, operation: Operation, store: Any) -> None:
+    def _read(
+        self, key: str, read: Callable[[], Steps], recorder: ProcessRecorder, store: Any
+    ) -> None:
         for _ in range(FINAL_READ_ATTEMPTS):
-            outcome = self.recorder.perform(process, operation, store, final=True)
-            if outcome.status == "ok":
+            play(read(), store)
+            status, fields = recorder.last
+            if status == "ok":
                 return
             time.sleep(FINAL_READ_PAUSE_S)
-        self.findings.append(
-            f"key {operation.key} could not be read in the end: {outcome.fields.get('error')}"
-        )
+        self.findings.append(f"key {key} could not be read in the end: {fields.get('error')}")
 
     def _write_everywhere(self, target: Target) -> None:
         """Write keys all over the ring; after all is healed each write must succeed.

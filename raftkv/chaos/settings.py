@@ -12,9 +12,16 @@ from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, RaftkvTarget, obstacle
 from raftkv.chaos.remote_target import RemoteTarget
 from raftkv.chaos.target import Nodes
-from raftkv.chaos.workloads import MIXED, WORKLOADS
 from raftkv.client.endpoints import normalized
 from raftkv.testing.processes import RAFTKV_COMMAND
+
+WORKLOADS = ("register", "append", "set", "bank", "lock")
+"""Those that ask for nothing but what every store has."""
+MIXED = "mixed"
+
+ACTIVE_KEYS = 8
+ACTIVE_KEYS_MIXED = 2
+"""Of each kind. With 20 clients two or three work on one key at a time."""
 
 System = Literal["raftkv", "etcd"]
 
@@ -43,6 +50,16 @@ class Settings:
     recover_s: float = RECOVER_S
     """How long the healed cluster may take until it is as before."""
     command: Sequence[str] = RAFTKV_COMMAND
+
+    @property
+    def workloads(self) -> Sequence[str]:
+        """Those that clients choose from at each turn: one, or all for ``mixed``."""
+        return WORKLOADS if self.workload == MIXED else (self.workload,)
+
+    @property
+    def active_keys(self) -> int:
+        """How many keys of a kind are hot at a time."""
+        return ACTIVE_KEYS_MIXED if self.workload == MIXED else ACTIVE_KEYS
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is made.

@@ -17,12 +17,11 @@ from rich.table import Table
 from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.etcd_target import EtcdTarget
-from raftkv.chaos.operation import ENDS
 from raftkv.chaos.plan import FAULTS
 from raftkv.chaos.raftkv_target import SNAPSHOT_AFTER_ENTRIES, obstacle
+from raftkv.chaos.recorder import ENDS
 from raftkv.chaos.run import Progress, Run, planned, run_chaos
-from raftkv.chaos.settings import Settings
-from raftkv.chaos.workloads import MIXED, WORKLOADS
+from raftkv.chaos.settings import MIXED, WORKLOADS, Settings
 from raftkv.check.verdict import Verdict
 from raftkv.cli import consoles
 from raftkv.cli.durations import ALIAS, Duration

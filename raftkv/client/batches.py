@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from raftkv.client import codec
-from raftkv.client.calls import RESEND_WINDOW_S, Call, Caller, Problem, backoff_s
+from raftkv.client.answers import Problem
+from raftkv.client.attempts import RESEND_WINDOW_S, backoff_s
+from raftkv.client.calls import Call, Caller
 from raftkv.client.checks import check_batch
 from raftkv.client.clock import boot_s
 from raftkv.client.errors import (
@@ -215,7 +217,7 @@ class _Batch:
     def _renew(self, place: int, born_after: int) -> bool:
         """Begin another session for an operation of which no copy can have been applied.
 
-        See :data:`raftkv.client.calls.RESEND_WINDOW_S` for why that is known.
+        See :data:`raftkv.client.attempts.RESEND_WINDOW_S` for why that is known.
         """
         ticket = self._tickets[place]
         is_old = boot_s() - self._began_s > RESEND_WINDOW_S

@@ -8,14 +8,16 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 from raftkv.client import codec
+from raftkv.client.answers import Answer
+from raftkv.client.attempts import Failure
 from raftkv.client.batches import BatchResult, run_batch
-from raftkv.client.calls import Call, Caller, Failure
+from raftkv.client.calls import Call, Caller
 from raftkv.client.checks import check_ca, check_key, check_revision, check_token
 from raftkv.client.coalescing import Alone, Coalescer
 from raftkv.client.endpoints import Endpoints, endpoints_of_environment
 from raftkv.client.errors import InvalidRequestError, RaftkvError, ServerError, UnknownOutcomeError
 from raftkv.client.session import Session, SessionPool, Ticket
-from raftkv.client.transport import Answer, Transport
+from raftkv.client.transport import Transport
 from raftkv.client.types import (
     Bytes,
     Compare,

@@ -30,11 +30,12 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from raftkv.client import codec
-from raftkv.client.calls import Call, Caller, Failure, Problem, failure_of_problem
+from raftkv.client.answers import Answer, Problem
+from raftkv.client.attempts import Failure, failure_of_problem
+from raftkv.client.calls import Call, Caller
 from raftkv.client.clock import boot_s
 from raftkv.client.errors import RaftkvError, ServerError, UnavailableError, UnknownOutcomeError
 from raftkv.client.session import Ticket
-from raftkv.client.transport import Answer
 from raftkv.client.types import OperationResult
 
 FLIGHTS_MAX = 2

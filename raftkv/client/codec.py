@@ -11,10 +11,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from raftkv.client.calls import Problem
+from raftkv.client.answers import Answer, Problem
 from raftkv.client.checks import check_comparisons, check_key, check_operations
 from raftkv.client.errors import InvalidRequestError, ServerError
-from raftkv.client.transport import Answer
 from raftkv.client.types import (
     Bytes,
     Compare,

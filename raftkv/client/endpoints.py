@@ -36,7 +36,13 @@ class Endpoints:
     Of a node that refuses connections is kept when it did so the last time but one, and last.
     """
 
-    def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = boot_s) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        clock: Callable[[], float] = boot_s,
+        choose: Callable[[int], int] = random.randrange,
+    ) -> None:
         if isinstance(urls, str):
             urls = [urls]
         if not urls:
@@ -47,7 +53,7 @@ class Endpoints:
         self._suspect_until = dict.fromkeys(self._urls, float("-inf"))
         self._refused_at: dict[str, tuple[float, float]] = {}
         # Each client begins somewhere else, so that many of them do not all ask the first node.
-        self._current = random.randrange(len(self._urls))  # noqa: S311 -- spreads load only
+        self._current = choose(len(self._urls))
 
     def __len__(self) -> int:
         return len(self._urls)

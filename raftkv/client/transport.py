@@ -9,7 +9,6 @@ import socket
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import urllib3
 from urllib3.exceptions import (
@@ -22,35 +21,11 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
+from raftkv.client.answers import Answer
+from raftkv.client.attempts import Lost, NotSent, Refused, RefusedForGood
 from raftkv.client.clock import boot_s
 
 _BODY_CHUNK_BYTES = 2**18
-
-
-class NotSent(Exception):  # noqa: N818 -- a fact about an attempt, always handled inside
-    """No connection could be made: nothing has seen the request that could carry it out."""
-
-
-class Refused(NotSent):
-    """The other side said so: nothing listens there, or no way leads there."""
-
-
-class RefusedForGood(Refused):
-    """It will say so again: there is no such host, it speaks another scheme or is not trusted."""
-
-
-class Lost(Exception):  # noqa: N818 -- a fact about an attempt, always handled inside
-    """The answer did not come, or not whole: the request may have been carried out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer; ``headers`` have lower-case names."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    endpoint: str = ""
 
 
 class Transport:

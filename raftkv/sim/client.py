@@ -1,4 +1,4 @@
-"""Simulated clients: they ask nodes as HTTP workers do, and try again as the client library does.
+"""Simulated clients: they ask nodes as HTTP workers do, and try again by the client library's rule.
 
 A client with a session (``idempotent``) sends a write again when an answer is lost, and it must be
 applied once; one without gives up, and must not be told a lie. Copies of what has a session may
@@ -14,6 +14,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from raftkv.client import attempts as rule
+from raftkv.client.answers import Problem
+from raftkv.client.endpoints import Endpoints
+from raftkv.client.errors import RaftkvError, UnknownOutcomeError
 from raftkv.core.operations import (
     Command,
     DeleteResult,
@@ -49,12 +53,13 @@ from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import SECOND_US, Scheduler
 from raftkv.sim.violation import Violation
+from raftkv.web.problems import from_failure, from_refusal
 
 OPERATION_S = 10.0
 """A client gives up an operation after this long."""
 
 ATTEMPT_MS = 2000
-"""How long a client waits for one node; what it asked may live there for longer."""
+"""How long a client waits for one node if it may ask another one; what it asked may live longer."""
 
 RESEND_SHARE = 100 / 120
 """For how much of an outcome's lifetime a write of unknown outcome is sent again."""
@@ -67,7 +72,6 @@ AGAIN_SHARE = 0.08
 under the same name."""
 
 _GRACE_S = 0.5
-_PAUSE_S = 0.05
 _CUT_AFTER_S = 0.003
 
 
@@ -128,16 +132,19 @@ class Doors:
         """Let no copy arrive any more: it would be load where nobody works."""
         self._copies = 0.0
 
-    async def ask(self, machine: Machine, request: Request, remaining_ms: int) -> Response:
-        """Send a request to a node and wait for its answer, not longer than an attempt takes.
+    async def ask(
+        self, machine: Machine, request: Request, remaining_ms: int, wait_s: float | None = None
+    ) -> Response:
+        """Send a request to a node and wait for its answer, by itself as long as an attempt takes.
 
-        The node is given ``call_ms`` if that is longer: who asks goes away, and the call lives on.
+        The node may be given longer: who asks goes away, and the call lives on.
 
         Raises:
             Lost: there is none in time, or the connection ended before it.
         """
         answered: asyncio.Future[Response] = self._loop.create_future()
-        wait_ms = min(remaining_ms, ATTEMPT_MS)
+        if wait_s is None:
+            wait_s = min(remaining_ms, ATTEMPT_MS) / 1000 + _GRACE_S
         self._scheduler.after(
             self._latency_us(), self._arrive, machine, request, remaining_ms, answered
         )
@@ -145,7 +152,7 @@ class Doors:
             cut_us = int(self._random.expovariate(1 / _CUT_AFTER_S) * SECOND_US)
             self._scheduler.after(cut_us, self._answer, answered, Lost(sent=True))
         try:
-            async with asyncio.timeout(wait_ms / 1000 + _GRACE_S):
+            async with asyncio.timeout(wait_s):
                 return await answered
         except TimeoutError:
             raise Lost(sent=True) from None
@@ -312,6 +319,9 @@ class Client:
         self._skew_us = int(random.choice((0, 0, -4, 4)) * memory_s * SECOND_US) if restless else 0
         self._sessions = self._sequence = self._born = self._writes = 0
         self._used_s = 0.0
+        self._endpoints: Endpoints | None = None
+        self._machines: dict[str, Machine] = {}
+        """By their URLs."""
         self._last: Command | None = None  # under which another session a write went on
         self.written = 0
         """How many different values it has made."""
@@ -382,10 +392,10 @@ class Client:
         name = f"client {self.number}.{self._sessions}"
         return SessionKey(name, self._sequence, self._sequence, self._born, self._owner)
 
-    def _in_another_session(self, request: Request, answer: Response) -> WriteRequest | None:
+    def _in_another_session(self, request: Request, answer: Response | Lost) -> WriteRequest | None:
         """What to ask if a write was refused for its session; None if for something else.
 
-        Only for one that cannot have been applied, as :mod:`raftkv.client.calls` has it.
+        Only for one that cannot have been applied.
         """
         if not isinstance(request, WriteRequest) or not isinstance(answer, Refused):
             return None
@@ -424,42 +434,84 @@ class Client:
     def _pick(self) -> Machine:
         return self.random.choice(self._reachable())
 
+    def _endpoints_now(self) -> Endpoints:
+        """The nodes that it is told of; it begins anew where that has changed."""
+        machines = {f"http://{machine.name}": machine for machine in self._reachable()}
+        if self._endpoints is None or machines.keys() != self._machines.keys():
+            self._machines = machines
+            self._endpoints = Endpoints(
+                list(machines), clock=self._now_s, choose=self.random.randrange
+            )
+        return self._endpoints
+
     async def _run(
         self, request: Request, *, repeatable: bool, refusal: str | None = None
     ) -> Outcome:
-        """Try until there is an answer, the time is up, or trying again could do it twice."""
+        """Try as the client library does, until that says what is to be believed."""
         began_s = self._now_s()
-        deadline = began_s + OPERATION_S
-        exposed = False
-        detail = "no node could be asked"
+        reads = isinstance(request, GetRequest | ScanRequest)
+        endpoints = self._endpoints_now()
+        attempts = rule.Attempts(
+            endpoints,
+            reads=reads,
+            repeatable=repeatable,
+            began_s=began_s,
+            timeout_s=OPERATION_S,
+            resend_window_s=self._resend_s,
+            uniform=self.random.uniform,
+        )
         self._last = None
-        while self._now_s() < deadline:
-            try:
-                answer = await self.doors.ask(self._pick(), request, self._call_ms)
-            except Lost as lost:
-                detail = f"no answer ({lost})"
-                exposed = exposed or lost.sent
-            else:
-                again = None
-                if not exposed and self._now_s() - began_s <= self._resend_s:
-                    again = self._in_another_session(request, answer)
+        while True:
+            attempt = rule.Attempt(
+                endpoints,
+                reads=reads,
+                repeatable=repeatable,
+                left_s=attempts.deadline_s - self._now_s(),
+                attempt_timeout_s=ATTEMPT_MS / 1000,
+            )
+            answer, failure = await self._attempt(attempt, request)
+            if failure is None:
+                return Outcome("ok", answer)
+            if attempts.may_renew(failure, self._now_s()):
+                again = self._in_another_session(request, answer)
                 if again is not None:
                     request, self._last = again, again.command
-                elif not isinstance(answer, Failure):
-                    _must_fit(request, answer)
-                    return Outcome(_status(answer, exposed=exposed), answer, _detail(answer))
-                else:
-                    detail = f"{answer.code}: {answer.detail}"
-                    exposed = exposed or not answer.definite
-                    if answer.code == refusal:
-                        return Outcome("info" if exposed else "fail", answer, detail)
-            is_old = self._now_s() - began_s > self._resend_s
-            if exposed and (not repeatable or (is_old and isinstance(request, WriteRequest))):
-                break
-            await asyncio.sleep(_PAUSE_S * (1 + self.random.random()))
-        self.given_up.append((began_s, f"{type(request).__name__}: {detail}"))
-        reads = isinstance(request, GetRequest | ScanRequest)
-        return Outcome("info" if exposed and not reads else "fail", detail=detail)
+                    failure = rule.renewed(failure)
+            try:
+                await asyncio.sleep(attempts.failed(failure, self._now_s()))
+                attempts.paused(failure, self._now_s())
+            except RaftkvError as verdict:
+                status = "info" if isinstance(verdict, UnknownOutcomeError) else "fail"
+                if isinstance(answer, Refused):
+                    return Outcome(status, answer, _detail(answer))
+                if isinstance(answer, Failure) and answer.code == refusal:
+                    return Outcome(status, answer, _why(answer))
+                self.given_up.append((began_s, f"{type(request).__name__}: {_why(answer)}"))
+                return Outcome(status, detail=_why(answer))
+
+    async def _attempt(
+        self, attempt: rule.Attempt, request: Request
+    ) -> tuple[Response | Lost, rule.Failure | None]:
+        """Ask one node; the failure is None if the answer is a success."""
+        machine = self._machines[attempt.endpoint]
+        remaining_ms = max(attempt.server_timeout_ms, self._call_ms)
+        try:
+            answer = await self.doors.ask(machine, request, remaining_ms, attempt.timeout_s)
+        except Lost as lost:
+            if lost.sent:
+                return lost, attempt.lost(rule.Lost(str(lost)))
+            return lost, attempt.not_sent(rule.Refused(str(lost)))
+        if isinstance(answer, Failure):
+            error = from_failure(answer, read=isinstance(request, GetRequest | ScanRequest))
+        elif isinstance(answer, Refused):
+            _must_fit(request, answer)
+            error = from_refusal(answer)
+        else:
+            _must_fit(request, answer)
+            attempt.answered()
+            return answer, None
+        problem = msgspec.convert(error.document(), Problem)
+        return answer, attempt.refused(problem, (problem.retry_after_ms or 0) / 1000)
 
 
 def _forgotten(answer: Response | None) -> tuple[Refused, ...]:
@@ -476,22 +528,15 @@ def _key_of(operation: Write) -> bytes:
     return operation.key
 
 
-def _status(answer: Response, *, exposed: bool) -> str:
-    """Whether an answer that came from a shard means that the operation was applied.
-
-    A condition that does not hold speaks for the write itself, as its outcome is remembered with
-    its name. Every other refusal speaks for this copy only: one before it may yet be applied, and
-    in a session that was forgotten also one that was not the client's own.
-    """
-    if not isinstance(answer, Refused):
-        return "ok"
-    if answer.reason == "forgotten":
-        return "info"
-    return "info" if exposed and answer.reason != "precondition" else "fail"
-
-
 def _detail(answer: Response) -> str:
     return "forgotten" if _forgotten(answer) else ""
+
+
+def _why(answer: Response | Lost) -> str:
+    """Why there is no answer from a shard."""
+    if isinstance(answer, Failure):
+        return f"{answer.code}: {answer.detail}"
+    return f"no answer ({answer})"
 
 
 def _must_fit(request: Request, answer: Response) -> None:

@@ -1,10 +1,10 @@
 """Writes down what clients ask and are told, one history for each model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from raftkv.check.event import FAIL, INFO, INVOKE, OK, Event
-from raftkv.sim.client import Outcome
+from raftkv.workloads.steps import Outcome
 
 NS_PER_US = 1000
 
@@ -26,6 +26,11 @@ class Recorder:
     def operations(self) -> int:
         """How many operations have ended."""
         return sum(self.counts.values())
+
+    def keys(self, model: str) -> Iterable[str]:
+        """The keys of a model's operations so far, each once, in their order."""
+        events = self.events.get(model, ())
+        return dict.fromkeys(event.key for event in events if event.key is not None)
 
     def begin(self, model: str, f: str, key: str, value: Any = None, **fields: Any) -> "Open":
         """An operation begins."""
@@ -68,9 +73,14 @@ class Open:
         """It certainly did not."""
         self._recorder.end(self, FAIL, self.value, fields)
 
-    def not_ok(self, outcome: Outcome, **fields: Any) -> None:
+    def refused(self, why: str) -> None:
+        """It was not tried, as the state of the store was against it."""
+        self.fail(error=why)
+
+    def not_ok(self, outcome: Outcome) -> None:
         """It did not, or nobody knows; whichever the client was told."""
-        if outcome.status == INFO:
-            self._recorder.end(self, INFO, self.value, {"error": outcome.detail})
-        else:
-            self._recorder.end(self, FAIL, self.value, {"error": outcome.detail, **fields})
+        if outcome.condition_failed:
+            self.fail(observed_revision=outcome.observed_revision)
+            return
+        status = INFO if outcome.status == INFO else FAIL
+        self._recorder.end(self, status, self.value, {"error": outcome.detail})

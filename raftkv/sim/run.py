@@ -30,14 +30,17 @@ from raftkv.sim.machine import Machine
 from raftkv.sim.operator import BegunFault, Operator
 from raftkv.sim.options import Options
 from raftkv.sim.plan import plan
+from raftkv.sim.play import play, read_all
 from raftkv.sim.recorder import Recorder
 from raftkv.sim.scheduler import SECOND_US, Livelock
 from raftkv.sim.stage import Stage
 from raftkv.sim.staleness import Staleness
 from raftkv.sim.violation import Violation
-from raftkv.sim.workloads import WORKLOADS, Scene, read_all
 from raftkv.sim.world import World
 from raftkv.storage.disk import DiskError
+from raftkv.workloads import WORKLOADS
+from raftkv.workloads.keys import KeysByTime
+from raftkv.workloads.steps import Context
 
 ERA_S = 40.0
 """Clients go on to new keys this often."""
@@ -163,11 +166,12 @@ class Run:
         self._reachable = list(self.world.machines.values())
         self._clients = [self._client(number, random) for number in range(options.clients)]
         self._recorder = Recorder(lambda: scheduler.now_us, self.world.trace.note)
-        self._scene = Scene(
+        self._context = Context(
             self._recorder,
+            KeysByTime(era=lambda: int(scheduler.now_s / ERA_S)),
             Staleness(lambda: scheduler.now_us),
-            era=lambda: int(scheduler.now_s / ERA_S),
-            banks=set(),
+            batches=True,
+            ranges=True,
             value_bytes=options.value_bytes,
             shards=options.shards,
         )
@@ -292,7 +296,7 @@ class Run:
         self._working = False
         self._go_on_until(lambda: not self._busy, 60.0, "clients were not answered")
         self._doors.close()
-        reads = self._start(read_all(self._reader, self._scene))
+        reads = self._start(read_all(self._reader, self._context))
         self._go_on_until(reads.done, 60.0, "not everything could be read in the end")
         self._expect_answers(live_from_s)
         self._go_on_until(self._is_idle, 60.0, "a healed cluster without clients finds no rest")
@@ -370,7 +374,7 @@ class Run:
                 hurry = BURST if client.random.random() < BURST_SHARE else 0
             workload = WORKLOADS[client.random.choice(self._options.workloads)]
             self._busy += 1
-            await workload(client, self._scene)
+            await play(client, workload(client, self._context))
             self._busy -= 1
 
     # --- what is said -------------------------------------------------------------------------
@@ -393,7 +397,7 @@ class Run:
             number = _FIRST_PASSER_BY + self._passers_by
             client = self._client(number, self._random, [machine])
             workload = WORKLOADS[client.random.choice(self._options.workloads)]
-            self._start(self._pass_by(workload(client, self._scene)))
+            self._start(self._pass_by(play(client, workload(client, self._context))))
 
     async def _pass_by(self, operation: Awaitable[None]) -> None:
         self._busy += 1

@@ -75,7 +75,7 @@ class MemoryStore:
         then: Sequence[Put | Delete | Get] = (),
         otherwise: Sequence[Put | Delete | Get] = (),
     ) -> TxnResult:
-        """All comparisons must be of revisions with ``=``."""
+        """All comparisons must be of revisions or versions with ``=``."""
         with self._lock:
             succeeded = all(self._holds(one) for one in compare)
             self.revision += 1
@@ -83,9 +83,12 @@ class MemoryStore:
             return TxnResult(succeeded, self.revision, tuple(map(self._do, chosen)))
 
     def _holds(self, one: Compare) -> bool:
-        assert (one.target, one.operator) == ("mod", "=")
+        assert one.target in {"mod", "version"}
+        assert one.operator == "="
         entry = self.entries.get(to_bytes(one.key))
-        return one.operand == (0 if entry is None else entry.revision)
+        if entry is None:
+            return one.operand == 0
+        return one.operand == (entry.revision if one.target == "mod" else entry.version)
 
     def _do(self, operation: Put | Delete | Get) -> OperationResult:
         if isinstance(operation, Put):

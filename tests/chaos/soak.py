@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raftkv.chaos.operation import ENDS
+from raftkv.chaos.recorder import ENDS
 from raftkv.interpreter import PYTHON_M
 
 WORKLOADS = ("mixed", "register", "append", "set", "bank", "lock")

@@ -11,9 +11,9 @@ from memory_store import MemoryStore
 from raftkv.chaos import run
 from raftkv.chaos.load import Load
 from raftkv.chaos.recorder import Recorder
-from raftkv.chaos.workloads import make_workloads
 from raftkv.check.history import HistoryWriter
 from raftkv.client import UnavailableError
+from raftkv.workloads.keys import RotatingKeys
 
 
 class Refusing(MemoryStore):
@@ -53,7 +53,8 @@ def test_a_client_that_is_never_answered_is_counted(tmp_path: Path) -> None:
     with HistoryWriter(tmp_path / "history.jsonl") as history:
         load = Load(
             lambda _: Silent(),
-            make_workloads("append", Random(1)),
+            ["append"],
+            RotatingKeys(Random(1), 8),
             Recorder(history),
             clients=1,
             rate_per_s=1000.0,

@@ -2,43 +2,37 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from memory_store import MemoryStore
 
-from raftkv.chaos.operation import Operation, Outcome, ok, outcome_of, perform, refused
-from raftkv.chaos.recorder import EventLog, Recorder
-from raftkv.chaos.store import Store
+from raftkv.chaos.errors import ChaosError
+from raftkv.chaos.play import outcome_of, play
+from raftkv.chaos.recorder import EventLog, Recorder, end_of
 from raftkv.check.history import HistoryWriter, read_history
 from raftkv.check.report import FaultEvent, LeaderEvent, read_events
 from raftkv.client import (
     AccessError,
     BusyError,
     DiskFullError,
+    Get,
     PreconditionFailedError,
+    Put,
     RaftkvError,
     ServerError,
     UnavailableError,
     UnknownOutcomeError,
 )
-
-
-def raising(error: Exception) -> Callable[[Store], Outcome]:
-    """An operation's body that only fails."""
-
-    def run(_store: Store) -> Outcome:
-        raise error
-
-    return run
+from raftkv.workloads.steps import Ask, Batch, Outcome, Span, StaleGet, Steps, Txn, Write
 
 
 @pytest.mark.parametrize("kind", [UnavailableError, BusyError, DiskFullError, AccessError])
 def test_a_definite_error_is_a_failure(kind: type[RaftkvError]) -> None:
     """It was not applied and never will be."""
     outcome = outcome_of(kind("no"), reads=False)
-    assert (outcome.status, outcome.is_error) == ("fail", True)
+    assert (outcome.status, outcome.condition_failed) == ("fail", False)
 
 
 @pytest.mark.parametrize("error", [UnknownOutcomeError("lost"), RaftkvError("anything else")])
@@ -53,27 +47,61 @@ def test_a_failed_read_is_definite() -> None:
 
 
 @pytest.mark.parametrize("revision", [17, None])
-def test_a_failed_condition_is_an_observation_and_no_error(revision: int | None) -> None:
+def test_a_failed_condition_is_an_observation_and_no_error(
+    revision: int | None, tmp_path: Path
+) -> None:
     """The refusal says what the key was at that moment."""
     error = PreconditionFailedError("no", current_revision=revision)
     outcome = outcome_of(error, reads=False)
-    assert (outcome.status, outcome.is_error) == ("fail", False)
-    assert outcome.fields["observed_revision"] == revision
+    assert (outcome.status, outcome.condition_failed) == ("fail", True)
+    assert outcome.observed_revision == revision
+    with HistoryWriter(tmp_path / "history.jsonl") as history:
+        recorder = Recorder(history)
+        recorder.process(0).begin("register", "cas", "k", {}).not_ok(outcome)
+    assert recorder.counts == {"fail": 1, "error": 0}
+
+
+class Raising(MemoryStore):
+    """A store whose writes only fail."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def put(self, *_: object, **__: object) -> NoReturn:
+        """Fail."""
+        raise self._error
+
+
+def asking(told: list[Outcome]) -> Steps:
+    """A workload that writes a key and keeps what it is told."""
+    told.append((yield Write(Put("k", b"v"))))
 
 
 def test_what_a_store_may_not_raise_is_not_taken_for_an_outcome() -> None:
     """A mistake of the harness must be seen, not recorded as a failure of the store."""
-    operation = Operation("register", "write", "k", 1, raising(KeyError("bug")))
     with pytest.raises(KeyError):
-        perform(operation, MemoryStore())
+        play(asking([]), Raising(KeyError("bug")))
 
 
 def test_the_workload_hears_how_its_operation_ended() -> None:
     """Also of one that failed."""
     heard: list[Outcome] = []
-    failing = raising(ServerError("broken"))
-    perform(Operation("set", "add", "k", 1, failing, done=heard.append), MemoryStore())
+    play(asking(heard), Raising(ServerError("broken")))
     assert [outcome.status for outcome in heard] == ["fail"]
+
+
+@pytest.mark.parametrize(
+    "ask", [Batch([Get("k")]), Write(Txn((), (Span(b"a", b"b", 1),))), StaleGet("k", None)]
+)
+def test_what_not_every_store_has_is_not_asked_of_any(ask: Ask) -> None:
+    """A workload that does is a mistake of the harness."""
+
+    def asking_too_much() -> Steps:
+        yield ask
+
+    with pytest.raises(ChaosError, match="not every store has"):
+        play(asking_too_much(), MemoryStore())
 
 
 def test_a_history_has_both_ends_of_every_operation(tmp_path: Path) -> None:
@@ -81,42 +109,33 @@ def test_a_history_has_both_ends_of_every_operation(tmp_path: Path) -> None:
     file, ticks = tmp_path / "history.jsonl", itertools.count(100)
     with HistoryWriter(file) as history:
         recorder = Recorder(history, clock_ns=lambda: next(ticks))
-        recorder.perform(
-            3,
-            Operation(
-                "lock", "acquire", "k", None, lambda _: ok(revision=9), fields={"owner": "a"}
-            ),
-            MemoryStore(),
-        )
-        recorder.perform(
-            3, Operation("set", "add", "k", 1, raising(UnknownOutcomeError("lost"))), MemoryStore()
-        )
+        process = recorder.process(3)
+        process.begin("lock", "acquire", "k", owner="a").ok(revision=9)
+        lost = outcome_of(UnknownOutcomeError("lost"), reads=False)
+        process.begin("set", "add", "k", 1).not_ok(lost)
     acquired, added = read_history(file)
     assert (acquired.invoked_ns, acquired.completed_ns, acquired.status) == (100, 101, "ok")
     assert acquired.fields == {"model": "lock", "owner": "a", "revision": 9}
     assert (added.status, added.completed_ns) == ("info", None)
     assert recorder.counts == {"ok": 1, "unknown": 1}
+    assert process.last == ("info", {"error": "UnknownOutcomeError: lost"})
+    assert (recorder.keys("lock"), recorder.keys("set")) == (["k"], []), "of those that ended ok"
 
 
 @pytest.mark.parametrize(
-    ("outcome", "end"),
+    ("status", "fields", "end"),
     [
-        (ok(), "ok"),
-        (refused("the condition does not hold"), "condition not met"),
-        (refused("the account is empty", owner="a"), "condition not met"),
-        (outcome_of(BusyError("too much"), reads=False), "refused"),
-        (outcome_of(UnknownOutcomeError("lost"), reads=True), "refused"),
-        (outcome_of(UnknownOutcomeError("lost"), reads=False), "unknown"),
+        ("ok", {}, "ok"),
+        ("fail", {}, "condition not met"),
+        ("fail", {"error": "BusyError: too much"}, "refused"),
+        ("info", {"error": "UnknownOutcomeError: lost"}, "unknown"),
     ],
 )
 def test_what_a_condition_explains_is_counted_apart(
-    tmp_path: Path, outcome: Outcome, end: str
+    status: str, fields: dict[str, str], end: str
 ) -> None:
     """A history calls both ``fail``; only a refusal says something of the system under test."""
-    with HistoryWriter(tmp_path / "history.jsonl") as history:
-        recorder = Recorder(history)
-        recorder.perform(1, Operation("set", "add", "k", 1, lambda _: outcome), MemoryStore())
-    assert recorder.counts == {end: 1}
+    assert end_of(status, fields) == end
 
 
 def test_the_event_log_is_what_the_report_reads(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The workloads on a store in memory: a right one passes, each kind of wrong one is found."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -9,44 +9,99 @@ import pytest
 from memory_store import MemoryStore
 
 from raftkv.chaos.judge import Judgement, judge, report
-from raftkv.chaos.load import Load
-from raftkv.chaos.operation import perform
+from raftkv.chaos.load import Load, LoadProcess
+from raftkv.chaos.play import asked, play
 from raftkv.chaos.recorder import Recorder
+from raftkv.chaos.settings import MIXED, WORKLOADS, Settings
 from raftkv.chaos.store import Store
-from raftkv.chaos.workloads import MIXED, WORKLOADS, Workload, make_workloads
-from raftkv.chaos.workloads.bank import BankWorkload
-from raftkv.chaos.workloads.keys import OPERATIONS_PER_KEY_MAX, KeyRotation
-from raftkv.chaos.workloads.lock import LockWorkload
-from raftkv.check.history import HistoryWriter, read_history
+from raftkv.check.history import HistoryWriter, Operation, read_history
 from raftkv.check.verdict import PartResult, Result, Verdict
-from raftkv.client import DeleteResult, Entry, PutResult, UnknownOutcomeError
+from raftkv.client import DeleteResult, Entry, Put, PutResult, UnknownOutcomeError
 from raftkv.client.types import Bytes, to_bytes
+from raftkv.workloads import WORKLOADS as ALL_WORKLOADS
+from raftkv.workloads import final_reads
+from raftkv.workloads.keys import OPERATIONS_PER_KEY_MAX, KeyRotation, RotatingKeys
+from raftkv.workloads.steps import Ask, Context, Outcome, Pause, Steps
 
 OPERATIONS = 1500
 PROCESSES = 5
 
 
 def drive(
-    workloads: list[Workload], store: Store, path: Path, operations: int = OPERATIONS
+    name: str,
+    store: Store,
+    path: Path,
+    turns: int = OPERATIONS,
+    *,
+    active: int | None = None,
+    processes: int = PROCESSES,
 ) -> None:
-    """Some processes take turns, then everything is read."""
-    random = Random(3)
+    """Some processes take turns, step by step, then everything is read."""
+    settings = Settings(path, 1, workload=name)
+    keys = RotatingKeys(Random(1), active or settings.active_keys)
     with HistoryWriter(path) as history:
         recorder = Recorder(history)
-        for number in range(operations):
-            process = number % PROCESSES
-            operation = random.choice(workloads).next(process, random)
-            if operation is not None:
-                recorder.perform(process, operation, store)
-        for workload in workloads:
-            for operation in workload.final_reads():
-                recorder.perform(PROCESSES, operation, store)
+        banks: dict[str, object] = {}
+        actors = [LoadProcess(number, Random(number)) for number in range(processes)]
+        contexts = [
+            Context(recorder.process(number), keys, banks=banks) for number in range(processes)
+        ]
+        random = Random(3)
+
+        def begin(number: int) -> Steps:
+            workload = ALL_WORKLOADS[random.choice(settings.workloads)]
+            return workload(actors[number], contexts[number])
+
+        at_work = [begin(number) for number in range(processes)]
+        waiting: list[Ask | None] = [None] * processes
+        while turns:
+            number = random.randrange(processes)
+            ask = waiting[number]
+            try:
+                waiting[number] = (
+                    next(at_work[number])
+                    if ask is None
+                    else at_work[number].send(without_pauses(ask, store))
+                )
+            except StopIteration:
+                at_work[number], waiting[number] = begin(number), None
+                turns -= 1
+        reader = LoadProcess(PROCESSES, Random(0))
+        context = Context(recorder.process(PROCESSES), keys)
+        for _, read in final_reads(reader, context):
+            play(read(), store)
+
+
+def without_pauses(ask: Ask, store: Store) -> Outcome:
+    """Take a step; others go on behind each in any case."""
+    return Outcome("ok") if isinstance(ask, Pause) else asked(ask, store)
+
+
+class Turns:
+    """One process after another with one workload, and what they write down."""
+
+    def __init__(self, history: HistoryWriter, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._recorder = Recorder(history)
+        self._keys = RotatingKeys(Random(1), 1)
+        self._banks: dict[str, object] = {}
+        self._processes = [LoadProcess(number, Random(2)) for number in range(2)]
+
+    def next(self, process: int, store: Store) -> None:
+        """Let a process take a turn."""
+        context = Context(self._recorder.process(process), self._keys, banks=self._banks)
+        play(ALL_WORKLOADS[self._name](self._processes[process], context), store)
+
+    def done(self) -> list[Operation]:
+        """What was done so far."""
+        return list(read_history(self._path, "raftkv"))
 
 
 def judged(name: str, store: Store, path: Path) -> Judgement:
     """What the judge says of a workload on a store."""
     file = path / "history.jsonl"
-    drive(make_workloads(name, Random(1)), store, file)
+    drive(name, store, file)
     return judge(file, findings=())
 
 
@@ -131,7 +186,8 @@ class TearsTransactions(MemoryStore):
     def txn(self, compare=(), then=(), otherwise=()):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Half of it, now and then."""
         self.transactions += 1
-        torn = len(then) == 2 and self.transactions % 20 == 0
+        puts = [one for one in then if isinstance(one, Put)]
+        torn = len(puts) == 2 and self.transactions % 20 == 0
         return super().txn(compare, then[:1] if torn else then, otherwise)
 
 
@@ -158,7 +214,7 @@ def test_a_wrong_store_is_a_violation(
 
 def test_a_finding_is_a_violation_though_the_history_is_right(tmp_path: Path) -> None:
     """Replicas that differ, say, which no client may have seen yet."""
-    drive(make_workloads("set", Random(1)), MemoryStore(), tmp_path / "h", operations=50)
+    drive("set", MemoryStore(), tmp_path / "h", turns=50)
     judgement = judge(tmp_path / "h", findings=["shard 0: its replicas differ"])
     assert judgement.result.verdict is Verdict.VALID
     assert judgement.verdict is Verdict.VIOLATION
@@ -167,7 +223,7 @@ def test_a_finding_is_a_violation_though_the_history_is_right(tmp_path: Path) ->
 
 def test_the_report_shows_a_finding(tmp_path: Path) -> None:
     """As what makes the run a violation, not as a fact of it."""
-    drive(make_workloads("set", Random(1)), MemoryStore(), tmp_path / "h", operations=50)
+    drive("set", MemoryStore(), tmp_path / "h", turns=50)
     (tmp_path / "events.jsonl").touch()
     judgement = judge(tmp_path / "h", findings=["shard 0: its replicas differ"])
     page = report(judgement, tmp_path, "a run", {"seed": "1"}).read_text()
@@ -198,7 +254,7 @@ def test_keys_that_nobody_looked_at_after_a_violation_are_no_reason(
 
 def test_a_bank_tells_the_revisions_that_the_model_orders_it_by(tmp_path: Path) -> None:
     """A transfer the one that it made, a read the newest of its accounts."""
-    drive([BankWorkload(Random(1), 1)], MemoryStore(), tmp_path / "h", operations=100)
+    drive("bank", MemoryStore(), tmp_path / "h", turns=100, active=1, processes=1)
     moved = 0
     for operation in read_history(tmp_path / "h", "raftkv"):
         if operation.status == "ok" and operation.f == "transfer":
@@ -245,30 +301,43 @@ class LosesAnswers(MemoryStore):
         raise UnknownOutcomeError("lost")
 
 
-def test_a_lock_of_unknown_outcome_is_released_before_another_is_tried() -> None:
+@pytest.fixture
+def turns(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Turns]:
+    """Turns with the workload that the test names."""
+    with HistoryWriter(tmp_path / "h") as history:
+        yield Turns(history, tmp_path / "h", request.param)
+
+
+@pytest.mark.parametrize("turns", ["lock"], indirect=True)
+def test_a_lock_of_unknown_outcome_is_released_before_another_is_tried(turns: Turns) -> None:
     """Or the lock would stay taken for ever."""
-    workload, random, store = LockWorkload(Random(1), 1), Random(2), LosesAnswers()
-    asked = []
-    for _ in range(3):
-        operation = workload.next(0, random)
-        asked.append((operation.f, operation.fields["owner"]))
-        outcome = perform(operation, store)
+    turns.next(0, LosesAnswers())
+    asked = [(operation.f, operation.fields["owner"]) for operation in turns.done()]
     # Its release had an unknown outcome too; the third looks again and finds that it holds nothing.
     assert [f for f, _ in asked] == ["acquire", "release", "release"]
     assert len({owner for _, owner in asked}) == 1
-    assert outcome.status == "fail"
-    assert workload.next(0, random).f == "acquire"
+    assert [operation.status for operation in turns.done()] == ["info", "info", "fail"]
+    turns.next(0, LosesAnswers())
+    assert turns.done()[3].f == "acquire"
 
 
-def test_a_bank_whose_opening_is_unknown_is_not_used() -> None:
-    """Its balances might appear at any time."""
-    workload, random = BankWorkload(Random(1), 1), Random(2)
-    opening = workload.next(0, random)
-    assert opening is not None
-    assert workload.next(1, random) is None, "nobody comes before the opening"
-    perform(opening, LosesAnswers())
-    again = workload.next(1, random)
-    assert again is not None
+@pytest.mark.parametrize("turns", ["bank"], indirect=True)
+def test_a_bank_whose_opening_is_unknown_is_not_used(turns: Turns) -> None:
+    """Its balances might appear at any time; nor is one used that nobody has opened yet."""
+
+    class AsksBeforeItIsOpen(LosesAnswers):
+        def txn(self, compare=(), then=(), otherwise=()):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            for _ in range(20):
+                turns.next(1, MemoryStore())
+            return super().txn(compare, then, otherwise)  # type: ignore[no-untyped-call]
+
+    turns.next(0, AsksBeforeItIsOpen())
+    opening, *others = turns.done()
+    assert (opening.f, opening.status) == ("init", "info")
+    assert others
+    assert {(other.f, other.status) for other in others} == {("read", "fail")}
+    turns.next(1, MemoryStore())
+    again = turns.done()[-1]
     assert (again.f, again.key == opening.key) == ("init", False)
 
 
@@ -293,7 +362,8 @@ def test_the_load_is_made_by_all_clients_at_once(tmp_path: Path) -> None:
         recorder = Recorder(history)
         load = Load(
             lambda client: CountsCallers(asked, client),
-            make_workloads("append", Random(1)),
+            ["append"],
+            RotatingKeys(Random(1), 8),
             recorder,
             clients=4,
             rate_per_s=4000.0,
@@ -311,7 +381,8 @@ def test_a_client_that_breaks_is_told_of(tmp_path: Path) -> None:
     with HistoryWriter(tmp_path / "h") as history:
         load = Load(
             lambda _: json.loads("no store"),
-            make_workloads("set", Random(1)),
+            ["set"],
+            RotatingKeys(Random(1), 8),
             Recorder(history),
             clients=1,
             rate_per_s=100.0,
@@ -321,3 +392,14 @@ def test_a_client_that_breaks_is_told_of(tmp_path: Path) -> None:
             while not load.crashes:
                 pass
     assert isinstance(load.crashes[0], json.JSONDecodeError)
+
+
+def test_each_kind_of_operation_has_keys_of_its_own() -> None:
+    """The one beside another is of its kind, and a retired one is handed out no more."""
+    random = Random(5)
+    keys = RotatingKeys(random, 2)
+    register, lock = keys.take("register", random), keys.take("lock", random)
+    assert {key.rpartition("-")[0] for key in (register, keys.beside(register))} == {"register"}
+    assert register != keys.beside(register)
+    keys.retire(lock)
+    assert lock not in {keys.take("lock", random) for _ in range(100)}

@@ -21,7 +21,7 @@ from raftkv.client import (
     PreconditionFailedError,
     TooLargeError,
     UnknownOutcomeError,
-    calls,
+    attempts,
     coalescing,
 )
 
@@ -36,7 +36,7 @@ def _one_flight_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What queues is then known: nobody flies beside the first, nor gets impatient."""
     monkeypatch.setattr(coalescing, "FLIGHTS_MAX", 1)
     monkeypatch.setattr(coalescing, "PATIENCE_S", WAIT_S)
-    monkeypatch.setattr(calls, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(attempts, "BACKOFF_FIRST_S", 0.001)
 
 
 def applied(revision: int) -> dict[str, object]:

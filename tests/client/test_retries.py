@@ -40,13 +40,17 @@ from raftkv.client import (
     TooLargeError,
     UnavailableError,
     UnknownOutcomeError,
+    answers,
+    attempts,
     batches,
     calls,
 )
+from raftkv.client.answers import Answer
+from raftkv.client.attempts import Failure, Lost
 from raftkv.client.calls import Call, Caller
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.session import SessionPool
-from raftkv.client.transport import Answer, Lost, Transport
+from raftkv.client.transport import Transport
 
 LOSSES = [hang_up, hang_up_in_the_head, hang_up_in_the_body, reset]
 NO_LEADER = problem(503, "no_leader", definite=True, retry_after_ms=1)
@@ -55,7 +59,7 @@ UNKNOWN = problem(504, "unknown", definite=False)
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(attempts, "BACKOFF_FIRST_S", 0.001)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -381,7 +385,7 @@ def test_retry_after_is_honoured_within_the_deadline() -> None:
 def test_the_header_retry_after_is_understood_without_a_document() -> None:
     """Something between client and server may say it in the header only."""
     busy = Answer(429, {"retry-after": "2"}, b"")
-    assert calls._retry_after_s(calls.problem_of(busy), busy) == 2
+    assert answers.retry_after_s(answers.problem_of(busy), busy) == 2
 
 
 def test_the_server_is_told_the_time_that_is_left() -> None:
@@ -521,7 +525,7 @@ def test_sessions_that_are_always_refused_end_with_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second refusal is not answered without a pause; definite, as no copy was applied."""
-    monkeypatch.setattr(calls, "BACKOFF_FIRST_S", 1.0)
+    monkeypatch.setattr(attempts, "BACKOFF_FIRST_S", 1.0)
     with (
         serving(_forgotten(LATER), _forgotten(LATER + 2**40)) as server,
         Client(server.url) as client,
@@ -611,13 +615,13 @@ def test_a_write_of_a_batch_that_may_have_been_applied_and_is_forgotten_is_unkno
     assert len(server.received) == 2
 
 
-DOWN = calls.Failure(
+DOWN = Failure(
     UnavailableError("http://n2: Connection refused"),
     definite=True,
     transient=True,
     node_is_suspect=True,
 )
-NO_LEADER_SAID = calls.Failure(
+NO_LEADER_SAID = Failure(
     UnavailableError("shard 0 has no reachable leader", status=503), definite=True, transient=True
 )
 

@@ -16,7 +16,7 @@ import pytest
 
 from raftkv import Client
 from raftkv.cli.main import COMMANDS, EXIT_NO_SERVER, SERVER_COMMANDS, cli
-from raftkv.client import calls
+from raftkv.client import attempts
 from raftkv.core import operations, ring
 from raftkv.core.shard import expiry, sections, snapshot, transactions
 from raftkv.engine import agreement, config, gather, lanes, map_file, node
@@ -91,10 +91,10 @@ CLAIMS = [
     ("client.md", f"| {parameter('timeout_s')} s for a whole call"),
     ("client.md", f"kept open to each node, {parameter('connections')} |"),
     ("client.md", f"remembers for at least {expiry.LIFETIME_S:g} s"),
-    ("client.md", f"more than {calls.RESEND_WINDOW_S:g} s after its first attempt"),
+    ("client.md", f"more than {attempts.RESEND_WINDOW_S:g} s after its first attempt"),
     (
         "client.md",
-        f"from {1000 * calls.BACKOFF_FIRST_S:g} ms to {calls.BACKOFF_MAX_S:g} s with jitter",
+        f"from {1000 * attempts.BACKOFF_FIRST_S:g} ms to {attempts.BACKOFF_MAX_S:g} s with jitter",
     ),
     ("architecture.md", f"{size(replication.WINDOW_BYTES)} a group; "),
     ("architecture.md", f"a group; {size(windows.PEER_WINDOW_BYTES)} all groups together"),

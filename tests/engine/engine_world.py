@@ -1,8 +1,8 @@
-"""Fakes for the router's tests: a loop with its own time, links that record, scripted groups."""
+"""For the router's tests: a simulated loop, links that record, scripted groups."""
 
-import heapq
 import itertools
 from collections.abc import Callable
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,64 +18,39 @@ from raftkv.raft.proposals import Limits, Rejection
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
-
-CALLBACKS_MAX = 10_000
-"""More callbacks than any test needs at one moment."""
-
-
-class Handle:
-    """A scheduled callback that can be cancelled."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Never run it."""
-        self.cancelled = True
+from raftkv.sim.clock import WALL_START_US, MachineClock, SimClock
+from raftkv.sim.loop import SimLoop
+from raftkv.sim.scheduler import SECOND_US, Scheduler
 
 
-class ManualLoop:
-    """Time and callbacks that move only when told."""
+class TimedLoop(SimLoop):
+    """A simulated loop on a timeline of its own, and its clock; it raises what a callback raises.
+
+    Its turns come as late as in a simulation, a few microseconds. Both its clocks begin at 1000 s.
+    """
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...], Handle]] = []
-        self._order = itertools.count()
+        self.scheduler = Scheduler(Random("order"))
+        began_s = 1000
+        self.clock = MachineClock(
+            self.scheduler,
+            booted_s=began_s,
+            rate=1.0,
+            wall_offset_us=began_s * SECOND_US - WALL_START_US,
+        )
+        self._raised: list[BaseException] = []
+        super().__init__(self.scheduler, self.clock, Random("turns"), failed=self._raised.append)
 
-    def monotonic(self) -> float:
-        """Return simulated seconds."""
-        return self.now
-
-    def boottime(self) -> float:
-        """Return simulated seconds."""
-        return self.now
-
-    def time_us(self) -> int:
-        """Return simulated microseconds."""
-        return int(self.now * 1e6)
-
-    def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> Handle:
-        """Schedule like asyncio's loop."""
-        handle = Handle()
-        heapq.heappush(self._heap, (self.now + delay, next(self._order), callback, args, handle))
-        return handle
-
-    def call_soon(self, callback: Callable[..., None], *args: Any) -> Handle:
-        """Schedule like asyncio's loop."""
-        return self.call_later(0.0, callback, *args)
+    @property
+    def now(self) -> float:
+        """Seconds by the clock."""
+        return self.clock.monotonic()
 
     def run(self, seconds: float) -> None:
         """Let time pass, running what falls due; it never ends for who spins, so that fails."""
-        end = self.now + seconds
-        callbacks = 0  # since time has moved
-        while self._heap and self._heap[0][0] <= end:
-            at, _, callback, args, handle = heapq.heappop(self._heap)
-            callbacks = 0 if at > self.now else callbacks + 1
-            assert callbacks < CALLBACKS_MAX, f"time stands still: {callback} and others spin"
-            self.now = max(self.now, at)
-            if not handle.cancelled:
-                callback(*args)
-        self.now = end
+        self.scheduler.run(self.scheduler.now_us + round(seconds * SECOND_US))
+        if self._raised:
+            raise self._raised.pop()
 
 
 class FakeLinks:
@@ -152,7 +127,7 @@ class FakeGroup:
         self.hold = False
         self.reject: Rejection | None = None
         self.vouchers: list[Voucher | None] = []
-        self.stages = EntryStages(ManualLoop(), StageDurations())
+        self.stages = EntryStages(SimClock(), StageDurations())
         self.config = SimpleNamespace(limits=Limits())
         self.freshness = SimpleNamespace(age_ms=lambda: 42)
 
@@ -192,7 +167,7 @@ class RouterWorld:
     def __init__(self, shards: int = 2, nodes: int = 3, replicas: int = 3) -> None:
         names = [f"n{i}" for i in range(1, nodes + 1)]
         self.map = seed_map("test", names, shards, replicas)
-        self.loop = ManualLoop()
+        self.loop = TimedLoop()
         self.links = FakeLinks(*names[1:])
         self.groups = {
             placement.id: FakeGroup(self.map, placement.shard)
@@ -203,8 +178,8 @@ class RouterWorld:
             cluster_map=self.map,
             groups=self.groups,  # type: ignore[arg-type]  # fakes
             links=self.links,  # type: ignore[arg-type]  # what a router needs of them
-            clock=self.loop,
-            loop=self.loop,  # type: ignore[arg-type]  # only call_soon and call_later are used
+            clock=self.loop.clock,
+            loop=self.loop.as_asyncio,
         )
         self.replies: list[Reply] = []
 

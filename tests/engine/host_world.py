@@ -1,11 +1,12 @@
 """Whole engines without sockets, threads or time: group hosts over simulated disks and links."""
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_world import ManualLoop
+from engine_world import TimedLoop
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, PutResult
@@ -29,7 +30,7 @@ GROUP = GroupId(0, 1)
 class ManualJobs:
     """Jobs that take simulated time; a stalled runner keeps them."""
 
-    def __init__(self, loop: ManualLoop, seconds: float) -> None:
+    def __init__(self, loop: TimedLoop, seconds: float) -> None:
         self._loop = loop
         self.seconds = seconds
         self.stalled: list[Callable[[], None]] | None = None
@@ -99,8 +100,8 @@ class Machine:
         self.other_jobs = ManualJobs(loop, 0.001)
         self.host = GroupHost(
             wal=wal,
-            clock=loop,
-            loop=loop,  # type: ignore[arg-type]  # only call_soon and call_later are used
+            clock=loop.clock,
+            loop=loop.as_asyncio,
             sync_jobs=self.sync_jobs,
             other_jobs=self.other_jobs,
             stall_s=0.5,
@@ -132,7 +133,7 @@ class Machine:
             recovered=recovered,
             files=GroupSnapshots(self.store, group_id),
             host=self.host,
-            clock=self.world.loop,
+            clock=self.world.loop.clock,
             random=random.Random(f"{self.name} {group_id}"),
         )
 
@@ -180,13 +181,13 @@ class HostWorld:
         names: tuple[str, ...] = NAMES,
     ) -> None:
         self.names = names
-        self.loop = ManualLoop()
+        self.loop = TimedLoop()
         self.group_ids = [GroupId(shard, 1) for shard in range(shards)]
         self.links: set[tuple[str, str]] = set()
         self.machines: dict[str, Machine] = {}
         self._link_ages: dict[tuple[str, str], int] = {}
-        self.on_links: dict[tuple[str, str], list[int]] = {}
-        """Sizes of what is on its way, (sender, receiver) by pair; lost ones count no more."""
+        self.on_links: dict[tuple[str, str], deque[bytes]] = {}
+        """What is on its way, in order, (sender, receiver) by pair; without what is lost."""
         self.most_on_link = 0
         """Most bytes that were on their way between two machines at once."""
         for name in names:
@@ -227,16 +228,16 @@ class HostWorld:
         pair = (sender, to)
         if pair not in self.links:
             return False
-        on_link = self.on_links.setdefault(pair, [])
-        on_link.append(len(payload))
-        self.most_on_link = max(self.most_on_link, sum(on_link))
-        self.loop.call_later(0.0001, self._deliver, pair, self._link_ages.get(pair, 0), payload)
+        on_link = self.on_links.setdefault(pair, deque())
+        on_link.append(payload)
+        self.most_on_link = max(self.most_on_link, sum(map(len, on_link)))
+        self.loop.call_later(0.0001, self._deliver, pair, self._link_ages.get(pair, 0))
         return True
 
-    def _deliver(self, pair: tuple[str, str], age: int, payload: bytes) -> None:
+    def _deliver(self, pair: tuple[str, str], age: int) -> None:
+        """Deliver what was sent first: of timers that are due together any may come first."""
         if pair in self.links and self._link_ages.get(pair, 0) == age:
-            self.on_links[pair].pop(0)
-            self.machines[pair[1]].host.on_bundle(pair[0], payload)
+            self.machines[pair[1]].host.on_bundle(pair[0], self.on_links[pair].popleft())
 
     # --- what tests do ------------------------------------------------------------------------
 

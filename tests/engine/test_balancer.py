@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
-from engine_world import ManualLoop
+from engine_world import TimedLoop
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
@@ -47,7 +47,7 @@ class World:
     """Node n2, which leads the shard that n1 should lead."""
 
     def __init__(self, own: NodeState = ABLE) -> None:
-        self.loop = ManualLoop()
+        self.loop = TimedLoop()
         cluster_map = seed_map("test", ["n1", "n2", "n3"], 3, 3)
         placement = next(g for g in cluster_map.groups if g.preferred_leader == "n1")
         self.group = FakeGroup(placement.id, placement.replicas, self.loop.now)
@@ -55,7 +55,7 @@ class World:
             node="n2",
             cluster_map=cluster_map,
             groups={placement.id: self.group},  # type: ignore[dict-item]  # a fake
-            clock=self.loop,
+            clock=self.loop.clock,
             own_state=lambda: own,
         )
         self.balancer.peers = {"n1": ABLE, "n3": ABLE}
@@ -249,7 +249,7 @@ def test_a_pin_ends_with_the_node_and_with_the_next_move() -> None:
     world.balancer.hear_of(Placed(shard, None, None))
     assert world.balancer.facts()[shard][0] is None
     world.balancer.placed(shard, "n2", None)
-    newer = Pin(shard, since_us=world.loop.time_us() + 1, until_us=None)
+    newer = Pin(shard, since_us=world.loop.clock.time_us() + 1, until_us=None)
     world.balancer.hear("n3", msgspec.structs.replace(ABLE, pins=(newer,)))
     assert world.balancer.facts()[shard][0] == PinFacts("n3", None)
     assert world.balancer.pins.told() == ()

@@ -1,10 +1,10 @@
 """What the HTTP workers of a node report, put together."""
 
 import pytest
-from engine_world import ManualLoop
 
 from raftkv.engine.http_traffic import SECONDS_KEPT, HttpTraffic, percentile_ms
 from raftkv.rpc.messages import Answered, Took, WorkerReport
+from raftkv.sim.clock import SimClock
 from raftkv.status.durations import HTTP_BOUNDS_S
 from raftkv.status.facts import RouteCount, SecondsFacts
 
@@ -32,9 +32,9 @@ def report(
 
 
 @pytest.fixture
-def clock() -> ManualLoop:
+def clock() -> SimClock:
     """Unix time 1000.0 and later."""
-    return ManualLoop()
+    return SimClock(start_s=1000.0, wall_us=1_000_000_000)
 
 
 def seconds_of(traffic: HttpTraffic) -> SecondsFacts:
@@ -44,7 +44,7 @@ def seconds_of(traffic: HttpTraffic) -> SecondsFacts:
     return seconds
 
 
-def test_all_workers_are_added_up(clock: ManualLoop) -> None:
+def test_all_workers_are_added_up(clock: SimClock) -> None:
     """Totals and histograms are the node's, whichever worker is asked; each is shown as well."""
     traffic = HttpTraffic(clock)
     traffic.take(report(999, ("kv_get", 200, 5), ("kv_get", 503, 1), b1=6))
@@ -59,11 +59,11 @@ def test_all_workers_are_added_up(clock: ManualLoop) -> None:
     ]
 
 
-def test_counters_do_not_go_back_when_a_worker_is_replaced(clock: ManualLoop) -> None:
+def test_counters_do_not_go_back_when_a_worker_is_replaced(clock: SimClock) -> None:
     """Another process under the same number begins to count anew; the totals go on."""
     traffic = HttpTraffic(clock)
     traffic.take(report(999, ("batch", 200, 5)))
-    clock.now += 10
+    clock.advance(10)
     assert traffic.facts().workers == ()  # it is not heard of any more
     traffic.take(report(1009, ("batch", 200, 1), pid=2))
     facts = traffic.facts()
@@ -71,14 +71,14 @@ def test_counters_do_not_go_back_when_a_worker_is_replaced(clock: ManualLoop) ->
     assert [(w.pid, w.requests) for w in facts.workers] == [(2, 6)]
 
 
-def test_seconds(clock: ManualLoop) -> None:
+def test_seconds(clock: SimClock) -> None:
     """A second is shown once all workers have reported it; one without a request is a zero."""
     traffic = HttpTraffic(clock)
     traffic.take(report(1000, ("kv_get", 200, 1), b0=1))
-    clock.now = 1001.2
+    clock.advance(1001.2 - clock.monotonic())
     assert seconds_of(traffic).until_s == 999
     traffic.take(report(1000, ("kv_get", 429, 1), worker=1, b0=1))
-    clock.now = 1003.3
+    clock.advance(1003.3 - clock.monotonic())
     traffic.take(report(1002, ("kv_get", 200, 3), b1=3))
     seconds = seconds_of(traffic)
     assert seconds.until_s == 1002
@@ -86,22 +86,22 @@ def test_seconds(clock: ManualLoop) -> None:
     assert seconds.p50_ms == (0.25, None, 0.75)
 
 
-def test_pages_that_watch_are_no_traffic(clock: ManualLoop) -> None:
+def test_pages_that_watch_are_no_traffic(clock: SimClock) -> None:
     """What operators ask for is counted, and leaves the picture of the data's traffic alone."""
     traffic = HttpTraffic(clock)
     traffic.take(report(1000, ("status", 200, 4)))
-    clock.now = 1002.3
+    clock.advance(1002.3 - clock.monotonic())
     facts = traffic.facts()
     assert facts.totals[0].count == 4
     assert seconds_of(traffic).requests == (0, 0)
 
 
-def test_memory_is_bounded(clock: ManualLoop) -> None:
+def test_memory_is_bounded(clock: SimClock) -> None:
     """Only the last seconds are kept; a report from another time is counted, not drawn."""
     traffic = HttpTraffic(clock)
     for _ in range(3 * SECONDS_KEPT):
-        traffic.take(report(int(clock.now), ("kv_get", 200, 1), b0=1))
-        clock.now += 1
+        traffic.take(report(int(clock.monotonic()), ("kv_get", 200, 1), b0=1))
+        clock.advance(1)
     traffic.take(report(0, ("kv_get", 200, 1), b0=1))
     traffic.take(report(10**9, ("kv_get", 200, 1), b0=1))
     facts = traffic.facts()

@@ -1,8 +1,7 @@
 """What a node remembers of its recent past: bounded, and the newest."""
 
-from engine_world import ManualLoop
-
 from raftkv.engine.recent import EVENTS_KEPT, CommitTrail, Leaderships, RecentEvents
+from raftkv.sim.clock import SimClock
 from raftkv.status.facts import Leadership
 
 
@@ -20,12 +19,12 @@ def test_leaderships() -> None:
 
 def test_one_kind_of_trouble_does_not_drive_out_the_others() -> None:
     """What repeats is noted again only after a while; others are noted beside it."""
-    clock = ManualLoop()
+    clock = SimClock()
     events = RecentEvents(clock)
     assert events.add_at_most_every(10, "slow_disk", "first")
     assert not events.add_at_most_every(10, "slow_disk", "second")
     assert events.add_at_most_every(10, "refused", "1 busy")
-    clock.now += 10
+    clock.advance(10)
     assert events.add_at_most_every(10, "slow_disk", "third")
     assert [event.detail for event in events.facts(9, "n1")] == ["first", "1 busy", "third"]
     for _ in range(EVENTS_KEPT + 1):

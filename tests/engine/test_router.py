@@ -308,9 +308,11 @@ def test_a_late_copy_of_a_write_finds_its_key_remembered() -> None:
 def test_a_request_whose_time_is_up_is_not_tried_again(world: RouterWorld) -> None:
     """A node that was frozen while a request waited for a leader does not serve it on waking."""
     world.ask(put(world.key(0)), remaining_ms=1000)
-    world.loop.now += 300
+    world.loop.freeze()
+    world.loop.run(300)
     world.lead(0)
     world.router.leader_changed()
+    world.loop.thaw()
     world.loop.run(1)
     assert world.failure.definite
     world.ask(GetRequest(world.key(0)))

@@ -123,39 +123,39 @@ class StatusWorld:
         self.followers = [name for name in NAMES if name != self.leader.name]
 
     def _local(self, machine: Machine) -> LocalStatus:
-        loop: Any = self.hosts.loop
+        loop = self.hosts.loop
         links = self.links[machine.name]
         router = Router(
             node=machine.name,
             cluster_map=MAP,
             groups=machine.host.groups,
             links=links,
-            clock=loop,
-            loop=loop,
+            clock=loop.clock,
+            loop=loop.as_asyncio,
         )
         return LocalStatus(
             node=machine.name,
             cluster_map=MAP,
             host=machine.host,
             router=router,
-            http=HttpTraffic(loop),
+            http=HttpTraffic(loop.clock),
             durations=StageDurations(),
             links=links,
             agreement=self.agreements[machine.name],
-            clock=loop,
+            clock=loop.clock,
             data_path=Path("/nowhere"),
             snapshot_path=lambda _: Path("/nowhere/snapshot"),
         )
 
     def _cluster(self, name: str) -> ClusterStatus:
-        loop: Any = self.hosts.loop
+        loop = self.hosts.loop
         return ClusterStatus(
             node=name,
             cluster_map=MAP,
             local=self.local[name],
             links=self.links[name],
-            clock=loop,
-            loop=loop,
+            clock=loop.clock,
+            loop=loop.as_asyncio,
         )
 
     def seconds(self, count: int) -> None:
@@ -465,7 +465,7 @@ def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
     world = StatusWorld()
     world.seconds(2)
     [survivor, other] = world.followers
-    lost_us = world.hosts.loop.time_us()
+    lost_us = world.hosts.loop.clock.time_us()
     for name in (world.leader.name, other):
         world.hosts.machines[name].kill()
     for _ in range(10):
@@ -486,7 +486,7 @@ def test_after_a_loss_all_that_is_told_agrees_about_who_leads() -> None:
 def test_a_shard_that_never_had_a_leader_has_had_none_since_the_start() -> None:
     """Operators see for how long nobody could be served."""
     world = StatusWorld()
-    started_us = world.hosts.loop.time_us()
+    started_us = world.hosts.loop.clock.time_us()
     for machine in world.hosts.machines.values():
         machine.kill()
     machine = world.hosts.machines["n1"]

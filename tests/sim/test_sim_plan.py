@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from raftkv.sim import faults
 from raftkv.sim.options import FAULTS, WORKLOADS, Options
 from raftkv.sim.plan import FIRST_S, plan
-from raftkv.sim.workloads import WORKLOADS as WORKLOAD_FUNCTIONS
+from raftkv.workloads import WORKLOADS as WORKLOAD_FUNCTIONS
 
 SEEDS = st.integers(0, 10_000)
 
