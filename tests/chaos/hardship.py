@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import msgspec
 from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
-from hardships import STAGES, Scene, Stage
+from hardships import STAGES, WHOLE_S, PatientCluster, Scene, Stage
 
 from raftkv.bench.abuse import GROWTH_BYTES_MAX
 from raftkv.bench.processes import resident_bytes, workers_of
@@ -45,8 +45,6 @@ from raftkv.client.types import Bytes, to_bytes
 from raftkv.engine.config import LimitOptions
 from raftkv.testing import ClusterError, LocalCluster
 
-WHOLE_S = 60.0
-"""How soon a cluster must be whole once nothing hurts it."""
 WATCH_S = 1.0
 SNAPSHOT_AFTER_BYTES = LimitOptions().snapshot_after_bytes
 ONCE_ONLY_EVERY = 3
@@ -192,7 +190,7 @@ class Run:
         """Run it and judge it."""
         evidence, stage = self.evidence, self._stage
         self._out.mkdir(parents=True)
-        cluster = LocalCluster(
+        cluster = PatientCluster(
             self._out / "cluster",
             shards=stage.shards,
             options=stage.options,
@@ -210,7 +208,7 @@ class Run:
                     cluster.start_node(name)
                 cluster.wait_ready()
                 self._work(scene, Recorder(writer))
-            except ClusterError as error:
+            except (ClusterError, RaftkvError) as error:
                 evidence.findings.append(f"{error}")
         self._count(history)
         evidence.findings += _told(history)

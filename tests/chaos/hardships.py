@@ -9,6 +9,7 @@ import select
 import socket
 import termios
 import time
+import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,12 @@ from raftkv.testing.layout import HOST
 from raftkv.testing.processes import RAFTKV_COMMAND
 
 MIB = 2**20
-ASK_S = 2.0
+ASK_S = 5.0
+READYZ_S = 10.0
+WHOLE_S = 300.0
+"""How soon a node must be ready again, and a cluster whole once nothing hurts it.
+
+A node needs two seconds of processor to start; this is for machines that give it a hundredth."""
 SPACE_S = 30.0
 """How soon a node must take writes again once its disk has room."""
 DESCRIPTORS = 64
@@ -68,15 +74,26 @@ class Scene:
             except RaftkvError:
                 return None
 
-    def start_again(self, name: str, *, killed: bool) -> None:
-        """End a node, start it, and wait until it is ready."""
-        if killed:
-            self.cluster.kill(name)
-        elif code := self.cluster.stop_node(name):
-            self.evidence.findings.append(f"{name} was stopped and ended with code {code}")
+    def kill_and_start(self, name: str) -> None:
+        """Kill a node, start it, and wait until it is ready."""
+        self.cluster.kill(name)
         self.evidence.restarts += 1
         self.cluster.start_node(name)
-        self.cluster.wait_ready(60.0, only=(name,))
+        self.cluster.wait_ready(WHOLE_S, only=(name,))
+
+
+class PatientCluster(LocalCluster):
+    """One that may take its time, as on a machine with two cores and forty processes."""
+
+    def is_ready(self, name: str) -> bool:
+        """Whether one node says that it is ready, if it takes as long as a client would wait."""
+        try:
+            with urllib.request.urlopen(  # noqa: S310 -- http:// on loopback
+                f"{self.node(name).url}/readyz", timeout=READYZ_S
+            ) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
 
 
 class Stage(ABC):
@@ -118,7 +135,7 @@ class _LogPipe(Stage):
             self.look(scene)
             if scene.is_over:
                 return
-            scene.start_again(name, killed=True)
+            scene.kill_and_start(name)
 
     @abstractmethod
     def look(self, scene: Scene) -> None:
@@ -247,7 +264,7 @@ class FewDescriptors(_Descriptors):
                 scene.rest(15.0)
                 scene.evidence.hardships["doors shut"] += closed()
             scene.rest(5.0)
-            scene.start_again(name, killed=True)
+            scene.kill_and_start(name)
 
 
 class FewerDescriptors(_Descriptors):
@@ -328,7 +345,7 @@ class ManyShards(Stage):
             facts = scene.facts(name)
             led = facts is not None and facts["metrics"]["groups_led"] > 0
             scene.evidence.hardships["leaders killed"] += led
-            scene.start_again(name, killed=True)
+            scene.kill_and_start(name)
 
 
 class LargeValues(Stage):
