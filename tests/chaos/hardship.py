@@ -79,7 +79,7 @@ def code_of(answer: Answer) -> str:
 class PaddedStore:
     """A client whose values are as large as is wanted: JSON with spaces behind it."""
 
-    def __init__(self, client: Client, value_bytes: int) -> None:
+    def __init__(self, client: Store, value_bytes: int) -> None:
         self._client = client
         self._value_bytes = value_bytes
         self.txn = client.txn
@@ -137,6 +137,7 @@ class Watch:
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
         self._workers: dict[int, set[int]] = {}
+        self._lost: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.peak: dict[str, int] = {"engine": 0, "worker": 0}
@@ -165,14 +166,13 @@ class Watch:
                     # One that has just ended has no memory.
                     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                         self.peak[kind] = max(self.peak[kind], resident_bytes(pid))
-            gone = self._workers.get(engine, set()) - workers
+            # A killed engine may be gone a moment after its workers: that it lives is seen later.
+            lost = self._lost.pop(name, None)
+            if lost == engine and self._cluster.process(name).is_running:
+                self.ended.append(f"a worker of {name} ended by itself")
+            if self._workers.get(engine, set()) - workers:
+                self._lost[name] = engine
             self._workers[engine] = workers
-            if (
-                gone
-                and self._cluster.process(name).is_running
-                and self._cluster.pid(name) == engine
-            ):
-                self.ended += [f"a worker of {name} ended by itself" for _ in gone]
 
 
 class Run:

@@ -3,10 +3,12 @@
 from collections import Counter
 from typing import Any
 
+import hardship
 import pytest
-from hardship import code_of
+from hardship import PaddedStore, TornValueError, Watch, code_of
 from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
 from hardships import STAGES
+from memory_store import MemoryStore
 
 from raftkv.check.event import Event
 from raftkv.check.history import pair
@@ -164,6 +166,60 @@ def test_what_nodes_say_that_is_wrong_is_an_alarm(
 ) -> None:
     """A healthy cluster has none, however many elections it has counted."""
     assert alarms({**HEALTHY, **cluster}, [facts(**node)]) == found
+
+
+def test_values_are_as_large_as_the_stage_wants_and_read_whole() -> None:
+    """One that is longer or shorter was written by nobody."""
+    memory = MemoryStore()
+    store = PaddedStore(memory, 1000)
+    store.put("k", "17")
+    entry = store.get("k")
+    assert entry is not None
+    assert len(entry.value) == 1000
+    assert int(entry.value) == 17
+    memory.put("k", entry.value[:-1])
+    with pytest.raises(TornValueError):
+        store.get("k")
+
+
+class Worker:
+    """A process that the watch sees as the only worker of a node."""
+
+    def __init__(self) -> None:
+        self.workers = [2]
+        self.names = ("n1",)
+        self.engine = 1
+        self.is_running = True
+
+    def pid(self, _: str) -> int:
+        """Of the engine."""
+        return self.engine
+
+    def process(self, _: str) -> "Worker":
+        """The engine itself."""
+        return self
+
+
+def test_a_worker_that_ends_while_its_engine_lives_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that goes with its killed engine is not."""
+    node = Worker()
+    monkeypatch.setattr(hardship, "workers_of", lambda _: node.workers)
+    monkeypatch.setattr(hardship, "resident_bytes", lambda pid: pid * MIB)
+    watch = Watch(node)  # type: ignore[arg-type]
+    watch._look()
+    node.workers = []
+    watch._look()
+    node.engine, node.workers = 3, [4]
+    watch._look()
+    watch._look()
+    assert watch.ended == []
+    assert watch.peak == {"engine": 3 * MIB, "worker": 4 * MIB}
+    node.workers = [5]
+    watch._look()
+    watch._look()
+    assert watch.ended == ["a worker of n1 ended by itself"]
 
 
 def test_every_stage_says_what_must_take_effect() -> None:
