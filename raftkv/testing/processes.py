@@ -26,6 +26,8 @@ class NodeProcess:
         self.name = name
         self.config = config
         self.log = log
+        self.output: int | None = None
+        """The descriptor that it writes to instead of the log, for who wants to see it hindered."""
         self._command = (*command, "serve", "--until-eof", "--config", str(config))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,7 +39,7 @@ class NodeProcess:
             self._process = subprocess.Popen(  # noqa: S603 -- our own command
                 self._command,
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=log if self.output is None else self.output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )

@@ -48,8 +48,9 @@ EXIT_UNUSABLE = 2
 
 LISTEN_BACKLOG = 4096
 
-DESCRIPTORS_KEPT = 64
-"""For the engine's socket, the log, files of figures and pages, and threads."""
+DESCRIPTORS_KEPT = 40
+"""For the engine's socket, the log, files of figures and pages, and threads: 25 are open when a
+worker is idle. More would leave too few places where 64 is the limit."""
 
 HEADER_TIMEOUT_MS = 30_000
 """For the head of a request, so that half-sent ones do not stay for ever."""

@@ -437,3 +437,11 @@ def test_connections_beyond_the_descriptors_wait_in_the_kernel(
     assert connections_max(10_000) == 1024 - DESCRIPTORS_KEPT
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
     assert connections_max(10_000) == 1
+
+
+def test_a_worker_with_few_descriptors_has_places_for_more_than_one_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single place is held by one busy client, and nobody else is answered, not even /readyz."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    assert connections_max(10_000) >= 20
