@@ -25,25 +25,28 @@ import msgspec
 from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
 from hardships import STAGES, WHOLE_S, PatientCluster, Scene, Stage
 
-from raftkv.bench.abuse import GROWTH_BYTES_MAX
+from raftkv.bench.measures.abuse import GROWTH_BYTES_MAX
 from raftkv.bench.processes import resident_bytes, workers_of
 from raftkv.chaos.agreement import disagreements
 from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.judge import judge
-from raftkv.chaos.load import Load
+from raftkv.chaos.load import Load, LoadProcess
+from raftkv.chaos.play import play
 from raftkv.chaos.recorder import Recorder
 from raftkv.chaos.run import FINAL_KEYS, FINAL_READ_ATTEMPTS, FINAL_READ_PAUSE_S
 from raftkv.chaos.store import Store
 from raftkv.chaos.waiting import wait_until
-from raftkv.chaos.workloads import Workload
-from raftkv.chaos.workloads.register import RegisterWorkload
 from raftkv.check.history import HistoryWriter, read_history
 from raftkv.check.verdict import Verdict
 from raftkv.client import Client, Entry, PutResult, RaftkvError
-from raftkv.client.transport import Answer, Transport
+from raftkv.client.answers import Answer
+from raftkv.client.transport import Transport
 from raftkv.client.types import Bytes, to_bytes
 from raftkv.engine.config import LimitOptions
 from raftkv.testing import ClusterError, LocalCluster
+from raftkv.workloads import final_reads
+from raftkv.workloads.keys import RotatingKeys
+from raftkv.workloads.steps import Context
 
 WATCH_S = 1.0
 SNAPSHOT_AFTER_BYTES = LimitOptions().snapshot_after_bytes
@@ -77,7 +80,7 @@ def code_of(answer: Answer) -> str:
 
 
 class PaddedStore:
-    """A client whose values are as large as is wanted: JSON with spaces behind it."""
+    """A client whose values are as large as is wanted: dots, which a register ignores, behind."""
 
     def __init__(self, client: Store, value_bytes: int) -> None:
         self._client = client
@@ -107,7 +110,7 @@ class PaddedStore:
         if_absent: bool = False,
     ) -> PutResult:
         """Set one key."""
-        padded = to_bytes(value).ljust(self._value_bytes)
+        padded = to_bytes(value).ljust(self._value_bytes, b".")
         return self._client.put(key, padded, if_revision=if_revision, if_absent=if_absent)
 
 
@@ -218,10 +221,11 @@ class Run:
 
     def _work(self, scene: Scene, recorder: Recorder) -> None:
         evidence, stage, cluster = self.evidence, self._stage, scene.cluster
-        workload = RegisterWorkload(Random(self._seed), stage.keys)
+        keys = RotatingKeys(Random(self._seed), stage.keys)
         load = Load(
             lambda number: self._connect(cluster, number),
-            [workload],
+            ["register"],
+            keys,
             recorder,
             clients=stage.clients,
             rate_per_s=stage.rate_per_s,
@@ -236,12 +240,12 @@ class Run:
             if load.unanswered:
                 evidence.findings.append(f"{load.unanswered} clients were never answered")
             evidence.findings += [f"a client broke: {crash!r}" for crash in load.crashes]
-            self._make_sure_that_it_is_whole(cluster, workload, recorder)
+            self._make_sure_that_it_is_whole(cluster, keys, recorder)
         evidence.findings += watch.ended
         most = memory_max(
             stage.shards,
-            held=len(workload.final_reads()) * stage.value_bytes,
-            written=(recorder.counts["ok"] + recorder.counts["info"]) * stage.value_bytes,
+            held=len(recorder.keys("register")) * stage.value_bytes,
+            written=(recorder.counts["ok"] + recorder.counts["unknown"]) * stage.value_bytes,
         )
         evidence.memory = {
             kind: (peak, watch.start[kind] + most[kind]) for kind, peak in watch.peak.items()
@@ -261,19 +265,22 @@ class Run:
         return PaddedStore(client, self._stage.value_bytes)
 
     def _make_sure_that_it_is_whole(
-        self, cluster: LocalCluster, workload: Workload, recorder: Recorder
+        self, cluster: LocalCluster, keys: RotatingKeys, recorder: Recorder
     ) -> None:
         findings = self.evidence.findings
         cluster.wait_ready(WHOLE_S)
         store = self._connect(cluster, 1)
-        for operation in workload.final_reads():
+        process = recorder.process(self._stage.clients, final=True)
+        reader = LoadProcess(self._stage.clients, Random(0))
+        for key, read in final_reads(reader, Context(process, keys)):
             for _ in range(FINAL_READ_ATTEMPTS):
-                outcome = recorder.perform(self._stage.clients, operation, store, final=True)
-                if outcome.status == "ok":
+                play(read(), store)
+                status, fields = process.last
+                if status == "ok":
                     break
                 time.sleep(FINAL_READ_PAUSE_S)
             else:
-                findings.append(f"{operation.key} could not be read: {outcome.fields.get('error')}")
+                findings.append(f"{key} could not be read: {fields.get('error')}")
         store.close()
         for name in cluster.names:
             with Client(cluster.node(name).url, timeout_s=WHOLE_S) as client:

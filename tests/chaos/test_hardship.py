@@ -12,7 +12,7 @@ from memory_store import MemoryStore
 
 from raftkv.check.event import Event
 from raftkv.check.history import pair
-from raftkv.client.transport import Answer
+from raftkv.client.answers import Answer
 
 MIB = 2**20
 
@@ -176,7 +176,7 @@ def test_values_are_as_large_as_the_stage_wants_and_read_whole() -> None:
     entry = store.get("k")
     assert entry is not None
     assert len(entry.value) == 1000
-    assert int(entry.value) == 17
+    assert entry.value.rstrip(b".") == b"17"
     memory.put("k", entry.value[:-1])
     with pytest.raises(TornValueError):
         store.get("k")
