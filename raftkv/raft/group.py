@@ -25,7 +25,7 @@ from raftkv.raft.journal import GroupJournal, LogEntry, LogStore, Recovered, com
 from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
 from raftkv.raft.quorum import majority
 from raftkv.raft.reads import ReadIndex, Voucher
-from raftkv.raft.ready import LEADER, EntriesLost, Ready, RoleChange, SnapshotNeeded
+from raftkv.raft.ready import LEADER, NOTHING, EntriesLost, Ready, RoleChange, SnapshotNeeded
 from raftkv.raft.replica import Replica
 from raftkv.raft.snapshot_exchange import SnapshotExchange
 from raftkv.raft.snapshot_transfer import SnapshotFiles, SnapshotId
@@ -234,15 +234,16 @@ class Group:
         """Do whatever is due, then answer whom it concerns."""
         replica = self._replica
         ready = replica.tick(disk_stalled=self._host.disk_stalled())
-        self._carry_out(ready)
-        if ready.entries:
-            self._apply(ready.entries)
+        is_behind = False
+        if ready is not NOTHING:
+            self._carry_out(ready)
+            is_behind = self._apply(ready.entries)
         if replica.is_leader:
             self._propose_waiting()
             self._housekeeping()
         self._later(self.transfer.tick())
         self._serve_reads()
-        if self._snapshots.tick() or replica.applied_index < replica.commit_index:
+        if self._snapshots.tick() or is_behind:
             self._host.wake(self.id)
         if self._outcomes:
             self._answer()
@@ -294,7 +295,9 @@ class Group:
         """Take entries or an acknowledgement; many of them leave nothing for a tick to do."""
         replica = self._replica
         before = (replica.term, replica.is_leader, replica.leader)
-        self._carry_out(replica.receive(peer, message))
+        ready = replica.receive(peer, message)
+        if ready is not NOTHING:  # as a follower's answers mostly are
+            self._carry_out(ready)
         if before != (replica.term, replica.is_leader, replica.leader):
             self._host.wake(self.id)
         else:
@@ -465,15 +468,19 @@ class Group:
         detail = f"{lost.peer} {what}: check its disk"
         self._host.event(Event("entries_lost", self.id, self.term, detail))
 
-    def _apply(self, entries: Sequence[LogEntry]) -> None:
-        """Apply committed entries in order, each exactly once, some at a time (H12)."""
+    def _apply(self, entries: Sequence[LogEntry]) -> bool:
+        """Apply committed entries in order, each exactly once, some at a time (H12).
+
+        Return whether there are more.
+        """
         budget = self.config.bounds.apply_operations_per_tick
         for entry in entries:
             _, index, term = entry
             budget -= 1 + self.apply_entry(index, term, command_of(entry))
             self._replica.applied(index)
             if budget <= 0:
-                return
+                break
+        return self._replica.applied_index < self._replica.commit_index
 
     def apply_entry(self, index: int, term: int, command: bytes | None) -> int:
         """Apply a committed entry (None: a no-op) and answer whoever proposed it.

@@ -1,11 +1,10 @@
 """What a replica says: to its peers, at once or once the disk has it, and to its host."""
 
 from collections import deque
-from collections.abc import Sequence
 
-from raftkv.raft.journal import GroupJournal, LogEntry
+from raftkv.raft.journal import GroupJournal
 from raftkv.raft.messages import AppendResponse, RaftMessage
-from raftkv.raft.ready import NOTHING, Notice, Ready
+from raftkv.raft.ready import Notice, Ready
 
 
 class Outbox:
@@ -13,17 +12,19 @@ class Outbox:
 
     def __init__(self, journal: GroupJournal) -> None:
         self._journal = journal
-        self._messages: list[tuple[str, RaftMessage]] = []
-        self._notices: list[Notice] = []
+        self.messages: list[tuple[str, RaftMessage]] = []
+        """(peer, message) of this step."""
+        self.notices: list[Notice] = []
+        """What happened in it."""
         self._held: deque[tuple[int, int, str, RaftMessage]] = deque()  # (lsn, term, to, what)
 
     def send(self, peer: str, message: RaftMessage) -> None:
         """Send with this step."""
-        self._messages.append((peer, message))
+        self.messages.append((peer, message))
 
     def notify(self, notice: Notice) -> None:
         """Tell the host."""
-        self._notices.append(notice)
+        self.notices.append(notice)
 
     def hold(self, peer: str, message: RaftMessage, term: int) -> None:
         """Send once everything recorded so far is durable (H8), if we are in ``term`` still.
@@ -56,12 +57,10 @@ class Outbox:
             sent = True
         return sent
 
-    def take(self, entries: Sequence[LogEntry] = ()) -> Ready:
-        """Take out what was said since, together with ``entries``."""
-        if not (self._messages or self._notices or entries):
-            return NOTHING
-        ready = Ready(self._notices, self._messages, entries)
-        self._notices, self._messages = [], []
+    def take(self) -> Ready:
+        """Take out what was said since."""
+        ready = Ready(self.notices, self.messages)
+        self.notices, self.messages = [], []
         return ready
 
 

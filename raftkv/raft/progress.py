@@ -73,13 +73,15 @@ class Progress:
 
         Return the bytes that are no longer in flight.
         """
-        match = self.match = max(self.match, index)
+        if index <= self.match:
+            return 0
+        self.match = index
         window, answered = self._in_flight, 0
-        while window and window[0][0] <= match:
+        while window and window[0][0] <= index:
             answered += window.popleft()[1]
         self.in_flight_bytes -= answered
-        if self.next <= match:
-            self.next = match + 1
+        if self.next <= index:
+            self.next = index + 1
         return answered
 
     def is_old_refusal(self, next_index: int, now: float, lately_s: float) -> bool:

@@ -22,7 +22,7 @@ from raftkv.raft.follower import Follower
 from raftkv.raft.journal import REGULAR, GroupJournal
 from raftkv.raft.outbox import Outbox
 from raftkv.raft.progress import NEVER
-from raftkv.raft.ready import CANDIDATE, FOLLOWER, LEADER, Ready
+from raftkv.raft.ready import CANDIDATE, FOLLOWER, LEADER, NOTHING, Ready
 from raftkv.raft.replication import AppendBounds, Replication
 from raftkv.raft.stock import Stock
 from raftkv.raft.timing import RandomSource, Timing
@@ -203,13 +203,11 @@ class Replica:
             heard_at = {peer: p.heard_at for peer, p in self._replication.progress.items()}
             stock.tick(heard_at)
             self._campaign.pass_on(stock.take_said())
-        if stock.changes or stock.appends_due:
-            self._follow_stock()
-        applied = stock.applied_index
+        ready, applied = self._ready(), stock.applied_index
         if applied == stock.commit_index:
-            return self._outbox.take()
+            return ready
         last = min(stock.commit_index, applied + self._entries_max)
-        return self._outbox.take(self.journal.between(applied + 1, last))
+        return Ready(ready.notices, ready.messages, self.journal.between(applied + 1, last))
 
     def _nothing_is_due(self) -> bool:
         """Whether time asks for nothing of a leader or follower.
@@ -288,10 +286,10 @@ class Replica:
 
     def _ready(self) -> Ready:
         """End a step."""
-        stock = self._stock
+        stock, outbox = self._stock, self._outbox
         if stock.changes or stock.appends_due:
             self._follow_stock()
-        return self._outbox.take()
+        return outbox.take() if outbox.messages or outbox.notices else NOTHING
 
     def _follow_stock(self) -> None:
         """Do what follows from what stock left word of."""

@@ -216,6 +216,8 @@ class Replication:
     def committable(self) -> int:
         """Up to where a majority holds the log durably, this node's own disk included (H9, H10)."""
         stock, journal = self._stock, self._journal
+        if stock.commit_index == journal.last_index:
+            return stock.commit_index
         held = [journal.durable_index, *map(_match_of, self.progress.values())]
         return quorum.committable(held, journal, stock.term, stock.commit_index)
 

@@ -354,7 +354,7 @@ def h2_trimmed_without_clamping(patch: Patch) -> None:
         if isinstance(found, Matched):
             self._acknowledge(peer, found.index)
         else:
-            self._refuse(peer, prev, found.index)
+            self._refuse(peer, 0, found.index)
 
     patch(follower.Follower, "on_append", on_append)
     patch(replication, "MESSAGE_BYTES_MAX", 1)  # as if every entry were a large one
