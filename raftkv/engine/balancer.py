@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.cluster_map import GroupId
+from raftkv.engine.directory import Directory
 from raftkv.engine.pins import Pin, Pins
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -121,7 +122,7 @@ class Balancer:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         groups: dict[GroupId, Group],
         clock: Clock,
         own_state: Callable[[], NodeState],
@@ -133,7 +134,7 @@ class Balancer:
         """What an operator has put on this node."""
         self.losses = Losses(clock)
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._groups = groups
         self._clock = clock
         self._own_state = own_state
@@ -214,7 +215,7 @@ class Balancer:
 
     def _wanted(self, group: Group, pinned: Mapping[int, tuple[str, Pin]]) -> str | None:
         """Who should lead in this node's place; None: nobody."""
-        wanted = self._map.placement(group.id.shard).preferred_leader
+        wanted = self._directory.map.placement(group.id.shard).preferred_leader
         if (placed := pinned.get(group.id.shard)) is not None and placed[0] in group.config.members:
             wanted = placed[0]
         return None if wanted == self._node else wanted

@@ -21,6 +21,7 @@ from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.handshake import LinkHello
 from raftkv.engine.http_traffic import HttpTraffic
@@ -142,7 +143,7 @@ class Engine:
 
     def _open(self, closing: contextlib.ExitStack) -> None:
         config, data, seams = self._config, self._data, self._seams
-        self.map: ClusterMap = load_map(seams.disk, data.path, config.cluster)
+        self.directory = Directory(load_map(seams.disk, data.path, config.cluster))
         wal, recovered = Wal.open(
             seams.disk,
             data.wal_directory,
@@ -162,9 +163,9 @@ class Engine:
             fatal=seams.fatal,
             peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
-        facts = agreed_facts(self.map, seams.group_bounds.memory)
+        facts = agreed_facts(self.directory.map, seams.group_bounds.memory)
         self.agreement = Agreement(
-            nodes=self.map.nodes,
+            nodes=self.directory.map.nodes,
             facts=facts,
             record=AgreedFile(seams.disk, data.path),
             could_not_write=_note_unwritten,
@@ -173,7 +174,7 @@ class Engine:
         self.links = self._make_links(facts)
         self._make_router()
         store = SnapshotStore(seams.disk, data.snapshot_directory)
-        placements = self.map.groups_of(self._name)
+        placements = self.directory.map.groups_of(self._name)
         # All are made before any is driven: one that cannot be made must leave no other ticking.
         groups = [self._make_group(at, recovered.get(at.id), store) for at in placements]
         self.host.withhold(not self.agreement.may_lead)
@@ -216,7 +217,7 @@ class Engine:
         host, links = self.host, self.links
         self.router = Router(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             groups=host.groups,
             links=links,
             clock=SinceBoot(self._clock),
@@ -227,7 +228,7 @@ class Engine:
         )
         self._balancer = Balancer(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             groups=host.groups,
             clock=self._clock,
             own_state=self._own_state,
@@ -243,7 +244,7 @@ class Engine:
         self.http = HttpTraffic(self._clock)
         self._status = LocalStatus(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             host=self.host,
             router=self.router,
             http=self.http,
@@ -257,7 +258,7 @@ class Engine:
         )
         self._cluster_status = ClusterStatus(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             local=self._status,
             links=self.links,
             clock=self._clock,
@@ -288,7 +289,7 @@ class Engine:
 
     def _group_config(self, placement: GroupPlacement) -> GroupConfig:
         config, limits = self._config, self._config.limits
-        shard, shard_of = placement.shard, self.map.partitioner.shard_of
+        shard, shard_of = placement.shard, self.directory.map.partitioner.shard_of
         return GroupConfig(
             id=placement.id,
             node=self._name,
@@ -331,6 +332,11 @@ class Engine:
         """Go by another security for new links, and by other thresholds of the log."""
         self.links.renew(security)
         self.router.slow.threshold_s = config.log.slow_request_ms / 1000
+
+    @property
+    def map(self) -> ClusterMap:
+        """The cluster map that this node goes by now."""
+        return self.directory.map
 
     @property
     def in_flight(self) -> int:
@@ -440,14 +446,14 @@ class Engine:
             failure = Failure(
                 "unavailable", f"{self._name} serves nothing: {refusal}", definite=True
             )
-            respond(Reply(call.id, failure, Served(self._name), self.map.epoch))
+            respond(Reply(call.id, failure, Served(self._name), self.directory.epoch))
             return
         if isinstance(request, WriteRequest | GetRequest):  # at once: they are nearly all
             self.router.handle(call, respond)
             return
 
         def answer(response: Response) -> None:
-            respond(Reply(call.id, response, Served(self._name), self.map.epoch))
+            respond(Reply(call.id, response, Served(self._name), self.directory.epoch))
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.cluster_map import GroupId
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.engine.agreement import Agreement
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.peer_wire import Links
@@ -57,7 +58,7 @@ class LocalStatus:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         host: GroupHost,
         router: Router,
         http: HttpTraffic,
@@ -70,7 +71,7 @@ class LocalStatus:
         leading: Callable[[], Mapping[int, tuple[PinFacts | None, str | None]]] = dict,
     ) -> None:
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._host = host
         self._router = router
         self._http = http
@@ -132,10 +133,10 @@ class LocalStatus:
         connected, leading = self._links.connected, self._leading()
         return NodeFacts(
             node=self._node,
-            cluster=self._map.cluster_id,
+            cluster=self._directory.map.cluster_id,
             version=__version__,
             pid=os.getpid(),
-            map_epoch=self._map.epoch,
+            map_epoch=self._directory.epoch,
             as_of_us=now_us,
             uptime_s=round((now_us - self._started_us) / 1e6, 1),
             stopping=self.stopping,
@@ -152,7 +153,7 @@ class LocalStatus:
             },
             fdatasync_ms=self._sync_percentiles(),
             fdatasync=host.sync_durations.histogram(),
-            nodes=tuple(self._link(name, connected) for name in self._map.nodes),
+            nodes=tuple(self._link(name, connected) for name in self._directory.map.nodes),
             shards=tuple(
                 self._replica(group, *leading.get(group.id.shard, (None, None)))
                 for group in host.groups.values()
@@ -185,7 +186,7 @@ class LocalStatus:
     def _replica(
         self, group: Group, pinned: PinFacts | None, kept_because: str | None
     ) -> ReplicaFacts:
-        placement = self._map.placement(group.id.shard)
+        placement = self._directory.map.placement(group.id.shard)
         self._host.note_leader(group)  # its leader may have been silent for too long by now
         leaderships = self._host.leaderships[group.id]
         load = self._router.local.loads[group.id.shard]
@@ -300,20 +301,20 @@ class LocalStatus:
 
     def explain(self, key: bytes) -> KeyFacts:
         """Where ``key`` lives, and why."""
-        shard = self._map.shard_of(key)
-        placement = self._map.placement(shard)
+        shard = self._directory.map.shard_of(key)
+        placement = self._directory.map.placement(shard)
         tag = hash_tag(key)
         facts = KeyFacts(
             key_hex=key.hex(),
             hashed_part_hex=tag.hex(),
             hash_tag=tag != key,
             hash=f"{position_of(key):016x}",
-            partitioner=self._map.ring.kind,
+            partitioner=self._directory.map.ring.kind,
             shard=shard,
             generation=placement.generation,
             replicas=placement.replicas,
             preferred_leader=placement.preferred_leader,
-            map_epoch=self._map.epoch,
+            map_epoch=self._directory.epoch,
             asked=self._node,
         )
         group = self._host.groups.get(placement.id)

@@ -12,6 +12,7 @@ from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
 from raftkv.core.shard.machine import StateMachine
+from raftkv.engine.directory import Directory
 from raftkv.engine.router import Router
 from raftkv.raft.group import Query
 from raftkv.raft.proposals import Limits, Rejection
@@ -167,6 +168,7 @@ class RouterWorld:
     def __init__(self, shards: int = 2, nodes: int = 3, replicas: int = 3) -> None:
         names = [f"n{i}" for i in range(1, nodes + 1)]
         self.map = seed_map("test", names, shards, replicas)
+        self.directory = Directory(self.map)
         self.loop = TimedLoop()
         self.links = FakeLinks(*names[1:])
         self.groups = {
@@ -175,7 +177,7 @@ class RouterWorld:
         }
         self.router = Router(
             node="n1",
-            cluster_map=self.map,
+            directory=self.directory,
             groups=self.groups,  # type: ignore[arg-type]  # fakes
             links=self.links,  # type: ignore[arg-type]  # what a router needs of them
             clock=self.loop.clock,

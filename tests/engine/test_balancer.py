@@ -10,6 +10,7 @@ from engine_world import TimedLoop
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
 from raftkv.engine.balancer import SETTLED_S, WAIT_S_MAX, Balancer, NodeState, Placed
+from raftkv.engine.directory import Directory
 from raftkv.engine.pins import Pin
 from raftkv.status.facts import PinFacts
 
@@ -53,7 +54,7 @@ class World:
         self.group = FakeGroup(placement.id, placement.replicas, self.loop.now)
         self.balancer = Balancer(
             node="n2",
-            cluster_map=cluster_map,
+            directory=Directory(cluster_map),
             groups={placement.id: self.group},  # type: ignore[dict-item]  # a fake
             clock=self.loop.clock,
             own_state=lambda: own,
@@ -283,9 +284,8 @@ def test_many_leaderships_are_back_within_half_a_minute() -> None:
         group = FakeGroup(GroupId(shard, 1), ("n1", "n2", "n3"), world.loop.now)
         groups[group.id] = group
     world.balancer._groups = groups  # type: ignore[assignment]  # fakes
-    world.balancer._map = SimpleNamespace(  # type: ignore[assignment]
-        placement=lambda _: SimpleNamespace(preferred_leader="n1")
-    )
+    preferred = SimpleNamespace(placement=lambda _: SimpleNamespace(preferred_leader="n1"))
+    world.balancer._directory = SimpleNamespace(map=preferred)  # type: ignore[assignment]
     world.loop.run(SETTLED_S + 1)
     moved = 0
     for _ in range(32):

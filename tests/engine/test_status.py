@@ -14,6 +14,7 @@ from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.cluster_status import ASK_TIMEOUT_S, QUESTIONS_MAX, ClusterStatus
+from raftkv.engine.directory import Directory
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.peer_wire import CHANNEL_STATUS
 from raftkv.engine.router import Router
@@ -127,7 +128,7 @@ class StatusWorld:
         links = self.links[machine.name]
         router = Router(
             node=machine.name,
-            cluster_map=MAP,
+            directory=Directory(MAP),
             groups=machine.host.groups,
             links=links,
             clock=loop.clock,
@@ -135,7 +136,7 @@ class StatusWorld:
         )
         return LocalStatus(
             node=machine.name,
-            cluster_map=MAP,
+            directory=Directory(MAP),
             host=machine.host,
             router=router,
             http=HttpTraffic(loop.clock),
@@ -151,7 +152,7 @@ class StatusWorld:
         loop = self.hosts.loop
         return ClusterStatus(
             node=name,
-            cluster_map=MAP,
+            directory=Directory(MAP),
             local=self.local[name],
             links=self.links[name],
             clock=loop.clock,
@@ -190,13 +191,14 @@ def test_what_nodes_say_of_their_shards_is_gone_through_once() -> None:
     world = StatusWorld()
     shards = 50
     status = world.status["n1"]
-    status._map = ClusterMap(
+    shard_map = ClusterMap(
         1,
         "test",
         NAMES,
         RingParameters("ring", tuple(range(shards)), 8),
         tuple(GroupPlacement(shard, 1, NAMES) for shard in range(shards)),
     )
+    status._directory = Directory(shard_map)
     answers = {name: world.local[name].facts() for name in NAMES}
     counted: list[Counted] = []
     for name, facts in answers.items():
