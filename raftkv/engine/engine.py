@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 
 from raftkv.core.agreed import agreed_facts
-from raftkv.core.cluster_map import ClusterMap, GroupPlacement
-from raftkv.core.errors import UndecodableError
+from raftkv.core.cluster_map import ClusterMap
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import ClusterStatus
@@ -37,13 +36,15 @@ from raftkv.engine.peer_wire import (
     CHANNEL_REPLY,
     CHANNEL_STATUS,
 )
+from raftkv.engine.replica_table import ReplicaTable
+from raftkv.engine.replicas import Replicas, ReplicaSettings
 from raftkv.engine.router import Router
 from raftkv.engine.security import LinkSecurity
-from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
+from raftkv.engine.snapshot_keeper import SnapshotKeeper, SnapshotWriter
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock, SinceBoot
 from raftkv.raft.group import Group
-from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
+from raftkv.raft.host import GroupBounds, SnapshotPolicy
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
 from raftkv.raft.timing import RandomSource, Timing
@@ -68,7 +69,7 @@ from raftkv.status.facts import Nothing
 from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
-from raftkv.storage.wal import RecoveredGroup, Wal
+from raftkv.storage.wal import Wal
 from raftkv.version import __version__
 
 HANDOVER_S = 2.0
@@ -83,10 +84,6 @@ DRAIN_S = 5.0
 _DATA_REQUESTS = WriteRequest | GetRequest | ScanRequest | BatchRequest | TransferRequest
 
 _logger = logging.getLogger(__name__)
-
-
-class EngineError(Exception):
-    """The engine cannot start; one line that names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,7 @@ class Engine:
     Making one recovers the log and the states, blocking; :meth:`start` joins the peers.
 
     Raises:
-        EngineError, DataDirError, DiskError, ReplicaError, SnapshotDamaged, UndecodableError,
+        ReplicaUnreadable, DataDirError, DiskError, ReplicaError, SnapshotDamaged, UndecodableError,
         WalDamaged: the data cannot be used.
     """
 
@@ -153,8 +150,10 @@ class Engine:
         closing.callback(wal.close)
         closing.callback(seams.other_jobs.close)
         closing.callback(seams.sync_jobs.close)
+        self.replicas = ReplicaTable(self.directory)
         self.host = GroupHost(
             wal=wal,
+            replicas=self.replicas,
             clock=seams.clock,
             loop=seams.loop,
             sync_jobs=seams.sync_jobs,
@@ -174,15 +173,11 @@ class Engine:
         self.links = self._make_links(facts)
         self._make_router()
         store = SnapshotStore(seams.disk, data.snapshot_directory)
-        placements = self.directory.map.groups_of(self._name)
-        # All are made before any is driven: one that cannot be made must leave no other ticking.
-        groups = [self._make_group(at, recovered.get(at.id), store) for at in placements]
         self.host.withhold(not self.agreement.may_lead)
-        for group in groups:
-            self.host.add(group)
+        self._make_replicas(store).start_all(recovered)
         writer = seams.snapshot_writer(store)
         self.keeper = SnapshotKeeper(
-            self.host.groups, store, writer, self.host.other_jobs, wal.pinning
+            self.replicas, store, writer, self.host.other_jobs, wal.pinning
         )
         self.keeper.finished = self._snapshot_finished
         self._make_status(store)
@@ -218,7 +213,7 @@ class Engine:
         self.router = Router(
             node=self._name,
             directory=self.directory,
-            groups=host.groups,
+            replicas=self.replicas,
             links=links,
             clock=SinceBoot(self._clock),
             loop=self._loop,
@@ -229,7 +224,7 @@ class Engine:
         self._balancer = Balancer(
             node=self._name,
             directory=self.directory,
-            groups=host.groups,
+            replicas=self.replicas,
             clock=self._clock,
             own_state=self._own_state,
             tell=self._tell,
@@ -265,56 +260,45 @@ class Engine:
             loop=self._loop,
         )
 
+    def _make_replicas(self, store: SnapshotStore) -> Replicas:
+        config, limits, seams = self._config, self._config.limits, self._seams
+        return Replicas(
+            directory=self.directory,
+            host=self.host,
+            store=store,
+            clock=self._clock,
+            random=seams.random,
+            settings=ReplicaSettings(
+                node=self._name,
+                timing=Timing(
+                    config.raft.heartbeat_ms / 1000,
+                    config.raft.election_timeout_ms_min / 1000,
+                    config.raft.election_timeout_ms_max / 1000,
+                ),
+                limits=msgspec.structs.replace(
+                    seams.group_limits,
+                    waiting_operations_max=limits.queue_commands,
+                    waiting_bytes_max=limits.queue_bytes,
+                    entry_operations_max=limits.entry_commands,
+                    entry_bytes_max=limits.entry_bytes,
+                    # A transaction may hold several values, and no value may be too large for it.
+                    proposal_bytes_max=max(
+                        seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
+                    ),
+                ),
+                snapshots=SnapshotPolicy(
+                    limits.snapshot_after_bytes, limits.snapshot_after_entries
+                ),
+                bounds=seams.group_bounds,
+                durations=self._durations,
+            ),
+        )
+
     def _snapshot_finished(self, group: Group, error: BaseException | None) -> None:
         kind = "snapshot_written" if error is None else "snapshot_failed"
         self._status.snapshots["written" if error is None else "failed"] += 1
         detail = f"at entry {group.compaction.snapshot_index}" if error is None else str(error)
         self.host.recent.add(kind, detail, shard=group.id.shard, term=group.term)
-
-    def _make_group(
-        self, placement: GroupPlacement, recovered: RecoveredGroup | None, store: SnapshotStore
-    ) -> Group:
-        try:
-            return Group(
-                self._group_config(placement),
-                store=self.host.wal,
-                recovered=recovered,
-                files=GroupSnapshots(store, placement.id),
-                host=self.host,
-                clock=self._clock,
-                random=self._seams.random,
-            )
-        except UndecodableError as error:  # what is in the file is met before its checksum
-            raise EngineError(f"{store.path(placement.id)}: {error}") from error
-
-    def _group_config(self, placement: GroupPlacement) -> GroupConfig:
-        config, limits = self._config, self._config.limits
-        shard, shard_of = placement.shard, self.directory.map.partitioner.shard_of
-        return GroupConfig(
-            id=placement.id,
-            node=self._name,
-            members=placement.replicas,
-            owns=lambda key: shard_of(key) == shard,
-            timing=Timing(
-                config.raft.heartbeat_ms / 1000,
-                config.raft.election_timeout_ms_min / 1000,
-                config.raft.election_timeout_ms_max / 1000,
-            ),
-            limits=msgspec.structs.replace(
-                self._seams.group_limits,
-                waiting_operations_max=limits.queue_commands,
-                waiting_bytes_max=limits.queue_bytes,
-                entry_operations_max=limits.entry_commands,
-                entry_bytes_max=limits.entry_bytes,
-                # A transaction may hold several values, and no value may be too large for it.
-                proposal_bytes_max=max(
-                    self._seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
-                ),
-            ),
-            snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
-            bounds=self._seams.group_bounds,
-            durations=self._durations,
-        )
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -341,7 +325,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Requests that are not answered yet."""
-        waiting = sum(group.waiting_operations for group in self.host.groups.values())
+        waiting = sum(group.waiting_operations for group in self.replicas.groups())
         return waiting + self.router.in_flight
 
     async def hand_over(self) -> None:
@@ -350,7 +334,7 @@ class Engine:
         self._tell_state()
         deadline = self._clock.monotonic() + HANDOVER_S
         while self._clock.monotonic() < deadline:
-            led = [group for group in self.host.groups.values() if group.is_leader]
+            led = [group for group in self.replicas.groups() if group.is_leader]
             targets = [(group, self._balancer.ablest(group)) for group in led]
             if not any(target for _, target in targets):
                 return

@@ -10,7 +10,7 @@ from raftkv.core.operations import Command, Delete, Put, WriteResult
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.directory import Directory
 from raftkv.engine.gather import LocalBatch, scan_part
-from raftkv.engine.load import ShardLoad
+from raftkv.engine.replica_table import ReplicaRecord
 from raftkv.engine.requests import Pending, failure
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import Rejection
@@ -48,8 +48,6 @@ class LocalService:
         finish: Callable[[Pending, Response, Served], None],
         find_leader: Callable[[Pending], None],
     ) -> None:
-        self.loads = {shard: ShardLoad() for shard in directory.map.ring.shards}
-        """What this node served of each shard."""
         self.placed: Callable[[int, str | None, float | None], None] = lambda *_: None
         """Called when an operator has handed a shard's leadership to a node, for so many seconds;
         without a node it is to go where it belongs."""
@@ -58,13 +56,13 @@ class LocalService:
         self._finish = finish
         self._find_leader = find_leader
 
-    def serve(self, pending: Pending, group: Group) -> None:
-        """Serve a request of the shard of ``group``.
+    def serve(self, pending: Pending, replica: ReplicaRecord) -> None:
+        """Serve a request of the shard of ``replica``.
 
         ``finish`` or ``find_leader`` is called with it, now or later.
         """
         request = pending.request
-        load = self.loads[pending.shard]
+        group, load = replica.group, replica.load
         match request:
             case WriteRequest():
                 load.writes += 1

@@ -20,7 +20,6 @@ from functools import partial
 
 import msgspec
 
-from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Refused, Txn, is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
@@ -29,6 +28,7 @@ from raftkv.engine.gather import BatchGather, ScanGather
 from raftkv.engine.local_service import LocalService
 from raftkv.engine.partitioning import shard_of
 from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY, Links
+from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write, link_busy
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
@@ -91,7 +91,7 @@ class Router:
     """Routes the requests of this node's front end and those that other nodes forward.
 
     Args:
-        groups: the groups of this node, kept by their host.
+        replicas: the groups of this node.
         directory: which shard has which replicas.
         slow_s: a request that takes longer is logged.
         random_bytes: where the numbers of this life's calls begin is drawn from it.
@@ -103,7 +103,7 @@ class Router:
         *,
         node: str,
         directory: Directory,
-        groups: dict[GroupId, Group],
+        replicas: ReplicaTable,
         links: Links,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
@@ -122,7 +122,7 @@ class Router:
             node=node, directory=directory, finish=self._finish, find_leader=self._wait
         )
         self._node = node
-        self._groups = groups
+        self._replicas = replicas.by_shard
         self._links = links
         self._clock = clock
         self._loop = loop
@@ -324,9 +324,10 @@ class Router:
         """Serve here, forward, or wait until there is a leader."""
         if pending.answered:
             return
-        group = self._groups.get(self.directory.map.group_ids[pending.shard])
-        if group is not None and (group.is_leader or _is_stale(pending.request)):
-            self.local.serve(pending, group)
+        replica = self._replicas.get(pending.shard)
+        group = None if replica is None else replica.group
+        if replica is not None and (replica.group.is_leader or _is_stale(pending.request)):
+            self.local.serve(pending, replica)
             return
         target = self._target(pending, group)
         if target is not None and pending.hops < HOPS_MAX:
@@ -397,7 +398,7 @@ class Router:
                 asked.pop(call_id, None)
                 return None
             pending.sent = True
-            group = self._groups.get(self.directory.map.group_ids[pending.shard])
+            replica = self._replicas.get(pending.shard)
             return self._encode(
                 Call(
                     call_id,
@@ -406,7 +407,7 @@ class Router:
                     self.directory.epoch,
                     pending.hops + 1,
                     pending.request_id,
-                    None if group is None else group.term,
+                    None if replica is None else replica.group.term,
                 )
             )
 
@@ -460,8 +461,8 @@ class Router:
 
     def _note_slow(self, pending: Pending, response: Response, served: Served) -> None:
         here = served.node == self._node
-        group = self._groups.get(self.directory.map.group_ids[pending.shard]) if here else None
-        self.slow.note(pending, group, response, served)
+        replica = self._replicas.get(pending.shard) if here else None
+        self.slow.note(pending, replica, response, served)
 
     def _calls_of(self, peer: str) -> LinkCalls[Pending]:
         """Return the calls of the link to ``peer`` that is up, or comes up next."""

@@ -129,7 +129,7 @@ class StatusWorld:
         router = Router(
             node=machine.name,
             directory=Directory(MAP),
-            groups=machine.host.groups,
+            replicas=machine.host.replicas,
             links=links,
             clock=loop.clock,
             loop=loop.as_asyncio,
@@ -549,10 +549,11 @@ def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
     """Also if it was the last one before: the term in between is not left out either."""
     world = StatusWorld()
     host, group = world.leader.host, world.leader.group()
-    known = host.leaderships[GROUP]
+    replica = host.replicas.by_id[GROUP]
+    known = replica.leaderships
     assert (known.leader, known.term) == (world.leader.name, 1)
     group._replica._stock.term = 3  # stands for two elections within one turn
-    host.note_leader(group)
+    host.note_leader(replica)
     assert [(entry.term, entry.leader) for entry in known.facts()[-2:]] == [
         (1, world.leader.name),
         (3, world.leader.name),
