@@ -23,9 +23,10 @@ import uvloop
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.config import NodeConfig, RaftOptions
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.engine import Engine, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
 from raftkv.engine.network import ConnectDeadlines, TcpNetwork
+from raftkv.engine.replicas import ReplicaUnreadable
 from raftkv.engine.rereading import Reread, digests, reread
 from raftkv.engine.security import SecurityError, check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
@@ -95,7 +96,7 @@ async def _run(config: NodeConfig, read_again: Callable[[], NodeConfig] | None) 
     except (
         DataDirError,
         DiskError,
-        EngineError,
+        ReplicaUnreadable,
         ListenError,
         ReplicaError,
         SecurityError,
@@ -195,7 +196,7 @@ class Node:
             "node %s of cluster %s: %d groups, http %s, peers %s",
             config.node.name,
             config.cluster.id,
-            len(engine.host.groups),
+            len(engine.replicas),
             config.http_listen,
             config.peer_listen,
         )

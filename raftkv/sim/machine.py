@@ -13,8 +13,9 @@ from typing import Any
 from raftkv.core.errors import UndecodableError
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.engine import Engine, Seams
 from raftkv.engine.jobs import JobRunner
+from raftkv.engine.replicas import ReplicaUnreadable
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import write_records
 from raftkv.raft.errors import ReplicaError
@@ -41,7 +42,7 @@ _ANY = 0.5
 """Share of power cuts that leave any part of what was not synced; the others leave nothing."""
 
 REFUSALS = (
-    DataDirError, DiskError, EngineError, ReplicaError, SnapshotDamaged, UndecodableError,
+    DataDirError, DiskError, ReplicaError, ReplicaUnreadable, SnapshotDamaged, UndecodableError,
     WalDamaged,
 )  # fmt: skip
 """What a node may say when it does not start on the data that it finds."""
@@ -223,7 +224,7 @@ class Machine:
     def leads(self) -> bool:
         """Whether it leads a group, as far as it knows."""
         engine = self.serving
-        return engine is not None and any(g.is_leader for g in engine.host.groups.values())
+        return engine is not None and any(group.is_leader for group in engine.replicas.groups())
 
     @property
     def serving(self) -> Engine | None:
