@@ -25,11 +25,11 @@ from raftkv.core.operations import (
 )
 from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
 from raftkv.rpc.web_config import Limits
-from raftkv.web import misfits
-from raftkv.web.encoding import check_key, parse_query, prefix_end
-from raftkv.web.exchange import HttpRequest
-from raftkv.web.problems import HttpError, invalid
-from raftkv.web.requests import (
+from raftkv.web.api import misfits
+from raftkv.web.api.encoding import check_key, parse_query, prefix_end
+from raftkv.web.api.exchange import HttpRequest
+from raftkv.web.api.problems import HttpError, invalid
+from raftkv.web.api.requests import (
     SEQUENCE_MAX,
     Plan,
     idempotency,
@@ -38,7 +38,7 @@ from raftkv.web.requests import (
     session_key,
     timeout_s,
 )
-from raftkv.web.responses import JSON, MSGPACK, NDJSON, render_batch, render_txn
+from raftkv.web.api.responses import JSON, MSGPACK, NDJSON, render_batch, render_txn
 
 _BATCH_TYPES = (JSON, NDJSON, MSGPACK)
 _TXN_TYPES = (JSON, MSGPACK)

@@ -10,9 +10,9 @@ from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
 from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.rpc.web_config import Limits
 from raftkv.version import __version__
-from raftkv.web.limits import OPERATOR_TIMEOUT_MS
-from raftkv.web.problems import KINDS
-from raftkv.web.requests import SEQUENCE_MAX
+from raftkv.web.api.limits import OPERATOR_TIMEOUT_MS
+from raftkv.web.api.problems import KINDS
+from raftkv.web.api.requests import SEQUENCE_MAX
 
 _REF = "#/components/schemas/"
 _JSON = "application/json"

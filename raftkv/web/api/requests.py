@@ -29,11 +29,11 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import Limits, Role
-from raftkv.web.cursors import Cursors
-from raftkv.web.encoding import check_key, parse_query, prefix_end
-from raftkv.web.exchange import Header, HttpRequest, HttpResponse
-from raftkv.web.problems import HttpError, invalid
-from raftkv.web.responses import (
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.encoding import check_key, parse_query, prefix_end
+from raftkv.web.api.exchange import Header, HttpRequest, HttpResponse
+from raftkv.web.api.problems import HttpError, invalid
+from raftkv.web.api.responses import (
     JSON,
     MSGPACK,
     NDJSON,

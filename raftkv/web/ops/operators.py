@@ -30,14 +30,15 @@ from raftkv.status.facts import (
 )
 from raftkv.status.health import health_of
 from raftkv.status.ring import ring_facts
-from raftkv.web.encoding import check_key, parse_query
-from raftkv.web.limits import OPERATOR_TIMEOUT_MS, BodyLimit
-from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
-from raftkv.web.openapi import openapi_document
-from raftkv.web.problems import HttpError, invalid
-from raftkv.web.requests import media_type_of, timeout_s
-from raftkv.web.responses import JSON, facts_of, render_json
-from raftkv.web.wsgi import (
+from raftkv.web.api.encoding import check_key, parse_query
+from raftkv.web.api.limits import OPERATOR_TIMEOUT_MS, BodyLimit
+from raftkv.web.api.openapi import openapi_document
+from raftkv.web.api.problems import HttpError, invalid
+from raftkv.web.api.requests import media_type_of, timeout_s
+from raftkv.web.api.responses import JSON, facts_of, render_json
+from raftkv.web.ops.metrics import CONTENT_TYPE, expose
+from raftkv.web.serve.worker_metrics import WorkerMetrics
+from raftkv.web.serve.wsgi import (
     Carrier,
     Listed,
     blueprint_of,
