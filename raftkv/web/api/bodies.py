@@ -4,13 +4,14 @@ A body with one bad operation is refused whole, naming the operation, before any
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from raftkv.core.operations import (
+    KEY_BYTES_MAX,
     REVISION_LIMIT,
     Command,
     Compare,
@@ -23,13 +24,20 @@ from raftkv.core.operations import (
     Txn,
     TxnPart,
 )
-from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
+from raftkv.rpc.messages import (
+    PINNED_S_MAX,
+    BatchRequest,
+    Consistency,
+    GetRequest,
+    WriteRequest,
+)
 from raftkv.rpc.web_config import Limits
 from raftkv.web.api import misfits
 from raftkv.web.api.encoding import check_key, parse_query, prefix_end
 from raftkv.web.api.exchange import HttpRequest
 from raftkv.web.api.problems import HttpError, invalid
 from raftkv.web.api.requests import (
+    MAX_AGE_MS_MAX,
     SEQUENCE_MAX,
     Plan,
     idempotency,
@@ -39,176 +47,187 @@ from raftkv.web.api.requests import (
     timeout_s,
 )
 from raftkv.web.api.responses import JSON, MSGPACK, NDJSON, render_batch, render_txn
+from raftkv.web.api.schemas import Length, bytes_of, json_form, json_type, marks, tags_of
 
 _BATCH_TYPES = (JSON, NDJSON, MSGPACK)
 _TXN_TYPES = (JSON, MSGPACK)
-_MAX_AGE_MS_MAX = 86_400_000
 _RANGE_LIMIT_DEFAULT = 100
 _RANGE_LIMIT_MAX = 10_000
-
-# In JSON bytes are text or base64 (msgspec decodes base64 for a field of type bytes); MessagePack
-# has bytes of its own.
-Text = str | UnsetType
-Base64 = bytes | UnsetType
-
-# What is not said is left away; null is refused, as it could mean either of two things.
-Revision = Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | UnsetType
-IdempotencyText = Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | UnsetType
-Age = Annotated[int, Meta(ge=0, le=_MAX_AGE_MS_MAX)] | UnsetType
-RangeLimit = Annotated[int, Meta(ge=1, le=_RANGE_LIMIT_MAX)]
-CompareTarget = Literal["value", "create", "mod", "version"]
-CompareOperator = Literal["=", "!=", "<", ">"]
-SessionNumber = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
 _Value = TypeVar("_Value")
 _Member = TypeVar("_Member", bound=Struct)
 
 
-class _Session(Struct, forbid_unknown_fields=True):
+# --- declarations -------------------------------------------------------------------------------
+
+
+class OnlyInBatch(NamedTuple):
+    """Marks a member that operations of a transaction do not have; ``refusal`` says where it is."""
+
+    refusal: str
+
+
+_CONDITION = OnlyInBatch("conditions of a transaction belong into 'compare'")
+_MEMORY = OnlyInBatch("the idempotency key of a transaction belongs into the header")
+_FRESHNESS = OnlyInBatch("a get of a transaction reads what the transaction sees")
+
+# What is not said is left away; null is refused, as it could mean either of two things.
+Key = Annotated[bytes, Length(1, KEY_BYTES_MAX)]
+Bound = bytes | UnsetType
+Condition = Annotated[Annotated[int, Meta(ge=1, lt=REVISION_LIMIT)] | UnsetType, _CONDITION]
+Age = Annotated[int, Meta(ge=0, le=MAX_AGE_MS_MAX)] | UnsetType
+RangeLimit = Annotated[int, Meta(ge=1, le=_RANGE_LIMIT_MAX)]
+CompareTarget = Literal["value", "create", "mod", "version"]
+CompareOperator = Literal["=", "!=", "<", ">"]
+SessionNumber = Annotated[int, Meta(ge=0, le=SEQUENCE_MAX)]
+
+
+class _Closed(Struct, forbid_unknown_fields=True):
+    """Base of all bodies; an unknown field is an error, never ignored."""
+
+
+class _Operation(_Closed, tag_field="op"):
+    RULES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What a schema says beside the members: by the name of the member that it is about."""
+
+
+class Session(_Closed):
+    """A session's key; sequence must not be below low; born is when it began."""
+
     id: Annotated[str, Meta(pattern="^[!-~]{1,64}$")]
     sequence: SessionNumber
     low: SessionNumber
     born: Annotated[int, Meta(ge=1, le=SEQUENCE_MAX)]
 
 
-class _Body(Struct, forbid_unknown_fields=True, tag_field="op"):
-    """Base of the members of a body; an unknown field is an error, never ignored."""
+class _Write(_Operation, kw_only=True):
+    idempotency_key: Annotated[
+        Annotated[str, Meta(pattern="^[!-~]{1,255}$")] | UnsetType, _MEMORY
+    ] = UNSET
+    session: Annotated[Session | UnsetType, _MEMORY] = UNSET
+
+    RULES = {"session": {"not": {"required": ["idempotency_key", "session"]}}}
 
 
-# --- JSON ---------------------------------------------------------------------------------------
+class PutBody(_Write, tag="put"):
+    """Set a key."""
 
-
-class _JsonPut(_Body, tag="put"):
-    key: Text = UNSET
-    key_base64: Base64 = UNSET
-    value: Text = UNSET
-    value_base64: Base64 = UNSET
-    if_revision: Revision = UNSET
-    if_absent: bool = False
-    idempotency_key: IdempotencyText = UNSET
-    session: _Session | UnsetType = UNSET
-
-
-class _JsonDelete(_Body, tag="delete"):
-    key: Text = UNSET
-    key_base64: Base64 = UNSET
-    if_revision: Revision = UNSET
-    idempotency_key: IdempotencyText = UNSET
-    session: _Session | UnsetType = UNSET
-
-
-class _JsonGet(_Body, tag="get"):
-    key: Text = UNSET
-    key_base64: Base64 = UNSET
-    consistency: Consistency = "linearizable"
-    max_age_ms: Age = UNSET
-
-
-class _JsonRange(_Body, tag="range"):
-    prefix: Text = UNSET
-    prefix_base64: Base64 = UNSET
-    start: Text = UNSET
-    start_base64: Base64 = UNSET
-    end: Text = UNSET
-    end_base64: Base64 = UNSET
-    limit: RangeLimit = _RANGE_LIMIT_DEFAULT
-    keys_only: bool = False
-
-
-class _JsonCompare(Struct, forbid_unknown_fields=True):
-    target: CompareTarget | UnsetType = UNSET
-    operator: CompareOperator | UnsetType = UNSET
-    exists: bool | UnsetType = UNSET
-    key: Text = UNSET
-    key_base64: Base64 = UNSET
-    operand: int | str | UnsetType = UNSET
-    operand_base64: Base64 = UNSET
-
-
-_JsonTxnOperation = _JsonPut | _JsonDelete | _JsonGet | _JsonRange
-
-
-class _JsonTxn(Struct, forbid_unknown_fields=True, rename={"otherwise": "else"}):
-    compare: list[_JsonCompare] = []
-    then: list[_JsonTxnOperation] = []
-    otherwise: list[_JsonTxnOperation] = []
-
-
-_JsonOperation = _JsonPut | _JsonDelete | _JsonGet
-
-
-class _JsonBatch(Struct, forbid_unknown_fields=True):
-    operations: list[_JsonOperation]
-
-
-# --- MessagePack --------------------------------------------------------------------------------
-
-
-class _PackPut(_Body, tag="put"):
-    key: bytes
+    key: Key
     value: bytes
-    if_revision: Revision = UNSET
-    if_absent: bool = False
-    idempotency_key: IdempotencyText = UNSET
-    session: _Session | UnsetType = UNSET
+    if_revision: Condition = UNSET
+    if_absent: Annotated[bool, _CONDITION] = False
+
+    RULES = {
+        **_Write.RULES,
+        "if_absent": {
+            "not": {
+                "required": ["if_revision", "if_absent"],
+                "properties": {"if_absent": {"const": True}},
+            }
+        },
+    }
 
 
-class _PackDelete(_Body, tag="delete"):
-    key: bytes
-    if_revision: Revision = UNSET
-    idempotency_key: IdempotencyText = UNSET
-    session: _Session | UnsetType = UNSET
+class DeleteBody(_Write, tag="delete"):
+    """Remove a key; there need not be one."""
+
+    key: Key
+    if_revision: Condition = UNSET
 
 
-class _PackGet(_Body, tag="get"):
-    key: bytes
-    consistency: Consistency = "linearizable"
-    max_age_ms: Age = UNSET
+class GetBody(_Operation, tag="get"):
+    """Read a key."""
+
+    key: Key
+    consistency: Annotated[Consistency, _FRESHNESS] = "linearizable"
+    max_age_ms: Annotated[Age, _FRESHNESS] = UNSET
+
+    RULES = {
+        "max_age_ms": {
+            "if": {"required": ["max_age_ms"]},
+            "then": {
+                "required": ["consistency"],
+                "properties": {"consistency": {"const": "stale"}},
+            },
+        }
+    }
 
 
-class _PackRange(_Body, tag="range"):
-    prefix: bytes | UnsetType = UNSET
-    start: bytes | UnsetType = UNSET
-    end: bytes | UnsetType = UNSET
+class RangeBody(_Operation, tag="range"):
+    """Read keys in order: those with a prefix, or from start to before end."""
+
+    prefix: Bound = UNSET
+    start: Bound = UNSET
+    end: Annotated[bytes, Length(1)] | UnsetType = UNSET
     limit: RangeLimit = _RANGE_LIMIT_DEFAULT
     keys_only: bool = False
 
 
-class _PackCompare(Struct, forbid_unknown_fields=True):
-    key: bytes
+class CompareBody(_Closed):
+    """A missing key has create, mod and version 0, and no value: no comparison of it holds."""
+
+    key: Key
     target: CompareTarget | UnsetType = UNSET
     operator: CompareOperator | UnsetType = UNSET
     exists: bool | UnsetType = UNSET
     operand: int | bytes | UnsetType = UNSET
 
 
-_PackTxnOperation = _PackPut | _PackDelete | _PackGet | _PackRange
+BatchMember = PutBody | DeleteBody | GetBody
+TxnMember = PutBody | DeleteBody | GetBody | RangeBody
 
 
-class _PackTxn(Struct, forbid_unknown_fields=True, rename={"otherwise": "else"}):
-    compare: list[_PackCompare] = []
-    then: list[_PackTxnOperation] = []
-    otherwise: list[_PackTxnOperation] = []
+class BatchBody(_Closed):
+    """Independent operations."""
+
+    operations: list[BatchMember]
 
 
-_PackOperation = _PackPut | _PackDelete | _PackGet
+class TxnBody(_Closed, rename={"otherwise": "else"}):
+    """All keys, those of ranges too, must live in one shard: keys with the same {tag} do."""
+
+    compare: list[CompareBody] = []
+    then: list[TxnMember] = []
+    otherwise: list[TxnMember] = []
 
 
-class _PackBatch(Struct, forbid_unknown_fields=True):
-    operations: list[_PackOperation]
+class TransferBody(_Closed):
+    """Where a shard's leadership is to go."""
+
+    target: Annotated[str | None, Meta(description="Null: the preferred node")] = None
+    for_s: Annotated[
+        Annotated[float, Meta(gt=0, le=PINNED_S_MAX)] | None,
+        Meta(description="How long it stays on the target; null: until that node stops"),
+    ] = None
 
 
-_json_batch = msgspec.json.Decoder(_JsonBatch).decode
-_json_line = msgspec.json.Decoder(_JsonOperation).decode
-_json_txn = msgspec.json.Decoder(_JsonTxn).decode
-_pack_batch = msgspec.msgpack.Decoder(_PackBatch).decode
-_pack_txn = msgspec.msgpack.Decoder(_PackTxn).decode
+class _Excluded(NamedTuple):
+    name: str
+    default: Any
+    refusal: str
+
+
+def only_in_batch(operation: type[Struct]) -> tuple[_Excluded, ...]:
+    """Return the members that an operation has in a batch, and not in a transaction."""
+    return tuple(
+        _Excluded(field.name, field.default, mark.refusal)
+        for field in msgspec.structs.fields(operation)
+        for mark in marks(field.type)
+        if isinstance(mark, OnlyInBatch)
+    )
+
+
+_json_batch = msgspec.json.Decoder(json_form(BatchBody)).decode
+_json_line = msgspec.json.Decoder(json_type(BatchMember)).decode
+_json_txn = msgspec.json.Decoder(json_form(TxnBody)).decode
+_pack_batch = msgspec.msgpack.Decoder(BatchBody).decode
+_pack_txn = msgspec.msgpack.Decoder(TxnBody).decode
 _CHOICES: misfits.Choices = {
     "target": get_args(CompareTarget),
     "operator": get_args(CompareOperator),
     "consistency": get_args(Consistency),
 }
-_BATCH_CHOICES = {**_CHOICES, "op": ("put", "delete", "get")}
-_TXN_CHOICES = {**_CHOICES, "op": ("put", "delete", "get", "range")}
+_BATCH_CHOICES = {**_CHOICES, "op": tags_of(BatchMember)}
+_TXN_CHOICES = {**_CHOICES, "op": tags_of(TxnMember)}
 
 
 # --- batch --------------------------------------------------------------------------------------
@@ -236,8 +255,8 @@ def _answer_type(accept: bytes | None, asked_in: bytes, types: tuple[bytes, ...]
     return negotiate(accept, (asked_in, *(t for t in types if t != asked_in)))
 
 
-def _batch_members(body: bytes, media_type: bytes, operations_max: int) -> Sequence[Struct]:
-    members: Sequence[Struct]
+def _batch_members(body: bytes, media_type: bytes, operations_max: int) -> Sequence[BatchMember]:
+    members: Sequence[BatchMember]
     if media_type == NDJSON:
         lines = [line for line in body.split(b"\n") if line.strip()]
         _check_count(len(lines), operations_max)
@@ -284,84 +303,36 @@ def _at(
 
 
 def _batch_operation(member: Any, limits: Limits, owner: int) -> Command | GetRequest:
-    match member:
-        case _PackPut(
-            if_revision=UnsetType(),
-            if_absent=False,
-            idempotency_key=UnsetType(),
-            session=UnsetType(),
-        ):
-            _check_value(member.value, limits)
-            return Command(Put(check_key(member.key), member.value))
-        case _JsonPut() | _PackPut():
-            return Command(_put(member, limits), _member_idempotency(member, owner))
-        case _JsonDelete() | _PackDelete():
-            return Command(_delete(member), _member_idempotency(member, owner))
-        case _JsonGet() | _PackGet():
-            age = _given(member.max_age_ms)
-            if age is not None and member.consistency != "stale":
-                raise invalid("max_age_ms goes with consistency 'stale' only")
-            return GetRequest(_key(member), member.consistency, age)
-        case _:
-            raise TypeError(f"the decoder let a {type(member).__name__} through")
+    # Fast path of `_put` and `_idempotency`: nearly all members are plain puts.
+    if (
+        type(member) is PutBody
+        and member.if_revision is UNSET
+        and member.if_absent is False
+        and member.idempotency_key is UNSET
+        and member.session is UNSET
+    ):
+        _check_value(member.value, limits)
+        return Command(Put(check_key(member.key), member.value))
+    operation = _OPERATIONS[type(member)](member, limits)
+    if not isinstance(operation, Get):
+        return Command(operation, _idempotency(member, owner))
+    age = _given(member.max_age_ms)
+    if age is not None and member.consistency != "stale":
+        raise invalid("max_age_ms goes with consistency 'stale' only")
+    return GetRequest(operation.key, member.consistency, age)
 
 
 def _given(value: _Value | UnsetType) -> _Value | None:
     return None if value is UNSET else value
 
 
-def _put(member: _JsonPut | _PackPut, limits: Limits) -> Put:
-    revision = _given(member.if_revision)
-    if member.if_absent and revision is not None:
-        raise invalid("if_revision and if_absent exclude each other")
-    value = _bytes(member, "value")
-    if value is None:
-        raise invalid("value or value_base64 is needed")
-    _check_value(value, limits)
-    return Put(_key(member), value, revision, member.if_absent)
-
-
-def _check_value(value: bytes, limits: Limits) -> None:
-    if len(value) > limits.value_bytes_max:
-        raise HttpError(
-            "too_large",
-            f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
-        )
-
-
-def _delete(member: _JsonDelete | _PackDelete) -> Delete:
-    return Delete(_key(member), _given(member.if_revision))
-
-
-def _member_idempotency(
-    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete, owner: int
-) -> Idempotency | None:
+def _idempotency(member: _Write, owner: int) -> Idempotency | None:
     session, free = _given(member.session), _given(member.idempotency_key)
     if session is None:
         return None if free is None else FreeKey(free, owner)
     if free is not None:
         raise invalid("idempotency_key and session exclude each other")
     return session_key(session.id, session.sequence, session.low, session.born, owner)
-
-
-def _key(member: Struct) -> bytes:
-    key = _bytes(member, "key")
-    if key is None:
-        raise invalid("key or key_base64 is needed")
-    return check_key(key)
-
-
-def _bytes(member: Struct, name: str) -> bytes | None:
-    """Return the bytes called ``name`` of a member of either format; None if they are not there."""
-    plain = getattr(member, name)
-    encoded = getattr(member, name + "_base64", UNSET)
-    if encoded is not UNSET:
-        if plain is not UNSET:
-            raise invalid(f"{name} and {name}_base64 exclude each other")
-        return bytes(encoded)
-    if plain is UNSET:
-        return None
-    return plain.encode() if isinstance(plain, str) else bytes(plain)
 
 
 # --- transaction --------------------------------------------------------------------------------
@@ -373,7 +344,7 @@ def parse_txn(http: HttpRequest, limits: Limits) -> Plan:
     headers = http.headers
     media_type = media_type_of(headers.get(b"content-type"), _TXN_TYPES)
     answer_type = _answer_type(headers.get(b"accept"), media_type, _TXN_TYPES)
-    document: _JsonTxn | _PackTxn
+    document: TxnBody
     if media_type == MSGPACK:
         document = _decode(http.body, _pack_txn, _TXN_CHOICES)
     else:
@@ -395,11 +366,11 @@ def parse_txn(http: HttpRequest, limits: Limits) -> Plan:
     return Plan(request, timeout_s(headers, limits), render)
 
 
-def _keys_only(branch: Sequence[Struct]) -> tuple[bool, ...]:
+def _keys_only(branch: Sequence[TxnMember]) -> tuple[bool, ...]:
     return tuple(getattr(member, "keys_only", False) for member in branch)
 
 
-def _compare(member: _JsonCompare | _PackCompare) -> Compare:
+def _compare(member: CompareBody) -> Compare:
     target, operator = member.target, member.operator
     if isinstance(member.exists, bool):
         _refuse_comparison(member)
@@ -417,50 +388,61 @@ def _compare(member: _JsonCompare | _PackCompare) -> Compare:
     return Compare(_key(member), target, operator, operand)
 
 
-def _refuse_comparison(member: _JsonCompare | _PackCompare) -> None:
+def _refuse_comparison(member: CompareBody) -> None:
     for name in ("target", "operator", "operand", "operand_base64"):
         if getattr(member, name, UNSET) is not UNSET:
             raise invalid(f"exists excludes {name}")
 
 
-def _operand(member: _JsonCompare | _PackCompare) -> int | bytes:
+def _operand(member: CompareBody) -> int | bytes:
     if isinstance(member.operand, int) and getattr(member, "operand_base64", UNSET) is UNSET:
         return member.operand
-    operand = _bytes(member, "operand")
+    operand = bytes_of(member, "operand")
     if operand is None:
         raise invalid("operand or operand_base64 is needed")
     return operand
 
 
-def _txn_operation(member: Any, limits: Limits) -> TxnPart:
-    match member:
-        case _JsonPut() | _PackPut():
-            _refuse_own_conditions(member, conditional=member.if_absent)
-            return _put(member, limits)
-        case _JsonDelete() | _PackDelete():
-            _refuse_own_conditions(member, conditional=False)
-            return _delete(member)
-        case _JsonGet() | _PackGet():
-            if member.consistency != "linearizable" or member.max_age_ms is not UNSET:
-                raise invalid("a get of a transaction reads what the transaction sees")
-            return Get(_key(member))
-        case _JsonRange() | _PackRange():
-            return _range(member)
-        case _:
-            raise TypeError(f"the decoder let a {type(member).__name__} through")
+def _txn_operation(member: TxnMember, limits: Limits) -> TxnPart:
+    for name, default, refusal in _ONLY_IN_BATCH[type(member)]:
+        if getattr(member, name) != default:
+            raise invalid(refusal)
+    part: TxnPart = _OPERATIONS[type(member)](member, limits)
+    return part
 
 
-def _refuse_own_conditions(
-    member: _JsonPut | _PackPut | _JsonDelete | _PackDelete, *, conditional: bool
-) -> None:
-    if conditional or member.if_revision is not UNSET:
-        raise invalid("conditions of a transaction belong into 'compare'")
-    if member.idempotency_key is not UNSET or member.session is not UNSET:
-        raise invalid("the idempotency key of a transaction belongs into the header")
+# --- operations, from either form -----------------------------------------------------------------
 
 
-def _range(member: _JsonRange | _PackRange) -> Range:
-    prefix, start, end = (_bytes(member, name) for name in ("prefix", "start", "end"))
+def _put(member: PutBody, limits: Limits) -> Put:
+    revision = _given(member.if_revision)
+    if member.if_absent and revision is not None:
+        raise invalid("if_revision and if_absent exclude each other")
+    value = bytes_of(member, "value")
+    if value is None:
+        raise invalid("value or value_base64 is needed")
+    _check_value(value, limits)
+    return Put(_key(member), value, revision, member.if_absent)
+
+
+def _check_value(value: bytes, limits: Limits) -> None:
+    if len(value) > limits.value_bytes_max:
+        raise HttpError(
+            "too_large",
+            f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
+        )
+
+
+def _delete(member: DeleteBody, _: Limits) -> Delete:
+    return Delete(_key(member), _given(member.if_revision))
+
+
+def _get(member: GetBody, _: Limits) -> Get:
+    return Get(_key(member))
+
+
+def _range(member: RangeBody, _: Limits) -> Range:
+    prefix, start, end = (bytes_of(member, name) for name in ("prefix", "start", "end"))
     if prefix is not None:
         if start is not None or end is not None:
             raise invalid("prefix excludes start and end")
@@ -468,3 +450,25 @@ def _range(member: _JsonRange | _PackRange) -> Range:
     if end is not None and end <= (start or b""):
         raise invalid("end must be after start")
     return Range(start or b"", end, member.limit, member.keys_only)
+
+
+def _key(member: Struct) -> bytes:
+    key = bytes_of(member, "key")
+    if key is None:
+        raise invalid("key or key_base64 is needed")
+    return check_key(key)
+
+
+_OPERATIONS: dict[type, Callable[[Any, Limits], Any]] = {
+    form: operation
+    for declared, operation in (
+        (PutBody, _put),
+        (DeleteBody, _delete),
+        (GetBody, _get),
+        (RangeBody, _range),
+    )
+    for form in (declared, json_form(declared))
+}
+"""What makes the operation of a member."""
+
+_ONLY_IN_BATCH = {form: only_in_batch(form) for form in _OPERATIONS}

@@ -4,21 +4,38 @@ It is built from the worker's own limits, so that it says what this server reall
 tests hold the running server against it.
 """
 
-from typing import Any
+from collections.abc import Set as AbstractSet
+from typing import Any, get_args
+
+from msgspec import Struct
 
 from raftkv.core.operations import KEY_BYTES_MAX, REVISION_LIMIT
-from raftkv.rpc.messages import PINNED_S_MAX
 from raftkv.rpc.web_config import Limits
 from raftkv.version import __version__
+from raftkv.web.api import answers
+from raftkv.web.api.bodies import (
+    BatchMember,
+    CompareBody,
+    Session,
+    TransferBody,
+    TxnBody,
+    TxnMember,
+    only_in_batch,
+)
 from raftkv.web.api.limits import OPERATOR_TIMEOUT_MS
 from raftkv.web.api.problems import KINDS
-from raftkv.web.api.requests import SEQUENCE_MAX
+from raftkv.web.api.requests import MAX_AGE_MS_MAX, SEQUENCE_MAX
+from raftkv.web.api.schemas import REF, either, schema_of
 
-_REF = "#/components/schemas/"
-_JSON = "application/json"
-_NDJSON = "application/x-ndjson"
-_MSGPACK = "application/msgpack"
-_PROBLEM = "application/problem+json"
+_MEDIA_TYPES = {
+    "json": "application/json",
+    "ndjson": "application/x-ndjson",
+    "msgpack": "application/msgpack",
+    "octets": "application/octet-stream",
+    "problem": "application/problem+json",
+    "html": "text/html",
+    "text": "text/plain",
+}
 _ETAG_PATTERN = f'^"[1-9][0-9]{{0,{len(str(REVISION_LIMIT - 1)) - 1}}}"$'
 
 
@@ -64,115 +81,104 @@ _DESCRIPTION = (
     "operation was not applied and never will be."
 )
 
-_HEADERS: dict[str, Any] = {
-    "Raftkv-Node": {
-        "description": "The node that answered",
-        "schema": {"type": "string"},
-        "required": True,
-    },
-    "Raftkv-Shard": {
-        "description": "The shard that answered, if it was one",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "Raftkv-Term": {
-        "description": "The Raft term of that shard",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "Raftkv-Age-Ms": {
-        "description": "Stale reads only: how old the data may be",
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "Raftkv-Version": {
-        "description": "How often the key was put since it was created",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "Raftkv-Create-Revision": {
-        "description": "The revision that created the key",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "X-Request-Id": {
-        "description": "What logs call the request: as the client said, or made up",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
-        "required": True,
-    },
-    "ETag": {
-        "description": "The key's mod revision, quoted",
-        "schema": {"type": "string", "pattern": _ETAG_PATTERN},
-    },
-    "Retry-After": {
-        "description": "Seconds to wait before the next try",
-        "schema": {"type": "integer", "minimum": 1},
-    },
+_COUNT = {"type": "integer", "minimum": 0}
+_ONE_OR_MORE = {"type": "integer", "minimum": 1}
+_TEXT = {"type": "string"}
+_SOME_TEXT = {"type": "string", "minLength": 1}
+_BINARY = {"type": "string", "format": "binary"}
+_KEY = {**_SOME_TEXT, "maxLength": KEY_BYTES_MAX}
+_ETAG = {"type": "string", "pattern": _ETAG_PATTERN}
+
+
+def _described(description: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"description": description, "schema": schema, **more}
+
+
+_HEADERS = {
+    "Raftkv-Node": _described("The node that answered", _TEXT, required=True),
+    "Raftkv-Shard": _described("The shard that answered, if it was one", _COUNT),
+    "Raftkv-Term": _described("The Raft term of that shard", _COUNT),
+    "Raftkv-Age-Ms": _described("Stale reads only: how old the data may be", _COUNT),
+    "Raftkv-Version": _described("How often the key was put since it was created", _ONE_OR_MORE),
+    "Raftkv-Create-Revision": _described("The revision that created the key", _ONE_OR_MORE),
+    "X-Request-Id": _described(
+        "What logs call the request: as the client said, or made up",
+        {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
+        required=True,
+    ),
+    "ETag": _described("The key's mod revision, quoted", _ETAG),
+    "Retry-After": _described("Seconds to wait before the next try", _ONE_OR_MORE),
 }
 
 _SERVED = ("Raftkv-Node", "Raftkv-Shard", "Raftkv-Term", "X-Request-Id")
+_EVERYWHERE = {400, 401, 403, 405, 413, 415, 421, 429, 431, 500, 503, 504}
+"""Every route can be refused with these."""
 
 
 # --- pieces -------------------------------------------------------------------------------------
 
 
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"$ref": "#/components/headers/" + name} for name in (*_SERVED, *names)}
-
-
 def _schema(name: str) -> dict[str, Any]:
-    return {"$ref": _REF + name}
+    return {"$ref": REF + name}
+
+
+def _content(**schemas: dict[str, Any]) -> dict[str, Any]:
+    return {_MEDIA_TYPES[name]: {"schema": schema} for name, schema in schemas.items()}
 
 
 def _json(name: str) -> dict[str, Any]:
-    return {_JSON: {"schema": _schema(name)}}
+    return _content(json=_schema(name))
 
 
 def _response(
     description: str, content: dict[str, Any] | None = None, *headers: str
 ) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": description, "headers": _headers(*headers)}
-    if content is not None:
-        response["content"] = content
-    return response
+    told = {name: {"$ref": "#/components/headers/" + name} for name in (*_SERVED, *headers)}
+    response: dict[str, Any] = {"description": description, "headers": told}
+    return response if content is None else {**response, "content": content}
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
-    """Describe error responses; every route can be refused for these reasons, too."""
-    everywhere = {400, 401, 403, 405, 413, 415, 421, 429, 431, 500, 503, 504}
     described = {}
-    for status in sorted(everywhere | set(statuses)):
+    for status in sorted(_EVERYWHERE | set(statuses)):
         codes = sorted(code for code, kind in KINDS.items() if kind.status == status)
         headers: tuple[str, ...] = ("Retry-After",) if status in {429, 503, 507} else ()
         headers += ("ETag",) if status == 412 else ()  # noqa: PLR2004 (the status is its name)
-        described[str(status)] = _response(
-            "`code` is one of: " + ", ".join(codes),
-            {_PROBLEM: {"schema": _schema("Problem")}},
-            *headers,
-        )
+        told = "`code` is one of: " + ", ".join(codes)
+        described[str(status)] = _response(told, _content(problem=_schema("Problem")), *headers)
     return described
 
 
 def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "query",
-        "required": False,
-        "description": description,
-        "schema": schema,
-    }
+    return {"name": name, "in": "query", "required": False, **_described(description, schema)}
 
 
 def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {**_query(name, schema, description), "in": "header"}
 
 
+def _in_path(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _operation(
+    name: str, summary: str, responses: dict[str, Any], *parameters: Any, **more: Any
+) -> dict[str, Any]:
+    listed = {"parameters": list(parameters)} if parameters else {}
+    return {"operationId": name, "summary": summary, **more, **listed, "responses": responses}
+
+
+def _body(content: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"required": True, "content": content, **more}
+
+
 def _timeout(limits: Limits, default_ms: int | None = None) -> dict[str, Any]:
-    schema = {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": limits.timeout_ms_max,
-        "default": limits.timeout_ms_default if default_ms is None else default_ms,
-    }
+    default = limits.timeout_ms_default if default_ms is None else default_ms
+    schema = {**_ONE_OR_MORE, "maximum": limits.timeout_ms_max, "default": default}
     return _header("Raftkv-Timeout-Ms", schema, "How long to wait for the answer")
 
 
-_IDEMPOTENCY = [
+_IDEMPOTENCY = (
     _header(
         "Idempotency-Key",
         {"type": "string", "pattern": "^[!-~]{1,255}$"},
@@ -184,13 +190,9 @@ _IDEMPOTENCY = [
         "`<id>;<sequence>;<low>;<born>`: a client session's key; all below low are answered; born"
         " is when the session began, in microseconds",
     ),
-]
-_IF_MATCH = _header(
-    "If-Match",
-    {"type": "string", "pattern": _ETAG_PATTERN},
-    "Only if the key has this revision; excludes If-None-Match",
 )
-_READ = [
+_IF_MATCH = _header("If-Match", _ETAG, "Only if the key has this revision; excludes If-None-Match")
+_READ = (
     _query(
         "consistency",
         {"enum": ["linearizable", "stale"], "default": "linearizable"},
@@ -198,587 +200,248 @@ _READ = [
     ),
     _query(
         "max_age_ms",
-        {"type": "integer", "minimum": 0, "maximum": 86_400_000},
+        {**_COUNT, "maximum": MAX_AGE_MS_MAX},
         "With `consistency=stale`: fail rather than answer with older data",
     ),
-]
+)
 
 
 # --- data ---------------------------------------------------------------------------------------
 
 
 def _key_path(limits: Limits) -> dict[str, Any]:
-    octets = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    octets = _content(octets=_BINARY)
     key = {
-        "name": "key",
-        "in": "path",
-        "required": True,
+        **_in_path("key", _KEY),
         "description": f"1 to {KEY_BYTES_MAX} bytes of anything, percent-encoded; / may stay",
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
     }
     found = ("ETag", "Raftkv-Version", "Raftkv-Create-Revision", "Raftkv-Age-Ms")
-    none_match = _header("If-None-Match", {"type": "string"}, "304 if this ETag is current")
+    none_match = _header("If-None-Match", _TEXT, "304 if this ETag is current")
     absent = _header("If-None-Match", {"const": "*"}, "Only if the key does not exist")
     timeout = _timeout(limits)
+    read = (*_READ, none_match, timeout)
+    written = (*_IDEMPOTENCY, timeout)
+    current = _response("The client has it already", None, *found)
+    value = _response("The value, byte for byte", octets, *found)
+    got = {"200": value, "304": current, **_problems(404)}
+    asked = {
+        status: {name: said for name, said in response.items() if name != "content"}
+        for status, response in got.items()
+    } | {"200": _response("The key exists", None, *found)}
+    put = {
+        "200": _response("Replaced", _json("Put"), "ETag"),
+        "201": _response("Created", _json("Put"), "ETag"),
+        **_problems(408, 409, 412, 422, 507),
+    }
+    deleted = _response("Deleted, or not there", _json("Delete"))
+    delete = {"200": deleted, **_problems(409, 412, 422, 507)}
+    size = f"The value, up to {limits.value_bytes_max} bytes of any type"
+    body = _body(octets, description=size)
     return {
         "parameters": [key],
-        "get": {
-            "operationId": "getKey",
-            "summary": "Read a value",
-            "parameters": [*_READ, none_match, timeout],
-            "responses": {
-                "200": _response("The value, byte for byte", octets, *found),
-                "304": _response("The client has it already", None, *found),
-                **_problems(404),
-            },
-        },
-        "head": {
-            "operationId": "headKey",
-            "summary": "Ask for a key without its value",
-            "parameters": [*_READ, none_match, timeout],
-            "responses": {
-                "200": _response("The key exists", None, *found),
-                "304": _response("The client has it already", None, *found),
-                **{
-                    status: {k: v for k, v in response.items() if k != "content"}
-                    for status, response in _problems(404).items()
-                },
-            },
-        },
-        "put": {
-            "operationId": "putKey",
-            "summary": "Write a value",
-            "parameters": [_IF_MATCH, absent, *_IDEMPOTENCY, timeout],
-            "requestBody": {
-                "required": True,
-                "description": f"The value, up to {limits.value_bytes_max} bytes of any type",
-                "content": octets,
-            },
-            "responses": {
-                "200": _response("Replaced", _json("Put"), "ETag"),
-                "201": _response("Created", _json("Put"), "ETag"),
-                **_problems(408, 409, 412, 422, 507),
-            },
-        },
-        "delete": {
-            "operationId": "deleteKey",
-            "summary": "Remove a key",
-            "parameters": [_IF_MATCH, *_IDEMPOTENCY, timeout],
-            "responses": {
-                "200": _response("Deleted, or not there", _json("Delete")),
-                **_problems(409, 412, 422, 507),
-            },
-        },
+        "get": _operation("getKey", "Read a value", got, *read),
+        "head": _operation("headKey", "Ask for a key without its value", asked, *read),
+        "put": _operation(
+            "putKey", "Write a value", put, _IF_MATCH, absent, *written, requestBody=body
+        ),
+        "delete": _operation("deleteKey", "Remove a key", delete, _IF_MATCH, *written),
     }
 
 
 def _scan_path(limits: Limits) -> dict[str, Any]:
-    text = {"type": "string"}
-    parameters = [
-        _query("prefix", text, "Keys that begin with this; excludes start and end"),
-        _query("start", text, "Keys from this one on"),
-        _query("end", {**text, "minLength": 1}, "Keys before this one"),
-        _query(
-            "limit",
-            {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": SEQUENCE_MAX,
-                "default": limits.scan_limit_default,
-            },
-            f"At most so many entries; a page takes {limits.scan_limit_max} at most, a stream has "
-            "no limit unless it is given one",
-        ),
-        _query(
-            "cursor",
-            {"type": "string"},
-            "From the page before; the other parameters must be the same",
-        ),
-        _query("keys_only", {"enum": ["true", "false"], "default": "false"}, "Without values"),
-        *_READ,
-        _timeout(limits),
-    ]
-    return {
-        "get": {
-            "operationId": "scan",
-            "summary": "Read keys in order, over all shards",
-            "description": (
-                "Linearizable per shard, not a snapshot of all shards. A page is a JSON document; "
-                f"`Accept: {_NDJSON}` streams one entry a line, and a last line `done` or "
-                "`problem`."
-            ),
-            "parameters": parameters,
-            "responses": {
-                "200": _response(
-                    "A page, or a stream",
-                    {**_json("Page"), _NDJSON: {"schema": {"type": "string"}}},
-                    "Raftkv-Age-Ms",
-                ),
-                **_problems(406),
-            },
-        },
-    }
+    limit = {**_ONE_OR_MORE, "maximum": SEQUENCE_MAX, "default": limits.scan_limit_default}
+    most = (
+        f"At most so many entries; a page takes {limits.scan_limit_max} at most, a stream has no "
+        "limit unless it is given one"
+    )
+    flag = {"enum": ["true", "false"], "default": "false"}
+    parameters = (
+        _query("prefix", _TEXT, "Keys that begin with this; excludes start and end"),
+        _query("start", _TEXT, "Keys from this one on"),
+        _query("end", _SOME_TEXT, "Keys before this one"),
+        _query("limit", limit, most),
+        _query("cursor", _TEXT, "From the page before; the other parameters must be the same"),
+        _query("keys_only", flag, "Without values"),
+    )
+    content = _content(json=_schema("Page"), ndjson=_TEXT)
+    found = {"200": _response("A page, or a stream", content, "Raftkv-Age-Ms"), **_problems(406)}
+    description = (
+        "Linearizable per shard, not a snapshot of all shards. A page is a JSON document; "
+        "`Accept: application/x-ndjson` streams one entry a line, and a last line `done` or "
+        "`problem`."
+    )
+    summary = "Read keys in order, over all shards"
+    asked = (*parameters, *_READ, _timeout(limits))
+    return {"get": _operation("scan", summary, found, *asked, description=description)}
 
 
 def _batch_path(limits: Limits) -> dict[str, Any]:
+    asked = _content(json=_schema("Batch"), ndjson=_TEXT, msgpack=_BINARY)
+    told = _content(json=_schema("BatchResults"), ndjson=_TEXT, msgpack=_BINARY)
     return {
-        "post": {
-            "operationId": "batch",
-            "summary": "Do many independent operations",
-            "description": "Results come in the order of the operations, each with its own status. "
+        "post": _operation(
+            "batch",
+            "Do many independent operations",
+            {"200": _response("One result for each operation", told), **_problems(406, 408, 507)},
+            _timeout(limits),
+            description="Results come in the order of the operations, each with its own status. "
             "Needs the role read, or write if an operation writes",
-            "parameters": [_timeout(limits)],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    **_json("Batch"),
-                    _NDJSON: {"schema": {"type": "string"}},
-                    _MSGPACK: {"schema": {"type": "string", "format": "binary"}},
-                },
-            },
-            "responses": {
-                "200": _response(
-                    "One result for each operation",
-                    {
-                        **_json("BatchResults"),
-                        _NDJSON: {"schema": {"type": "string"}},
-                        _MSGPACK: {"schema": {"type": "string", "format": "binary"}},
-                    },
-                ),
-                **_problems(406, 408, 507),
-            },
-        },
+            requestBody=_body(asked),
+        )
     }
 
 
 def _txn_path(limits: Limits) -> dict[str, Any]:
+    done = _response(
+        "Which branch ran, and its results", _content(json=_schema("TxnResults"), msgpack=_BINARY)
+    )
     return {
-        "post": {
-            "operationId": "txn",
-            "summary": "Compare, then do one branch or the other, atomically within one shard",
-            "parameters": [*_IDEMPOTENCY, _timeout(limits)],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    **_json("Txn"),
-                    _MSGPACK: {"schema": {"type": "string", "format": "binary"}},
-                },
-            },
-            "responses": {
-                "200": _response(
-                    "Which branch ran, and its results",
-                    {
-                        **_json("TxnResults"),
-                        _MSGPACK: {"schema": {"type": "string", "format": "binary"}},
-                    },
-                ),
-                **_problems(406, 408, 409, 422, 507),
-            },
-        },
+        "post": _operation(
+            "txn",
+            "Compare, then do one branch or the other, atomically within one shard",
+            {"200": done, **_problems(406, 408, 409, 422, 507)},
+            *_IDEMPOTENCY,
+            _timeout(limits),
+            requestBody=_body(_content(json=_schema("Txn"), msgpack=_BINARY)),
+        )
     }
 
 
 # --- operators ----------------------------------------------------------------------------------
 
 
-def _get(operation: str, summary: str, schema: str, *statuses: int) -> dict[str, Any]:
-    return {
-        "get": {
-            "operationId": operation,
-            "summary": summary,
-            "responses": {"200": _response(summary, _json(schema)), **_problems(*statuses)},
-        },
-    }
+def _get(
+    name: str, summary: str, content: dict[str, Any], *parameters: Any, status: int = 500
+) -> dict[str, Any]:
+    responses = {"200": _response(summary, content), **_problems(status)}
+    return {"get": _operation(name, summary, responses, *parameters)}
 
 
 def _operator_paths(limits: Limits) -> dict[str, Any]:
-    shard = {
-        "name": "shard",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "integer", "minimum": 0},
+    wait = _timeout(limits, OPERATOR_TIMEOUT_MS)
+    shard = {"parameters": [_in_path("shard", _COUNT)]}
+    node = {"parameters": [_in_path("name", _SOME_TEXT)]}
+    key = {"parameters": [_in_path("key", _KEY)]}
+    scope = _query("scope", {"enum": ["local", "cluster"], "default": "local"}, "Whom to ask")
+    facts = _json("Facts")
+    one_node = "One node, and what happened on it lately"
+    one_shard = "One shard, and what happened to it lately"
+    spread = "How keys and load are spread over the shards"
+    transfer = _operation(
+        "transferLeader",
+        "Hand a shard's leadership to another node",
+        {"200": _response("Handed over", facts), **_problems(404, 408, 409)},
+        _timeout(limits),
+        requestBody=_body(_json("Transfer")),
+    )
+    return {
+        "/v1/status": _get("status", "What this node, or all nodes, know", facts, scope, wait),
+        "/v1/nodes": _get("nodes", "Every node", _json("Nodes"), wait),
+        "/v1/nodes/{name}": {**node, **_get("node", one_node, facts, wait, status=404)},
+        "/v1/ring": _get("ring", spread, facts, wait),
+        "/v1/shards": _get("shards", "Every shard", _json("Shards"), wait),
+        "/v1/shards/{shard}": {**shard, **_get("shard", one_shard, facts, wait, status=404)},
+        "/v1/shards/{shard}/transfer-leader": {**shard, "post": transfer},
+        "/v1/explain/{key}": {**key, **_get("explain", "Where a key lives, and why", facts, wait)},
     }
-    key = {
-        "name": "key",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
-    }
-    name = {**shard, "name": "name", "schema": {"type": "string", "minLength": 1}}
-    status = _get("status", "What this node, or all nodes, know", "Facts")
-    scope = {"enum": ["local", "cluster"], "default": "local"}
-    status["get"]["parameters"] = [_query("scope", scope, "Whom to ask")]
-    paths: dict[str, Any] = {
-        "/v1/status": status,
-        "/v1/nodes": _get("nodes", "Every node", "Nodes"),
-        "/v1/nodes/{name}": {
-            "parameters": [name],
-            **_get("node", "One node, and what happened on it lately", "Facts", 404),
-        },
-        "/v1/ring": _get("ring", "How keys and load are spread over the shards", "Facts"),
-        "/v1/shards": _get("shards", "Every shard", "Shards"),
-        "/v1/shards/{shard}": {
-            "parameters": [shard],
-            **_get("shard", "One shard, and what happened to it lately", "Facts", 404),
-        },
-        "/v1/shards/{shard}/transfer-leader": {
-            "parameters": [shard],
-            "post": {
-                "operationId": "transferLeader",
-                "summary": "Hand a shard's leadership to another node",
-                "parameters": [_timeout(limits)],
-                "requestBody": {
-                    "required": True,
-                    "content": {_JSON: {"schema": _schema("Transfer")}},
-                },
-                "responses": {
-                    "200": _response("Handed over", _json("Facts")),
-                    **_problems(404, 408, 409),
-                },
-            },
-        },
-        "/v1/explain/{key}": {
-            "parameters": [key],
-            **_get("explain", "Where a key lives, and why", "Facts"),
-        },
-    }
-    for path in paths.values():
-        if "get" in path:
-            wait = _timeout(limits, OPERATOR_TIMEOUT_MS)
-            path["get"].setdefault("parameters", []).append(wait)
-    return paths
 
 
 def _convention_paths() -> dict[str, Any]:
-    def text(operation: str, summary: str, media_type: str) -> dict[str, Any]:
-        content = {media_type: {"schema": {"type": "string"}}}
-        return {
-            "get": {
-                "operationId": operation,
-                "summary": summary,
-                "responses": {"200": _response(summary, content), **_problems()},
-            },
-        }
-
-    page = text("index", "A page for people: shards, leaders, nodes", "text/html")
-    page["get"]["security"] = [{}, {"bearer": []}, {"basic": []}]
+    html, plain = _content(html=_TEXT), _content(text=_TEXT)
     part = _query("part", {"const": "main"}, "Only what changes: what the page itself asks for")
-    page["get"]["parameters"] = [part]
+    page = _get("index", "A page for people: shards, leaders, nodes", html, part)
+    page["get"]["security"] = [{}, {"bearer": []}, {"basic": []}]
     for response in page["get"]["responses"].values():
-        response["content"]["text/html"] = {"schema": {"type": "string"}}
-    ready = _get("readyz", "Whether this node can serve", "Ready")
-    lines = {"text/plain": {"schema": {"type": "string"}}}
-    ready["get"]["responses"]["200"]["content"] |= lines
-    ready["get"]["responses"]["503"]["content"] |= lines | _json("Ready")
+        response["content"] |= html
+    ready = _get("readyz", "Whether this node can serve", _json("Ready") | plain)
+    ready["get"]["responses"]["503"]["content"] |= _json("Ready") | plain
     return {
         "/": page,
-        "/healthz": text("healthz", "Whether this worker lives", "text/plain"),
+        "/healthz": _get("healthz", "Whether this worker lives", plain),
         "/readyz": ready,
-        "/metrics": text("metrics", "Figures for Prometheus", "text/plain"),
-        "/openapi.json": _get("openapi", "This document", "Facts"),
+        "/metrics": _get("metrics", "Figures for Prometheus", plain),
+        "/openapi.json": _get("openapi", "This document", _json("Facts")),
     }
 
 
 # --- schemas ------------------------------------------------------------------------------------
 
 
-def _object(
-    properties: dict[str, Any], *required: str, closed: bool = True, **more: Any
-) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "object", "properties": properties, **more}
-    if required:
-        schema["required"] = list(required)
-    if closed:
-        schema["additionalProperties"] = False
-    return schema
-
-
-def _either(name: str) -> dict[str, Any]:
-    """Describe the rule for bytes: exactly one of the text and the base64 member."""
-    return {"oneOf": [{"required": [name]}, {"required": [name + "_base64"]}]}
-
-
-_BASE64 = {
-    "type": "string",
-    "contentEncoding": "base64",
-    "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
-}
-_SOME_BASE64 = {**_BASE64, "minLength": 4}
-_TEXT = {"type": "string"}
-_COUNT = {"type": "integer", "minimum": 0}
-_SEQUENCE = {**_COUNT, "maximum": SEQUENCE_MAX}
-_REVISION = {"type": "integer", "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
-_MAYBE_REVISION = {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
-_KEY = {
-    "key": {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
-    "key_base64": {**_SOME_BASE64, "maxLength": 4 * -(-KEY_BYTES_MAX // 3)},
-}
-_VALUE = {"value": _TEXT, "value_base64": _BASE64}
-_NUMBERS = {"revision": _REVISION, "create_revision": _REVISION, "version": _COUNT}
-_ENTRY_KEY = {"key": _TEXT, "key_base64": _BASE64}
-
-
-def _operation(op: str, properties: dict[str, Any], *rules: dict[str, Any]) -> dict[str, Any]:
-    more: dict[str, Any] = {"allOf": list(rules)} if rules else {}
-    return _object({"op": {"const": op}, **properties}, "op", **more)
-
-
-_OUTCOMES = ("put", "delete", "get")
-_MEMBERS: dict[str, dict[str, Any]] = {
-    "put": {"revision": _REVISION, "version": {"type": "integer", "minimum": 1}},
-    "delete": {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION},
-    "get": {"entry": {"oneOf": [{"type": "null"}, _schema("Entry")]}},
-    "range": {
-        "entries": {"type": "array", "items": _schema("Entry")},
-        "more": {"type": "boolean"},
-    },
-}
-
-
-def _result(op: str, more: dict[str, Any]) -> dict[str, Any]:
-    """Describe what one operation of a batch or transaction answered."""
-    members = {"op": {"const": op}, **_MEMBERS[op], **more}
-    return _object(members, *members)
-
-
 def _schemas(limits: Limits) -> dict[str, Any]:
-    session = _object(
-        {
-            "id": {"type": "string", "pattern": "^[!-~]{1,64}$"},
-            "sequence": _SEQUENCE,
-            "low": _SEQUENCE,
-            "born": {**_SEQUENCE, "minimum": 1},
-        },
-        "id",
-        "sequence",
-        "low",
-        "born",
-        description="A session's key; sequence must not be below low; born is when it began",
-    )
-    memory = {
-        "idempotency_key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-        "session": session,
-    }
-    one_memory = {"not": {"required": ["idempotency_key", "session"]}}
-    one_condition = {
-        "not": {
-            "required": ["if_revision", "if_absent"],
-            "properties": {"if_absent": {"const": True}},
-        }
-    }
-    get_options = {
-        "consistency": {"enum": ["linearizable", "stale"]},
-        "max_age_ms": {"type": "integer", "minimum": 0, "maximum": 86_400_000},
-    }
-    aged = {
-        "if": {"required": ["max_age_ms"]},
-        "then": {"required": ["consistency"], "properties": {"consistency": {"const": "stale"}}},
-    }
-    put = {**_KEY, **_VALUE}
+    schemas: dict[str, Any] = {"Facts": {"type": "object"}}
+
+    def added(of: str, declared: type[Struct], without: AbstractSet[str] = frozenset()) -> Any:
+        name = of + declared.__name__.removesuffix("Body")
+        schemas[name] = schema_of(declared, without=without)
+        return _schema(name)
+
+    whole: tuple[type[Struct], ...] = (*answers.DECLARED, Session, TransferBody)
+    for declared in whole:
+        added("", declared)
+    batch = [added("Batch", operation) for operation in get_args(BatchMember)]
+    txn = [
+        added("Txn", operation, {member.name for member in only_in_batch(operation)})
+        for operation in get_args(TxnMember)
+    ]
+    results = [added("Batch", result) for result in answers.BATCH_RESULTS]
+    parts = [added("Txn", result, {"status"}) for result in answers.TXN_RESULTS]
+    some = {"minItems": 1, "maxItems": limits.batch_operations_max}
+    branch = {**_array(*txn), "maxItems": limits.txn_operations_max}
+    comparisons = {**_array(_schema("Compare")), "maxItems": limits.txn_operations_max}
+    revision = {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": REVISION_LIMIT}
     return {
-        "Problem": _object(
-            {
-                "type": _TEXT,
-                "title": _TEXT,
-                "status": {"type": "integer"},
-                "code": {"enum": sorted(KINDS)},
-                "detail": _TEXT,
-                "definite": {"type": "boolean"},
-                "retry_after_ms": _COUNT,
-                "revision": {"type": ["integer", "null"]},
-                "born_after": _COUNT,
-            },
-            "type",
-            "title",
-            "status",
-            "code",
-            "detail",
-            "definite",
-        ),
-        "Put": _object(
-            {**_ENTRY_KEY, "revision": _REVISION, "version": {"type": "integer", "minimum": 1}},
-            "revision",
-            "version",
-            **_either("key"),
-        ),
-        "Delete": _object(
-            {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION}, "deleted", "revision"
-        ),
-        "Entry": _object(
-            {**_ENTRY_KEY, "value": _TEXT, "value_base64": _BASE64, **_NUMBERS},
-            "revision",
-            "create_revision",
-            "version",
-            **_either("key"),
-        ),
-        "Page": _object(
-            {
-                "entries": {"type": "array", "items": _schema("Entry")},
-                "cursor": {"type": ["string", "null"]},
-            },
-            "entries",
-            "cursor",
-        ),
-        "Batch": _object(
-            {
-                "operations": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": limits.batch_operations_max,
-                    "items": {
-                        "oneOf": [
-                            _schema("BatchPut"),
-                            _schema("BatchDelete"),
-                            _schema("BatchGet"),
-                        ]
-                    },
-                }
-            },
-            "operations",
-        ),
-        "BatchPut": _operation(
-            "put",
-            {**put, "if_revision": _REVISION, "if_absent": {"type": "boolean"}, **memory},
-            _either("key"),
-            _either("value"),
-            one_condition,
-            one_memory,
-        ),
-        "BatchDelete": _operation(
-            "delete", {**_KEY, "if_revision": _REVISION, **memory}, _either("key"), one_memory
-        ),
-        "BatchGet": _operation("get", {**_KEY, **get_options}, _either("key"), aged),
-        "BatchResults": _object(
-            {
-                "results": {
-                    "type": "array",
-                    "items": {
-                        "oneOf": [
-                            _schema("Problem"),
-                            *(_result(op, {"status": {"enum": [200, 201]}}) for op in _OUTCOMES),
-                        ]
-                    },
-                }
-            },
-            "results",
-        ),
-        "Txn": _object(
-            {
-                "compare": {
-                    "type": "array",
-                    "maxItems": limits.txn_operations_max,
-                    "items": _schema("Compare"),
-                },
-                "then": _branch(limits),
-                "else": _branch(limits),
-            },
-            anyOf=[
-                {"required": ["then"], "properties": {"then": {"minItems": 1}}},
-                {"required": ["else"], "properties": {"else": {"minItems": 1}}},
+        **schemas,
+        "Batch": _object({"operations": {**_array(*batch), **some}}, "operations"),
+        "BatchResults": _object({"results": _array(_schema("Problem"), *results)}, "results"),
+        "Compare": _compare(),
+        "Txn": {
+            **_object({"compare": comparisons, "then": branch, "else": branch}),
+            "description": TxnBody.__doc__,
+            "anyOf": [
+                {"required": [name], "properties": {name: {"minItems": 1}}}
+                for name in ("then", "else")
             ],
-            description="All keys, those of ranges too, must live in one shard: keys with the same "
-            "{tag} do",
-        ),
-        "Compare": {
-            "oneOf": [
-                _object(
-                    {
-                        **_KEY,
-                        "target": {"const": "value"},
-                        "operator": _schema("Operator"),
-                        "operand": _TEXT,
-                        "operand_base64": _VALUE["value_base64"],
-                    },
-                    "target",
-                    "operator",
-                    allOf=[_either("key"), _either("operand")],
-                ),
-                _object(
-                    {
-                        **_KEY,
-                        "target": {"enum": ["create", "mod", "version"]},
-                        "operator": _schema("Operator"),
-                        "operand": {**_COUNT, "exclusiveMaximum": REVISION_LIMIT},
-                    },
-                    "target",
-                    "operator",
-                    "operand",
-                    allOf=[_either("key")],
-                ),
-                _object({**_KEY, "exists": {"type": "boolean"}}, "exists", allOf=[_either("key")]),
-            ],
-            "description": "A missing key has create, mod and version 0, and no value: no "
-            "comparison of its value holds",
         },
-        "Operator": {"enum": ["=", "!=", "<", ">"]},
-        "TxnPut": _operation("put", put, _either("key"), _either("value")),
-        "TxnDelete": _operation("delete", _KEY, _either("key")),
-        "TxnGet": _operation("get", _KEY, _either("key")),
-        "TxnRange": _operation(
-            "range",
-            {
-                "prefix": _TEXT,
-                "start": _TEXT,
-                "end": {"type": "string", "minLength": 1},
-                "prefix_base64": _BASE64,
-                "start_base64": _BASE64,
-                "end_base64": _SOME_BASE64,
-                "limit": {"type": "integer", "minimum": 1, "maximum": 10_000},
-                "keys_only": {"type": "boolean"},
-            },
-        ),
         "TxnResults": _object(
-            {
-                "succeeded": {"type": "boolean"},
-                "revision": _MAYBE_REVISION,
-                "results": {
-                    "type": "array",
-                    "items": {
-                        "oneOf": [*(_result(op, {}) for op in _OUTCOMES), _result("range", {})]
-                    },
-                },
-            },
+            {"succeeded": {"type": "boolean"}, "revision": revision, "results": _array(*parts)},
             "succeeded",
             "revision",
             "results",
         ),
-        "Transfer": _object(
-            {
-                "target": {"type": ["string", "null"], "description": "Null: the preferred node"},
-                "for_s": {
-                    "type": ["number", "null"],
-                    "exclusiveMinimum": 0,
-                    "maximum": PINNED_S_MAX,
-                    "description": "How long it stays on the target; null: until that node stops",
-                },
-            }
-        ),
-        "Ready": _object(
-            {
-                "ready": {"type": "boolean"},
-                "failing": {"type": "array", "items": _TEXT},
-                "checks": {"type": "array", "items": {"type": "object"}},
-            },
-            "ready",
-            "failing",
-            "checks",
-        ),
-        "Nodes": _object({"nodes": {"type": "array", "items": {"type": "object"}}}, "nodes"),
-        "Shards": _object({"shards": {"type": "array", "items": {"type": "object"}}}, "shards"),
-        "Facts": {"type": "object"},
     }
 
 
-def _branch(limits: Limits) -> dict[str, Any]:
-    return {
-        "type": "array",
-        "maxItems": limits.txn_operations_max,
-        "items": {
-            "oneOf": [
-                _schema("TxnPut"),
-                _schema("TxnDelete"),
-                _schema("TxnGet"),
-                _schema("TxnRange"),
-            ]
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    return {**schema, "required": list(required), "additionalProperties": False}
+
+
+def _array(*kinds: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": kinds[0] if len(kinds) == 1 else {"oneOf": list(kinds)}}
+
+
+def _compare() -> dict[str, Any]:
+    """Say that the operand's type follows from the target, or that there is neither."""
+    members: dict[str, Any] = schema_of(CompareBody)["properties"]
+    key = {name: members[name] for name in ("key", "key_base64")}
+    compared = {**key, "operator": members["operator"]}
+    number = {"type": "integer", "minimum": 0, "exclusiveMaximum": REVISION_LIMIT}
+    value = {"operand": {"type": "string"}, "operand_base64": members["operand_base64"]}
+    numbers = [target for target in members["target"]["enum"] if target != "value"]
+    shapes = [
+        {
+            **_object({**compared, "target": {"const": "value"}, **value}, "target", "operator"),
+            "allOf": [either("key"), either("operand")],
         },
-    }
+        {
+            **_object(
+                {**compared, "target": {"enum": numbers}, "operand": number},
+                "target",
+                "operator",
+                "operand",
+            ),
+            "allOf": [either("key")],
+        },
+        {**_object({**key, "exists": members["exists"]}, "exists"), "allOf": [either("key")]},
+    ]
+    return {"oneOf": shapes, "description": CompareBody.__doc__}
