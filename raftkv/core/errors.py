@@ -20,7 +20,7 @@ class UndecodableError(ValueError):
     """Bytes that this version cannot turn into a value; nothing of them was used."""
 
 
-class UnknownFormat(UndecodableError):  # noqa: N818 - the name the whole project uses
+class UnknownFormat(UndecodableError):  # noqa: N818 -- the name the whole project uses
     """A format version other than the one known here.
 
     Not damage: a newer node wrote it. Skipping it would make replicas differ, so whoever meets
@@ -28,13 +28,13 @@ class UnknownFormat(UndecodableError):  # noqa: N818 - the name the whole projec
     """
 
 
-class CorruptBatch(UndecodableError):  # noqa: N818 - says what it is
+class CorruptBatch(UndecodableError):  # noqa: N818 -- says what it is
     """A log entry that is not an encoded batch of this format."""
 
 
-class CorruptMap(UndecodableError):  # noqa: N818 - says what it is
+class CorruptMap(UndecodableError):  # noqa: N818 -- says what it is
     """A cluster map that is malformed or contradicts itself."""
 
 
-class CorruptSnapshot(UndecodableError):  # noqa: N818 - says what it is
+class CorruptSnapshot(UndecodableError):  # noqa: N818 -- says what it is
     """Snapshot records that are malformed, incomplete, or do not add up to their digest."""

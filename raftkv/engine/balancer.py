@@ -17,7 +17,7 @@ from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.engine.pins import Pin, Pins
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.status.facts import PinFacts
 
 SETTLED_S = 3.0
@@ -203,7 +203,7 @@ class Balancer:
                     return
 
     def _hand_over(self, group: Group, target: str) -> None:
-        def done(outcome: Rejection | None) -> None:
+        def done(outcome: GroupFailure | None) -> None:
             if outcome is not None:
                 self._handing.pop(group.id, None)
                 self._lost(target)

@@ -16,7 +16,7 @@ import msgspec
 
 from raftkv.core.operations import (
     Command,
-    Entry,
+    KeyValue,
     Range,
     RangeResult,
     WriteResult,
@@ -25,7 +25,7 @@ from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.requests import Answer, failure
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection, command_bytes
+from raftkv.raft.proposals import GroupFailure, command_bytes
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchItemResult,
@@ -58,7 +58,7 @@ class _Step(NamedTuple):
     key: bytes
     size_bytes: int
     shard: int
-    entry: Entry | None
+    entry: KeyValue | None
 
 
 class ScanGather:
@@ -157,7 +157,7 @@ class ScanGather:
 
     def _merge(self) -> None:
         """Answer with the page, or ask those for more whose next key belongs on it."""
-        taken: list[Entry] = []
+        taken: list[KeyValue] = []
         size = taken_bytes = 0
         more = False
         short: dict[int, _Step] = {}  # shards whose share was too small, in the order of keys
@@ -203,7 +203,7 @@ def _steps(shard: int, part: ScanPart) -> Iterator[_Step]:
         yield _Step(part.next_key, part.next_bytes, shard, None)
 
 
-def entry_bytes(entry: Entry) -> int:
+def entry_bytes(entry: KeyValue) -> int:
     """What an entry counts in a page, in bytes."""
     return len(entry.key) + len(entry.value)
 
@@ -288,7 +288,7 @@ class LocalBatch:
         self,
         request: BatchRequest,
         group: Group,
-        finish: Callable[[BatchResult | Rejection], None],
+        finish: Callable[[BatchResult | GroupFailure], None],
         voucher: Voucher | None = None,
     ) -> None:
         self._operations = request.operations
@@ -297,7 +297,7 @@ class LocalBatch:
         self._finish = finish
         self._voucher = voucher
         self._results: list[BatchItemResult | None] = [None] * len(request.operations)
-        self._rejections: list[Rejection] = []
+        self._rejections: list[GroupFailure] = []
         self._parts = 0
         self._missing = 0
 
@@ -335,9 +335,9 @@ class LocalBatch:
 
     def _writes_done(
         self, places: list[int]
-    ) -> Callable[[Sequence[WriteResult] | Rejection], None]:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+    ) -> Callable[[Sequence[WriteResult] | GroupFailure], None]:
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(places, outcome)
             else:
                 for place, result in zip(places, outcome, strict=True):
@@ -346,8 +346,8 @@ class LocalBatch:
 
         return done
 
-    def _read(self, places: list[int], state: StateMachine | Rejection) -> None:
-        if isinstance(state, Rejection):
+    def _read(self, places: list[int], state: StateMachine | GroupFailure) -> None:
+        if isinstance(state, GroupFailure):
             self._reject(places, state)
         else:
             self._look(places, state)
@@ -367,7 +367,7 @@ class LocalBatch:
             else:
                 self._results[place] = result
 
-    def _reject(self, places: list[int], rejection: Rejection) -> None:
+    def _reject(self, places: list[int], rejection: GroupFailure) -> None:
         self._rejections.append(rejection)
         for place in places:
             self._results[place] = failure(rejection)

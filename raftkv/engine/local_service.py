@@ -13,7 +13,7 @@ from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.load import ShardLoad
 from raftkv.engine.requests import Pending, failure
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -90,7 +90,7 @@ class LocalService:
     def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
         return Served(self._node, group.id.shard, group.term, age_ms)
 
-    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
+    def _reject(self, pending: Pending, group: Group, rejection: GroupFailure) -> None:
         """Try elsewhere if that makes sense, else say why not."""
         pending.sent = False
         if rejection.reason in {"not_leader", "discarded"}:
@@ -101,8 +101,8 @@ class LocalService:
             self._finish(pending, failure(rejection), self._served_by(group))
 
     def _write(self, pending: Pending, group: Group, command: Command) -> None:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
@@ -121,8 +121,8 @@ class LocalService:
             self._read_stale(pending, group, request.max_age_ms, look)
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 self._reject(pending, group, state)
             elif not pending.answered:
                 self._finish(pending, look(state), self._served_by(group))
@@ -138,8 +138,8 @@ class LocalService:
             self._finish(pending, answer, self._served_by(group, group.freshness.age_ms()))
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 stale = Failure("too_stale", state.detail or "no leader", definite=True)
                 self._finish(pending, stale, self._served_by(group))
             elif not pending.answered:
@@ -151,8 +151,8 @@ class LocalService:
     def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
         """Put the writes into the log in as few entries as fit, and read beside them."""
 
-        def done(outcome: BatchResult | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: BatchResult | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, outcome, self._served_by(group))
@@ -163,7 +163,7 @@ class LocalService:
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
         target = request.target or self._map.placement(request.shard).preferred_leader
 
-        def done(rejection: Rejection | None) -> None:
+        def done(rejection: GroupFailure | None) -> None:
             if rejection is not None:
                 self._finish(pending, failure(rejection), self._served_by(group))
                 return

@@ -225,7 +225,7 @@ class Node:
         try:
             again = await self._off_loop(lambda: reread(self._config, read_again()))
             await self._take_over(again)
-        except Exception as error:  # noqa: BLE001 - whatever is in the files, the node goes on
+        except Exception as error:  # noqa: BLE001 -- whatever is in the files, the node goes on
             _logger.error("nothing was taken over from the configuration: %s", error)  # noqa: TRY400
         self._rereading = None
         if self._reread_wanted:
@@ -234,7 +234,7 @@ class Node:
 
     async def _take_over(self, again: Reread) -> None:
         engine = self._engine
-        assert engine is not None  # noqa: S101 - it has started
+        assert engine is not None  # noqa: S101 -- it has started
         merged, before = again.merged, self._config
         names = {
             n for n in {*self._files, *again.files} if self._files.get(n) != again.files.get(n)
@@ -305,7 +305,7 @@ def _seams(
         disk=disk,
         network=TcpNetwork(deadlines),
         # Seeded by the system. Each message of a leader draws from it: no system call for that.
-        random=random.Random(),  # noqa: S311 - spreads time-outs, guards nothing
+        random=random.Random(),  # noqa: S311 -- spreads time-outs, guards nothing
         random_bytes=os.urandom,
         sync_jobs=OwnThread(loop, "fdatasync"),
         other_jobs=other_jobs,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from raftkv.core.operations import Command, Refused
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -39,7 +39,7 @@ _CODES: dict[str, FailureCode] = {
 }
 
 
-def failure(rejection: Rejection) -> Failure:
+def failure(rejection: GroupFailure) -> Failure:
     """Translate a group's rejection for the client."""
     retry = RETRY_AFTER_MS if rejection.reason in {"not_leader", "busy", "discarded"} else None
     detail = rejection.detail or "this node does not lead the shard"

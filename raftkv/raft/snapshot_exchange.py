@@ -338,7 +338,7 @@ class SnapshotExchange:
         self._report_restoring(building)
         try:
             state = self._next_slice(building)
-        except Exception as error:  # noqa: BLE001 - a bug as well: nothing of ours was touched
+        except Exception as error:  # noqa: BLE001 -- a bug as well: nothing of ours was touched
             self._restoring = None
             building.file.abort()
             self._refuse(building.snapshot, building.peer, error)

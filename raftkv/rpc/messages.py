@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 import msgspec
 
-from raftkv.core.operations import Command, Entry, GetResult, Key, Outcome, RangeResult
+from raftkv.core.operations import Command, GetResult, Key, KeyValue, Outcome, RangeResult
 from raftkv.status.durations import HTTP_BOUNDS_S
 
 Consistency = Literal["linearizable", "stale"]
@@ -233,7 +233,7 @@ class ScanPart(Message, tag=23, frozen=True):
     large value of each shard would be many times a page.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     next_key: bytes | None = None
     next_bytes: int = 0
 

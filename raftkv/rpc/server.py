@@ -336,7 +336,7 @@ class _Connection(asyncio.BufferedProtocol):
                 elif channel == CHANNEL_ITEMS:
                     self.calls.take(decode_item_message(payload))
                 else:
-                    raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 - one place closes
+                    raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 -- one place closes
                 if self._transport.is_closing() or not self._may_read():
                     break
         except (CallError, FrameError, *DECODE_ERRORS) as error:

@@ -30,7 +30,7 @@ class DiskError(Exception):
         super().__init__(f"{path}: cannot {action}: {reason}")
 
 
-class Exhausted(DiskError):  # noqa: N818 - named for the condition, which is expected and heals
+class Exhausted(DiskError):  # noqa: N818 -- named for the condition, which is expected and heals
     """Nothing was done, for want of something that others may give back."""
 
 
@@ -42,15 +42,15 @@ class TooManyFiles(Exhausted):
     """No file descriptor left, of this process or of the machine."""
 
 
-class NoSuchFile(DiskError):  # noqa: N818 - named for the condition
+class NoSuchFile(DiskError):  # noqa: N818 -- named for the condition
     """The file or directory does not exist."""
 
 
-class FileExists(DiskError):  # noqa: N818 - named for the condition
+class FileExists(DiskError):  # noqa: N818 -- named for the condition
     """The file or directory exists already."""
 
 
-class Locked(DiskError):  # noqa: N818 - named for the condition
+class Locked(DiskError):  # noqa: N818 -- named for the condition
     """Another process holds the lock; ``reason`` says which if that is known."""
 
 

@@ -55,7 +55,7 @@ class Kind:
     CARRY: Final = 6  # (term, 0), CARRY body and vote: the group as of the unit before
 
 
-class WalDamaged(Exception):  # noqa: N818 - says what the log is
+class WalDamaged(Exception):  # noqa: N818 -- says what the log is
     """The log cannot be trusted at ``offset`` of ``file``; nothing on disk was changed."""
 
     def __init__(self, file: Path, offset: int, reason: str) -> None:

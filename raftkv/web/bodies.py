@@ -25,7 +25,7 @@ from raftkv.core.operations import (
 )
 from raftkv.rpc.messages import BatchRequest, Consistency, GetRequest, WriteRequest
 from raftkv.rpc.web_config import Limits
-from raftkv.web import misfits
+from raftkv.web import validation_messages
 from raftkv.web.encoding import check_key, parse_query, prefix_end
 from raftkv.web.exchange import HttpRequest
 from raftkv.web.problems import HttpError, invalid
@@ -202,7 +202,7 @@ _json_line = msgspec.json.Decoder(_JsonOperation).decode
 _json_txn = msgspec.json.Decoder(_JsonTxn).decode
 _pack_batch = msgspec.msgpack.Decoder(_PackBatch).decode
 _pack_txn = msgspec.msgpack.Decoder(_PackTxn).decode
-_CHOICES: misfits.Choices = {
+_CHOICES: validation_messages.Choices = {
     "target": get_args(CompareTarget),
     "operator": get_args(CompareOperator),
     "consistency": get_args(Consistency),
@@ -259,11 +259,15 @@ def _check_count(count: int, operations_max: int) -> None:
         raise HttpError("too_large", f"at most {operations_max} operations are allowed")
 
 
-def _decode(body: bytes, decoder: Callable[[bytes], _Member], choices: misfits.Choices) -> _Member:
+def _decode(
+    body: bytes, decoder: Callable[[bytes], _Member], choices: validation_messages.Choices
+) -> _Member:
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
-        raise invalid(f"the body does not fit: {misfits.described(str(error), choices)}") from error
+        raise invalid(
+            f"the body does not fit: {validation_messages.described(str(error), choices)}"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is malformed: {error}") from error
 
@@ -325,7 +329,7 @@ def _check_value(value: bytes, limits: Limits) -> None:
     if len(value) > limits.value_bytes_max:
         raise HttpError(
             "too_large",
-            f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
+            f"a value has at most {limits.value_bytes_max} bytes (the node's http.value_bytes_max)",
         )
 
 

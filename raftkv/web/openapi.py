@@ -139,7 +139,7 @@ def _problems(*statuses: int) -> dict[str, Any]:
     for status in sorted(everywhere | set(statuses)):
         codes = sorted(code for code, kind in KINDS.items() if kind.status == status)
         headers: tuple[str, ...] = ("Retry-After",) if status in {429, 503, 507} else ()
-        headers += ("ETag",) if status == 412 else ()  # noqa: PLR2004 (the status is its name)
+        headers += ("ETag",) if status == 412 else ()  # noqa: PLR2004 -- the status is its name
         described[str(status)] = _response(
             "`code` is one of: " + ", ".join(codes),
             {_PROBLEM: {"schema": _schema("Problem")}},
@@ -527,9 +527,9 @@ _OUTCOMES = ("put", "delete", "get")
 _MEMBERS: dict[str, dict[str, Any]] = {
     "put": {"revision": _REVISION, "version": {"type": "integer", "minimum": 1}},
     "delete": {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION},
-    "get": {"entry": {"oneOf": [{"type": "null"}, _schema("Entry")]}},
+    "get": {"entry": {"oneOf": [{"type": "null"}, _schema("KeyValue")]}},
     "range": {
-        "entries": {"type": "array", "items": _schema("Entry")},
+        "entries": {"type": "array", "items": _schema("KeyValue")},
         "more": {"type": "boolean"},
     },
 }
@@ -604,7 +604,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         "Delete": _object(
             {"deleted": {"type": "boolean"}, "revision": _MAYBE_REVISION}, "deleted", "revision"
         ),
-        "Entry": _object(
+        "KeyValue": _object(
             {**_ENTRY_KEY, "value": _TEXT, "value_base64": _BASE64, **_NUMBERS},
             "revision",
             "create_revision",
@@ -613,7 +613,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         ),
         "Page": _object(
             {
-                "entries": {"type": "array", "items": _schema("Entry")},
+                "entries": {"type": "array", "items": _schema("KeyValue")},
                 "cursor": {"type": ["string", "null"]},
             },
             "entries",

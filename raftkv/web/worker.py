@@ -101,7 +101,7 @@ class HttpServer(Server):
         self._ssp = None
         # Granian's stubs do not know the constructor that its own workers use.
         holder = cast("Any", net).SocketHolder
-        self._shd = holder(self._listener_fd, False, LISTEN_BACKLOG)  # noqa: FBT003 (its order)
+        self._shd = holder(self._listener_fd, False, LISTEN_BACKLOG)  # noqa: FBT003 -- its order
 
 
 def die_with_parent() -> None:
@@ -145,7 +145,7 @@ def connections_max(configured: int) -> int:
     allowed = max(1, min(configured, limit - DESCRIPTORS_KEPT))
     if allowed < configured:
         _LOG.warning(
-            "the limit of %d descriptors allows %d connections, not the %d of http.max_connections",
+            "the limit of %d descriptors allows %d connections, not the %d of http.connections_max",
             limit,
             allowed,
             configured,
@@ -169,7 +169,7 @@ def open_listener(config: WebConfig) -> socket.socket:
             (config.host, config.port), family=family, backlog=LISTEN_BACKLOG
         )
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setblocking(False)  # noqa: FBT003 (the standard library's own order)
+    listener.setblocking(False)  # noqa: FBT003 -- the standard library's own order
     return listener
 
 
@@ -226,7 +226,7 @@ def _operators(engine: LoopBridge, config: WebConfig, metrics: WorkerMetrics) ->
     """Everything that is not data, made when it is first asked for."""
 
     def make() -> "WSGIApplication":
-        from raftkv.web.app import create_app  # noqa: PLC0415 (it is what takes long)
+        from raftkv.web.app import create_app  # noqa: PLC0415 -- it is what takes long
 
         return create_app(engine, config, metrics).wsgi_app
 

@@ -14,7 +14,7 @@ from raftkv.core.placement import seed_map
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.router import Router
 from raftkv.raft.group import Query
-from raftkv.raft.proposals import Limits, Rejection
+from raftkv.raft.proposals import GroupFailure, Limits
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
@@ -125,7 +125,7 @@ class FakeGroup:
         self.term = 1
         self.held: list[Callable[[], None]] = []
         self.hold = False
-        self.reject: Rejection | None = None
+        self.reject: GroupFailure | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(SimClock(), StageDurations())
         self.config = SimpleNamespace(limits=Limits())
@@ -176,8 +176,8 @@ class RouterWorld:
         self.router = Router(
             node="n1",
             cluster_map=self.map,
-            groups=self.groups,  # type: ignore[arg-type]  # fakes
-            links=self.links,  # type: ignore[arg-type]  # what a router needs of them
+            groups=self.groups,  # type: ignore[arg-type] # fakes
+            links=self.links,  # type: ignore[arg-type] # what a router needs of them
             clock=self.loop.clock,
             loop=self.loop.as_asyncio,
         )

@@ -7,12 +7,12 @@ import scenarios
 from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 
 
-def transfer(world: GroupWorld, name: str, target: str) -> list[Rejection | None]:
+def transfer(world: GroupWorld, name: str, target: str) -> list[GroupFailure | None]:
     """Ask ``name`` to hand over to ``target``; what it says is appended to the list."""
-    said: list[Rejection | None] = []
+    said: list[GroupFailure | None] = []
     world.nodes[name].group.transfer.begin(target, said.append)
     return said
 
@@ -48,7 +48,7 @@ def test_writes_wait_and_do_not_fail() -> None:
 def test_a_transfer_under_load_succeeds() -> None:
     """Writes are paused until the target has everything, so a busy leader can hand over too."""
     world = scenarios.led_by_a(make_group_world)
-    said: list[Rejection | None] = []
+    said: list[GroupFailure | None] = []
     for number in range(200):
         leader = next((name for name in "abc" if world.leads(name)), None)
         if leader is not None:
