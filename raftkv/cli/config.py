@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.engine.config import (
     InvalidOption,
     NodeConfig,
@@ -40,7 +41,7 @@ NODE_PLACE = "{node}"
 _logger = logging.getLogger(__name__)
 
 
-class ConfigError(Exception):
+class ConfigError(StartError):
     """The configuration cannot be used; the message is one line for the operator."""
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.raft.proposals import Limits
 
 NODE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -32,7 +33,7 @@ Role = Literal["read", "write", "admin"]
 _QUEUES = Limits()
 
 
-class InvalidOption(ValueError):  # noqa: N818 -- it names an option, and always becomes ConfigError
+class InvalidOption(StartError, ValueError):  # noqa: N818 -- it names an option, and always becomes ConfigError
     """An option that cannot work: ``option`` is its dotted name, the message says why."""
 
     def __init__(self, option: str, reason: str) -> None:

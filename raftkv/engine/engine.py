@@ -15,7 +15,7 @@ import msgspec
 
 from raftkv.core.agreed import agreed_facts
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
-from raftkv.core.errors import UndecodableError
+from raftkv.core.errors import StartError, UndecodableError
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import ClusterStatus
@@ -84,7 +84,7 @@ _DATA_REQUESTS = WriteRequest | GetRequest | ScanRequest | BatchRequest | Transf
 _logger = logging.getLogger(__name__)
 
 
-class EngineError(Exception):
+class EngineError(StartError):
     """The engine cannot start; one line that names the file."""
 
 

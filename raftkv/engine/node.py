@@ -20,25 +20,21 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from raftkv.core.errors import UndecodableError
 from raftkv.engine.config import NodeConfig, RaftOptions
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.engine import Engine, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
 from raftkv.engine.network import ConnectDeadlines, TcpNetwork
 from raftkv.engine.rereading import Reread, digests, reread
-from raftkv.engine.security import SecurityError, check_http_certificate, link_security
+from raftkv.engine.security import check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
-from raftkv.raft.errors import ReplicaError
 from raftkv.rpc import logs
 from raftkv.rpc.process import raise_file_limit, resident_bytes
-from raftkv.rpc.server import LocalServer, SocketInUseError
-from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir
-from raftkv.storage.disk import DiskError, RealDisk
-from raftkv.storage.snapshots import SnapshotDamaged
-from raftkv.storage.wal import WalDamaged
+from raftkv.rpc.server import LocalServer
+from raftkv.storage.data_dir import DataDir, open_data_dir
+from raftkv.storage.disk import RealDisk
 
 ENGINE_SOCKET = "engine.sock"
 EXIT_FATAL = 70
@@ -47,22 +43,15 @@ EXIT_FATAL = 70
 _logger = logging.getLogger(__name__)
 
 
-class NodeError(Exception):
-    """The node cannot start; one line that names the file or option."""
+def run_node(config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None) -> None:
+    """Run a node until SIGTERM or SIGINT.
 
+    On SIGHUP it takes over what it can of what ``read_again`` returns; what that raises is logged.
 
-def run_node(config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None) -> int:
-    """Run a node until SIGTERM or SIGINT; return its exit code.
-
-    0 after a clean stop, 1 if it cannot start (one line on standard error says why). On SIGHUP it
-    takes over what it can of what ``read_again`` returns, which may raise NodeError.
+    Raises:
+        StartError: The node cannot start.
     """
-    try:
-        uvloop.run(_run(config, read_again))
-    except NodeError as error:
-        logs.say(f"raftkv: {error}")
-        return 1
-    return 0
+    uvloop.run(_run(config, read_again))
 
 
 def interrupt_nobody() -> None:
@@ -92,19 +81,6 @@ async def _run(config: NodeConfig, read_again: Callable[[], NodeConfig] | None) 
     node = Node(config, read_again)
     try:
         await node.start()
-    except (
-        DataDirError,
-        DiskError,
-        EngineError,
-        ListenError,
-        ReplicaError,
-        SecurityError,
-        SnapshotDamaged,
-        SocketInUseError,
-        UndecodableError,
-        WalDamaged,
-    ) as error:
-        raise NodeError(str(error)) from error
     finally:
         if not node.started:
             node.abandon()

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.engine.config import Address, NodeConfig
 from raftkv.engine.stalls import StallCounter
 from raftkv.interpreter import PYTHON_M
@@ -49,7 +50,7 @@ _logger = logging.getLogger(__name__)
 _AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 
-class ListenError(Exception):
+class ListenError(StartError):
     """The clients' address cannot be listened at; the message is one line for the operator."""
 
 

@@ -19,8 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from raftkv.core.errors import StartError
 
-class DiskError(Exception):
+
+class DiskError(StartError):
     """The disk did not do what it was asked; the message is one line that names the file."""
 
     def __init__(self, path: Path, action: str, reason: str) -> None:

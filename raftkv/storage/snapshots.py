@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.errors import StartError
 from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull, Exhausted, NoSuchFile
 
 FORMAT: Final = 1
@@ -48,7 +49,7 @@ _WRITING: Final = ".writing"
 _RECEIVING: Final = ".receiving"
 
 
-class SnapshotDamaged(Exception):  # noqa: N818 -- says what the file is
+class SnapshotDamaged(StartError):  # noqa: N818 -- says what the file is
     """The file is not a whole snapshot; nothing of it may be used."""
 
     def __init__(self, file: Path, offset: int, reason: str) -> None:
