@@ -52,8 +52,9 @@ class Lost(Exception):  # noqa: N818 -- a fact about an attempt, always handled 
 
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's.
+    """Why an attempt failed; :class:`Attempts` tries again, or ends the call with ``error``.
 
+    ``about_write``: it is the write's own result, not this attempt's.
     ``born_after``: its session is not known; one born later would be.
     """
 

@@ -23,7 +23,7 @@ from raftkv.core.operations import (
 )
 from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX
 from raftkv.core.shard.machine import StateMachine
-from raftkv.engine.requests import Answer, failure
+from raftkv.engine.requests import Answer, failure_of
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import GroupFailure, command_bytes
 from raftkv.raft.reads import Voucher
@@ -280,7 +280,7 @@ class LocalBatch:
     """One shard's part of a batch, at the shard's leader.
 
     The writes go into the log in as few pieces as fit, the reads are confirmed once for all.
-    ``finish`` gets the results, or a rejection if nothing of the batch was accepted at all, so
+    ``finish`` gets the results, or a failure if nothing of the batch was accepted at all, so
     that it can be tried elsewhere as a whole.
     """
 
@@ -297,7 +297,7 @@ class LocalBatch:
         self._finish = finish
         self._voucher = voucher
         self._results: list[BatchItemResult | None] = [None] * len(request.operations)
-        self._rejections: list[GroupFailure] = []
+        self._failures: list[GroupFailure] = []
         self._parts = 0
         self._missing = 0
 
@@ -367,17 +367,17 @@ class LocalBatch:
             else:
                 self._results[place] = result
 
-    def _reject(self, places: list[int], rejection: GroupFailure) -> None:
-        self._rejections.append(rejection)
+    def _reject(self, places: list[int], failure: GroupFailure) -> None:
+        self._failures.append(failure)
         for place in places:
-            self._results[place] = failure(rejection)
+            self._results[place] = failure_of(failure)
 
     def _part_done(self) -> None:
         self._missing -= 1
         if self._missing:
             return
-        reasons = {rejection.reason for rejection in self._rejections}
-        if len(self._rejections) == self._parts and len(reasons) == 1:
-            self._finish(self._rejections[0])
+        reasons = {failure.reason for failure in self._failures}
+        if len(self._failures) == self._parts and len(reasons) == 1:
+            self._finish(self._failures[0])
         else:
             self._finish(BatchResult(cast("tuple[BatchItemResult, ...]", tuple(self._results))))

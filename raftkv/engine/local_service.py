@@ -11,7 +11,7 @@ from raftkv.core.operations import Command, Delete, Put, WriteResult
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.load import ShardLoad
-from raftkv.engine.requests import Pending, failure
+from raftkv.engine.requests import Pending, failure_of
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import GroupFailure
 from raftkv.rpc.messages import (
@@ -90,15 +90,15 @@ class LocalService:
     def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
         return Served(self._node, group.id.shard, group.term, age_ms)
 
-    def _reject(self, pending: Pending, group: Group, rejection: GroupFailure) -> None:
+    def _reject(self, pending: Pending, group: Group, failure: GroupFailure) -> None:
         """Try elsewhere if that makes sense, else say why not."""
         pending.sent = False
-        if rejection.reason in {"not_leader", "discarded"}:
+        if failure.reason in {"not_leader", "discarded"}:
             self._find_leader(pending)  # certainly not applied, so this try leaves no trace
-        elif rejection.reason == "unknown" and pending.lost():
+        elif failure.reason == "unknown" and pending.lost():
             self._find_leader(pending)
         else:
-            self._finish(pending, failure(rejection), self._served_by(group))
+            self._finish(pending, failure_of(failure), self._served_by(group))
 
     def _write(self, pending: Pending, group: Group, command: Command) -> None:
         def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
@@ -163,9 +163,9 @@ class LocalService:
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
         target = request.target or self._map.placement(request.shard).preferred_leader
 
-        def done(rejection: GroupFailure | None) -> None:
-            if rejection is not None:
-                self._finish(pending, failure(rejection), self._served_by(group))
+        def done(failure: GroupFailure | None) -> None:
+            if failure is not None:
+                self._finish(pending, failure_of(failure), self._served_by(group))
                 return
             self.placed(request.shard, request.target, request.for_s)
             handed_over = HandedOver(request.shard, group.leader, target)

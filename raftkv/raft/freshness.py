@@ -152,8 +152,8 @@ class Freshness:
     def on_query(self, peer: str, message: wire.FreshnessQuery) -> None:
         """Answer a follower with the commit index, once we are confirmed to lead."""
 
-        def confirmed(rejection: GroupFailure | None) -> None:
-            if rejection is None:
+        def confirmed(failure: GroupFailure | None) -> None:
+            if failure is None:
                 echo = wire.FreshnessEcho(message.question, self._replica.commit_index)
                 self._host.send(self._group, peer, echo)
 

@@ -251,8 +251,8 @@ class Group:
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
             done(None)
-        for done, rejection in self.freshness.tick():
-            done(rejection)
+        for done, failure in self.freshness.tick():
+            done(failure)
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()
@@ -358,16 +358,16 @@ class Group:
         ``voucher`` is of the member that forwarded the read, if one did.
         """
 
-        def confirmed(rejection: GroupFailure | None) -> None:
-            query(self.state if rejection is None else rejection)
+        def confirmed(failure: GroupFailure | None) -> None:
+            query(self.state if failure is None else failure)
 
         self.reads.confirm(confirmed, voucher)
 
     def read_stale(self, query: Query, max_age_ms: int) -> None:
         """Call ``query`` once this replica's state is at most ``max_age_ms`` old, now or later."""
 
-        def fresh(rejection: GroupFailure | None) -> None:
-            query(self.state if rejection is None else rejection)
+        def fresh(failure: GroupFailure | None) -> None:
+            query(self.state if failure is None else failure)
 
         self.freshness.ensure(max_age_ms, fresh)
 
@@ -379,11 +379,11 @@ class Group:
 
     def propose(self, commands: Sequence[Command], done: Done) -> None:
         """Put commands into the log together; ``done`` gets their results, in order."""
-        rejection = self._why_not_propose()
-        if rejection is None:
-            rejection = self._queue.offer(Proposal(commands, done, self._clock.monotonic()))
-        if rejection is not None:
-            done(rejection)
+        failure = self._why_not_propose()
+        if failure is None:
+            failure = self._queue.offer(Proposal(commands, done, self._clock.monotonic()))
+        if failure is not None:
+            done(failure)
         else:
             self._host.wake(self.id)
 

@@ -22,7 +22,8 @@ class GroupFailure(msgspec.Struct, frozen=True, array_like=True):
     """Why a proposal or read has no result.
 
     ``definite``: it was not applied and never will be. ``unknown`` is the only reason that is not
-    definite: the entry may be committed by somebody, now or later.
+    definite: the entry may be committed by somebody, now or later. The router tries elsewhere, or
+    makes a :class:`raftkv.rpc.messages.Failure` of it.
     """
 
     reason: Literal[

@@ -208,7 +208,12 @@ FailureCode = Literal[
 
 
 class Failure(Message, tag=20, frozen=True):
-    """The request did not succeed. ``definite``: it was not applied and never will be."""
+    """The request did not succeed. ``definite``: it was not applied and never will be.
+
+    The router makes it of a group's :class:`raftkv.raft.proposals.GroupFailure`, or of what it
+    finds itself; the front end makes a problem document of it. The whole way stands in
+    docs/architecture.md, "How a refusal travels".
+    """
 
     code: FailureCode
     detail: str

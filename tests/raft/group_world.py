@@ -333,8 +333,8 @@ class GroupWorld(World):
         read = Read()
         group = self.nodes[name].group
 
-        def confirmed(rejection: GroupFailure | None) -> None:
-            if rejection is None:
+        def confirmed(failure: GroupFailure | None) -> None:
+            if failure is None:
                 read.values = values_of(group)
 
         group.reads.confirm(confirmed)

@@ -354,8 +354,8 @@ class RandomRun:
     def _read_at(self, name: str, began: int, voucher: Voucher | None = None) -> None:
         group = self.world.nodes[name].group
 
-        def done(rejection: GroupFailure | None) -> None:
-            if rejection is None:
+        def done(failure: GroupFailure | None) -> None:
+            if failure is None:
                 entry = group.state.get(REGISTER).entry
                 revision = 0 if entry is None else entry.mod_revision
                 self.reads.append(ReadSeen(began, self.step_number, revision))
@@ -376,8 +376,8 @@ class RandomRun:
             default=0,
         )
 
-        def done(rejection: GroupFailure | None) -> None:
-            if rejection is None:
+        def done(failure: GroupFailure | None) -> None:
+            if failure is None:
                 entry = group.state.get(REGISTER).entry
                 revision = 0 if entry is None else entry.mod_revision
                 assert revision >= known, f"read on {name} is older than {age_ms} ms"

@@ -17,9 +17,9 @@ class Asked:
     def __init__(self) -> None:
         self.outcomes: list[GroupFailure | None] = []
 
-    def __call__(self, rejection: GroupFailure | None) -> None:
+    def __call__(self, failure: GroupFailure | None) -> None:
         """Take the answer."""
-        self.outcomes.append(rejection)
+        self.outcomes.append(failure)
 
     @property
     def served(self) -> bool:
