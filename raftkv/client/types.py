@@ -101,7 +101,7 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class KeyValue:
     """A key as it was read. ``value`` is empty when only keys were asked for."""
 
     key: bytes
@@ -122,7 +122,7 @@ class NotModified:
 class RangeResult:
     """The entries of a :class:`Range`; ``more``: its limit left some out."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     more: bool
 
 
@@ -147,7 +147,7 @@ class DeleteResult:
     revision: int | None
 
 
-OperationResult = PutResult | DeleteResult | Entry | None
+OperationResult = PutResult | DeleteResult | KeyValue | None
 """What one operation gave; None is a :class:`Get` of a missing key."""
 
 

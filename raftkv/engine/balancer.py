@@ -18,7 +18,7 @@ from raftkv.engine.pins import Pin, Pins
 from raftkv.engine.replica_table import ReplicaRecord, ReplicaTable
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.status.facts import PinFacts
 
 SETTLED_S = 3.0
@@ -206,7 +206,7 @@ class Balancer:
     def _hand_over(self, replica: ReplicaRecord, target: str) -> None:
         group = replica.group
 
-        def done(outcome: Rejection | None) -> None:
+        def done(outcome: GroupFailure | None) -> None:
             if outcome is not None:
                 replica.handing_to = None
                 self._lost(target)

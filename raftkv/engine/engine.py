@@ -277,13 +277,13 @@ class Engine:
                 ),
                 limits=msgspec.structs.replace(
                     seams.group_limits,
-                    waiting_operations_max=limits.queue_commands,
-                    waiting_bytes_max=limits.queue_bytes,
-                    entry_operations_max=limits.entry_commands,
-                    entry_bytes_max=limits.entry_bytes,
+                    waiting_operations_max=limits.waiting_operations_max,
+                    waiting_bytes_max=limits.waiting_bytes_max,
+                    entry_operations_max=limits.entry_operations_max,
+                    entry_bytes_max=limits.entry_bytes_max,
                     # A transaction may hold several values, and no value may be too large for it.
                     proposal_bytes_max=max(
-                        seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
+                        seams.group_limits.proposal_bytes_max, 2 * config.http.value_bytes_max
                     ),
                 ),
                 snapshots=SnapshotPolicy(

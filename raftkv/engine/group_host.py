@@ -224,7 +224,7 @@ class GroupHost:
             group.withhold(withheld=True)
         self.wake(group.id)
 
-    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 -- a state, not an option
         """Let no group of this node lead from now on, or let them again."""
         self._withheld = withheld
         for record in self.replicas:
@@ -322,7 +322,7 @@ class GroupHost:
         """
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - fatal, with its trace in the log
+        except Exception as error:  # noqa: BLE001 -- fatal, with its trace in the log
             self._fatal(error)
 
     def _note(self, record: ReplicaRecord) -> None:

@@ -11,9 +11,9 @@ from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.directory import Directory
 from raftkv.engine.gather import LocalBatch, scan_part
 from raftkv.engine.replica_table import ReplicaRecord
-from raftkv.engine.requests import Pending, failure
+from raftkv.engine.requests import Pending, failure_of
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -88,19 +88,19 @@ class LocalService:
     def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
         return Served(self._node, group.id.shard, group.term, age_ms)
 
-    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
+    def _reject(self, pending: Pending, group: Group, failure: GroupFailure) -> None:
         """Try elsewhere if that makes sense, else say why not."""
         pending.sent = False
-        if rejection.reason in {"not_leader", "discarded"}:
+        if failure.reason in {"not_leader", "discarded"}:
             self._find_leader(pending)  # certainly not applied, so this try leaves no trace
-        elif rejection.reason == "unknown" and pending.lost():
+        elif failure.reason == "unknown" and pending.lost():
             self._find_leader(pending)
         else:
-            self._finish(pending, failure(rejection), self._served_by(group))
+            self._finish(pending, failure_of(failure), self._served_by(group))
 
     def _write(self, pending: Pending, group: Group, command: Command) -> None:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
@@ -119,8 +119,8 @@ class LocalService:
             self._read_stale(pending, group, request.max_age_ms, look)
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 self._reject(pending, group, state)
             elif not pending.answered:
                 self._finish(pending, look(state), self._served_by(group))
@@ -136,8 +136,8 @@ class LocalService:
             self._finish(pending, answer, self._served_by(group, group.freshness.age_ms()))
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 stale = Failure("too_stale", state.detail or "no leader", definite=True)
                 self._finish(pending, stale, self._served_by(group))
             elif not pending.answered:
@@ -149,8 +149,8 @@ class LocalService:
     def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
         """Put the writes into the log in as few entries as fit, and read beside them."""
 
-        def done(outcome: BatchResult | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: BatchResult | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, outcome, self._served_by(group))
@@ -161,9 +161,9 @@ class LocalService:
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
         target = request.target or self._directory.map.placement(request.shard).preferred_leader
 
-        def done(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._finish(pending, failure(rejection), self._served_by(group))
+        def done(failure: GroupFailure | None) -> None:
+            if failure is not None:
+                self._finish(pending, failure_of(failure), self._served_by(group))
                 return
             self.placed(request.shard, request.target, request.for_s)
             handed_over = HandedOver(request.shard, group.leader, target)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raftkv.core.cluster_map import GroupId, GroupPlacement
-from raftkv.core.errors import UndecodableError
+from raftkv.core.errors import StartError, UndecodableError
 from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.snapshot_keeper import GroupSnapshots
@@ -23,7 +23,7 @@ from raftkv.storage.wal import RecoveredGroup
 __all__ = ["ReplicaSettings", "ReplicaUnreadable", "Replicas"]
 
 
-class ReplicaUnreadable(Exception):  # noqa: N818 - says what the replica is
+class ReplicaUnreadable(StartError):  # noqa: N818 -- says what the replica is
     """A group's snapshot cannot be read; one line that names the file."""
 
 

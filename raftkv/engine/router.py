@@ -127,7 +127,7 @@ class Router:
         self._clock = clock
         self._loop = loop
         self._deadlines = Deadlines(clock, loop, self._expired)
-        self._homeless: dict[Pending, None] = {}
+        self._awaiting_leader: dict[Pending, None] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
         self._calls: dict[str, LinkCalls[Pending]] = {}  # by peer; those of its present link
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
@@ -141,7 +141,7 @@ class Router:
     @property
     def in_flight(self) -> int:
         """Requests forwarded or waiting for a leader."""
-        return sum(len(calls.asked) for calls in self._calls.values()) + len(self._homeless)
+        return sum(len(calls.asked) for calls in self._calls.values()) + len(self._awaiting_leader)
 
     # --- entrances ----------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Router:
 
     def leader_changed(self) -> None:
         """Try again at once what waits for a leader."""
-        if self._homeless:
+        if self._awaiting_leader:
             self._loop.call_soon(self._retry)
 
     def close(self) -> None:
@@ -256,8 +256,8 @@ class Router:
             self._retry_timer.cancel()
         asked = [call for calls in self._calls.values() for call in calls.asked.items()]
         forwarded = [pending for _, pending in sorted(asked, key=_number_of)]
-        waiting = [*self._homeless, *forwarded]
-        self._homeless.clear()
+        waiting = [*self._awaiting_leader, *forwarded]
+        self._awaiting_leader.clear()
         for calls in self._calls.values():  # their links are up: others are still answered
             calls.asked.clear()
         for pending in waiting:
@@ -432,7 +432,7 @@ class Router:
         if pending.hops:
             self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
             return
-        self._homeless[pending] = None
+        self._awaiting_leader[pending] = None
         if self._retry_timer is None:
             self._retry_timer = self._loop.call_later(RETRY_S, self._retry_by_timer)
 
@@ -441,14 +441,14 @@ class Router:
         self._retry()
 
     def _retry(self) -> None:
-        waiting, self._homeless = list(self._homeless), {}
+        waiting, self._awaiting_leader = list(self._awaiting_leader), {}
         now = self._clock.monotonic()
         for pending in waiting:
             if pending.deadline > now:  # else it is answered soon; this node was frozen, perhaps
                 self._try(pending)
 
     def _expired(self, pending: Pending) -> None:
-        self._homeless.pop(pending, None)
+        self._awaiting_leader.pop(pending, None)
         timed_out, served = pending.timed_out(), self._me(pending.shard)
         pending.finish(timed_out, served)
         self._note_slow(pending, timed_out, served)

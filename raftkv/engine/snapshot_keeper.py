@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobRunner
-from raftkv.engine.patience import Patience
 from raftkv.engine.replica_table import FailedSnapshot, ReplicaRecord, ReplicaTable
+from raftkv.engine.stalls import StallCounter
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.process import close_from
@@ -192,7 +192,7 @@ class ForkingWriter:
 
         A child that failed, or that somebody killed, leaves nothing on the disk.
         """
-        patience = Patience(round(self._patience_s / _LOOK_S))
+        patience = StallCounter(round(self._patience_s / _LOOK_S))
         while (status := _status_of(pid)) is None:
             if patience.is_over(progress.count):
                 self._kill(group, pid)
@@ -243,7 +243,7 @@ def _be_the_child(parent: int, work: Callable[[], None], progress: Progress) -> 
             gc.disable()  # a collection would touch, and so copy, every page
             work()
             code = 0
-    except BaseException as error:  # noqa: BLE001 - there is nobody above to raise to
+    except BaseException as error:  # noqa: BLE001 -- there is nobody above to raise to
         progress.fail(f"{type(error).__name__}: {error}")
     finally:
         os._exit(code)

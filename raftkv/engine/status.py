@@ -255,7 +255,7 @@ class LocalStatus:
 
     def _sync_percentiles(self) -> Percentiles:
         samples = sorted(self._host.sync_seconds)
-        if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
+        if len(samples) < 2:  # noqa: PLR2004 -- quantiles need two
             return Percentiles()
         cuts = statistics.quantiles(samples, n=100)
         return Percentiles(round(cuts[49] * 1000, 3), round(cuts[98] * 1000, 3))

@@ -201,7 +201,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
 
         self._jobs.run(late, lambda _, error: done(error))
 
-    from raftkv.sim import machine  # noqa: PLC0415 - a real node has no simulation
+    from raftkv.sim import machine  # noqa: PLC0415 -- a real node has no simulation
 
     patch(machine.JobWriter, "write", write)
     patch(snapshot_keeper.ForkingWriter, "write", functools.partialmethod(write, wait_s=0.05))
@@ -211,7 +211,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
 @shaped(faults=("bit_flip", "kill"), fault_every_s=6.0, snapshot_after_entries=200)
 def unchecked_log(patch: Patch) -> None:
     """Checksums of the log are not looked at: a rotten bit is taken for data."""
-    from raftkv.storage import wal_recovery  # noqa: PLC0415 - patched where it is used
+    from raftkv.storage import wal_recovery  # noqa: PLC0415 -- patched where it is used
 
     patch(wal_recovery, "body_holds", lambda _data, _unit: True)
 
@@ -525,7 +525,7 @@ def reads_without_confirmation(patch: Patch) -> None:
     """A leader answers reads without asking whether it still leads (H15)."""
 
     def confirm(self: Any, done: Any, voucher: Any = None) -> None:
-        done(None if self._replica.is_leader else proposals.Rejection("not_leader"))
+        done(None if self._replica.is_leader else proposals.GroupFailure("not_leader"))
 
     patch(reads.ReadIndex, "confirm", confirm)
 
@@ -619,7 +619,7 @@ def unknown_is_called_definite(patch: Patch) -> None:
         return Failure("no_leader", detail, definite=True)
 
     patch(requests.Pending, "timed_out", timed_out)
-    patch(proposals.Rejection, "definite", property(lambda _self: True))
+    patch(proposals.GroupFailure, "definite", property(lambda _self: True))
 
 
 @bug

@@ -28,10 +28,10 @@ from raftkv.client.attempts import (
     RESEND_WINDOW_S,
     Attempt,
     Attempts,
-    Failure,
+    ConnectionRefused,
+    FailedAttempt,
     Lost,
     NotSent,
-    Refused,
     RefusedForGood,
     renewed,
 )
@@ -129,7 +129,7 @@ class Play:
 
     def attempt(  # noqa: PLR0911 -- one for each end
         self, attempts: Attempts, end: End, share: float
-    ) -> Failure | None:
+    ) -> FailedAttempt | None:
         """One attempt, and what it does to the server."""
         attempt = Attempt(
             self.endpoints,
@@ -144,7 +144,7 @@ class Play:
         self.now_s += share * min(attempt.timeout_s, ARRIVES_WITHIN_S)
         match end:
             case "refused":
-                return attempt.not_sent(Refused("nobody"))
+                return attempt.not_sent(ConnectionRefused("nobody"))
             case "refused for good":
                 return attempt.not_sent(RefusedForGood("no such host"))
             case "not reached":

@@ -16,7 +16,7 @@ from raftkv.engine.directory import Directory
 from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.router import Router
 from raftkv.raft.group import Query
-from raftkv.raft.proposals import Limits, Rejection
+from raftkv.raft.proposals import GroupFailure, Limits
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
@@ -127,7 +127,7 @@ class FakeGroup:
         self.term = 1
         self.held: list[Callable[[], None]] = []
         self.hold = False
-        self.reject: Rejection | None = None
+        self.reject: GroupFailure | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(SimClock(), StageDurations())
         self.config = SimpleNamespace(limits=Limits())
@@ -189,7 +189,7 @@ class RouterWorld:
             node="n1",
             directory=self.directory,
             replicas=self.replicas,
-            links=self.links,  # type: ignore[arg-type]  # what a router needs of them
+            links=self.links,  # type: ignore[arg-type] # what a router needs of them
             clock=self.loop.clock,
             loop=self.loop.as_asyncio,
         )

@@ -17,7 +17,7 @@ from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.timing import Timing
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
@@ -55,7 +55,7 @@ class ManualJobs:
             return
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - handed on, as a thread pool would
+        except Exception as error:  # noqa: BLE001 -- handed on, as a thread pool would
             done(None, error)
         else:
             done(result, None)
@@ -111,7 +111,7 @@ class Machine:
             stall_s=0.5,
             fatal=self._die,
         )
-        self.host.links = self  # type: ignore[assignment]  # only `send` is used
+        self.host.links = self  # type: ignore[assignment] # only `send` is used
         self.alive = True
         for group_id in self.world.group_ids:
             self.host.add(self._make_group(group_id, recovered.get(group_id)))
@@ -181,7 +181,7 @@ class HostWorld:
     def __init__(
         self,
         shards: int = 1,
-        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 -- immutable
         names: tuple[str, ...] = NAMES,
     ) -> None:
         self.names = names
@@ -271,8 +271,8 @@ class HostWorld:
         """Propose puts one by one; return a list that their outcomes are added to."""
         outcomes: list[object] = []
 
-        def done(outcome: Sequence[object] | Rejection) -> None:
-            outcomes.append(outcome if isinstance(outcome, Rejection) else outcome[0])
+        def done(outcome: Sequence[object] | GroupFailure) -> None:
+            outcomes.append(outcome if isinstance(outcome, GroupFailure) else outcome[0])
 
         for key in keys:
             machine.group().propose((Command(Put(key, key)),), done)

@@ -204,9 +204,9 @@ def test_a_slow_disk_gets_nothing() -> None:
     world = World()
     world.balancer.hear("n1", NodeState(has_space=True, stopping=False, slow_disk=True))
     assert world.check_later() == []
-    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type] # a fake
     del world.balancer.peers["n3"]
-    assert world.balancer.ablest(world.group) == "n1"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n1"  # type: ignore[arg-type] # a fake
 
 
 def test_leadership_moves_only_to_who_reaches_all_that_its_leader_reaches() -> None:
@@ -214,7 +214,7 @@ def test_leadership_moves_only_to_who_reaches_all_that_its_leader_reaches() -> N
     world = World()
     world.balancer.hear("n1", msgspec.structs.replace(ABLE, reaches=("n2",)))
     assert world.check_later() == []
-    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type] # a fake
     world.balancer.hear("n1", msgspec.structs.replace(ABLE, reaches=("n2", "n3")))
     assert world.check_later() == ["n1"]
 

@@ -52,7 +52,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition that another part of this loop makes true."""
-    while not condition():  # noqa: ASYNC110 - the condition has no event
+    while not condition():  # noqa: ASYNC110 -- the condition has no event
         await asyncio.sleep(0.001)
 
 
@@ -639,7 +639,7 @@ def test_how_late_a_message_of_several_pieces_may_be_counts_from_its_first() -> 
         async with pair(limits=limits) as (one, two):
             two.recorder.on = lambda *_: lags.append(two.links.lag_s("n1"))
             (slow,) = two.links._connections
-            slow._report_bulk = lambda: None  # type: ignore[method-assign]  # gives no credit
+            slow._report_bulk = lambda: None  # type: ignore[method-assign] # gives no credit
             assert one.links.offer("n2", 3, 100_000, lambda: bytes(100_000), bytes_max=1)
             await until(lambda: slow._pieces.received_bytes > 0)
             begun = time.monotonic()
@@ -710,7 +710,7 @@ def test_a_machine_that_was_suspended_knows_how_late_its_messages_may_be() -> No
         async with pair(limits=msgspec_limits(ping_interval_s=20)) as (_, two):
             clock = Suspended()
             (link,) = two.links._connections
-            link._owner.clock = clock  # type: ignore[misc]  # of these links alone
+            link._owner.clock = clock  # type: ignore[misc] # of these links alone
             clock.suspended_s = 60.0
             assert two.links.lag_s("n1") > 60.0
 
@@ -747,7 +747,7 @@ def test_a_silent_peer_is_given_up() -> None:
             (stopped,) = two.links._connections
             assert stopped._transport is not None
             stopped._transport.pause_reading()  # reads no pings, so sends no pongs
-            two.links._ticker.cancel()  # type: ignore[union-attr]  # and no pings
+            two.links._ticker.cancel()  # type: ignore[union-attr] # and no pings
             await until(lambda: one.recorder.downs("n2") == 1)
 
     run(main())
@@ -780,7 +780,7 @@ def test_our_own_stall_is_not_the_peers_silence() -> None:
         )
         ears = Ears()
         await links.start()
-        links._links["n2"] = ears  # type: ignore[assignment]  # only listens to ticks
+        links._links["n2"] = ears  # type: ignore[assignment] # only listens to ticks
         clock.advance(3600)
         await until(lambda: any(ears.elapsed))
         assert max(ears.elapsed) <= 2 * FAST.tick_s
@@ -807,7 +807,7 @@ def test_a_stalled_loop_keeps_its_links() -> None:
 
 def blocking_sleep(seconds: float) -> None:
     """Stall the loop, as a long garbage collection does."""
-    import time  # noqa: PLC0415 - nothing else here may sleep like this
+    import time  # noqa: PLC0415 -- nothing else here may sleep like this
 
     time.sleep(seconds)
 

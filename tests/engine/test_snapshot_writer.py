@@ -16,7 +16,6 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
 from raftkv.engine.directory import Directory
 from raftkv.engine.jobs import JobDone
-from raftkv.engine.patience import Patience
 from raftkv.engine.snapshot_keeper import (
     ForkingWriter,
     InTurnWriter,
@@ -25,6 +24,7 @@ from raftkv.engine.snapshot_keeper import (
     WriterStalledError,
     write_records,
 )
+from raftkv.engine.stalls import StallCounter
 from raftkv.raft.group import Group
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
@@ -42,7 +42,7 @@ class JobsHere:
         """Run it."""
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - as a thread pool does
+        except Exception as error:  # noqa: BLE001 -- as a thread pool does
             done(None, error)
         else:
             done(result, None)
@@ -111,7 +111,7 @@ def test_a_child_that_cannot_end_holds_no_place_either(
 
 def test_a_child_that_goes_on_is_waited_for() -> None:
     """However slowly: only looks between which nothing was written count."""
-    patience = Patience(50)
+    patience = StallCounter(50)
     for count in range(10):
         assert not any(patience.is_over(count) for _ in range(40))
     assert any(patience.is_over(9) for _ in range(40))
