@@ -26,6 +26,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.storage.disk import Disk, DiskError, DiskFile, Exhausted, NoSuchFile
 from raftkv.storage.wal_format import (
     CARRY,
+    FORMAT,
     RECORD,
     SEGMENT_HEADER,
     UNIT_HEADER,
@@ -47,6 +48,7 @@ from raftkv.storage.wal_recovery import (
     Segment,
     Span,
     forget_from,
+    forget_group,
 )
 
 __all__ = ["SEGMENT_BYTES", "HousekeepingJob", "RecoveredGroup", "SyncJob", "Wal", "WalDamaged"]
@@ -89,13 +91,14 @@ class _Group:
 class _Effects:
     """What a unit's records mean for keeping and deleting segments, once they are durable."""
 
-    __slots__ = ("compacted", "tails", "touched", "truncated")
+    __slots__ = ("compacted", "forgotten", "tails", "touched", "truncated")
 
     def __init__(self) -> None:
         self.tails: dict[GroupId, int] = {}  # last index, for groups with entries in the unit
         self.truncated: list[tuple[GroupId, int]] = []
         self.compacted: dict[GroupId, int] = {}
         self.touched: set[GroupId] = set()  # groups whose state changed otherwise
+        self.forgotten: set[GroupId] = set()
 
 
 class SyncJob:
@@ -200,10 +203,10 @@ class HousekeepingJob:
 class Wal:
     """The log. Make one with :meth:`open`; see the module for which thread may call what.
 
-    Records are buffered by :meth:`append`, :meth:`truncate_from`, :meth:`set_hard_state` and
-    :meth:`compact`. These never fail because of the disk and do no I/O; each returns the LSN that
-    covers it: it is durable once ``durable_lsn`` has got there. LSNs count the records buffered by
-    this object; they start again at 0 with each :meth:`open`.
+    Records are buffered by :meth:`append`, :meth:`truncate_from`, :meth:`set_hard_state`,
+    :meth:`compact` and :meth:`forget`. These never fail because of the disk and do no I/O; each
+    returns the LSN that covers it: it is durable once ``durable_lsn`` has got there. LSNs count the
+    records buffered by this object; they start again at 0 with each :meth:`open`.
 
     A call that contradicts the log (a gap between entries, a term that goes back) raises
     ValueError and buffers nothing: written down, it would make the whole log unreadable.
@@ -220,6 +223,8 @@ class Wal:
         self.segment_bytes = segment_bytes
         """Size of a new segment."""
         self._groups = {name: _Group(group) for name, group in scan.groups.items()}
+        self._forgetting: dict[GroupId, _Group] = {}  # forgotten in what is buffered
+        self._forgotten: set[GroupId] = set()  # in this life: they take no records
         self._compacted = {name: group.compacted_index for name, group in scan.groups.items()}
         """Durable compaction marks; those still buffered must not delete anything."""
         self._closed = scan.segments[: scan.position]
@@ -285,6 +290,11 @@ class Wal:
         for name in self._disk.listdir(self._directory):
             if name.endswith(_TEMPORARY) and segment_number(name.removesuffix(_TEMPORARY)):
                 self._disk.unlink(self._directory / name)
+        if any(segment.form != FORMAT for segment in self._spares):
+            # The last first, each durable before the next: a crash must not leave a gap.
+            while self._spares:
+                self._disk.unlink(self._spares.pop().path)
+                self._disk.fsync_dir(self._directory)
         for segment in (self._active, *self._spares):
             segment.file = self._disk.open(segment.path, write=True)
         if scan.cut is not None:
@@ -360,6 +370,27 @@ class Wal:
         self._effects.compacted[group] = index
         return self._record(Kind.COMPACT, group, index, term)
 
+    def forget(self, group: GroupId) -> int:
+        """Buffer that the group is retired; nothing if the log does not know it.
+
+        Once that is durable its entries keep no segment alive, and it is not recovered. In this
+        life it takes no more records (ValueError). Nothing of a group's promises is left, so it
+        must not be started again under its name.
+        """
+        effects = self._effects
+        state = self._groups.pop(group, None)
+        buffered = group in effects.touched or group in effects.tails
+        if state is None or (state.sealed is None and not buffered):
+            return self.lsn
+        lsn = self._record(Kind.FORGET, group, 0, 0)
+        self._forgetting[group] = state
+        self._forgotten.add(group)
+        effects.touched.discard(group)
+        effects.tails.pop(group, None)
+        effects.compacted.pop(group, None)
+        effects.forgotten.add(group)
+        return lsn
+
     def _record(self, kind: int, group: GroupId, first: int, second: int, body: bytes = b"") -> int:
         record = RECORD.pack(kind, group[0], group[1], first, second, len(body)) + body
         self._parts.append(record)
@@ -369,6 +400,8 @@ class Wal:
         return self.lsn
 
     def _new_group(self, name: GroupId) -> _Group:
+        if name in self._forgotten:
+            raise ValueError(f"group {name} is forgotten")
         group = self._groups[name] = _Group()
         return group
 
@@ -410,6 +443,7 @@ class Wal:
         )
         for name in self._effects.touched.union(self._effects.tails):
             self._groups[name].seal()
+        self._forgetting.clear()
         self._parts, self._bytes, self._effects = [UNIT_HEADER_SPACE], 0, _Effects()
         self._sync = job
         return job
@@ -433,12 +467,17 @@ class Wal:
             forget_from([*self._closed, self._active], name, index)
         self._active.tails.update(job.effects.tails)
         self._compacted.update(job.effects.compacted)
+        for name in job.effects.forgotten:
+            forget_group([*self._closed, self._active], name)
+            self._compacted.pop(name, None)
         self.durable_lsn = job.lsn
 
     def _segment_for(self, size: int) -> Segment | None:
         """Where a unit of ``size`` bytes goes; None if that segment is being made just now."""
         active = self._active
-        if active.empty or active.end_with(size) <= active.size:
+        # A version that does not know FORGET must stop at a segment's format, not at the record.
+        knows = active.form == FORMAT or not self._effects.forgotten
+        if active.empty or (knows and active.end_with(size) <= active.size):
             return active
         if self._spares:
             return self._spares[0]
@@ -452,7 +491,7 @@ class Wal:
         They let all older segments be deleted, and let recovery see if one was deleted too early.
         """
         carries = []
-        for name, group in self._groups.items():
+        for name, group in (*self._groups.items(), *self._forgetting.items()):
             if group.sealed is None:
                 continue
             term, vote, compacted_index, compacted_term, last = group.sealed
@@ -536,7 +575,7 @@ class Wal:
                 name
                 for segment in old
                 for name, last in segment.tails.items()
-                if last > self._groups[name].compacted_index
+                if (group := self._groups.get(name)) is not None and last > group.compacted_index
             }
         )
 

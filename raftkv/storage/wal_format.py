@@ -12,9 +12,12 @@ from typing import Final, NamedTuple
 
 from raftkv.core.errors import StartError
 
-FORMAT: Final = 2
-"""Units begin at sectors and say how many of theirs are blank. In format 1, which is read and gone
-on with where a segment has it, they followed each other closely, and said nothing."""
+FORMAT: Final = 3
+"""Of a new segment; older ones are read, and gone on with where a segment has them. Format 3 may
+have FORGET records. In format 1 units followed each other closely and did not say how many of their
+sectors are blank; since format 2 they begin at sectors and do."""
+
+FORMATS_READ: Final = (1, 2, FORMAT)
 
 SECTOR_BYTES: Final = 512
 """What a disk writes whole or not at all, at the least."""
@@ -55,6 +58,7 @@ class Kind:
     COMPACT: Final = 4  # (index, term) of the last entry that the snapshot covers
     SEGMENT_START: Final = 5  # (number of CARRY records that follow, 0); first in every segment
     CARRY: Final = 6  # (term, 0), CARRY body and vote: the group as of the unit before
+    FORGET: Final = 7  # (0, 0): the group is retired, as if it had never been here
 
 
 class WalDamaged(StartError):  # noqa: N818 -- says what the log is
@@ -109,7 +113,7 @@ def encode_segment_header(number: int, identity: str, *, form: int = FORMAT) -> 
 
 
 def check_segment_header(data: bytes, file: Path, number: int, identity: str) -> tuple[bytes, int]:
-    """Return a segment's marker and the alignment of its units, in bytes.
+    """Return a segment's marker and its format.
 
     Raises:
         WalDamaged: the header is not that of this segment of this node.
@@ -125,13 +129,13 @@ def check_segment_header(data: bytes, file: Path, number: int, identity: str) ->
         raise damaged("this is not a segment of a raftkv log")
     if zlib.crc32(data[: SEGMENT_HEADER.size - _CRC.size]) != crc:
         raise damaged("segment header checksum mismatch")
-    if form not in (1, FORMAT):
-        raise damaged(f"format {form} is unknown to this version (it knows 1 and {FORMAT})")
+    if form not in FORMATS_READ:
+        raise damaged(f"format {form} is unknown to this version (it knows 1 to {FORMAT})")
     if found != number:
         raise damaged(f"the header says segment {found}, the file name {number}")
     if owner != node_hash(identity):
         raise damaged("segment was written by another node")
-    return bytes(marker), 1 if form == 1 else SECTOR_BYTES
+    return bytes(marker), form
 
 
 def aligned(position: int, alignment: int) -> int:

@@ -13,6 +13,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.storage.disk import Disk, DiskFile
 from raftkv.storage.wal_format import (
     CARRY,
+    FORMAT,
     RECORD,
     SECTOR_BYTES,
     SEGMENT_HEADER,
@@ -55,14 +56,14 @@ class Segment:
 
     ``end`` is where the next unit goes, a multiple of ``alignment``. ``tails`` maps each group with
     entries in this file to the last index that matters here: once the group is compacted to it, it
-    needs the file no more.
+    needs the file no more. ``form`` is the file's format.
     """
 
     number: int
     path: Path
     size: int
     marker: bytes
-    alignment: int = SECTOR_BYTES
+    form: int = FORMAT
     file: DiskFile | None = None
     end: int = 0
     tails: dict[GroupId, int] = field(default_factory=dict)
@@ -70,6 +71,11 @@ class Segment:
     def __post_init__(self) -> None:
         if not self.end:
             self.end = self._first
+
+    @property
+    def alignment(self) -> int:
+        """Where units may begin."""
+        return 1 if self.form == 1 else SECTOR_BYTES
 
     @property
     def _first(self) -> int:
@@ -91,6 +97,12 @@ def forget_from(segments: list[Segment], group: GroupId, index: int) -> None:
     for segment in segments:
         if segment.tails.get(group, 0) >= index:
             segment.tails[group] = index - 1
+
+
+def forget_group(segments: list[Segment], group: GroupId) -> None:
+    """The group is retired, so none of its entries keeps a file alive."""
+    for segment in segments:
+        segment.tails.pop(group, None)
 
 
 @dataclass(slots=True)
@@ -243,12 +255,11 @@ class Replay:
         self, kind: int, name: GroupId, first: int, second: int, body: bytes
     ) -> str:
         if kind == Kind.SEGMENT_START:
-            self._carries_missing = first
-            if not self._is_first_segment and first != len(self.groups):
-                return f"{first} groups carried, {len(self.groups)} known"
-            return ""
+            return self._start_segment(first)
         if kind == Kind.CARRY:
             return self._carry(name, first, body)
+        if kind == Kind.FORGET:
+            return self._forget(name)
         group = self.groups.get(name) or self._new_group(name)
         if kind == Kind.HARD_STATE:
             if first < group.term:
@@ -267,6 +278,18 @@ class Replay:
             group.compact(first, second)
             return ""
         return f"record kind {kind} is unknown"
+
+    def _start_segment(self, carried: int) -> str:
+        self._carries_missing = carried
+        if not self._is_first_segment and carried != len(self.groups):
+            return f"{carried} groups carried, {len(self.groups)} known"
+        return ""
+
+    def _forget(self, name: GroupId) -> str:
+        if self.groups.pop(name, None) is None:
+            return f"there is no group {name} to forget"
+        forget_group(self.segments, name)
+        return ""
 
     def _carry(self, name: GroupId, term: int, body: bytes) -> str:
         compacted_index, compacted_term, last, has_vote = CARRY.unpack_from(body)
@@ -351,8 +374,8 @@ class Scanner:
             data = file.pread(size, 0)
         finally:
             file.close()
-        marker, alignment = check_segment_header(data, path, number, self._identity)
-        segment = Segment(number, path, size, marker, alignment)
+        marker, form = check_segment_header(data, path, number, self._identity)
+        segment = Segment(number, path, size, marker, form)
         if self._bad is None:
             self._read_units(segment, data)
         else:

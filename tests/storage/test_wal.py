@@ -156,6 +156,97 @@ def test_truncated_entries_pin_nothing(*, reopen: bool) -> None:
     assert "01" not in segments(disk)
 
 
+@pytest.mark.parametrize("reopen", [False, True])
+def test_forgotten_group_pins_nothing_and_is_not_recovered(*, reopen: bool) -> None:
+    """Its entries keep no segment alive, though no snapshot covers them; others' do."""
+    disk = new_disk()
+    wal, _ = open_wal(disk)
+    fill(wal, A, 1, 4)
+    wal.set_hard_state(A, 5, "n1")
+    fill(wal, B, 1, 6)
+    wal.forget(A)
+    wal.compact(B, 6, 1)
+    sync(wal)
+    if reopen:
+        wal.close()
+        wal, recovered = open_wal(disk)
+        assert set(recovered) == {B}
+    assert wal.pinning(keep_segments=1) == []
+    housekeep(wal)
+    assert "01" not in segments(disk)
+    fill(wal, B, 7, 12)  # into segments that carry every group
+    wal.close()
+    _, recovered = open_wal(disk)
+    assert set(recovered) == {B}
+
+
+def test_forgetting_counts_once_it_is_durable() -> None:
+    """Until then the group is recovered, and its segments stay; it pins nothing any more."""
+    disk = new_disk()
+    wal, _ = open_wal(disk)
+    fill(wal, A, 1, 12)
+    wal.append(A, 13, 1, b"in the unit that is being written")
+    job = wal.begin_sync()
+    assert job is not None
+    assert wal.forget(A) == wal.lsn == wal.durable_lsn + 2
+    assert wal.pinning() == []
+    housekeep(wal)
+    assert "01" in segments(disk)
+    job.run()
+    wal.finish_sync(job)
+    after_crash = disk.crash_choosing(lambda _: 0, lambda n: n - 1)  # only what was synced
+    assert len(open_wal(after_crash)[1][A].entries) == 13
+    after = wal.begin_sync()
+    assert after is not None
+    assert wal.pinning() == []
+    after.run()
+    wal.finish_sync(after)
+    housekeep(wal)
+    assert "01" not in segments(disk)
+
+
+def test_forgotten_group_takes_no_records() -> None:
+    """A record of it would bring it back, without what it has promised."""
+    wal, _ = open_wal(new_disk())
+    fill(wal, A, 1, 1)
+    wal.forget(A)
+    for _ in range(2):
+        lsn = wal.lsn
+        with pytest.raises(ValueError, match="forgotten"):
+            wal.append(A, 2, 1, b"")
+        with pytest.raises(ValueError, match="forgotten"):
+            wal.set_hard_state(A, 9, None)
+        with pytest.raises(ValueError, match="forgotten"):
+            wal.compact(A, 9, 9)
+        with pytest.raises(ValueError, match="forgotten"):
+            wal.truncate_from(A, 1)
+        assert wal.forget(A) == wal.lsn == lsn
+        sync(wal)
+
+
+def test_forgetting_a_group_that_is_not_there_is_no_record() -> None:
+    """There is nothing to forget; nor is there of one that was asked to change nothing."""
+    wal, _ = open_wal(new_disk())
+    assert wal.forget(A) == 0
+    wal.set_hard_state(A, 0, None)
+    assert wal.forget(A) == 0
+    assert wal.begin_sync() is None
+
+
+def test_group_that_comes_and_goes_within_a_unit() -> None:
+    """Its records are written and mean nothing."""
+    disk = new_disk()
+    wal, _ = open_wal(disk)
+    wal.append(A, 1, 1, b"x")
+    wal.set_hard_state(A, 2, None)
+    wal.compact(A, 1, 1)
+    wal.forget(A)
+    sync(wal)
+    fill(wal, B, 1, 12)
+    wal.close()
+    assert set(open_wal(disk)[1]) == {B}
+
+
 def test_entries_truncated_in_their_own_unit_pin_nothing() -> None:
     """Entries that were appended and truncated between two syncs keep no segment alive."""
     disk = new_disk()

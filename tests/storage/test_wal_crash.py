@@ -34,7 +34,10 @@ from raftkv.storage.wal import Wal, WalDamaged
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["append"] * 6 + ["sync"] * 4 + ["housekeep"] * 2 + ["truncate", "hard", "compact"]
+            ["append"] * 6
+            + ["sync"] * 4
+            + ["housekeep"] * 2
+            + ["truncate", "hard", "compact", "forget"]
         ),
         st.integers(0, 1 << 16),
         st.integers(0, 1 << 16),

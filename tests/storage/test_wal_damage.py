@@ -17,6 +17,7 @@ from raftkv.sim.disk import SECTOR_BYTES, SimDisk, SimulatedCrash
 from raftkv.storage import wal as wal_module
 from raftkv.storage.wal import Wal, WalDamaged
 from raftkv.storage.wal_format import (
+    FORMAT,
     SEGMENT_HEADER,
     UNIT_HEADER,
     encode_segment_header,
@@ -24,7 +25,7 @@ from raftkv.storage.wal_format import (
     read_unit_header,
 )
 
-A = GROUPS[0]
+A, B = GROUPS[:2]
 
 Fault = Callable[["TornLog", Random], None]
 
@@ -222,3 +223,38 @@ def test_a_log_of_format_1_is_read_and_gone_on_with(monkeypatch: pytest.MonkeyPa
     wal.close()
     _, recovered = open_wal(disk)
     assert [entry[1] for entry in recovered[A].entries] == list(range(1, 42))
+
+
+def test_a_group_is_forgotten_in_a_segment_of_the_format_that_knows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A version that reads formats 1 and 2 stops at the segment's format, and sees no damage."""
+    with monkeypatch.context() as before:
+        before.setattr(
+            wal_module, "encode_segment_header", lambda n, i: encode_segment_header(n, i, form=2)
+        )
+        disk, wal = new_log()
+        wal.append(A, 1, 1, b"x")
+        wal.append(B, 1, 1, b"x")
+        sync(wal)
+        housekeep(wal)
+        wal.close()
+    assert set(forms(disk)) == {2}
+    wal, _ = open_wal(disk)
+    wal.append(B, 2, 1, b"y")
+    sync(wal)
+    assert wal._active.number == 1  # what format 2 knows goes on where it was
+    wal.forget(A)
+    sync(wal)
+    housekeep(wal)
+    wal.close()
+    assert forms(disk)[0] == 2
+    assert set(forms(disk)[1:]) == {FORMAT}
+    _, recovered = open_wal(disk)
+    assert {name: len(group.entries) for name, group in recovered.items()} == {B: 2}
+
+
+def forms(disk: SimDisk) -> list[int]:
+    """Return the format of each segment, in order."""
+    files = (disk.open(DIRECTORY / name) for name in sorted(disk.listdir(DIRECTORY)))
+    return [SEGMENT_HEADER.unpack(file.pread(SEGMENT_HEADER.size, 0))[1] for file in files]

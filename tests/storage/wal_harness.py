@@ -81,6 +81,8 @@ class Driver:
     states: list[State]
     life: int = 0
     payloads: Iterator[int] = field(default_factory=count)
+    forgotten: set[GroupId] = field(default_factory=set)
+    """Groups that this process has let the log forget, and records nothing of any more."""
 
     @classmethod
     def start(cls, disk: SimDisk, life: int = 0) -> "Driver":
@@ -105,6 +107,8 @@ class Driver:
             housekeep(self.wal)
         else:
             name = GROUPS[a % len(GROUPS)]
+            while name in self.forgotten:
+                name = GroupId(name.shard, name.generation + 2)  # a successor
             change: Callable[[GroupId, GroupState, int], tuple[int, GroupState]]
             change = getattr(self, f"_{kind}")
             before = self.wal.lsn
@@ -142,6 +146,14 @@ class Driver:
         lsn = self.wal.compact(name, index, entry_term)
         rest = tuple(entry for entry in entries if entry[1] > index)
         return lsn, (term, vote, (index, entry_term), rest)
+
+    def _forget(self, name: GroupId, group: GroupState, _: int) -> tuple[int, GroupState]:
+        before = self.wal.lsn
+        lsn = self.wal.forget(name)
+        if lsn != before:
+            self.forgotten.add(name)
+            group = NOTHING
+        return lsn, group
 
 
 def assert_possible(found: State, possible: list[State], label: str = "") -> None:
@@ -194,7 +206,12 @@ def operations_of(steps: list[Step]) -> int:
 
 def random_steps(random: Random, length: int) -> list[Step]:
     """Return steps for a test that needs a fixed, mixed sequence."""
-    kinds = ["append"] * 8 + ["sync"] * 5 + ["housekeep"] * 3 + ["truncate", "hard", "compact"]
+    kinds = (
+        ["append"] * 8
+        + ["sync"] * 5
+        + ["housekeep"] * 3
+        + ["truncate", "hard", "compact", "forget"]
+    )
     return [
         (random.choice(kinds), random.randrange(1 << 16), random.randrange(1 << 16))
         for _ in range(length)
