@@ -1,61 +1,11 @@
 """Python client library; imports no server code."""
 
+from raftkv.client import errors, types
 from raftkv.client.client import Client
-from raftkv.client.errors import (
-    AccessError,
-    BusyError,
-    CrossShardError,
-    DefiniteError,
-    DiskFullError,
-    InvalidRequestError,
-    KeyReusedError,
-    NotFoundError,
-    PreconditionFailedError,
-    RaftkvError,
-    ServerError,
-    TooLargeError,
-    UnavailableError,
-    UnknownOutcomeError,
-)
-from raftkv.client.types import (
-    Compare,
-    Delete,
-    DeleteResult,
-    Get,
-    KeyValue,
-    NotModified,
-    Put,
-    PutResult,
-    Range,
-    RangeResult,
-    TxnResult,
-)
+from raftkv.client.errors import *  # noqa: F403 -- its __all__ is taken over
+from raftkv.client.types import *  # noqa: F403 -- same
 
-__all__ = [
-    "AccessError",
-    "BusyError",
-    "Client",
-    "Compare",
-    "CrossShardError",
-    "DefiniteError",
-    "Delete",
-    "DeleteResult",
-    "DiskFullError",
-    "Get",
-    "InvalidRequestError",
-    "KeyReusedError",
-    "KeyValue",
-    "NotFoundError",
-    "NotModified",
-    "PreconditionFailedError",
-    "Put",
-    "PutResult",
-    "RaftkvError",
-    "Range",
-    "RangeResult",
-    "ServerError",
-    "TooLargeError",
-    "TxnResult",
-    "UnavailableError",
-    "UnknownOutcomeError",
-]
+__all__ = ["Client"]
+__all__ += errors.__all__
+__all__ += types.__all__
+__all__.sort()

@@ -24,12 +24,10 @@ from raftkv.client.errors import (
     UnknownOutcomeError,
 )
 from raftkv.client.session import Session, SessionPool, Ticket
-from raftkv.client.types import Bytes, Delete, Get, OperationResult, Put, to_bytes
+from raftkv.client.types import BatchOperation, Bytes, Get, OperationResult, to_bytes
 
 BatchResult = OperationResult | RaftkvError
 """What became of one operation of a batch."""
-
-Operation = Put | Delete | Get
 
 PIECE_OPERATIONS = 1000
 PIECE_BYTES = 4 * 2**20
@@ -40,7 +38,7 @@ OPERATION_BYTES = 160
 def run_batch(
     caller: Caller,
     sessions: SessionPool | None,
-    operations: Sequence[Operation],
+    operations: Sequence[BatchOperation],
     timeout_s: float,
 ) -> list[BatchResult]:
     """Send ``operations``; see :meth:`raftkv.client.Client.batch`.
@@ -65,13 +63,12 @@ def run_batch(
     return results
 
 
-def _pieces(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
+def _pieces(operations: Sequence[BatchOperation]) -> Iterator[Sequence[BatchOperation]]:
     """Cut a batch into requests that servers take."""
     start = size = 0
     for place, operation in enumerate(operations):
-        bytes_now = OPERATION_BYTES + _length(operation.key)
-        if isinstance(operation, Put):
-            bytes_now += _length(operation.value)
+        value: Bytes = getattr(operation, "value", b"")
+        bytes_now = OPERATION_BYTES + _length(operation.key) + _length(value)
         if place > start and (place - start == PIECE_OPERATIONS or size + bytes_now > PIECE_BYTES):
             yield operations[start:place]
             start, size = place, 0
@@ -88,7 +85,7 @@ def _length(data: Bytes) -> int:
 def _run_piece(
     caller: Caller,
     sessions: SessionPool | None,
-    operations: Sequence[Operation],
+    operations: Sequence[BatchOperation],
     deadline: float,
 ) -> list[BatchResult]:
     with contextlib.ExitStack() as stack:
@@ -108,7 +105,7 @@ class _Batch:
         caller: Caller,
         session: Session | None,
         stack: contextlib.ExitStack,
-        operations: Sequence[Operation],
+        operations: Sequence[BatchOperation],
     ) -> None:
         self._caller = caller
         self._session = session

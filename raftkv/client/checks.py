@@ -2,16 +2,15 @@
 
 import ssl
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from raftkv.client.errors import InvalidRequestError
 from raftkv.client.types import (
     KEY_BYTES_MAX,
     REVISION_MAX,
+    BatchOperation,
     Bytes,
     Compare,
-    Delete,
-    Get,
-    Put,
     to_bytes,
 )
 
@@ -76,12 +75,13 @@ def check_revision(revision: object) -> None:
         raise InvalidRequestError(f"a revision is from 1 to {REVISION_MAX}, not {revision}")
 
 
-def check_operations(operations: Iterable[object], of: str, kinds: tuple[type, ...]) -> None:
-    """Check what a batch or a transaction is made of.
+def check_operations(operations: Iterable[object], of: str, union: object) -> None:
+    """Check that what a batch or a transaction is made of is in ``union``.
 
     Raises:
         TypeError: Something in it is no operation.
     """
+    kinds: tuple[type, ...] = get_args(union)
     for operation in operations:
         if not isinstance(operation, kinds):
             *most, last = (kind.__name__ for kind in kinds)
@@ -89,21 +89,20 @@ def check_operations(operations: Iterable[object], of: str, kinds: tuple[type, .
             raise TypeError(f"a {of} is made of {', '.join(most)} and {last}, not {found}")
 
 
-def check_batch(operations: Sequence[Put | Delete | Get]) -> None:
+def check_batch(operations: Sequence[BatchOperation]) -> None:
     """Check all operations of a batch, before the first one is sent.
 
     Raises:
         InvalidRequestError: A condition asks for a revision that no entry can have.
         TypeError: Something in it is no operation, or a revision no number.
     """
-    check_operations(operations, "batch", (Put, Delete, Get))
+    check_operations(operations, "batch", BatchOperation)
     for operation in operations:
-        if not isinstance(operation, Get):
-            try:
-                check_revision(operation.if_revision)
-            except InvalidRequestError as error:
-                error.key = to_bytes(operation.key)
-                raise
+        try:
+            check_revision(getattr(operation, "if_revision", None))
+        except InvalidRequestError as error:
+            error.key = to_bytes(operation.key)
+            raise
 
 
 def check_comparisons(comparisons: Iterable[object]) -> None:

@@ -19,17 +19,15 @@ from raftkv.client.errors import InvalidRequestError, RaftkvError, ServerError, 
 from raftkv.client.session import Session, SessionPool, Ticket
 from raftkv.client.transport import Transport
 from raftkv.client.types import (
+    BatchOperation,
     Bytes,
     Compare,
     Consistency,
-    Delete,
     DeleteResult,
-    Get,
     KeyValue,
     NotModified,
-    Put,
     PutResult,
-    Range,
+    TxnOperation,
     TxnResult,
     to_bytes,
 )
@@ -322,7 +320,7 @@ class Client:
             left = None if left is None else left - len(entries)
 
     def batch(
-        self, operations: Sequence[Put | Delete | Get], *, timeout_s: float | None = None
+        self, operations: Sequence[BatchOperation], *, timeout_s: float | None = None
     ) -> list[BatchResult]:
         """Do many independent operations with few requests; results are in their order.
 
@@ -345,8 +343,8 @@ class Client:
     def txn(
         self,
         compare: Sequence[Compare] = (),
-        then: Sequence[Put | Delete | Get | Range] = (),
-        otherwise: Sequence[Put | Delete | Get | Range] = (),
+        then: Sequence[TxnOperation] = (),
+        otherwise: Sequence[TxnOperation] = (),
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
@@ -478,7 +476,7 @@ def _decoded(decode: Callable[[Answer], _Written], answer: Answer) -> _Written:
         raise UnknownOutcomeError(str(error), status=error.status) from error
 
 
-def _about(operation: Put | Delete | Get, result: BatchResult) -> BatchResult:
+def _about(operation: BatchOperation, result: BatchResult) -> BatchResult:
     """The result of one operation; an error that several of them share becomes its own."""
     if not isinstance(result, RaftkvError):
         return result

@@ -5,8 +5,9 @@ pages of a scan come as JSON, with base64 where bytes are not UTF-8.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -15,10 +16,10 @@ from raftkv.client.answers import Answer, Problem
 from raftkv.client.checks import check_comparisons, check_key, check_operations
 from raftkv.client.errors import InvalidRequestError, ServerError
 from raftkv.client.types import (
+    BatchOperation,
     Bytes,
     Compare,
     Consistency,
-    Delete,
     DeleteResult,
     Get,
     KeyValue,
@@ -28,6 +29,7 @@ from raftkv.client.types import (
     PutResult,
     Range,
     RangeResult,
+    TxnOperation,
     TxnResult,
     to_bytes,
 )
@@ -303,18 +305,51 @@ def transfer_body(to: str | None, for_s: float | None) -> bytes:
 # --- batches and transactions -------------------------------------------------------------------
 
 
-def batch_member(
-    operation: Put | Delete | Get, session: Mapping[str, Any] | None
-) -> dict[str, Any]:
+class _Declared(NamedTuple):
+    """How an operation is called on the wire, and what it has; members are called as here."""
+
+    op: str
+    members: tuple[tuple[str, object, Callable[[Any], object] | None], ...]
+    """Name, default, and what makes of a value what travels, if anything has to."""
+
+
+def _declared(kind: type) -> _Declared:
+    members = (
+        (
+            field.name,
+            field.default,
+            check_key
+            if field.name == "key"
+            else to_bytes
+            if bytes in get_args(field.type)
+            else None,
+        )
+        for field in dataclasses.fields(kind)
+    )
+    return _Declared(kind.__name__.lower(), tuple(members))
+
+
+_DECLARED = {kind: _declared(kind) for kind in {*get_args(BatchOperation), *get_args(TxnOperation)}}
+
+
+def _operation(operation: BatchOperation | TxnOperation) -> dict[str, Any]:
+    """One operation: its members that are not as they are by default."""
+    declared = _DECLARED.get(type(operation))
+    if declared is None:  # of a class of the caller's own, made of one of ours
+        declared = next(told for kind, told in _DECLARED.items() if isinstance(operation, kind))
+    members: dict[str, Any] = {"op": declared.op}
+    for name, default, convert in declared.members:
+        value = getattr(operation, name)
+        if value != default:
+            members[name] = value if convert is None else convert(value)
+    return members
+
+
+def batch_member(operation: BatchOperation, session: Mapping[str, Any] | None) -> dict[str, Any]:
     """One operation of a batch, a write with its place in the client's session."""
     member = _operation(operation)
-    if not isinstance(operation, Get):
-        if session is not None:
-            member["session"] = session
-        if operation.if_revision is not None:
-            member["if_revision"] = operation.if_revision
-    if isinstance(operation, Put) and operation.if_absent:
-        member["if_absent"] = True
+    if session is not None and not isinstance(operation, Get):
+        member["session"] = session
     return member
 
 
@@ -366,11 +401,11 @@ def _batch_result(member: _BatchResult) -> OperationResult | Problem:
 
 def txn_body(
     compare: Sequence[Compare],
-    then: Sequence[Put | Delete | Get | Range],
-    otherwise: Sequence[Put | Delete | Get | Range],
+    then: Sequence[TxnOperation],
+    otherwise: Sequence[TxnOperation],
 ) -> bytes:
     """The body of a transaction."""
-    check_operations((*then, *otherwise), "transaction", (Put, Delete, Get, Range))
+    check_operations((*then, *otherwise), "transaction", TxnOperation)
     check_comparisons(compare)
     for operation in (*then, *otherwise):
         conditional = isinstance(operation, Put) and operation.if_absent
@@ -395,29 +430,14 @@ def txn_of(answer: Answer) -> TxnResult:
     return TxnResult(txn.succeeded, txn.revision, results)
 
 
-def _txn_operation(operation: Put | Delete | Get | Range) -> dict[str, Any]:
-    if not isinstance(operation, Range):
-        return _operation(operation)
-    bounds = {"prefix": operation.prefix, "start": operation.start, "end": operation.end}
-    given: dict[str, Any] = {
-        name: to_bytes(bound) for name, bound in bounds.items() if bound is not None
-    }
-    if "prefix" in given and len(given) > 1:
+def _txn_operation(operation: TxnOperation) -> dict[str, Any]:
+    if (
+        isinstance(operation, Range)
+        and operation.prefix is not None
+        and (operation.start is not None or operation.end is not None)
+    ):
         raise InvalidRequestError("prefix excludes start and end")
-    if operation.limit is not None:
-        given["limit"] = operation.limit
-    return {"op": "range", "keys_only": operation.keys_only, **given}
-
-
-def _operation(operation: Put | Delete | Get) -> dict[str, Any]:
-    key = check_key(operation.key)
-    match operation:
-        case Put(value=value):
-            return {"op": "put", "key": key, "value": to_bytes(value)}
-        case Delete():
-            return {"op": "delete", "key": key}
-        case Get():
-            return {"op": "get", "key": key}
+    return _operation(operation)
 
 
 def _comparison(comparison: Compare) -> dict[str, Any]:

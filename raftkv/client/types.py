@@ -6,6 +6,20 @@ Keys and values are bytes; a ``str`` is taken as its UTF-8 bytes wherever one is
 from dataclasses import dataclass
 from typing import Literal
 
+__all__ = [
+    "Compare",
+    "Delete",
+    "DeleteResult",
+    "Get",
+    "KeyValue",
+    "NotModified",
+    "Put",
+    "PutResult",
+    "Range",
+    "RangeResult",
+    "TxnResult",
+]
+
 Bytes = bytes | str
 """A key or value as callers may give it."""
 
@@ -95,6 +109,13 @@ class Compare:
     def absent(cls, key: Bytes) -> "Compare":
         """Return the condition that the key is not there."""
         return cls(key, "version", "=", 0)
+
+
+BatchOperation = Put | Delete | Get
+"""What a batch is made of."""
+
+TxnOperation = Put | Delete | Get | Range
+"""What a branch of a transaction is made of."""
 
 
 # --- results ----------------------------------------------------------------------------------

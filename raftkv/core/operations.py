@@ -130,7 +130,10 @@ class Seal(Operation, tag=8, frozen=True):
     successor_generation: int
 
 
-Write = Put | Delete | Txn
+KeyWrite = Put | Delete
+"""What writes one key, called ``key``: that says which shard it belongs to."""
+
+Write = KeyWrite | Txn
 """What clients ask for."""
 
 LoggedOperation = Write | Forget | Seal

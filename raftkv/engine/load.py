@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from raftkv.core.operations import Command, Delete, Put
+from raftkv.core.operations import Command, KeyWrite
 from raftkv.rpc.messages import GetRequest
 from raftkv.status.facts import HotKey, LoadRates
 
@@ -103,7 +103,7 @@ class ShardLoad:
         for place in range(self._until_sample - 1, len(operations), SAMPLE_EVERY):
             item = operations[place]
             wanted = item.operation if isinstance(item, Command) else item
-            if isinstance(wanted, Put | Delete | GetRequest):
+            if isinstance(wanted, KeyWrite | GetRequest):
                 self.saw(wanted.key)
         # Where the next one is, after as many more were counted down.
         self._until_sample = (self._until_sample - 1 - len(operations)) % SAMPLE_EVERY + 1

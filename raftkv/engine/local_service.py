@@ -6,7 +6,7 @@ What a group refuses for want of leadership goes back to the router, which looks
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from raftkv.core.operations import Command, Delete, Put, WriteResult
+from raftkv.core.operations import Command, KeyWrite, WriteResult
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.directory import Directory
 from raftkv.engine.gather import LocalBatch, scan_part
@@ -66,7 +66,7 @@ class LocalService:
         match request:
             case WriteRequest():
                 load.writes += 1
-                if load.sampled() and isinstance(request.command.operation, Put | Delete):
+                if load.sampled() and isinstance(request.command.operation, KeyWrite):
                     load.saw(request.command.operation.key)
                 self._write(pending, group, request.command)
             case GetRequest():

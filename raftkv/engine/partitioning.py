@@ -1,7 +1,7 @@
 """Which shard an operation belongs to; one over several shards is refused."""
 
 from raftkv.core.cluster_map import ClusterMap
-from raftkv.core.operations import Command, Delete, Put, Range, Txn, TxnPart
+from raftkv.core.operations import Command, KeyWrite, Range, Txn, TxnPart
 from raftkv.core.ring import share_tag
 from raftkv.rpc.messages import Failure, GetRequest
 
@@ -16,13 +16,11 @@ def shard_of(cluster_map: ClusterMap, item: Command | GetRequest) -> int | Failu
     if isinstance(item, GetRequest):
         return cluster_map.shard_of(item.key)
     operation = item.operation
-    match operation:
-        case Put() | Delete():
-            return cluster_map.shard_of(operation.key)
-        case Txn():
-            return _shard_of_txn(cluster_map, operation)
-        case _:
-            return Failure("invalid", "not an operation for clients", definite=True)
+    if isinstance(operation, KeyWrite):
+        return cluster_map.shard_of(operation.key)
+    if isinstance(operation, Txn):
+        return _shard_of_txn(cluster_map, operation)
+    return Failure("invalid", "not an operation for clients", definite=True)
 
 
 def _shard_of_txn(cluster_map: ClusterMap, txn: Txn) -> int | Failure:

@@ -13,7 +13,6 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.api.auth import Authenticator
 from raftkv.web.api.cursors import Cursors
 from raftkv.web.api.problems import HttpError
 from raftkv.web.api.routes import KEY_PREFIX, DataRoutes, method_not_allowed
@@ -23,7 +22,7 @@ from raftkv.web.serve.engine import SyncEngine
 from raftkv.web.serve.guard import RequestGuard, always_headers
 from raftkv.web.serve.request_ids import log_slow
 from raftkv.web.serve.worker_metrics import WorkerMetrics
-from raftkv.web.serve.wsgi import Carrier, path_bytes, request_headers, to_flask
+from raftkv.web.serve.wsgi import Carrier, Wanted, path_bytes, request_headers, to_flask
 
 _logger = logging.getLogger(__name__)
 
@@ -60,11 +59,14 @@ def create_app(
     app.url_map.strict_slashes = True
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     metrics = metrics or WorkerMetrics(config.worker)
-    carrier = Carrier(engine, config, Authenticator(config.tokens))
+    carrier = Carrier(engine, config)
+    # The pages' style sheet, script and icon are the same for everybody.
+    for method in ("GET", "OPTIONS"):
+        carrier.want("static", method, Wanted("", None))
     _add_data_routes(app, carrier, Cursors(bytes.fromhex(config.cursor_key)))
     app.register_blueprint(operator_routes(carrier, metrics))
     pages = Pages(carrier, config)
-    app.register_blueprint(page_routes(pages))
+    app.register_blueprint(page_routes(pages, carrier))
     _add_error_handlers(app, carrier, pages)
     _add_hooks(app, carrier, metrics, config)
     return app
@@ -82,6 +84,8 @@ def _add_data_routes(app: flask.Flask, carrier: Carrier, cursors: Cursors) -> No
             methods=list(route.actions),
             provide_automatic_options=False,
         )
+        for method, action in route.actions.items():
+            carrier.want(path, method, Wanted(action.label, action.role))
 
 
 def _add_error_handlers(app: flask.Flask, carrier: Carrier, pages: Pages) -> None:
@@ -128,6 +132,8 @@ def _add_hooks(
         if path_bytes().startswith(b"//"):
             # Werkzeug would drop the first slash, and the key would lose its first byte.
             raise HttpError("not_found", "no such route")
+        if flask.request.url_rule is not None:
+            carrier.authorize()
 
     @app.after_request
     def finish(response: flask.Response) -> flask.Response:

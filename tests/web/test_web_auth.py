@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 from carriers import Carrier
 from conftest import LIMITS
-from fake_engine import FakeEngine
+from documented import unchecked
+from fake_engine import FakeEngine, SyncFace
 
 from raftkv.rpc.web_config import Role, TokenHash, WebConfig
+from raftkv.web.app import create_app
 
 _ROLES: tuple[Role, ...] = ("read", "write", "admin")
 
@@ -92,6 +94,52 @@ def test_the_role_of_a_batch_follows_its_operations(
     assert api("POST", b"/v1/batch", lines, body).status == 401
 
 
+_OPEN = {"/healthz", "/readyz", "/openapi.json", "/static/<path:filename>"}
+_WRITES = {
+    ("PUT", "/v1/kv/<key:key>"),
+    ("DELETE", "/v1/kv/<key:key>"),
+    ("POST", "/v1/txn"),
+}
+
+
+def _wants(method: str, rule: str) -> Role | None:
+    if rule in _OPEN:
+        return None
+    if "transfer" in rule:
+        return "admin"
+    return "write" if (method, rule) in _WRITES else "read"
+
+
+_ROUTES = [
+    (method, rule.rule)
+    for rule in create_app(SyncFace(FakeEngine()), WebConfig(node_name="n1")).url_map.iter_rules()
+    for method in sorted(rule.methods or ())
+]
+
+
+@pytest.mark.parametrize(("method", "rule"), _ROUTES)
+def test_every_route_is_authorized(
+    api: Carrier, engine: FakeEngine, method: str, rule: str
+) -> None:
+    """Of all routes that exist only the probes, the document and what is static need no token.
+
+    Everywhere else it is 401 without one and 403 with too small a role, whatever else is wrong.
+    """
+    role = _wants(method, rule)
+    key = "k" * 2000  # longer than any
+    path = rule.replace("<key:key>", key).replace("<shard:shard>", "0").replace("<name>", "n9")
+    target = f"{path}?no=such".encode()
+    asked = unchecked(api)
+    if role is None:
+        assert asked(method, target).status not in {401, 403}
+        return
+    assert asked(method, target).status == 401
+    for other in _ROLES[: _ROLES.index(role)]:
+        assert asked(method, target, _bearer(other)).status == 403
+    assert asked(method, target, _bearer(role)).status not in {401, 403}
+    assert engine.asked == []
+
+
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/openapi.json"])
 def test_open_routes(api: Carrier, path: bytes) -> None:
     """Probes and the description need no token: they tell no secrets."""
@@ -138,3 +186,12 @@ def test_browser_opens_the_page_with_the_token_as_password(api: Carrier) -> None
 def test_refused_write_is_not_read(api: Carrier) -> None:
     """A client without a token cannot make the server take its large body."""
     assert api("PUT", b"/v1/kv/k", body=b"x" * 100_000).status == 401
+
+
+def test_a_route_of_which_nothing_is_said_is_for_nobody() -> None:
+    """A view that is not in a table of routes is never reached, tokens or not."""
+    app = create_app(SyncFace(FakeEngine()), WebConfig(node_name="n1"))
+    app.add_url_rule("/forgotten", "forgotten", lambda: "reached")
+    answer = app.test_client().get("/forgotten")
+    assert answer.status_code == 500
+    assert b"reached" not in answer.data

@@ -1,6 +1,7 @@
 """One declaration of a body: what follows for MessagePack, JSON and the OpenAPI document."""
 
 import base64
+import dataclasses
 from typing import Annotated, Any
 
 import jsonschema_rs
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from raftkv.client.types import BatchOperation, TxnOperation
+from raftkv.core.operations import KeyWrite
 from raftkv.rpc.messages import BatchRequest
 from raftkv.rpc.web_config import Limits
 from raftkv.web.api.bodies import BatchMember, TxnMember, only_in_batch, parse_batch
@@ -17,7 +20,7 @@ from raftkv.web.api.exchange import HttpRequest
 from raftkv.web.api.openapi import openapi_document
 from raftkv.web.api.problems import HttpError
 from raftkv.web.api.requests import Plan
-from raftkv.web.api.schemas import Length, arms, bytes_of, json_form, schema_of
+from raftkv.web.api.schemas import Length, arms, bytes_of, json_form, schema_of, tags_of
 
 
 class Append(Struct, tag="append", tag_field="op", forbid_unknown_fields=True):
@@ -129,3 +132,25 @@ def _asked(media_type: bytes, body: bytes) -> BatchRequest:
     assert isinstance(plan, Plan)
     assert isinstance(plan.request, BatchRequest)
     return plan.request
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"), [(BatchOperation, BatchMember), (TxnOperation, TxnMember)]
+)
+def test_the_client_sends_what_servers_take(sent: object, taken: object) -> None:
+    """The client's operations are called as the server's, and have no member that those lack."""
+    members = {
+        str(body.__struct_config__.tag): {field.name for field in msgspec.structs.fields(body)}
+        for body in arms(taken)
+    }
+    operations = {
+        kind.__name__.lower(): {field.name for field in dataclasses.fields(kind)}
+        for kind in arms(sent)
+    }
+    assert operations.keys() == members.keys()
+    assert all(operations[op] <= members[op] for op in operations)
+
+
+def test_a_batch_takes_every_write_of_one_key() -> None:
+    """What the core can do to one key, clients can ask for."""
+    assert {kind.__name__.lower() for kind in arms(KeyWrite)} <= set(tags_of(BatchMember))

@@ -37,6 +37,7 @@ from raftkv.core.operations import (
     GetResult,
     Idempotency,
     KeyValue,
+    KeyWrite,
     LoggedOperation,
     Outcome,
     Put,
@@ -81,7 +82,7 @@ class _Write(NamedTuple):
     execute: Callable[..., Outcome]
 
 
-def _key_of(operation: Put | Delete) -> tuple[bytes]:
+def _key_of(operation: KeyWrite) -> tuple[bytes]:
     return (operation.key,)
 
 

@@ -1,4 +1,7 @@
-"""Bearer tokens and their three roles; both carriers ask here before they do anything.
+"""Who asks, and whether he may: bearer tokens and their three roles.
+
+Both carriers ask :meth:`Access.authorize` about every request, once its route is known and before
+its body is read; what a route wants is in the tables of routes.
 
 ``admin`` may all that ``write`` may, ``write`` all that ``read`` may.
 """
@@ -8,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from raftkv.rpc.web_config import Role, TokenHash
 from raftkv.web.api.problems import HttpError
@@ -16,29 +20,57 @@ _RANKS: dict[Role, int] = {"read": 1, "write": 2, "admin": 3}
 _TOKEN_BYTES_MAX = 1024
 
 
-_NO_TOKENS = "(no tokens are set)"
-
-
 class AccessError(HttpError):
     """A request that no token allows; ``token`` names the one that came, empty if it is unknown."""
 
     token = ""
 
 
-class Authenticator:
-    """Checks the ``Authorization`` header of a request against the configured tokens.
+class Principal(NamedTuple):
+    """Who asks: the token's name, and the rank of its role."""
+
+    name: str
+    rank: int
+
+    def require(self, role: Role) -> None:
+        """Return if he may do what ``role`` may.
+
+        Raises:
+            AccessError: 403, his role is too small.
+        """
+        if self.rank < _RANKS[role]:
+            error = AccessError(
+                "forbidden",
+                f"this needs a token with role {role!r}",
+                headers=((b"www-authenticate", b'Bearer error="insufficient_scope"'),),
+            )
+            error.token = self.name
+            raise error
+
+
+_ANYBODY = Principal("(no tokens are set)", _RANKS["admin"])
+_NOBODY = Principal("", 0)
+
+
+class Access:
+    """Judges requests by their ``Authorization`` header and the configured tokens.
 
     Without tokens everything is allowed.
     """
 
     def __init__(self, tokens: Sequence[TokenHash]) -> None:
         self._tokens = [
-            (bytes.fromhex(t.sha256), _RANKS[t.role], t.name or f"{t.role} {t.sha256[:8]}")
+            (
+                bytes.fromhex(t.sha256),
+                Principal(t.name or f"{t.role} {t.sha256[:8]}", _RANKS[t.role]),
+            )
             for t in tokens
         ]
 
-    def check(self, authorization: bytes | None, role: Role, *, page: bool = False) -> str:
-        """Return the token's name if the request may do what ``role`` may.
+    def authorize(
+        self, authorization: bytes | None, role: Role | None, *, page: bool = False
+    ) -> Principal:
+        """Return who asks, if he may do what ``role`` may; None is for everybody.
 
         A ``page`` also takes HTTP Basic with the token as the password, because a browser
         cannot send a bearer token. A browser sends it with whatever another site makes it ask
@@ -49,30 +81,25 @@ class Authenticator:
             AccessError: 401 without a valid token, 403 with one of too small a role.
         """
         if not self._tokens:
-            return _NO_TOKENS
+            return _ANYBODY
+        if role is None:
+            return _NOBODY
         token = _bearer(authorization)
         if token is None and page:
             token = _basic_password(authorization)
-        rank, name = self._rank(token) if token is not None else (0, "")
-        if rank == 0:
+        principal = _NOBODY if token is None else self._principal(token)
+        if principal is _NOBODY:
             raise _unauthorized(page=page, presented=token is not None)
-        if rank < _RANKS[role]:
-            error = AccessError(
-                "forbidden",
-                f"this needs a token with role {role!r}",
-                headers=((b"www-authenticate", b'Bearer error="insufficient_scope"'),),
-            )
-            error.token = name
-            raise error
-        return name
+        principal.require(role)
+        return principal
 
-    def _rank(self, token: bytes) -> tuple[int, str]:
+    def _principal(self, token: bytes) -> Principal:
         # Every stored hash is compared, whichever matches: the time tells nothing.
         digest = hashlib.sha256(token).digest()
-        found = (0, "")
-        for stored, rank, name in self._tokens:
-            if hmac.compare_digest(stored, digest):
-                found = max(found, (rank, name))
+        found = _NOBODY
+        for stored, principal in self._tokens:
+            if hmac.compare_digest(stored, digest) and principal.rank >= found.rank:
+                found = principal
         return found
 
 

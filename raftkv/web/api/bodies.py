@@ -422,11 +422,16 @@ def _put(member: PutBody, limits: Limits) -> Put:
     revision = _given(member.if_revision)
     if member.if_absent and revision is not None:
         raise invalid("if_revision and if_absent exclude each other")
+    value = _value(member, limits)
+    return Put(_key(member), value, revision, member.if_absent)
+
+
+def _value(member: Struct, limits: Limits) -> bytes:
     value = bytes_of(member, "value")
     if value is None:
         raise invalid("value or value_base64 is needed")
     _check_value(value, limits)
-    return Put(_key(member), value, revision, member.if_absent)
+    return value
 
 
 def _check_value(value: bytes, limits: Limits) -> None:

@@ -14,7 +14,6 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.rpc.web_config import Role
 from raftkv.status.facts import (
     ClusterFacts,
     Event,
@@ -56,7 +55,7 @@ _decode_transfer = msgspec.json.Decoder(TransferBody).decode
 
 
 class Operators:
-    """The views; each checks the role, then the parameters, then asks the engine."""
+    """The views; each checks the parameters, then asks the engine."""
 
     def __init__(self, carrier: Carrier, metrics: WorkerMetrics) -> None:
         self._carrier = carrier
@@ -68,14 +67,7 @@ class Operators:
 
     # --- pieces --------------------------------------------------------------------------------
 
-    def _begin(
-        self, role: Role | None, allowed: frozenset[bytes] = _NO_PARAMETERS
-    ) -> dict[bytes, bytes]:
-        flask.g.label = str(flask.request.endpoint).rpartition(".")[2]
-        if role is not None:
-            header = flask.request.headers.get("Authorization")
-            raw = None if header is None else header.encode("latin-1")
-            self._carrier.authenticate(raw, role)
+    def _parameters(self, allowed: frozenset[bytes] = _NO_PARAMETERS) -> dict[bytes, bytes]:
         return parse_query(flask.request.query_string, allowed)
 
     def _ask(self, request: Request) -> Reply:
@@ -94,7 +86,7 @@ class Operators:
 
     def status(self) -> flask.Response:
         """``GET /v1/status``: this node alone, or with ``scope=cluster`` all nodes."""
-        scope = self._begin("read", _SCOPE).get(b"scope", b"local")
+        scope = self._parameters(_SCOPE).get(b"scope", b"local")
         if scope == b"local":
             reply = self._ask(StatusRequest("local"))
             return self._json(reply, facts_of(reply, NodeFacts))
@@ -106,19 +98,19 @@ class Operators:
 
     def nodes(self) -> flask.Response:
         """``GET /v1/nodes``: every node and whether it answers."""
-        self._begin("read")
+        self._parameters()
         reply, facts = self._cluster()
         return self._json(reply, {"nodes": facts.nodes})
 
     def shards(self) -> flask.Response:
         """``GET /v1/shards``: every shard with its leader and replicas."""
-        self._begin("read")
+        self._parameters()
         reply, facts = self._cluster()
         return self._json(reply, {"shards": facts.shards})
 
     def shard(self, shard: int) -> flask.Response:
         """``GET /v1/shards/{shard}``: one of them, with what happened to it lately."""
-        self._begin("read")
+        self._parameters()
         reply, facts = self._cluster()
         row = facts.shard(shard)
         if row is None:
@@ -128,7 +120,7 @@ class Operators:
 
     def node(self, name: str) -> flask.Response:
         """``GET /v1/nodes/{name}``: one node, with what happened on it lately."""
-        self._begin("read")
+        self._parameters()
         reply, facts = self._cluster()
         row = facts.named(name)
         if row is None:
@@ -144,14 +136,14 @@ class Operators:
 
     def ring(self) -> flask.Response:
         """``GET /v1/ring``: how keys and load are spread, and what one more shard would move."""
-        self._begin("read")
+        self._parameters()
         reply, facts = self._cluster()
         return self._json(reply, ring_facts(facts) or {})
 
     def explain(self, key: str) -> flask.Response:
         """``GET /v1/explain/{key}``: where the key lives, and why."""
         del key  # routing has made text of it; the bytes are taken from the environment
-        self._begin("read")
+        self._parameters()
         reply = self._ask(ExplainRequest(check_key(path_bytes()[_EXPLAIN_PREFIX_BYTES:])))
         return self._json(reply, facts_of(reply, KeyFacts))
 
@@ -161,7 +153,7 @@ class Operators:
         The content type must say JSON even without a body: a page of another site can make a
         browser send a bare POST to a node on loopback, but not one with that type.
         """
-        self._begin("admin")
+        self._parameters()
         content_type = flask.request.headers.get("Content-Type", "")
         media_type_of(content_type.encode("latin-1"), (JSON,))
         body = read_body(BodyLimit(self._carrier.limits.operator_body_bytes_max))
@@ -180,12 +172,12 @@ class Operators:
 
     def healthz(self) -> flask.Response:
         """``GET /healthz``: this worker lives; it would have ended with its engine."""
-        self._begin(None)
+        self._parameters()
         return flask.Response("ok\n", mimetype="text/plain")
 
     def readyz(self) -> flask.Response:
         """``GET /readyz``: 200 if this node can serve, 503 with the checks that fail if not."""
-        self._begin(None)
+        self._parameters()
         reply = self._carrier.engine.call(StatusRequest("ready"), _SCRAPE_TIMEOUT_S)
         if isinstance(reply.response, Facts):
             facts = reply.response.read(Readiness)
@@ -202,7 +194,7 @@ class Operators:
 
     def metrics(self) -> flask.Response:
         """``GET /metrics``: this node's figures, the same through every one of its workers."""
-        self._begin("read")
+        self._parameters()
         text = expose(self._figures(), self._metrics.collectors)
         return flask.Response(text, content_type=CONTENT_TYPE.decode())
 
@@ -217,7 +209,7 @@ class Operators:
 
     def openapi(self) -> flask.Response:
         """``GET /openapi.json``: the description of all this."""
-        self._begin(None)
+        self._parameters()
         return flask.Response(self._openapi, mimetype="application/json")
 
 
@@ -225,17 +217,17 @@ def operator_routes(carrier: Carrier, metrics: WorkerMetrics) -> flask.Blueprint
     """Return the routes for operators."""
     views = Operators(carrier, metrics)
     listed: Listed = [
-        ("/v1/status", views.status, "GET"),
-        ("/v1/nodes", views.nodes, "GET"),
-        ("/v1/nodes/<name>", views.node, "GET"),
-        ("/v1/ring", views.ring, "GET"),
-        ("/v1/shards", views.shards, "GET"),
-        ("/v1/shards/<shard:shard>", views.shard, "GET"),
-        ("/v1/shards/<shard:shard>/transfer-leader", views.transfer, "POST"),
-        ("/v1/explain/<key:key>", views.explain, "GET"),
-        ("/healthz", views.healthz, "GET"),
-        ("/readyz", views.readyz, "GET"),
-        ("/metrics", views.metrics, "GET"),
-        ("/openapi.json", views.openapi, "GET"),
+        ("/v1/status", views.status, "GET", "read"),
+        ("/v1/nodes", views.nodes, "GET", "read"),
+        ("/v1/nodes/<name>", views.node, "GET", "read"),
+        ("/v1/ring", views.ring, "GET", "read"),
+        ("/v1/shards", views.shards, "GET", "read"),
+        ("/v1/shards/<shard:shard>", views.shard, "GET", "read"),
+        ("/v1/shards/<shard:shard>/transfer-leader", views.transfer, "POST", "admin"),
+        ("/v1/explain/<key:key>", views.explain, "GET", "read"),
+        ("/healthz", views.healthz, "GET", None),
+        ("/readyz", views.readyz, "GET", None),
+        ("/metrics", views.metrics, "GET", "read"),
+        ("/openapi.json", views.openapi, "GET", None),
     ]
-    return blueprint_of("operators", listed)
+    return blueprint_of("operators", listed, carrier)

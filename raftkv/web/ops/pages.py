@@ -24,7 +24,7 @@ from raftkv.rpc.messages import (
     StatusRequest,
     TransferRequest,
 )
-from raftkv.rpc.web_config import Role, WebConfig
+from raftkv.rpc.web_config import WebConfig
 from raftkv.status import quantities, views
 from raftkv.status.facts import ClusterFacts, KeyFacts, NodeFacts, alone
 from raftkv.status.health import health_of
@@ -64,7 +64,7 @@ SECURITY_HEADERS = {
 
 
 class Pages:
-    """The views; each checks the role, then the parameters, then asks the engine."""
+    """The views; each checks the parameters, then asks the engine."""
 
     def __init__(self, carrier: Carrier, config: WebConfig) -> None:
         self._carrier = carrier
@@ -95,7 +95,7 @@ class Pages:
 
     def explain_form(self) -> flask.Response:
         """``GET /explain?key=``: what the form in the head of every page sends."""
-        key = self._begin("read", _KEY).get(b"key", b"")
+        key = self._parameters(_KEY).get(b"key", b"")
         if not key:
             return self._page("explain_form.html", self._frame(None))
         return _see("/explain/" + quote(check_key(key), safe=""))
@@ -109,12 +109,12 @@ class Pages:
 
     def ask_transfer(self, shard: int) -> flask.Response:
         """``GET /shards/{shard}/transfer``: asks before it does anything."""
-        self._begin("admin")
+        self._parameters()
         return self._confirm(shard, None)
 
     def transfer(self, shard: int) -> flask.Response:
         """``POST /shards/{shard}/transfer``: hand leadership over, as the form says."""
-        self._begin("admin")
+        self._parameters()
         fields = parse_qs(read_body(_FORM_LIMIT).decode("utf-8", "replace"))
         token = fields.get("token", [""])[0]
         cookie = flask.request.cookies.get(COOKIE)
@@ -232,12 +232,7 @@ class Pages:
 
     # --- pieces --------------------------------------------------------------------------------
 
-    def _begin(self, role: Role, allowed: frozenset[bytes] = _NONE) -> dict[bytes, bytes]:
-        flask.g.label = str(flask.request.endpoint).rpartition(".")[2]
-        flask.g.security_headers = SECURITY_HEADERS
-        header = flask.request.headers.get("Authorization")
-        raw = None if header is None else header.encode("latin-1")
-        self._carrier.authenticate(raw, role, page=True)
+    def _parameters(self, allowed: frozenset[bytes] = _NONE) -> dict[bytes, bytes]:
         return parse_query(flask.request.query_string, allowed)
 
     def _live(
@@ -252,7 +247,7 @@ class Pages:
         ``beside`` is what ``content`` will ask as well: asked together, as each question may
         wait for a node that is frozen.
         """
-        part = self._begin("read", _PART).get(b"part")
+        part = self._parameters(_PART).get(b"part")
         if part not in (None, b"main"):
             raise HttpError("invalid", "part is 'main'")
 
@@ -301,18 +296,18 @@ def _see(path: str) -> flask.Response:
     return flask.Response(status=303, headers={"Location": path})
 
 
-def page_routes(pages: Pages) -> flask.Blueprint:
+def page_routes(pages: Pages, carrier: Carrier) -> flask.Blueprint:
     """Return the routes of the pages."""
     listed: Listed = [
-        ("/", pages.index, "GET"),
-        ("/shards/<shard:shard>", pages.shard_page, "GET"),
-        ("/shards/<shard:shard>/transfer", pages.ask_transfer, "GET"),
-        ("/shards/<shard:shard>/transfer", pages.transfer, "POST"),
-        ("/nodes/<name>", pages.node_page, "GET"),
-        ("/ring", pages.ring_page, "GET"),
-        ("/explain", pages.explain_form, "GET"),
-        ("/explain/<key:key>", pages.explain_page, "GET"),
+        ("/", pages.index, "GET", "read"),
+        ("/shards/<shard:shard>", pages.shard_page, "GET", "read"),
+        ("/shards/<shard:shard>/transfer", pages.ask_transfer, "GET", "admin"),
+        ("/shards/<shard:shard>/transfer", pages.transfer, "POST", "admin"),
+        ("/nodes/<name>", pages.node_page, "GET", "read"),
+        ("/ring", pages.ring_page, "GET", "read"),
+        ("/explain", pages.explain_form, "GET", "read"),
+        ("/explain/<key:key>", pages.explain_page, "GET", "read"),
     ]
-    blueprint = blueprint_of("pages", listed)
+    blueprint = blueprint_of("pages", listed, carrier, headers=SECURITY_HEADERS)
     blueprint.register_error_handler(HttpError, pages.refused)
     return blueprint

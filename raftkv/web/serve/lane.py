@@ -24,7 +24,7 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.api.auth import AccessError, Authenticator
+from raftkv.web.api.auth import Access, AccessError
 from raftkv.web.api.cursors import Cursors
 from raftkv.web.api.encoding import percent_decode
 from raftkv.web.api.exchange import Header, HttpRequest, HttpResponse, join_headers
@@ -74,7 +74,7 @@ class Lane:
         self._limits = limits
         self._metrics = metrics
         self._guard = RequestGuard(config)
-        self._auth = Authenticator(config.tokens)
+        self._access = Access(config.tokens)
         self._routes = DataRoutes(limits, Cursors(bytes.fromhex(config.cursor_key)))
         self._intake = BodyIntake(
             timeout_s=limits.body_timeout_s, bytes_max=limits.bodies_bytes_max
@@ -198,7 +198,7 @@ class Lane:
         request_id: str,
     ) -> HttpResponse | None:
         """Return the response; None if it was streamed already."""
-        token = self._auth.check(headers.get(b"authorization"), action.role)
+        principal = self._access.authorize(headers.get(b"authorization"), action.role)
         if self._admission.is_full and _leaves_little_unread(headers):
             raise _full()  # before more work goes into it: refusing must stay cheap
         body = b""
@@ -214,7 +214,7 @@ class Lane:
                     headers,
                     percent_decode(raw_key),
                     body,
-                    token,
+                    principal.name,
                     scope.get("client"),
                 ),
                 self._limits,
@@ -224,7 +224,7 @@ class Lane:
                 raise _unread()
             if isinstance(plan, Plan):
                 if plan.role is not None:
-                    self._auth.check(headers.get(b"authorization"), plan.role)
+                    principal.require(plan.role)
                 return plan.respond(await self._call(plan.request, plan.timeout_s, request_id))
             return await self._stream(plan, scope["method"], send, request_id)
         finally:

@@ -1,13 +1,16 @@
 """Carries the pure functions over WSGI: what Flask's views share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import flask
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served, TransferRequest
 from raftkv.rpc.web_config import Limits, Role, WebConfig
-from raftkv.web.api.auth import AccessError, Authenticator
+from raftkv.web.api.auth import Access, AccessError
 from raftkv.web.api.exchange import HttpRequest, HttpResponse
 from raftkv.web.api.limits import BodyLimit
 from raftkv.web.api.requests import Plan, ScanStream
@@ -24,21 +27,58 @@ class ApiResponse(flask.Response):
     default_mimetype = None
 
 
+class Wanted(NamedTuple):
+    """What a route wants, and how it is called in metrics.
+
+    ``role``: None if it is for everybody. ``page``: a browser may log in. ``headers``: for
+    browsers, in place of those that allow nothing.
+    """
+
+    label: str
+    role: Role | None
+    page: bool = False
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
 class Carrier:
     """Carries the pure functions over WSGI."""
 
-    def __init__(self, engine: SyncEngine, config: WebConfig, auth: Authenticator) -> None:
+    def __init__(self, engine: SyncEngine, config: WebConfig) -> None:
         self.engine = engine
         self.limits: Limits = config.limits
-        self.auth = auth
+        self._access = Access(config.tokens)
+        self._wanted: dict[tuple[str, str], Wanted] = {}
         self.me = served_headers(Served(node=config.node_name))
         self.ids = RequestIds()
         self.slow_s = config.slow_request_ms / 1000
 
-    def authenticate(self, header: bytes | None, role: Role, *, page: bool = False) -> None:
-        """Check the ``Authorization`` header as the authenticator does, and note who it is."""
+    def want(self, endpoint: str, method: str, wanted: Wanted) -> None:
+        """Note what one method of one of Flask's endpoints wants; HEAD wants what GET does."""
+        self._wanted[endpoint, method] = wanted
+        if method == "GET":
+            self._wanted.setdefault((endpoint, "HEAD"), wanted)
+
+    def authorize(self) -> None:
+        """Let the request go on to its view, or not; every request that has a view comes here.
+
+        Raises:
+            AccessError: 401 or 403, as :meth:`Access.authorize` has it.
+            KeyError: Nothing is said of this view: a bug, for which nobody may use it.
+        """
+        request = flask.request
+        wanted = self._wanted[str(request.endpoint), request.method]
+        flask.g.label = wanted.label or flask.g.label
+        flask.g.security_headers = wanted.headers
+        header = request.headers.get("Authorization")
+        raw = None if header is None else header.encode("latin-1")
+        with self._told():
+            flask.g.principal = self._access.authorize(raw, wanted.role, page=wanted.page)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Note in the audit whoever is refused."""
         try:
-            flask.g.token = self.auth.check(header, role, page=page)
+            yield
         except AccessError as error:
             AUDIT.login_failed(flask.request.remote_addr, error, flask.g.request_id)
             raise
@@ -51,7 +91,7 @@ class Carrier:
             f"transfer of shard {request.shard} to {request.target or 'the preferred node'}",
             f"refused, {response.detail}" if isinstance(response, Failure) else "done",
             client=flask.request.remote_addr,
-            token=flask.g.token,
+            token=flask.g.principal.name,
             request_id=flask.g.request_id,
         )
         return reply
@@ -66,9 +106,7 @@ class Carrier:
         return view
 
     def _data(self, action: Action) -> flask.Response:
-        flask.g.label = action.label
         headers = request_headers()
-        self.authenticate(headers.get(b"authorization"), action.role)
         body = b""
         if action.body is not None:
             declared_length(headers, action.body)  # refuses here what says that it is too large
@@ -80,14 +118,15 @@ class Carrier:
                 headers,
                 path_bytes()[len(KEY_PREFIX) :],
                 body,
-                flask.g.token,
+                flask.g.principal.name,
                 flask.request.remote_addr,
             ),
             self.limits,
         )
         if isinstance(plan, Plan):
             if plan.role is not None:
-                self.authenticate(headers.get(b"authorization"), plan.role)
+                with self._told():
+                    flask.g.principal.require(plan.role)
             return to_flask(plan.respond(self._ask(plan.request, plan.timeout_s)))
         return self._stream(plan)
 
@@ -112,17 +151,20 @@ class Carrier:
             yield scan.feed(self.engine.call(scan.request, scan.timeout_s, request_id))
 
 
-Listed = Sequence[tuple[str, Callable[..., flask.Response], str]]
-"""Paths with their views and the one method that each answers."""
+Listed = Sequence[tuple[str, Callable[..., flask.Response], str, Role | None]]
+"""Paths with their views, the one method that each answers, and the role that it wants."""
 
 
-def blueprint_of(name: str, listed: Listed) -> flask.Blueprint:
-    """Make the routes."""
+def blueprint_of(
+    name: str, listed: Listed, carrier: Carrier, *, headers: Mapping[str, str] | None = None
+) -> flask.Blueprint:
+    """Make the routes, and note what each wants; those with ``headers`` are pages."""
     blueprint = flask.Blueprint(name, __name__)
-    for path, view, method in listed:
-        blueprint.add_url_rule(
-            path, view.__name__, view, methods=[method], provide_automatic_options=False
-        )
+    for path, view, method, role in listed:
+        label = view.__name__
+        blueprint.add_url_rule(path, label, view, methods=[method], provide_automatic_options=False)
+        wanted = Wanted(label, role, page=headers is not None, headers=headers or {})
+        carrier.want(f"{name}.{label}", method, wanted)
     return blueprint
 
 
