@@ -162,7 +162,7 @@ class Balancer:
             self.pins.remove(word.shard)
 
     def moved(self, group: Group, before: str | None, now: str) -> None:
-        """Hear that ``now`` has begun to lead; ``before`` was the last to do so."""
+        """Called when ``now`` has begun to lead; ``before`` was the last to do so."""
         target = self._handing.pop(group.id, None)
         if target is not None:
             if now != target:

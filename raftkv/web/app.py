@@ -25,7 +25,7 @@ from raftkv.web.request_ids import log_slow
 from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
 from raftkv.web.wsgi import Carrier, path_bytes, request_headers, to_flask
 
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger(__name__)
 
 _SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
@@ -97,7 +97,7 @@ def _add_error_handlers(app: flask.Flask, carrier: Carrier, pages: Pages) -> Non
     def failed(error: Exception) -> flask.Response:
         facts = {"request_id": flask.g.get("request_id")}
         method = flask.request.method
-        _LOG.exception("request failed: %s", method, exc_info=error, extra={"facts": facts})
+        _logger.error("request failed: %s", method, exc_info=error, extra={"facts": facts})
         bug = HttpError("internal", "see the server's log", definite=False)
         return to_flask(bug.response(carrier.me))
 
