@@ -13,7 +13,7 @@
     ├── DiskError          the disk (storage/disk.py)
     ├── WalDamaged         the write-ahead log (storage/wal_format.py)
     ├── SnapshotDamaged    a snapshot's file (storage/snapshots.py)
-    ├── EngineError        a snapshot's contents (engine/engine.py)
+    ├── ReplicaUnreadable  a snapshot's contents (engine/replicas.py)
     ├── ReplicaError       a group cannot keep its promises (raft/errors.py)
     └── UndecodableError   bytes: either known, or refused whole
         ├── UnknownFormat     a version that this program does not speak (upgrade it, lose nothing)

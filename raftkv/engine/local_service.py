@@ -6,11 +6,11 @@ What a group refuses for want of leadership goes back to the router, which looks
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from raftkv.core.cluster_map import ClusterMap
 from raftkv.core.operations import Command, Delete, Put, WriteResult
 from raftkv.core.shard.machine import StateMachine
+from raftkv.engine.directory import Directory
 from raftkv.engine.gather import LocalBatch, scan_part
-from raftkv.engine.load import ShardLoad
+from raftkv.engine.replica_table import ReplicaRecord
 from raftkv.engine.requests import Pending, failure_of
 from raftkv.raft.group import Group
 from raftkv.raft.proposals import GroupFailure
@@ -44,27 +44,25 @@ class LocalService:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         finish: Callable[[Pending, Response, Served], None],
         find_leader: Callable[[Pending], None],
     ) -> None:
-        self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
-        """What this node served of each shard."""
         self.placed: Callable[[int, str | None, float | None], None] = lambda *_: None
         """Called when an operator has handed a shard's leadership to a node, for so many seconds;
         without a node it is to go where it belongs."""
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._finish = finish
         self._find_leader = find_leader
 
-    def serve(self, pending: Pending, group: Group) -> None:
-        """Serve a request of the shard of ``group``.
+    def serve(self, pending: Pending, replica: ReplicaRecord) -> None:
+        """Serve a request of the shard of ``replica``.
 
         ``finish`` or ``find_leader`` is called with it, now or later.
         """
         request = pending.request
-        load = self.loads[pending.shard]
+        group, load = replica.group, replica.load
         match request:
             case WriteRequest():
                 load.writes += 1
@@ -161,7 +159,7 @@ class LocalService:
         LocalBatch(request, group, done, pending.voucher).start()
 
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
-        target = request.target or self._map.placement(request.shard).preferred_leader
+        target = request.target or self._directory.map.placement(request.shard).preferred_leader
 
         def done(failure: GroupFailure | None) -> None:
             if failure is not None:

@@ -171,7 +171,7 @@ class Node:
             "node %s of cluster %s: %d groups, http %s, peers %s",
             config.node.name,
             config.cluster.id,
-            len(engine.host.groups),
+            len(engine.replicas),
             config.http_listen,
             config.peer_listen,
         )

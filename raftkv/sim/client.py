@@ -53,7 +53,7 @@ from raftkv.sim.loop import SimLoop
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import SECOND_US, Scheduler
 from raftkv.sim.violation import Violation
-from raftkv.web.problems import from_failure, from_refusal
+from raftkv.web.api.problems import from_failure, from_refusal
 
 OPERATION_S = 10.0
 """A client gives up an operation after this long."""

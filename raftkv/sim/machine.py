@@ -214,7 +214,7 @@ class Machine:
     def leads(self) -> bool:
         """Whether it leads a group, as far as it knows."""
         engine = self.serving
-        return engine is not None and any(g.is_leader for g in engine.host.groups.values())
+        return engine is not None and any(group.is_leader for group in engine.replicas.groups())
 
     @property
     def serving(self) -> Engine | None:

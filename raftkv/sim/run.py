@@ -316,7 +316,7 @@ class Run:
             raise Violation(
                 f"{machine.name} is down in the end: {machine.refused or machine.ended}"
             )
-        for group in engine.host.groups.values():
+        for group in engine.replicas.groups():
             if group.state.digest != group.state.recomputed_digest():
                 raise Violation(
                     f"{machine.name}: the digest of group {group.id} is not its state's"

@@ -1,6 +1,6 @@
 """The Flask application: every route of the API, complete under any WSGI server.
 
-Under Granian the async lane (:mod:`raftkv.web.lane`) answers the data routes before they get
+Under Granian the async lane (:mod:`raftkv.web.serve.lane`) answers the data routes before they get
 here; the views below answer them from the same functions for every other WSGI server and for
 Flask's test client.
 """
@@ -13,17 +13,17 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 from werkzeug.routing import BaseConverter, IntegerConverter
 
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.auth import Authenticator
-from raftkv.web.cursors import Cursors
-from raftkv.web.engine import SyncEngine
-from raftkv.web.guard import RequestGuard, always_headers
-from raftkv.web.metrics import WorkerMetrics
-from raftkv.web.operators import operator_routes
-from raftkv.web.pages import Pages, page_routes
-from raftkv.web.problems import HttpError
-from raftkv.web.request_ids import log_slow
-from raftkv.web.routes import KEY_PREFIX, DataRoutes, method_not_allowed
-from raftkv.web.wsgi import Carrier, path_bytes, request_headers, to_flask
+from raftkv.web.api.auth import Authenticator
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.problems import HttpError
+from raftkv.web.api.routes import KEY_PREFIX, DataRoutes, method_not_allowed
+from raftkv.web.ops.operators import operator_routes
+from raftkv.web.ops.pages import Pages, page_routes
+from raftkv.web.serve.engine import SyncEngine
+from raftkv.web.serve.guard import RequestGuard, always_headers
+from raftkv.web.serve.request_ids import log_slow
+from raftkv.web.serve.worker_metrics import WorkerMetrics
+from raftkv.web.serve.wsgi import Carrier, path_bytes, request_headers, to_flask
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def create_app(
     engine: SyncEngine, config: WebConfig, metrics: WorkerMetrics | None = None
 ) -> flask.Flask:
     """Return the complete application, asking ``engine``."""
-    app = flask.Flask("raftkv.web", template_folder="templates", static_folder="static")
+    app = flask.Flask("raftkv.web", template_folder="ops/templates", static_folder="ops/static")
     app.url_map.converters["key"] = KeyConverter
     app.url_map.converters["shard"] = ShardConverter
     app.url_map.merge_slashes = False

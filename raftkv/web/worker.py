@@ -32,12 +32,12 @@ from raftkv.rpc import logs
 from raftkv.rpc.client import EngineClient, EngineUnavailableError
 from raftkv.rpc.process import open_standard_streams, raise_file_limit, resident_bytes
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.audit import AUDIT
-from raftkv.web.deferred import Deferred
-from raftkv.web.engine import Engine, LoopBridge
-from raftkv.web.lane import Lane
-from raftkv.web.machine_metrics import MachineMetrics
-from raftkv.web.metrics import WorkerMetrics
+from raftkv.web.ops.machine_metrics import MachineMetrics
+from raftkv.web.serve.audit import AUDIT
+from raftkv.web.serve.deferred import Deferred
+from raftkv.web.serve.engine import Engine, LoopBridge
+from raftkv.web.serve.lane import Lane
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

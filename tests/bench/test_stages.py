@@ -19,7 +19,7 @@ RUN = "main (/site/raftkv/cli/main.py);Runner.run (asyncio/runners.py)"
         ("_turn (/x/raftkv/engine/group_host.py);helper (/lib/heapq.py)", "turns of the loop"),
         ("FrameWriter.flush (/x/raftkv/rpc/framing.py)", "sending"),
         ("FrameDecoder.frames (/x/raftkv/rpc/framing.py)", "RPC between worker and engine"),
-        ("parse_put (/x/raftkv/web/requests.py)", "request: parsing, admission"),
+        ("parse_put (/x/raftkv/web/api/requests.py)", "request: parsing, admission"),
         ("poll (/lib/selectors.py)", LOOP),
     ],
 )

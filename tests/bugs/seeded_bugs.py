@@ -19,6 +19,7 @@ from raftkv.core.operations import Command, Put, PutResult
 from raftkv.core.shard.machine import Restorer, StateMachine
 from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory
 from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
+from raftkv.engine.directory import Directory
 from raftkv.raft import (
     campaign,
     compaction,
@@ -642,10 +643,11 @@ def wrong_shard(patch: Patch) -> None:
     """One node goes by another map than the others, and no group looks whether a key is its own."""
     honest = router.Router.__init__
 
-    def start(self: Any, *, node: str, cluster_map: Any, **rest: Any) -> None:
-        honest(self, node=node, cluster_map=cluster_map, **rest)
+    def start(self: Any, *, node: str, directory: Any, **rest: Any) -> None:
+        honest(self, node=node, directory=directory, **rest)
         if node == "n2":
-            self.map = _OtherMap(cluster_map)
+            other: Any = _OtherMap(directory.map)
+            self.directory = Directory(other)
 
     patch(router.Router, "__init__", start)
     patch(StateMachine, "_owns_all", lambda _self, _operation: True)

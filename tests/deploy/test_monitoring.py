@@ -21,7 +21,7 @@ from raftkv.cli.certs import make_certificates
 from raftkv.client import RaftkvError
 from raftkv.rpc.web_config import WebConfig
 from raftkv.testing import LocalCluster
-from raftkv.web.machine_metrics import MachineMetrics, expiries
+from raftkv.web.ops.machine_metrics import MachineMetrics, expiries
 
 RULES = [
     rule

@@ -11,7 +11,7 @@ from real_command import run
 from secure_nodes import Place, SecureNodes
 
 from raftkv.testing.ports import PortReservation
-from raftkv.web.machine_metrics import expiries
+from raftkv.web.ops.machine_metrics import expiries
 
 pytestmark = pytest.mark.cluster
 

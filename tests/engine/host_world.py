@@ -10,7 +10,10 @@ from engine_world import TimedLoop
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, PutResult
+from raftkv.core.placement import seed_map
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
+from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
@@ -100,6 +103,7 @@ class Machine:
         self.other_jobs = ManualJobs(loop, 0.001)
         self.host = GroupHost(
             wal=wal,
+            replicas=ReplicaTable(Directory(self.world.map)),
             clock=loop.clock,
             loop=loop.as_asyncio,
             sync_jobs=self.sync_jobs,
@@ -112,7 +116,7 @@ class Machine:
         for group_id in self.world.group_ids:
             self.host.add(self._make_group(group_id, recovered.get(group_id)))
         self.keeper = SnapshotKeeper(
-            self.host.groups, self.store, InTurnWriter(self.store), self.other_jobs, wal.pinning
+            self.host.replicas, self.store, InTurnWriter(self.store), self.other_jobs, wal.pinning
         )
         self.snapshots: list[BaseException | None] = []  # the end of each: written, or why not
         self.keeper.finished = lambda _, error: self.snapshots.append(error)
@@ -181,6 +185,7 @@ class HostWorld:
         names: tuple[str, ...] = NAMES,
     ) -> None:
         self.names = names
+        self.map = seed_map("test", sorted(names), shards, len(names))
         self.loop = TimedLoop()
         self.group_ids = [GroupId(shard, 1) for shard in range(shards)]
         self.links: set[tuple[str, str]] = set()

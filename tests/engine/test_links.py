@@ -201,6 +201,111 @@ async def pair(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
         yield one, two
 
 
+# --- peers that come and go --------------------------------------------------------------------
+
+
+def others(node: Node, where: dict[str, tuple[str, int]], *names: str) -> None:
+    """Let a node have these peers from now on."""
+    node.links.set_peers({name: where[name] for name in names})
+
+
+def test_new_peers_are_dialled_or_let_in() -> None:
+    """Who has the greater name is dialled, who has the smaller is let in; other links stay."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2", "n3", "n4")
+        old = {name: where[name] for name in ("n2", "n3")}
+        two, three = Node("n2", old), Node("n3", old)
+        one, four = Node("n1", where), Node("n4", where)
+        async with running(two, three, one, four):
+            await until(lambda: two.connected_to("n3") and three.connected_to("n2"))
+            await until(lambda: "n2" in one.links.refusals)  # it is in no list of n2 yet
+            others(two, where, "n1", "n3", "n4")
+            others(three, where, "n1", "n2", "n4")
+            await until(lambda: all(len(n.links.connected) == 3 for n in (one, two, three, four)))
+            assert two.recorder.downs("n3") == three.recorder.downs("n2") == 0
+
+    run(main())
+
+
+def test_links_to_peers_that_are_gone_end() -> None:
+    """Both sides hear of it, what was sent before arrives, and there is no way back in."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2", "n3")
+        one, two, three = (Node(name, where) for name in where)
+        async with running(one, two, three):
+            nodes = (one, two, three)
+            await until(lambda: all(len(node.links.connected) == 2 for node in nodes))
+            assert two.links.send("n1", 1, b"the newest map")
+            assert two.links.send("n3", 1, b"the newest map")
+            others(two, where)
+            assert two.connected_to()  # from this turn on
+            await until(lambda: one.recorder.downs("n2") == three.recorder.downs("n2") == 1)
+            for node in (one, three):
+                assert ("n2", 1, b"the newest map") in node.recorder.messages
+            await until(lambda: "n2" in one.links.refusals)  # n1 dials it still
+            assert not two.links._dialing
+            assert two.links.changed_us("n3") is None
+            assert one.connected_to("n3")
+            assert three.connected_to("n1")
+            others(two, where, "n1", "n3")  # and back
+            await until(lambda: all(len(node.links.connected) == 2 for node in nodes))
+
+    run(main())
+
+
+def test_a_handshake_under_way_makes_no_link_with_a_peer_that_is_gone() -> None:
+    """Also where the peer goes in the last step of it, while its identity is stored."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one, two = Node("n1", where), Node("n2", where)
+        remember = two.book.remember
+
+        def remember_and_forget(name: str, identity: str) -> None:
+            remember(name, identity)
+            two.links.set_peers({})
+
+        two.book.remember = remember_and_forget  # type: ignore[method-assign]
+        async with running(one, two):
+            await until(lambda: "n2" in one.links.refusals)
+            assert two.recorder.events == []
+
+    run(main())
+
+
+def test_a_peer_that_has_moved_is_dialled_where_it_is() -> None:
+    """Its old link ends when it leaves there; the next goes to the new address."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        moved = {**where, "n2": ("127.0.0.1", free_port())}
+        one, two, again = Node("n1", where), Node("n2", where), Node("n2", moved)
+        async with running(one, two):
+            await until(lambda: one.connected_to("n2"))
+            others(one, moved, "n2")
+            assert one.connected_to("n2")
+            await two.links.close()
+            async with running(again):
+                await until(lambda: one.connected_to("n2") and again.connected_to("n1"))
+
+    run(main())
+
+
+def test_peers_off_loopback_need_tls_also_later() -> None:
+    """They are refused as at the start, and the peers stay as they were."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            with pytest.raises(SecurityError):
+                one.links.set_peers({"n2": ("192.0.2.1", 1)})
+            assert one.connected_to("n2")
+            assert two.connected_to("n1")
+
+    run(main())
+
+
 # --- carrying messages ------------------------------------------------------------------------
 
 

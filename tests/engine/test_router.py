@@ -775,7 +775,8 @@ def test_slow_request_is_remembered_and_logged(
     world.router.handle(call, world.replies.append)
     world.loop.run(0.7)
     world.group(1).held.pop()()
-    slow = world.router.slow.newest[1]
+    slow = world.replicas.by_shard[1].slow
+    assert slow is not None
     assert (slow.kind, slow.request_id, slow.outcome) == ("write", "mine", "ok")
     assert slow.total_ms == pytest.approx(700)
     assert "slow write of shard 1: 700.0 ms" in caplog.text
@@ -786,7 +787,7 @@ def test_quick_requests_are_not(world: RouterWorld) -> None:
     """Nothing is noted of what took as long as it should."""
     world.lead(0, 1)
     world.ask(put(world.key(1)))
-    assert world.router.slow.newest == {}
+    assert all(replica.slow is None for replica in world.replicas)
 
 
 def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) -> None:
@@ -794,7 +795,9 @@ def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) 
     world.ask(put(world.key(0)), remaining_ms=600)
     world.loop.run(1)
     assert "slow write of shard 0" in caplog.text
-    assert world.router.slow.newest[0].outcome == "no_leader"
+    slow = world.replicas.by_shard[0].slow
+    assert slow is not None
+    assert slow.outcome == "no_leader"
 
 
 def test_name_of_a_request_goes_along(world: RouterWorld) -> None:

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from engine_world import table_of
 from host_world import HostWorld
 from test_snapshot_turns import BusyGroup
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.placement import seed_map
+from raftkv.engine.directory import Directory
 from raftkv.engine.jobs import JobDone
 from raftkv.engine.snapshot_keeper import (
     ForkingWriter,
@@ -174,7 +177,8 @@ def test_a_snapshot_that_fails_is_tried_ever_more_rarely_and_holds_up_no_other()
     groups = {group.id: group for group in map(BusyGroup, range(2))}
     bad, good = groups.values()
     writer = FailingWriter(store, bad.id)
-    keeper = SnapshotKeeper(cast("dict[GroupId, Group]", groups), store, writer, JobsHere(), list)
+    table = table_of(groups.values(), Directory(seed_map("test", ["n1"], 2, 1)))
+    keeper = SnapshotKeeper(table, store, writer, JobsHere(), list)
     for _ in range(300):
         keeper.check()
     assert 8 <= writer.tries <= 10

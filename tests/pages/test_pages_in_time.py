@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from raftkv.testing import LocalCluster
-from raftkv.web.shared_facts import KEEP_S
+from raftkv.web.ops.shared_facts import KEEP_S
 
 pytestmark = pytest.mark.cluster
 

@@ -85,8 +85,9 @@ class Shards:
             for machine in self.machines
         }  # fmt: skip
         for machine in self.machines:
-            host = SimpleNamespace(groups=self.groups[machine.name])
-            machine.engine = cast("Engine", SimpleNamespace(host=host))
+            groups = list(self.groups[machine.name].values())
+            replicas = SimpleNamespace(groups=lambda groups=groups: groups)
+            machine.engine = cast("Engine", SimpleNamespace(replicas=replicas))
             machine._loop = cast("SimLoop", object())
         loop = Bench(scheduler=self.cluster.world.scheduler).loop
         self.stage = stage_of(self.cluster, loop)

@@ -13,10 +13,10 @@ from fake_engine import AsyncFace, FakeEngine, SyncFace
 from werkzeug.test import run_wsgi_app
 
 from raftkv.rpc.web_config import WebConfig
+from raftkv.web.api.owners import owner_of
 from raftkv.web.app import create_app
-from raftkv.web.lane import Lane
-from raftkv.web.metrics import WorkerMetrics
-from raftkv.web.owners import owner_of
+from raftkv.web.serve.lane import Lane
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 Headers = Mapping[str, str]
 HOST = "localhost:8000"

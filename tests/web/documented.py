@@ -13,7 +13,7 @@ import jsonschema_rs
 from carriers import Answer, Carrier, Headers
 
 from raftkv.rpc.web_config import Limits
-from raftkv.web.openapi import openapi_document
+from raftkv.web.api.openapi import openapi_document
 
 _ONE_DIGIT = re.compile(r"[+-]?\d+")
 _OPTIONAL_SPACE = re.compile(r"\s*;\s*")  # RFC 9110, section 5.6.3

@@ -11,7 +11,7 @@ from raftkv.core.operations import Refused
 from raftkv.engine.requests import failure_of
 from raftkv.raft.proposals import GroupFailure
 from raftkv.rpc.messages import Failure
-from raftkv.web.problems import from_failure, from_refusal
+from raftkv.web.api.problems import from_failure, from_refusal
 
 REFUSALS = get_args(get_type_hints(Refused)["reason"])
 GROUP_FAILURES = get_args(get_type_hints(GroupFailure)["reason"])

@@ -5,7 +5,7 @@ from carriers import AsgiCarrier
 from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import Limits, WebConfig
-from raftkv.web.admission import Admission
+from raftkv.web.serve.admission import Admission
 
 
 class _Clock:

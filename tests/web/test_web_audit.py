@@ -9,9 +9,9 @@ from carriers import Carrier
 from conftest import LIMITS
 
 from raftkv.rpc.web_config import TokenHash, WebConfig
-from raftkv.web import lane, wsgi
-from raftkv.web.audit import ADDRESSES_MAX, MINUTE_S, AuditLog
-from raftkv.web.auth import AccessError
+from raftkv.web.api.auth import AccessError
+from raftkv.web.serve import lane, wsgi
+from raftkv.web.serve.audit import ADDRESSES_MAX, MINUTE_S, AuditLog
 
 FAILED = AccessError("unauthorized", "the token is not known")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from werkzeug.test import Client
 
-from raftkv.web.deferred import Deferred
+from raftkv.web.serve.deferred import Deferred
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -9,7 +9,7 @@ from conftest import LIMITS
 from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import TokenHash, WebConfig
-from raftkv.web.guard import HEAD_BYTES_MAX
+from raftkv.web.serve.guard import HEAD_BYTES_MAX
 
 ROUTES = [b"/v1/kv/k", b"/v1/kv", b"/v1/status", b"/", b"/healthz", b"/metrics", b"/nowhere"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from raftkv.web.intake import BodyIntake, Receive
-from raftkv.web.limits import BodyLimit
-from raftkv.web.problems import HttpError
-from raftkv.web.routes import declared_length
+from raftkv.web.api.limits import BodyLimit
+from raftkv.web.api.problems import HttpError
+from raftkv.web.api.routes import declared_length
+from raftkv.web.serve.intake import BodyIntake, Receive
 
 Message = MutableMapping[str, Any]
 

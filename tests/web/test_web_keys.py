@@ -9,7 +9,7 @@ from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
 from raftkv.core.operations import Command, FreeKey, Idempotency, Put, Refused, SessionKey
 from raftkv.rpc.messages import BatchResult, Facts, Failure, FailureCode, GetRequest, WriteRequest
-from raftkv.web.problems import KINDS
+from raftkv.web.api.problems import KINDS
 
 _EVERY_BYTE = bytes(range(256))
 

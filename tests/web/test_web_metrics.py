@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raftkv.status.durations import DurationCounts
 from raftkv.status.facts import NodeFacts, read
-from raftkv.web.metrics import WorkerMetrics, expose
+from raftkv.web.ops.metrics import expose
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 _COUNTS = DurationCounts((0.01, 0.1))
 for _seconds in (0.001, 0.05, 7.0):

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.openapi import openapi_document
+from raftkv.web.api.openapi import openapi_document
 
 
 def _app() -> flask.Flask:

@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from raftkv.core.shard.machine import StateMachine
 from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.rpc.web_config import Limits, TokenHash, WebConfig
-from raftkv.web.owners import owner_of
+from raftkv.web.api.owners import owner_of
 
 MakeApi = Callable[[WebConfig], Carrier]
 TOKENS = tuple(

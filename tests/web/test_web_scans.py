@@ -13,8 +13,8 @@ from fake_engine import FakeEngine
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put, Range
 from raftkv.rpc.messages import Failure, ScanRequest
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.cursors import Cursors
-from raftkv.web.encoding import prefix_end
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.encoding import prefix_end
 
 _NDJSON = {"Accept": "application/x-ndjson"}
 

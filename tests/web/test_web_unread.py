@@ -13,11 +13,11 @@ from fake_engine import AsyncFace, FakeEngine, SyncFace
 from raftkv.core.operations import Command, Put
 from raftkv.rpc.messages import Reply, Request, WriteRequest
 from raftkv.rpc.web_config import Limits, WebConfig
-from raftkv.web import unread
 from raftkv.web.app import create_app
-from raftkv.web.lane import Lane
-from raftkv.web.metrics import WorkerMetrics
-from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers
+from raftkv.web.serve import unread
+from raftkv.web.serve.lane import Lane
+from raftkv.web.serve.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 Message = MutableMapping[str, Any]
 _PATIENCE_S = 20.0
@@ -309,5 +309,5 @@ def test_an_answer_that_is_too_large_is_a_bug_and_no_torn_connection(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No page is so large; one that was would take the worker's memory."""
-    monkeypatch.setattr("raftkv.web.mounted.ANSWER_BYTES_MAX", 1)
+    monkeypatch.setattr("raftkv.web.serve.mounted.ANSWER_BYTES_MAX", 1)
     assert asyncio.run(door.ask(Client(), b"/openapi.json")) == 500

@@ -27,8 +27,8 @@ LOOP = "event loop and kernel, HTTP in a worker"
 
 STAGES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("sending", ("FrameWriter.flush", "FrameWriter._flush_turn", "_send (raftkv/web")),
-    ("answer: rendering", ("raftkv/web/responses.py", "raftkv/web/problems.py")),
-    ("counting", ("raftkv/web/worker_metrics.py", "raftkv/status/durations.py")),
+    ("answer: rendering", ("raftkv/web/api/responses.py", "raftkv/web/api/problems.py")),
+    ("counting", ("raftkv/web/serve/worker_metrics.py", "raftkv/status/durations.py")),
     ("request: parsing, admission", ("raftkv/web/",)),
     ("RPC between worker and engine", ("raftkv/rpc/",)),
     ("links between engines", ("raftkv/engine/links.py", "raftkv/engine/connection.py")),

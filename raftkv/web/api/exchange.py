@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from raftkv.web.owners import address_of, owner_of
+from raftkv.web.api.owners import address_of, owner_of
 
 Header = tuple[bytes, bytes]
 

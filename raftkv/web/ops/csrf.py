@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from werkzeug.datastructures import Headers
 
-from raftkv.web.problems import HttpError
+from raftkv.web.api.problems import HttpError
 
 COOKIE = "raftkv_form"
 _NONCE_BYTES = 16

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raftkv.web.auth import AccessError
-from raftkv.web.owners import address_of
+from raftkv.web.api.auth import AccessError
+from raftkv.web.api.owners import address_of
 
 MINUTE_S = 60.0
 

@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Sequence
 
 from raftkv.rpc.web_config import Role, TokenHash
-from raftkv.web.problems import HttpError
+from raftkv.web.api.problems import HttpError
 
 _RANKS: dict[Role, int] = {"read": 1, "write": 2, "admin": 3}
 _TOKEN_BYTES_MAX = 1024
@@ -43,7 +43,7 @@ class Authenticator:
         A ``page`` also takes HTTP Basic with the token as the password, because a browser
         cannot send a bearer token. A browser sends it with whatever another site makes it ask
         for, so a page that changes something wants proof of its form as well
-        (:mod:`raftkv.web.csrf`), and the API takes bearer tokens only.
+        (:mod:`raftkv.web.ops.csrf`), and the API takes bearer tokens only.
 
         Raises:
             AccessError: 401 without a valid token, 403 with one of too small a role.

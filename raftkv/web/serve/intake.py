@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from raftkv.web.limits import BodyLimit
-from raftkv.web.problems import HttpError
-from raftkv.web.routes import too_large
+from raftkv.web.api.limits import BodyLimit
+from raftkv.web.api.problems import HttpError
+from raftkv.web.api.routes import too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from raftkv.web.exchange import Header, HttpResponse
+from raftkv.web.api.exchange import Header, HttpResponse
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -11,7 +11,7 @@ import msgspec
 
 from raftkv.core.operations import Refused
 from raftkv.rpc.messages import Failure
-from raftkv.web.exchange import Header, HttpResponse
+from raftkv.web.api.exchange import Header, HttpResponse
 
 _TYPE_PREFIX = "urn:raftkv:problem:"
 _PROBLEM_TYPE = (b"content-type", b"application/problem+json")

@@ -24,24 +24,24 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.admission import Admission
-from raftkv.web.audit import AUDIT
-from raftkv.web.auth import AccessError, Authenticator
-from raftkv.web.cursors import Cursors
-from raftkv.web.encoding import percent_decode
-from raftkv.web.engine import Engine
-from raftkv.web.exchange import Header, HttpRequest, HttpResponse, join_headers
-from raftkv.web.guard import RequestGuard, always_headers
-from raftkv.web.intake import BodyIntake, Receive
-from raftkv.web.limits import BodyLimit
-from raftkv.web.metrics import WorkerMetrics
-from raftkv.web.mounted import MountedApplication
-from raftkv.web.problems import HttpError
-from raftkv.web.request_ids import HEADER, RequestIds, log_slow
-from raftkv.web.requests import Plan, ScanStream
-from raftkv.web.responses import served_headers
-from raftkv.web.routes import KEY_PREFIX, Action, DataRoutes, Route, declared_length
-from raftkv.web.unread import PIECE_BYTES, ClientTooSlowError, Send, UnreadAnswers
+from raftkv.web.api.auth import AccessError, Authenticator
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.encoding import percent_decode
+from raftkv.web.api.exchange import Header, HttpRequest, HttpResponse, join_headers
+from raftkv.web.api.limits import BodyLimit
+from raftkv.web.api.problems import HttpError
+from raftkv.web.api.requests import Plan, ScanStream
+from raftkv.web.api.responses import served_headers
+from raftkv.web.api.routes import KEY_PREFIX, Action, DataRoutes, Route, declared_length
+from raftkv.web.serve.admission import Admission
+from raftkv.web.serve.audit import AUDIT
+from raftkv.web.serve.engine import Engine
+from raftkv.web.serve.guard import RequestGuard, always_headers
+from raftkv.web.serve.intake import BodyIntake, Receive
+from raftkv.web.serve.mounted import MountedApplication
+from raftkv.web.serve.request_ids import HEADER, RequestIds, log_slow
+from raftkv.web.serve.unread import PIECE_BYTES, ClientTooSlowError, Send, UnreadAnswers
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

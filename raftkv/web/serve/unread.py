@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from raftkv.web.intake import Message
+from raftkv.web.serve.intake import Message
 
 Send = Callable[[Message], Awaitable[None]]
 

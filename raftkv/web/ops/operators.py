@@ -3,13 +3,10 @@
 The documents are :mod:`raftkv.status.facts` as JSON.
 """
 
-from typing import Annotated
-
 import flask
 import msgspec
 
 from raftkv.rpc.messages import (
-    PINNED_S_MAX,
     ExplainRequest,
     Facts,
     Reply,
@@ -30,14 +27,16 @@ from raftkv.status.facts import (
 )
 from raftkv.status.health import health_of
 from raftkv.status.ring import ring_facts
-from raftkv.web.encoding import check_key, parse_query
-from raftkv.web.limits import OPERATOR_TIMEOUT_MS, BodyLimit
-from raftkv.web.metrics import CONTENT_TYPE, WorkerMetrics, expose
-from raftkv.web.openapi import openapi_document
-from raftkv.web.problems import HttpError, invalid
-from raftkv.web.requests import media_type_of, timeout_s
-from raftkv.web.responses import JSON, facts_of, render_json
-from raftkv.web.wsgi import (
+from raftkv.web.api.bodies import TransferBody
+from raftkv.web.api.encoding import check_key, parse_query
+from raftkv.web.api.limits import OPERATOR_TIMEOUT_MS, BodyLimit
+from raftkv.web.api.openapi import openapi_document
+from raftkv.web.api.problems import HttpError, invalid
+from raftkv.web.api.requests import media_type_of, timeout_s
+from raftkv.web.api.responses import JSON, facts_of, render_json
+from raftkv.web.ops.metrics import CONTENT_TYPE, expose
+from raftkv.web.serve.worker_metrics import WorkerMetrics
+from raftkv.web.serve.wsgi import (
     Carrier,
     Listed,
     blueprint_of,
@@ -53,12 +52,7 @@ _EXPLAIN_PREFIX_BYTES = len(b"/v1/explain/")
 _SCRAPE_TIMEOUT_S = 2.0
 
 
-class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
-    target: str | None = None
-    for_s: Annotated[float, msgspec.Meta(gt=0, le=PINNED_S_MAX)] | None = None
-
-
-_decode_transfer = msgspec.json.Decoder(_Transfer).decode
+_decode_transfer = msgspec.json.Decoder(TransferBody).decode
 
 
 class Operators:

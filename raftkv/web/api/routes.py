@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from raftkv.rpc.web_config import Limits, Role
-from raftkv.web.bodies import parse_batch, parse_txn
-from raftkv.web.cursors import Cursors
-from raftkv.web.exchange import HttpRequest
-from raftkv.web.limits import BodyLimit, value_limit, values_limit
-from raftkv.web.problems import HttpError
-from raftkv.web.requests import (
+from raftkv.web.api.bodies import parse_batch, parse_txn
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.exchange import HttpRequest
+from raftkv.web.api.limits import BodyLimit, value_limit, values_limit
+from raftkv.web.api.problems import HttpError
+from raftkv.web.api.requests import (
     Plan,
     ScanStream,
     parse_delete,

@@ -29,11 +29,11 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import Limits, Role
-from raftkv.web.cursors import Cursors
-from raftkv.web.encoding import check_key, parse_query, prefix_end
-from raftkv.web.exchange import Header, HttpRequest, HttpResponse
-from raftkv.web.problems import HttpError, invalid
-from raftkv.web.responses import (
+from raftkv.web.api.cursors import Cursors
+from raftkv.web.api.encoding import check_key, parse_query, prefix_end
+from raftkv.web.api.exchange import Header, HttpRequest, HttpResponse
+from raftkv.web.api.problems import HttpError, invalid
+from raftkv.web.api.responses import (
     JSON,
     MSGPACK,
     NDJSON,
@@ -47,7 +47,9 @@ from raftkv.web.responses import (
     stream_headers,
 )
 
-_MAX_AGE_MS_MAX = 86_400_000
+MAX_AGE_MS_MAX = 86_400_000
+"""A day: nobody asks how old data may be, and means more."""
+
 _IDEMPOTENCY_KEY_MAX = 255
 _SESSION_ID_MAX = 64
 SEQUENCE_MAX = 2**53 - 1
@@ -176,7 +178,7 @@ def _consistency(parameters: Mapping[bytes, bytes]) -> tuple[Consistency, int | 
     wanted = parameters.get(b"consistency", b"linearizable")
     raw_age = parameters.get(b"max_age_ms")
     if wanted == b"stale":
-        age = None if raw_age is None else _count(raw_age, "max_age_ms", 0, _MAX_AGE_MS_MAX)
+        age = None if raw_age is None else _count(raw_age, "max_age_ms", 0, MAX_AGE_MS_MAX)
         return "stale", age
     if wanted != b"linearizable":
         raise invalid("consistency is 'linearizable' or 'stale'")

@@ -31,13 +31,13 @@ from raftkv.status.health import health_of
 from raftkv.status.merging import EVENTS_SHOWN
 from raftkv.status.ring import ring_facts
 from raftkv.version import __version__
-from raftkv.web import ring_picture
-from raftkv.web.csrf import COOKIE, FormGuard
-from raftkv.web.encoding import check_key, parse_query
-from raftkv.web.limits import BodyLimit
-from raftkv.web.problems import HttpError
-from raftkv.web.shared_facts import Shared
-from raftkv.web.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body, to_flask
+from raftkv.web.api.encoding import check_key, parse_query
+from raftkv.web.api.limits import BodyLimit
+from raftkv.web.api.problems import HttpError
+from raftkv.web.ops import ring_picture
+from raftkv.web.ops.csrf import COOKIE, FormGuard
+from raftkv.web.ops.shared_facts import Shared
+from raftkv.web.serve.wsgi import Carrier, Listed, blueprint_of, path_bytes, read_body, to_flask
 
 Content = dict[str, Any]
 """What a template is given."""

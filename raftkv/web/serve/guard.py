@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from raftkv.rpc.web_config import WebConfig
-from raftkv.web.exchange import Header
-from raftkv.web.problems import HttpError
+from raftkv.web.api.exchange import Header
+from raftkv.web.api.problems import HttpError
 
 HEAD_BYTES_MAX = 16 * 1024
 """Names and values of all header fields of a request together."""

@@ -7,7 +7,7 @@ string ``x`` (they are valid UTF-8) or the base64 string ``x_base64`` (any bytes
 import base64
 
 from raftkv.core.operations import KEY_BYTES_MAX
-from raftkv.web.problems import HttpError, invalid
+from raftkv.web.api.problems import HttpError, invalid
 
 _HEX_PAIRS = {
     f"{high}{low}".encode(): bytes([int(high + low, 16)])

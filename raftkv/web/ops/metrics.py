@@ -23,7 +23,7 @@ from raftkv.status.facts import Histogram, HttpFacts, NodeFacts, ReplicaFacts
 from raftkv.status.health import quorum_margin
 from raftkv.status.merging import replicas_in_touch
 from raftkv.version import __version__
-from raftkv.web.worker_metrics import WorkerMetrics
+from raftkv.web.serve.worker_metrics import WorkerMetrics
 
 __all__ = ["CONTENT_TYPE", "WorkerMetrics", "expose"]
 

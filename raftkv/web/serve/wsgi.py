@@ -7,15 +7,15 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from raftkv.rpc.messages import Failure, Reply, Request, Served, TransferRequest
 from raftkv.rpc.web_config import Limits, Role, WebConfig
-from raftkv.web.audit import AUDIT
-from raftkv.web.auth import AccessError, Authenticator
-from raftkv.web.engine import SyncEngine
-from raftkv.web.exchange import HttpRequest, HttpResponse
-from raftkv.web.limits import BodyLimit
-from raftkv.web.request_ids import RequestIds
-from raftkv.web.requests import Plan, ScanStream
-from raftkv.web.responses import served_headers
-from raftkv.web.routes import KEY_PREFIX, Action, Route, declared_length, too_large
+from raftkv.web.api.auth import AccessError, Authenticator
+from raftkv.web.api.exchange import HttpRequest, HttpResponse
+from raftkv.web.api.limits import BodyLimit
+from raftkv.web.api.requests import Plan, ScanStream
+from raftkv.web.api.responses import served_headers
+from raftkv.web.api.routes import KEY_PREFIX, Action, Route, declared_length, too_large
+from raftkv.web.serve.audit import AUDIT
+from raftkv.web.serve.engine import SyncEngine
+from raftkv.web.serve.request_ids import RequestIds
 
 
 class ApiResponse(flask.Response):

@@ -16,9 +16,9 @@ from raftkv.core.operations import (
     TxnResult,
 )
 from raftkv.rpc.messages import BatchResult, Facts, Failure, Reply, Served
-from raftkv.web.encoding import text_or_base64
-from raftkv.web.exchange import Header, HttpResponse
-from raftkv.web.problems import HttpError, from_failure, from_refusal
+from raftkv.web.api.encoding import text_or_base64
+from raftkv.web.api.exchange import Header, HttpResponse
+from raftkv.web.api.problems import HttpError, from_failure, from_refusal
 
 F = TypeVar("F")
 

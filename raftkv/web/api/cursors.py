@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 
-from raftkv.web.problems import invalid
+from raftkv.web.api.problems import invalid
 
 _VERSION = 2
 _CHECK_BYTES = 16

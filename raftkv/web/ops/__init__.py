@@ -1,0 +1,1 @@
+"""For operators: pages, metrics and the routes of the cluster."""
