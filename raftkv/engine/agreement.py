@@ -118,7 +118,7 @@ class Agreement:
         )
 
     def agrees(self, peer: str) -> None:
-        """Hear that ``peer`` is proven and goes by the same facts."""
+        """Called when ``peer`` has proven who it is, and goes by the same facts."""
         self._differing.pop(peer, None)
         self._agreeing.add(peer)
         if not self._settled and 1 + len(self._agreeing) >= self._majority:
@@ -127,7 +127,7 @@ class Agreement:
         self._judge()
 
     def differs(self, peer: str, reason: str) -> None:
-        """Hear that ``peer`` is proven and goes by others; it may be in no map of this node."""
+        """Called when ``peer`` has proven who it is, and goes by others; no map may have it."""
         self._agreeing.discard(peer)
         if peer in self._differing or len(self._differing) < DIFFERING_MAX:
             self._differing[peer] = reason

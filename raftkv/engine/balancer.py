@@ -162,7 +162,7 @@ class Balancer:
             self.pins.remove(word.shard)
 
     def moved(self, replica: ReplicaRecord, before: str | None, now: str) -> None:
-        """Hear that ``now`` has begun to lead; ``before`` was the last to do so."""
+        """Called when ``now`` has begun to lead; ``before`` was the last to do so."""
         target, replica.handing_to = replica.handing_to, None
         if target is not None:
             if now != target:

@@ -121,7 +121,7 @@ class BulkLanes:
         return under_way > 0 and under_way + self._piece_bytes > self._window_bytes
 
     def taken(self, total_bytes: int) -> bool:
-        """Hear how much the peer has taken in all; False if that cannot be."""
+        """Called with how much the peer says it has taken in all; False if that cannot be."""
         if not self._taken_bytes <= total_bytes <= self.sent_bytes:
             return False
         self._taken_bytes = total_bytes

@@ -61,7 +61,7 @@ class IdentityBook(Protocol):
 
 
 class Agreement(Protocol):
-    """Hears of every proven peer whether it goes by what all nodes must agree on."""
+    """Told of every proven peer whether it goes by what all nodes must agree on."""
 
     def agrees(self, peer: str) -> None:
         """It goes by the same facts, and its link is about to count."""

@@ -39,7 +39,7 @@ class Pins:
         self._pins.pop(shard, None)
 
     def give_way(self, other: Pin) -> None:
-        """Hear of another node's pin, which counts if it is newer."""
+        """Called with another node's pin, which counts if it is newer."""
         own = self._pins.get(other.shard)
         if own is not None and other.since_us > own[0].since_us:
             del self._pins[other.shard]

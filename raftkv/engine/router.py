@@ -229,7 +229,7 @@ class Router:
         self._finish(pending, response, reply.served)
 
     def on_disconnected(self, peer: str) -> None:
-        """Hear that the link to ``peer`` is lost, before another one is up.
+        """Called when the link to ``peer`` is lost, before another one is up.
 
         Whatever was forwarded over it may or may not have arrived, and what came over it is not
         answered any more.

@@ -86,7 +86,7 @@ class SnapshotWriter(Protocol):
         """Start; ``done(error)`` on the loop once the sealed file is there or not."""
 
     def settle(self) -> None:
-        """Hear that a large new state has come, which is there to stay."""
+        """Called when a large new state has come, which is there to stay."""
 
 
 class InTurnWriter:

@@ -160,7 +160,7 @@ class Freshness:
         self._reads.confirm(confirmed)
 
     def on_echo(self, message: wire.FreshnessEcho) -> None:
-        """Hear the answer to a question of ours; it counts once its commit index is applied."""
+        """Called with the answer to a question; it counts once its commit index is applied."""
         self._host.wake(self._group)
         stamp_us = self._questions.pop(message.question, None)
         if stamp_us is None:

@@ -309,12 +309,12 @@ class Group:
             self._host.wake(self.id)
 
     def peer_connected(self, peer: str) -> None:
-        """Hear that ``peer`` can be sent to."""
+        """Called when the link to ``peer`` is up."""
         self._replica.peer_connected(peer)
         self._host.wake(self.id)
 
     def peer_disconnected(self, peer: str) -> None:
-        """Hear that it cannot, and that what was in flight is lost."""
+        """Called when the link to ``peer`` is lost, and with it what was in flight."""
         if peer == self.leader:
             lost = GroupFailure("not_leader", "the link to the leader is lost")
             self._later([(done, lost) for done in self.freshness.fail_all()])
@@ -324,7 +324,7 @@ class Group:
         self._answer()
 
     def wal_synced(self) -> None:
-        """Hear that the write-ahead log is durable further than before."""
+        """Called when the write-ahead log is durable further than before."""
         if self._replica.awaits_sync:
             self._carry_out(self._replica.wal_synced())
             if self.stages.following:

@@ -96,7 +96,7 @@ class Host(Protocol):
         """Run a blocking job off the loop, then call ``done(result, error)`` on it."""
 
     def event(self, event: Event) -> None:
-        """Hear what happened."""
+        """Called with each thing that happens to a group."""
 
     def disk_stalled(self) -> bool:
         """Tell whether an fdatasync has not returned for an election time-out (H20)."""

@@ -183,7 +183,7 @@ class SnapshotExchange:
         self._failed(f"to {peer}: {error}")
 
     def on_progress(self, peer: str, message: wire.SnapshotProgress) -> None:
-        """Hear from a follower what it wants next."""
+        """Called when a follower says what it wants next."""
         sender = self._senders.get(peer)
         if sender is None or message.term != self._replica.term or not self._replica.is_leader:
             return

@@ -165,7 +165,7 @@ class Sender:
         self._run_job(lambda: self._reader.read_chunk(offset, self._chunk_bytes), read_done)
 
     def on_progress(self, message: wire.SnapshotProgress, now: float) -> None:
-        """Hear which byte the follower wants next.
+        """Called when the follower says which byte it wants next.
 
         Receivers outlive links and senders do not: an answer to an earlier sender of the very
         same file may come, and acknowledge more than this one has sent. It goes on from there.

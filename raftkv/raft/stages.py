@@ -69,14 +69,14 @@ class EntryStages:
         self.following.append(EntryTimes(index, term, offered, self._clock.monotonic()))
 
     def durable(self, index: int) -> None:
-        """Hear that this node's disk has everything up to ``index``."""
+        """Called when this node's disk has everything up to ``index``."""
         now = self._clock.monotonic()
         for entry in self.following:
             if entry.durable is None and entry.index <= index:
                 entry.durable = now
 
     def reached(self, index: int, term: int) -> EntryTimes | None:
-        """Hear that an entry is committed and is applied now; None if it is not one of ours.
+        """Called when an entry is committed and will be applied; None if nobody waits for it.
 
         Those before it, and one of another term at its place, were lost: they are forgotten.
         """
@@ -88,7 +88,7 @@ class EntryStages:
         return None
 
     def applied(self, entry: EntryTimes) -> None:
-        """Hear that it is applied, and count its stages."""
+        """Called when it is applied; counts its stages."""
         entry.applied = self._clock.monotonic()
         self._finished.append(entry)
         for stage, seconds in entry.seconds().items():

@@ -239,7 +239,7 @@ class ItemWriter:
         self.room()
 
     def unwanted(self) -> None:
-        """Hear that the call was cancelled, or its link lost."""
+        """Called when the call was cancelled, or its link lost."""
         if self.is_open:
             self.is_open = False
             self.cancelled()

@@ -449,7 +449,7 @@ class Wal:
         return job
 
     def sync_found_no_room(self, job: SyncJob) -> None:
-        """Hear that ``job.full`` was set. The job stays out; it is to be run again now and then."""
+        """Called when ``job.full`` was set. The job stays out, to be run again now and then."""
         if job is not self._sync or job.full is None:
             raise RuntimeError("takes the sync job that is out and found no room")
         self._note_full(job.full)

@@ -34,8 +34,8 @@ UNKNOWN = {"status": 504, "code": "unknown", "definite": False}
 @pytest.fixture(autouse=True)
 def _one_flight_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What queues is then known: nobody flies beside the first, nor gets impatient."""
-    monkeypatch.setattr(coalescing, "FLIGHTS_MAX", 1)
-    monkeypatch.setattr(coalescing, "PATIENCE_S", WAIT_S)
+    monkeypatch.setattr(coalescing, "IN_FLIGHT_MAX", 1)
+    monkeypatch.setattr(coalescing, "QUEUED_S_MAX", WAIT_S)
     monkeypatch.setattr(attempts, "BACKOFF_FIRST_S", 0.001)
 
 
@@ -58,7 +58,7 @@ def members_of(request: Received) -> list[dict[str, object]]:
 
 
 class Gate:
-    """A put that stays in the air until it is told to land, so that others queue behind it."""
+    """A put that stays in flight until it is let go, so that others queue behind it."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -82,16 +82,16 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def queued(client: Client) -> int:
-    """How many calls wait for a flight."""
+    """How many calls wait for a batch."""
     assert client._coalescer is not None
-    return len(client._coalescer._air.queue)
+    return len(client._coalescer._queue.waiting)
 
 
 @contextlib.contextmanager
 def together(
     gate: Gate, server: FakeServer, client: Client, *queue: Callable[[], object]
 ) -> Iterator[list[Future[object]]]:
-    """Calls that have queued in this order behind one that is in the air, which then lands."""
+    """Calls that have queued in this order behind one that is in flight, which is then answered."""
     with ThreadPoolExecutor(len(queue) + 1) as pool:
         first = pool.submit(client.put, "first", b"")
         until(lambda: len(server.received) == 1)
@@ -271,7 +271,7 @@ def test_each_raises_an_exception_of_its_own() -> None:
 
 
 def test_a_call_with_little_time_goes_by_itself_and_keeps_to_it() -> None:
-    """It neither waits for a flight nor cuts one short."""
+    """It neither waits for a batch nor cuts one short."""
     gate = Gate()
     with (
         serving(gate, put_answer(revision=4)) as server,
@@ -287,7 +287,7 @@ def test_a_call_with_little_time_goes_by_itself_and_keeps_to_it() -> None:
 
 
 def test_writes_without_idempotency_never_travel_together() -> None:
-    """The answer that is lost with a flight would be lost for all of them."""
+    """The answer that is lost with a batch would be lost for all of them."""
     gate = Gate()
     with (
         serving(gate, put_answer(revision=5)) as server,
@@ -304,8 +304,8 @@ def test_writes_without_idempotency_never_travel_together() -> None:
 def test_an_impatient_call_does_not_wait_for_a_flight_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A shard without a leader holds up a flight, not the calls behind it."""
-    monkeypatch.setattr(coalescing, "PATIENCE_S", 0.01)
+    """A shard without a leader holds up a batch, not the calls behind it."""
+    monkeypatch.setattr(coalescing, "QUEUED_S_MAX", 0.01)
     gate = Gate()
     with (
         serving(gate, put_answer(revision=6)) as server,
@@ -384,8 +384,8 @@ def test_a_child_does_not_queue_behind_the_flights_of_its_parent() -> None:
     ):
         first = pool.submit(client.put, "first", b"")
         until(lambda: len(server.received) == 1)
-        air = client._coalescer._air  # type: ignore[union-attr]
-        air.pid = os.getpid() + 1  # as a child finds it
+        queue = client._coalescer._queue  # type: ignore[union-attr]
+        queue.pid = os.getpid() + 1  # as a child finds it
         assert client.put("child", b"").revision == 2
         gate.open()
         first.result(WAIT_S)
@@ -398,12 +398,12 @@ def served() -> Iterator[FrontEnd]:
         yield made
 
 
-@pytest.mark.parametrize("flights", [1, 4])
+@pytest.mark.parametrize("in_flight", [1, 4])
 def test_every_thread_gets_the_results_of_its_own_calls(
-    served: FrontEnd, monkeypatch: pytest.MonkeyPatch, flights: int
+    served: FrontEnd, monkeypatch: pytest.MonkeyPatch, in_flight: int
 ) -> None:
     """Whatever shares a request: values read are those written, versions count own writes."""
-    monkeypatch.setattr(coalescing, "FLIGHTS_MAX", flights)
+    monkeypatch.setattr(coalescing, "IN_FLIGHT_MAX", in_flight)
 
     def work(client: Client, thread: int) -> None:
         chance = random.Random(thread)
@@ -426,5 +426,5 @@ def test_every_thread_gets_the_results_of_its_own_calls(
     with Client(served.url) as client, ThreadPoolExecutor(16) as pool:
         for future in [pool.submit(work, client, thread) for thread in range(16)]:
             future.result(60.0)
-        air = client._coalescer._air  # type: ignore[union-attr]
-        assert (air.flights, len(air.queue)) == (0, 0)
+        queue = client._coalescer._queue  # type: ignore[union-attr]
+        assert (queue.in_flight, len(queue.waiting)) == (0, 0)

@@ -1,7 +1,7 @@
 """A register with revisions, compare-and-set and delete: what one key of raftkv is.
 
 The revisions of a key strictly increase. They are compared by order only: between two of them there
-may be any number of writes whose revision nobody told.
+may be any number of writes whose revision nobody reported.
 """
 
 from collections import Counter, defaultdict
@@ -26,9 +26,9 @@ from raftkv.check.model import (
     unjudged,
 )
 
-_UNTOLD: Literal["untold"] = "untold"
+_UNREPORTED: Literal["unreported"] = "unreported"
 
-ReportedRevision = int | Literal["untold"] | None
+ReportedRevision = int | Literal["unreported"] | None
 """What an answer says of a revision: the revision, nothing, or (None) that there is no entry."""
 
 
@@ -41,23 +41,23 @@ class _State(NamedTuple):
     """Whether there is an entry, and whether its revision is known."""
 
 
-def _seen(state: _State, told: ReportedRevision) -> _State | None:
-    """Return the state that is left after an answer told the revision of the entry."""
-    if told == _UNTOLD:
+def _seen(state: _State, reported: ReportedRevision) -> _State | None:
+    """Return the state that is left after an answer reported the revision of the entry."""
+    if reported == _UNREPORTED:
         return state
-    if told is None:
+    if reported is None:
         return state if state.presence == "absent" else None
     if state.presence == "known":
-        return state if state.revision == told else None
-    if state.presence == "unknown" and told > state.revision:
-        return _State(state.value, told, "known")
+        return state if state.revision == reported else None
+    if state.presence == "unknown" and reported > state.revision:
+        return _State(state.value, reported, "known")
     return None
 
 
-def _written(state: _State, value: Frozen, told: ReportedRevision) -> _State | None:
-    if not isinstance(told, int):
+def _written(state: _State, value: Frozen, reported: ReportedRevision) -> _State | None:
+    if not isinstance(reported, int):
         return _State(value, state.revision, "unknown")
-    return _State(value, told, "known") if told > state.revision else None
+    return _State(value, reported, "known") if reported > state.revision else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _Cas:
 
 @dataclass(frozen=True, slots=True)
 class _Delete:
-    """A delete that removed an entry, or, where nobody told, perhaps none."""
+    """A delete that removed an entry, or, where nobody reported, perhaps none."""
 
     expected: ReportedRevision
     revision: ReportedRevision
@@ -152,19 +152,19 @@ class Register(Model):
 
     def _action(self, operation: Operation) -> Action | None:
         if _tells_why_it_was_refused(operation):
-            return _Refused(_expected(operation), _told(operation, "observed_revision"))
+            return _Refused(_expected(operation), _reported(operation, "observed_revision"))
         if unjudged(operation, harmless=("read",)):
             return None
-        revision = _told(operation, "revision") if operation.status == OK else _UNTOLD
+        revision = _reported(operation, "revision") if operation.status == OK else _UNREPORTED
         match operation.f:
             case "read":
                 return _read(operation, revision)
             case "write":
-                return _Write(freeze(operation.value), revision or _UNTOLD)
+                return _Write(freeze(operation.value), revision or _UNREPORTED)
             case "cas":
-                return _Cas(_expected(operation), _new_value(operation), revision or _UNTOLD)
+                return _Cas(_expected(operation), _new_value(operation), revision or _UNREPORTED)
             case "delete":
-                return _delete(operation, revision or _UNTOLD)
+                return _delete(operation, revision or _UNREPORTED)
         raise unheard_of(operation, self, ("read", "write", "cas", "delete"))
 
 
@@ -202,7 +202,7 @@ def _delete(operation: Operation, revision: ReportedRevision) -> _Delete | _Noth
 def _expected(operation: Operation) -> ReportedRevision:
     value = operation.value
     if operation.f == "delete" and value is None:
-        return _UNTOLD
+        return _UNREPORTED
     if not isinstance(value, dict) or "expected_revision" not in value:
         raise malformed(operation, 'its value must be an object with "expected_revision"')
     return _checked(operation, "expected_revision", value["expected_revision"])
@@ -214,16 +214,18 @@ def _new_value(operation: Operation) -> Frozen:
     return freeze(operation.value["value"])
 
 
-def _told(operation: Operation, member: str) -> ReportedRevision:
+def _reported(operation: Operation, member: str) -> ReportedRevision:
     if member not in operation.fields:
-        return _UNTOLD
+        return _UNREPORTED
     return _checked(operation, member, operation.fields[member])
 
 
-def _checked(operation: Operation, member: str, told: object) -> int | None:
-    if told is None or (type(told) is int and told >= 0):
-        return told
-    raise malformed(operation, f'"{member}" must be null or an integer from 0, not {shown(told)}')
+def _checked(operation: Operation, member: str, reported: object) -> int | None:
+    if reported is None or (type(reported) is int and reported >= 0):
+        return reported
+    raise malformed(
+        operation, f'"{member}" must be null or an integer from 0, not {shown(reported)}'
+    )
 
 
 def _move(operation: Operation, action: Action) -> Move:
@@ -268,8 +270,8 @@ class _Values:
 
     def revision(self, value: Frozen) -> ReportedRevision:
         """Return the revision at which a value was read, if the reads agree."""
-        told = {revision for revision in self._revisions[value] if isinstance(revision, int)}
-        return told.pop() if len(told) == 1 else _UNTOLD
+        reported = {revision for revision in self._revisions[value] if isinstance(revision, int)}
+        return reported.pop() if len(reported) == 1 else _UNREPORTED
 
 
 def _informed(moves: Sequence[Move]) -> list[Move]:
@@ -317,7 +319,7 @@ def _without_the_unseen(moves: list[Move]) -> list[Move]:
 
 def _may_see_any_write(move: Move, known: set[ReportedRevision]) -> bool:
     match move.action:
-        case _Delete(expected="untold", removed=True):
+        case _Delete(expected="unreported", removed=True):
             # One of unknown outcome can be left out together with the write, or fits without it.
             return move.required
         case _Refused(revision=int(revision)):

@@ -9,10 +9,10 @@ _NOT_A_CHOICE = ("Invalid enum value ", "Invalid value ")
 _PLACE = " - at `$"
 
 
-def described(misfit: str, choices: Choices) -> str:
+def described(message: str, choices: Choices) -> str:
     """Return the decoder's message, with the possible values where it names none of them."""
-    what, _, place = misfit.rpartition(_PLACE)
+    what, _, place = message.rpartition(_PLACE)
     possible = choices.get(place.rstrip("`").rpartition(".")[2])
     if possible is None or not what.startswith(_NOT_A_CHOICE):
-        return misfit
-    return f"{misfit}; it can be {', '.join(possible)}"
+        return message
+    return f"{message}; it can be {', '.join(possible)}"

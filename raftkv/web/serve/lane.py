@@ -166,7 +166,7 @@ class Lane:
             response = error.response(self._me)
         except ClientTooSlowError:
             response = None  # of a stream, which has begun
-        except Exception:
+        except Exception:  # a bug becomes a 500, not a torn connection
             _logger.exception(
                 "request failed: %s %r", scope["method"], scope["raw_path"][:200],
                 extra={"facts": {"request_id": request_id}},
@@ -265,7 +265,7 @@ class Lane:
                 chunk = scan.feed(await self._call(scan.request, scan.timeout_s, request_id))
             except HttpError as error:
                 chunk = scan.fail(error)
-            except Exception:
+            except Exception:  # too late for a 500: the last line has to say it
                 _logger.exception("a streamed scan failed")
                 chunk = scan.fail(HttpError("internal", "see the server's log"))
             await self._unread.send(send, chunk, more_body=True)
@@ -298,7 +298,7 @@ class Lane:
         except HttpError as error:
             await self._refuse(error, scope, send)
             return
-        except Exception:
+        except Exception:  # Flask answers its own; this is a bug of what carries it
             _logger.exception("request failed: %s %r", method, scope["raw_path"][:200])
             await self._refuse(
                 HttpError("internal", "see the server's log", definite=False), scope, send
