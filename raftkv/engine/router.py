@@ -59,8 +59,9 @@ _MAY_REFUSE = frozenset({Failure, Refused, BatchResult})
 HOPS_MAX = 3
 """A call that was forwarded this often is refused, so that stale beliefs cannot make it circle."""
 
-ELSEWHERE = frozenset({"no_leader", "unavailable"})
-"""Another node's definite refusals after which it makes sense to look for the leader again."""
+ELSEWHERE = frozenset({"moved", "no_leader", "unavailable"})
+"""Another node's definite refusals after which it makes sense to look for the leader again: by the
+map that this node goes by then, if theirs was another one."""
 
 CALL_LAG_S_MAX = 5.0
 """A call that may have been on its way for longer is refused.
@@ -170,6 +171,11 @@ class Router:
                     return
             self._offer_answer(peer, call, response, served)
 
+        if call.map_epoch != self.directory.epoch:
+            moved = self.directory.mismatch(call.map_epoch)
+            if moved is not None:
+                answer(moved, self._me(None))
+                return
         lag_s = self._links.lag_s(peer)
         if lag_s > CALL_LAG_S_MAX:
             late = f"the call may have been on its way for {lag_s:.1f} s"

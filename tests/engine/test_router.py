@@ -22,7 +22,7 @@ from raftkv.core.operations import (
 from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY
-from raftkv.engine.router import CALL_LAG_S_MAX, DETOUR_AFTER_S, HOPS_MAX
+from raftkv.engine.router import CALL_LAG_S_MAX, DETOUR_AFTER_S, HOPS_MAX, RETRY_S
 from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
@@ -807,3 +807,40 @@ def test_name_of_a_request_goes_along(world: RouterWorld) -> None:
     world.router.handle(call, world.replies.append)
     ((_, forwarded),) = world.links.calls()
     assert forwarded.request_id == "mine"
+
+
+# --- maps of other epochs -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_call_that_was_routed_by_another_map_is_refused_for_certain(epoch: int) -> None:
+    """Older or newer: its sender may take the key for another shard's. It hears our epoch."""
+    world = RouterWorld()
+    world.directory.take(msgspec.structs.replace(world.map, epoch=2))
+    world.lead(0)
+    call = Call(7, 1000, put(world.key(0)), epoch, hops=1)
+    world.router.on_call("n2", msgspec.msgpack.encode(call))
+    ((to, channel, payload),) = world.links.sent
+    reply = msgspec.msgpack.decode(payload, type=Reply)
+    assert (to, channel, reply.id, reply.map_epoch) == ("n2", CHANNEL_REPLY, 7, 2)
+    assert isinstance(reply.response, Failure)
+    assert (reply.response.code, reply.response.definite) == ("moved", True)
+    assert world.group(0).state.key_count == 0
+
+
+def test_call_that_was_refused_for_its_map_is_tried_again_by_the_newer_one() -> None:
+    """The client waits within its deadline, and sees no error."""
+    world = RouterWorld()
+    world.follow("n2", 0)
+    world.ask(put(world.key(0)))
+    ((_, call),) = world.links.calls()
+    assert call.map_epoch == 1
+    world.answer(call, Failure("moved", "the call was routed by map 1", definite=True), "n2")
+    assert world.replies == []
+    world.directory.take(msgspec.structs.replace(world.map, epoch=2))
+    world.loop.run(RETRY_S + 0.01)
+    ((to, again),) = world.links.calls()
+    assert (to, again.map_epoch) == ("n2", 2)
+    world.answer(again, PutResult(5, 1), "n2", 0)
+    assert world.response == PutResult(5, 1)
+    assert world.replies[0].map_epoch == 2
