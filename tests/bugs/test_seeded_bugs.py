@@ -1,15 +1,15 @@
 """The harness sees: each seeded bug, switched on, is caught by simulation within a few seeds.
 
-``python tests/bugs/hunt.py`` says how long each stays hidden; docs/testing.md has the table.
+``python tests/tools/hunt.py`` says how long each stays hidden; docs/testing.md has the table.
 """
 
 import re
 
 import pytest
-from seeded_bugs import BUGS, MINUTES, QUICK, options_for
 
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
+from tests.bugs.seeded_bugs import BUGS, MINUTES, QUICK, options_for
 
 SEEDS_MAX = 25
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
-from engine_world import TimedLoop
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
 from raftkv.engine.balancer import SETTLED_S, WAIT_S_MAX, Balancer, NodeState, Placed
 from raftkv.engine.pins import Pin
 from raftkv.status.facts import PinFacts
+from tests.engine.engine_world import TimedLoop
 
 ABLE = NodeState(has_space=True, stopping=False)
 FULL = NodeState(has_space=False, stopping=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.snapshot_keeper import ForkingWriter, InTurnWriter, SnapshotKeeper
@@ -15,6 +14,7 @@ from raftkv.raft.group import Group
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
+from tests.engine.host_world import HostWorld
 
 SHARDS = 3
 

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from host_world import HostWorld
-from test_snapshot_turns import BusyGroup
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobDone
@@ -27,6 +25,8 @@ from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.disk import DiskFull, RealDisk
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
+from tests.engine.host_world import HostWorld
+from tests.engine.test_snapshot_turns import BusyGroup
 
 GROUP = GroupId(0, 1)
 HEADER = SnapshotHeader(GROUP, 5, 1)

@@ -5,11 +5,11 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
-from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import Role, TokenHash, WebConfig
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
 
 _ROLES: tuple[Role, ...] = ("read", "write", "admin")
 
