@@ -29,7 +29,7 @@ test: check
 soak: $(VENV)/test.stamp
 	tests/install-tools
 	$(BIN)/raftkv sim --seeds $(SOAK_SEEDS) --keep-going
-	$(BIN)/python tests/chaos/soak.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/tools/soak.py --minutes $(SOAK_MINUTES)
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(SOURCES)

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_http_load import OK, REFUSED, server
 
 from raftkv.bench.load.run_load import LoadError
 from raftkv.bench.load.summary import spread
 from raftkv.bench.load.workload import Workload
 from raftkv.bench.load.wrk import WrkResult, result_of, run_wrk
 from raftkv.bench.measures.beside_wrk import Pair, Run, figures
+from tests.bench.test_http_load import OK, REFUSED, server
 
 
 def run_of(requests_per_s: float) -> Run:

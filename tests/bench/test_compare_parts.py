@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_http_load import OK, REFUSED, SILENCE, server
 
 from raftkv.bench.compare.check_perf import throughput_in
 from raftkv.bench.compare.rows import GROUPS, GROUPS_OF_PEER
@@ -23,6 +22,7 @@ from raftkv.bench.load.workload import Workload
 from raftkv.cli.bench import bench_command
 from raftkv.testing import ClusterError, LocalCluster
 from raftkv.testing.ports import PortReservation
+from tests.bench.test_http_load import OK, REFUSED, SILENCE, server
 
 REQUEST = DIALECTS["raftkv"].put(b"key", b"v" * 16)
 

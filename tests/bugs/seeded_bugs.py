@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, Protocol
 
 import msgspec
-from stock_replica import StockReplica
 
 from raftkv.core.batches import decode_batch
 from raftkv.core.operations import Command, Put, PutResult
@@ -46,6 +45,7 @@ from raftkv.sim import faults, operator
 from raftkv.sim.options import Options
 from raftkv.storage import snapshots, wal, wal_recovery
 from raftkv.storage.wal_format import encode_unit, find_unit_header, written_end
+from tests.bugs.stock_replica import StockReplica
 
 
 class Patch(Protocol):

@@ -1,19 +1,19 @@
 """Chaos sees: real processes with a seeded bug in them are found wanting, and right ones are not.
 
-One bug that a few seconds show; ``python tests/bugs/hunt_chaos.py`` hunts the others, and
+One bug that a few seconds show; ``python tests/tools/hunt_chaos.py`` hunts the others, and
 docs/testing.md has the table.
 """
 
 from pathlib import Path
 
 import pytest
-from chaos_shapes import BEYOND_CHAOS, CHAOS_SHAPES, settings_for
-from hunt_chaos import command_with
-from seeded_bugs import BUGS
 
 from raftkv.chaos.run import run_chaos
 from raftkv.check.verdict import Verdict
 from raftkv.testing.processes import RAFTKV_COMMAND
+from tests.bugs.chaos_shapes import BEYOND_CHAOS, CHAOS_SHAPES, settings_for
+from tests.bugs.seeded_bugs import BUGS
+from tests.tools.hunt_chaos import command_with
 
 BUG = "apply_twice"
 DURATION_S = 6.0

@@ -6,7 +6,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from memory_store import MemoryStore
 
 from raftkv.chaos import run
 from raftkv.chaos.load import Load
@@ -14,6 +13,7 @@ from raftkv.chaos.recorder import Recorder
 from raftkv.check.history import HistoryWriter
 from raftkv.client import UnavailableError
 from raftkv.workloads.keys import RotatingKeys
+from tests.chaos.memory_store import MemoryStore
 
 
 class Refusing(MemoryStore):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from memory_store import MemoryStore
 
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.play import outcome_of, play
@@ -26,6 +25,7 @@ from raftkv.client import (
     UnknownOutcomeError,
 )
 from raftkv.workloads.steps import Ask, Batch, Outcome, Span, StaleGet, Steps, Txn, Write
+from tests.chaos.memory_store import MemoryStore
 
 
 @pytest.mark.parametrize("kind", [UnavailableError, BusyError, DiskFullError, AccessError])

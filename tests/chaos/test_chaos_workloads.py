@@ -6,7 +6,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from memory_store import MemoryStore
 
 from raftkv.chaos.judge import Judgement, judge, report
 from raftkv.chaos.load import Load, LoadProcess
@@ -22,6 +21,7 @@ from raftkv.workloads import WORKLOADS as ALL_WORKLOADS
 from raftkv.workloads import final_reads
 from raftkv.workloads.keys import OPERATIONS_PER_KEY_MAX, KeyRotation, RotatingKeys
 from raftkv.workloads.steps import Ask, Context, Outcome, Pause, Steps
+from tests.chaos.memory_store import MemoryStore
 
 OPERATIONS = 1500
 PROCESSES = 5

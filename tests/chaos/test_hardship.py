@@ -3,16 +3,16 @@
 from collections import Counter
 from typing import Any
 
-import hardship
 import pytest
-from hardship import PaddedStore, TornValueError, Watch, code_of
-from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
-from hardships import STAGES
-from memory_store import MemoryStore
 
 from raftkv.check.event import Event
 from raftkv.check.history import pair
 from raftkv.client.answers import Answer
+from tests.chaos.memory_store import MemoryStore
+from tests.tools import hardship
+from tests.tools.hardship import PaddedStore, TornValueError, Watch, code_of
+from tests.tools.hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
+from tests.tools.hardships import STAGES
 
 MIB = 2**20
 

@@ -4,17 +4,17 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-import brute_force
 import pytest
-from brute_force import Step
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sequential import OBJECTS, linearizable_history
 
 from raftkv.check.checker import check
 from raftkv.check.history import Operation
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import PartResult, Verdict
+from tests.check import brute_force
+from tests.check.brute_force import Step
+from tests.check.sequential import OBJECTS, linearizable_history
 
 STEPS: dict[str, tuple[Any, Step]] = {
     "register": ((None, -1, False), brute_force.register_step),

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import brute_force
 import pytest
-from brute_force import is_linearizable
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_check_properties import STEPS
 
 from raftkv.check.checker import check
 from raftkv.check.history import Operation
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
+from tests.check import brute_force
+from tests.check.brute_force import is_linearizable
+from tests.check.test_check_properties import STEPS
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Asked = tuple[str, Any, Any, dict[str, Any]]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from report_histories import FACTS, HOSTILE, Run, hostile_run, judged, operation, run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -16,6 +15,15 @@ from selenium.webdriver.support.ui import WebDriverWait
 from raftkv.check.report import write_report
 from raftkv.check.report.embedded import NEAR_MAX
 from raftkv.check.verdict import Verdict
+from tests.check_report.report_histories import (
+    FACTS,
+    HOSTILE,
+    Run,
+    hostile_run,
+    judged,
+    operation,
+    run,
+)
 
 T = TypeVar("T")
 

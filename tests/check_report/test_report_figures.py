@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_histories import START_NS, judged, operation
 
 from raftkv.check.history import Operation
 from raftkv.check.report.parts import parts_of, placement_ns
 from raftkv.check.report.text import cut, duration, key_name, shown
 from raftkv.check.report.timeline import SLICES_MAX, Slice, Span, slices, span_of, steps
 from raftkv.check.verdict import PartResult, Result, Verdict
+from tests.check_report.report_histories import START_NS, judged, operation
 
 INTERVALS = st.lists(
     st.tuples(

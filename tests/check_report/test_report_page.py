@@ -5,7 +5,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from report_histories import (
+
+from raftkv.check.report import FaultEvent, LeaderEvent, write_report
+from raftkv.check.report.charts import LEFT, RIGHT
+from raftkv.check.report.embedded import NEAR_MAX
+from raftkv.check.verdict import Result, Verdict
+from tests.check_report.report_histories import (
     FACTS,
     HOSTILE,
     SECOND_NS,
@@ -16,12 +21,7 @@ from report_histories import (
     operation,
     run,
 )
-from report_html import Element, carried, data_of, read_page
-
-from raftkv.check.report import FaultEvent, LeaderEvent, write_report
-from raftkv.check.report.charts import LEFT, RIGHT
-from raftkv.check.report.embedded import NEAR_MAX
-from raftkv.check.verdict import Result, Verdict
+from tests.check_report.report_html import Element, carried, data_of, read_page
 
 SIZE_MAX_BYTES = 15_000_000
 

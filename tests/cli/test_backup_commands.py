@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from front_end import FrontEnd, front_end
 
 from raftkv import Client
 from raftkv.cli.backup_file import verify_backup
 from raftkv.cli.main import cli
 from raftkv.client import Put
+from tests.support.front_end import FrontEnd, front_end
 
 CONTENT = {
     b"color": b"red",

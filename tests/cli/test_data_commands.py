@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import Received, problem, serving
-from front_end import FrontEnd, front_end
 
 from raftkv.cli.main import COMMANDS, cli
+from tests.support.fake_server import Received, problem, serving
+from tests.support.front_end import FrontEnd, front_end
 
 Run = Callable[..., Result]
 

@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from front_end import FrontEnd, front_end
 
 from raftkv.testing.processes import RAFTKV_COMMAND
+from tests.support.front_end import FrontEnd, front_end
 
 INTERRUPTED = 130
 UNKNOWN = 4

@@ -5,10 +5,10 @@ import socket
 import click
 import pytest
 from click.testing import CliRunner, Result
-from front_end import front_end
 
 from raftkv.cli.endpoints import endpoints_option
 from raftkv.cli.main import cli
+from tests.support.front_end import front_end
 
 
 @click.command

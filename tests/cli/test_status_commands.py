@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import Behaviour, answer, nobody, serving
 
 from raftkv.cli.main import cli
 from raftkv.status.facts import ClusterFacts, read
 from raftkv.status.health import health_of
+from tests.support.fake_server import Behaviour, answer, nobody, serving
 
 WIDE = {"COLUMNS": "140"}
 EVIL = "[red]n9[/red]"

@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
-from fake_server import answer, get_answer, nobody, serving
-from front_end import FrontEnd, front_end
 
 from raftkv import client as client_package
 from raftkv.client import (
@@ -43,6 +41,8 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import TokenHash
+from tests.support.fake_server import answer, get_answer, nobody, serving
+from tests.support.front_end import FrontEnd, front_end
 
 AWKWARD_KEYS = [
     b"plain",

@@ -12,8 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import pytest
-from fake_server import FakeServer, Received, answer, get_answer, problem, put_answer, serving
-from front_end import FrontEnd, front_end
 
 from raftkv.client import (
     BusyError,
@@ -24,6 +22,16 @@ from raftkv.client import (
     attempts,
     coalescing,
 )
+from tests.support.fake_server import (
+    FakeServer,
+    Received,
+    answer,
+    get_answer,
+    problem,
+    put_answer,
+    serving,
+)
+from tests.support.front_end import FrontEnd, front_end
 
 WAIT_S = 10.0
 FAILED = {"status": 412, "code": "precondition", "definite": True, "revision": 12}

@@ -10,22 +10,6 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from fake_server import (
-    Behaviour,
-    Received,
-    answer,
-    drip,
-    get_answer,
-    hang_up,
-    hang_up_in_the_body,
-    hang_up_in_the_head,
-    nobody,
-    problem,
-    put_answer,
-    reset,
-    serving,
-    silent,
-)
 
 from raftkv.client import (
     AccessError,
@@ -51,6 +35,22 @@ from raftkv.client.calls import Call, Caller
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.session import SessionPool
 from raftkv.client.transport import Transport
+from tests.support.fake_server import (
+    Behaviour,
+    Received,
+    answer,
+    drip,
+    get_answer,
+    hang_up,
+    hang_up_in_the_body,
+    hang_up_in_the_head,
+    nobody,
+    problem,
+    put_answer,
+    reset,
+    serving,
+    silent,
+)
 
 LOSSES = [hang_up, hang_up_in_the_head, hang_up_in_the_body, reset]
 NO_LEADER = problem(503, "no_leader", definite=True, retry_after_ms=1)

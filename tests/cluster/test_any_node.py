@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from cluster_load import shard_tags
 
 from raftkv import Client
 from raftkv.client import Compare, Delete, DeleteResult, Get, KeyValue, Put, PutResult
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import shard_tags
 
 pytestmark = pytest.mark.cluster
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import urllib3
-from cluster_load import Load, status, until, wait_replicas_agree
 
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import Load, status, until, wait_replicas_agree
 
 pytestmark = pytest.mark.cluster
 

@@ -4,10 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_load import Load, assert_one_leader_per_term, status, until, wait_replicas_agree
 
 from raftkv.client import Put
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import (
+    Load,
+    assert_one_leader_per_term,
+    status,
+    until,
+    wait_replicas_agree,
+)
 
 pytestmark = pytest.mark.cluster
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import urllib3
-from cluster_load import shard_tags, wait_replicas_agree
-from small_disks import cluster_on_small_disks, fill
 
 from raftkv import Client
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import shard_tags, wait_replicas_agree
+from tests.cluster.small_disks import cluster_on_small_disks, fill
 
 pytestmark = [
     pytest.mark.cluster,

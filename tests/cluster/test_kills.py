@@ -5,12 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_load import (
-    Load,
-    assert_one_leader_per_term,
-    status,
-    wait_replicas_agree,
-)
 
 from raftkv import Client
 from raftkv.client import UnknownOutcomeError
@@ -19,6 +13,12 @@ from raftkv.storage.data_dir import open_data_dir
 from raftkv.storage.disk import RealDisk
 from raftkv.storage.wal import RecoveredGroup, Wal
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import (
+    Load,
+    assert_one_leader_per_term,
+    status,
+    wait_replicas_agree,
+)
 
 pytestmark = pytest.mark.cluster
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import urllib3
-from cluster_load import in_threads, join, until, wait_replicas_agree
 
 from raftkv import Client
 from raftkv.client import DefiniteError, RaftkvError
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import in_threads, join, until, wait_replicas_agree
 
 pytestmark = pytest.mark.cluster
 

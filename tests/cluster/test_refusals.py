@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from real_command import edited, moved_away, refusal, replaced, run, tree_digest
-from small_disks import fill, small_disk
 
 from raftkv import Client
 from raftkv.cli.main import COMMANDS
@@ -23,6 +21,8 @@ from raftkv.client import UnavailableError, UnknownOutcomeError
 from raftkv.storage.wal_format import SECTOR_BYTES, SEGMENT_HEADER, aligned, read_unit_header
 from raftkv.testing import LocalCluster
 from raftkv.testing.ports import PortReservation
+from tests.cluster.small_disks import fill, small_disk
+from tests.support.real_command import edited, moved_away, refusal, replaced, run, tree_digest
 
 pytestmark = pytest.mark.cluster
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import urllib3
-from cluster_load import until
 
 from raftkv.testing import LocalCluster
+from tests.cluster.cluster_load import until
 
 pytestmark = pytest.mark.cluster
 

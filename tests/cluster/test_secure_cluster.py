@@ -14,9 +14,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import urllib3
-from frames import encode_frame
-from real_command import RAFTKV, TIMEOUT_S, edited, refusal, run
-from secure_nodes import Place, SecureNodes
 
 from raftkv import Client
 from raftkv.client import AccessError, UnavailableError
@@ -27,6 +24,9 @@ from raftkv.rpc.framing import HEADER_BYTES
 from raftkv.rpc.local import CHANNEL_CALL, CHANNEL_HELLO, Hello, socket_address
 from raftkv.rpc.messages import Call, StatusRequest
 from raftkv.testing.ports import PortReservation
+from tests.support.frames import encode_frame
+from tests.support.real_command import RAFTKV, TIMEOUT_S, edited, refusal, run
+from tests.support.secure_nodes import Place, SecureNodes
 
 pytestmark = pytest.mark.cluster
 

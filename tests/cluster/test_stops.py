@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from cluster_load import Load, in_threads, join, status, until, wait_replicas_agree
 
 from raftkv.testing import LocalCluster
 from raftkv.testing.ports import is_free
+from tests.cluster.cluster_load import Load, in_threads, join, status, until, wait_replicas_agree
 
 pytestmark = pytest.mark.cluster
 

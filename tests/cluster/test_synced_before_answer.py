@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from strace_log import OPTIONS, nodes_that_synced_first, parse
 
 from raftkv import Client
 from raftkv.testing import LocalCluster
+from tests.cluster.strace_log import OPTIONS, nodes_that_synced_first, parse
 
 pytestmark = pytest.mark.cluster
 

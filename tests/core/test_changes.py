@@ -1,7 +1,6 @@
 """What `apply` tells of keys: every step, in order, and nothing but for the asking."""
 
 from hypothesis import given, settings
-from test_state_machine_model import GENERATION, HISTORIES, LIMITS, owns
 
 from raftkv.core.operations import (
     BATCH_FORMAT,
@@ -20,6 +19,7 @@ from raftkv.core.operations import (
 )
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.machine import StateMachine
+from tests.core.test_state_machine_model import GENERATION, HISTORIES, LIMITS, owns
 
 
 def changes_of(state: StateMachine, *operations: LoggedOperation) -> list[Change]:

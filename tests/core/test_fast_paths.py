@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from test_state_machine_model import GENERATION, HISTORIES, LIMITS, owns
 
 import raftkv.core.shard
 from raftkv.core.operations import Batch, KeyValue, Put, PutResult, Refused, WriteResult
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.keyspace import Keyspace
 from raftkv.core.shard.machine import CLOCK_US_MAX, StateMachine
+from tests.core.test_state_machine_model import GENERATION, HISTORIES, LIMITS, owns
 
 
 class ByApply(StateMachine):

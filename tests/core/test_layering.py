@@ -150,6 +150,27 @@ def test_the_layout_has_no_cycle() -> None:
         placed |= ready
 
 
+def test_nothing_that_is_installed_imports_tests() -> None:
+    """Tests import raftkv, never the other way round: a wheel has no tests."""
+    assert [
+        str(found)
+        for path in sorted(ROOT.rglob("*.py"))
+        for found in imports_in(path.read_text(encoding="utf-8"), path)
+        if found.module.split(".")[0] == "tests"
+    ] == []
+
+
+def test_what_tests_share_imports_no_test() -> None:
+    """What several folders use lies below them all."""
+    support = ROOT.parent / "tests" / "support"
+    assert [
+        str(found)
+        for path in sorted(support.rglob("*.py"))
+        for found in imports_in(path.read_text(encoding="utf-8"), path)
+        if found.module.startswith("tests.") and not found.module.startswith("tests.support.")
+    ] == []
+
+
 def test_the_core_is_pure() -> None:
     """The core imports nothing that could make two replicas differ."""
     impure = [

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import DEPLOY, documents, run_tool
 
 from raftkv.cli.certs import make_certificates
 from raftkv.cli.config import load
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.engine import DRAIN_S, HANDOVER_S
+from tests.deploy.deployment import DEPLOY, documents, run_tool
 
 MANIFESTS = {
     (one["kind"], one["metadata"]["name"]): one

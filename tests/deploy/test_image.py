@@ -4,9 +4,10 @@ import configparser
 import re
 
 import pytest
-from deployment import DEPLOY, TOP
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.deploy.deployment import DEPLOY, TOP
 
 SETUP = (TOP / "setup.cfg").read_text()
 LOCK = (DEPLOY / "docker" / "requirements.txt").read_text()

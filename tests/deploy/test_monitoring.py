@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from deployment import DEPLOY, TOP, documents, run_tool
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -22,6 +21,7 @@ from raftkv.client import RaftkvError
 from raftkv.rpc.web_config import WebConfig
 from raftkv.testing import LocalCluster
 from raftkv.web.ops.machine_metrics import MachineMetrics, expiries
+from tests.deploy.deployment import DEPLOY, TOP, documents, run_tool
 
 RULES = [
     rule

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
-from real_command import run
-from secure_nodes import Place, SecureNodes
 
 from raftkv.testing.ports import PortReservation
 from raftkv.web.ops.machine_metrics import expiries
+from tests.support.real_command import run
+from tests.support.secure_nodes import Place, SecureNodes
 
 pytestmark = pytest.mark.cluster
 

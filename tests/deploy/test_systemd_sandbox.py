@@ -14,10 +14,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from deployment import DEPLOY, run_tool
 
 from raftkv.interpreter import PYTHON_M
 from raftkv.testing import LocalCluster
+from tests.deploy.deployment import DEPLOY, run_tool
 
 pytestmark = pytest.mark.cluster
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from deployment import DEPLOY
-from machines import HUB, Machines, machines
-from real_command import run
-from secure_nodes import Place, SecureNodes
+
+from tests.deploy.deployment import DEPLOY
+from tests.deploy.machines import HUB, Machines, machines
+from tests.support.real_command import run
+from tests.support.secure_nodes import Place, SecureNodes
 
 pytestmark = [
     pytest.mark.cluster,

@@ -223,7 +223,7 @@ NUMBERS = {21: "twenty-one", 35: "thirty-five", 36: "thirty-six", 37: "thirty-se
 
 def test_pages_count_hazards_and_seeded_bugs_rightly() -> None:
     """README's and CHANGELOG's words for how many there are."""
-    bugs = importlib.import_module("seeded_bugs").BUGS
+    bugs = importlib.import_module("tests.bugs.seeded_bugs").BUGS
     changes = (TOP / "CHANGELOG.md").read_text()
     assert f"{NUMBERS.get(len(bugs), len(bugs))} seeded bugs" in changes
     rows = re.findall(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_world import TimedLoop
-
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, PutResult
 from raftkv.core.placement import seed_map
@@ -22,6 +20,7 @@ from raftkv.raft.timing import Timing
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
+from tests.engine.engine_world import TimedLoop
 
 NAMES = ("n1", "n2", "n3")
 SEGMENT_BYTES = 1 << 16

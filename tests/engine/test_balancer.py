@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
-from engine_world import TimedLoop, table_of
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
@@ -13,6 +12,7 @@ from raftkv.engine.balancer import SETTLED_S, WAIT_S_MAX, Balancer, NodeState, P
 from raftkv.engine.directory import Directory
 from raftkv.engine.pins import Pin
 from raftkv.status.facts import PinFacts
+from tests.engine.engine_world import TimedLoop, table_of
 
 ABLE = NodeState(has_space=True, stopping=False)
 FULL = NodeState(has_space=False, stopping=False)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put
 from raftkv.raft.group import Group
 from raftkv.raft.messages import AppendEntries, AppendResponse
 from raftkv.raft.windows import PEER_WINDOW_BYTES, SHARE_BYTES, PeerWindow
+from tests.engine.host_world import HostWorld
 
 GROUPS = 24
 VALUE = bytes(256 * 1024)

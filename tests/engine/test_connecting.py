@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from test_late_connect import NoBook, NoHandler
 
 from raftkv.cli.certs import make_certificates
 from raftkv.engine.config import RaftOptions
@@ -20,6 +19,7 @@ from raftkv.engine.network import ConnectDeadlines, TcpNetwork, TooSlow
 from raftkv.engine.node import _seams
 from raftkv.engine.security import LinkSecurity, peer_contexts
 from raftkv.storage.disk import RealDisk
+from tests.engine.test_late_connect import NoBook, NoHandler
 
 T = TypeVar("T")
 SHORT_S = 0.05

@@ -6,7 +6,6 @@ from random import Random
 
 import msgspec
 import pytest
-from host_world import NAMES, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import PutResult
@@ -17,6 +16,7 @@ from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.proposals import GroupFailure
 from raftkv.storage.disk import DiskError
 from raftkv.storage.wal import WalDamaged
+from tests.engine.host_world import NAMES, HostWorld, Machine
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from frames import encode_frame
 
 from raftkv.cli.certs import make_certificates
 from raftkv.engine.connection import Connection, _Kind
@@ -26,6 +25,7 @@ from raftkv.engine.security import LinkSecurity, PeerContexts, SecurityError, pe
 from raftkv.raft.clock import SystemClock
 from raftkv.rpc.framing import FrameDecoder
 from raftkv.sim.clock import SimClock
+from tests.support.frames import encode_frame
 
 T = TypeVar("T")
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 import uvloop
-from host_world import GROUP, HostWorld
 
 from raftkv.engine import node
 from raftkv.engine.engine import Engine
 from raftkv.engine.jobs import OwnThread, ThreadJobs
 from raftkv.engine.network import TcpNetwork
+from tests.engine.host_world import GROUP, HostWorld
 
 ERRORS = [OSError("disk"), ZeroDivisionError("bug"), TimeoutError("late")]
 

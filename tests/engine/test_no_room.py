@@ -1,9 +1,8 @@
 """A node without room for more log goes on: it takes no entries, and does not stop."""
 
-from host_world import HostWorld, Machine
-
 from raftkv.raft.group import Group
 from raftkv.raft.host import SnapshotPolicy
+from tests.engine.host_world import HostWorld, Machine
 
 ROLLS = 64 * 1024 // 2000 * 3
 """Writes of 2 KB, key and value, that fill the log of these tests several times over."""

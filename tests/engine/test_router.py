@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from engine_world import RouterWorld
 
 from raftkv.core.operations import (
     Command,
@@ -40,6 +39,7 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import Limits as RequestLimits
+from tests.engine.engine_world import RouterWorld
 
 NO_LEADER = Failure("no_leader", "not here", definite=True)
 LED_BY_N2 = Served("n2", 0, 1)

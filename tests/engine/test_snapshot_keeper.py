@@ -4,10 +4,9 @@ import gc
 import subprocess
 import sys
 
-from host_world import HostWorld
-
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.raft.host import SnapshotPolicy
+from tests.engine.host_world import HostWorld
 
 
 class Writer:

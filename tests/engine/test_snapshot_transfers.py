@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from host_world import GROUP, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put
@@ -13,6 +12,7 @@ from raftkv.raft import messages as wire
 from raftkv.raft.snapshot_transfer import Sender
 from raftkv.sim.disk import SimDisk, SimFile
 from raftkv.storage.snapshots import OPEN_MAX, SnapshotHeader
+from tests.engine.host_world import GROUP, HostWorld, Machine
 
 MIB = 2**20
 VALUE = bytes(100_000)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_world import table_of
-from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
@@ -17,6 +15,8 @@ from raftkv.engine.snapshot_keeper import ForkingWriter, InTurnWriter, SnapshotK
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
+from tests.engine.engine_world import table_of
+from tests.engine.host_world import HostWorld
 
 SHARDS = 3
 

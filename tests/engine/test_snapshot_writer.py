@@ -8,9 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from engine_world import table_of
-from host_world import HostWorld
-from test_snapshot_turns import BusyGroup
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
@@ -30,6 +27,9 @@ from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.disk import DiskFull, RealDisk
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
+from tests.engine.engine_world import table_of
+from tests.engine.host_world import HostWorld
+from tests.engine.test_snapshot_turns import BusyGroup
 
 GROUP = GroupId(0, 1)
 HEADER = SnapshotHeader(GROUP, 5, 1)

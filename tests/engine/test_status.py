@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from host_world import GROUP, NAMES, HostWorld, Machine
 
 from raftkv.core.agreed import digest_of
 from raftkv.core.cluster_map import ClusterMap, GroupPlacement
@@ -33,6 +32,7 @@ from raftkv.status.facts import (
     ShardFacts,
 )
 from raftkv.status.health import health_of
+from tests.engine.host_world import GROUP, NAMES, HostWorld, Machine
 
 MAP = ClusterMap(1, "test", NAMES, RingParameters("ring", (0,), 8), (GroupPlacement(0, 1, NAMES),))
 

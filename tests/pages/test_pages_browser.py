@@ -5,9 +5,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from browser import DESKTOP, PHONE, Browser, chromium
 
 from raftkv.testing import LocalCluster
+from tests.support.browser import DESKTOP, PHONE, Browser, chromium
 
 pytestmark = pytest.mark.cluster
 

@@ -7,12 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from browser import Browser, chromium
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from secure_nodes import Place, SecureNodes
 
 from raftkv.testing.ports import PortReservation
+from tests.support.browser import Browser, chromium
+from tests.support.secure_nodes import Place, SecureNodes
 
 pytestmark = pytest.mark.cluster
 

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 
 import msgspec
-from worlds import Answer, Read, World
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, Range, WriteResult
@@ -28,6 +27,7 @@ from raftkv.sim.network import Event as NetworkEvent
 from raftkv.storage.disk import DiskError, DiskFull
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotReader, SnapshotStore
 from raftkv.storage.wal import SyncJob, Wal
+from tests.raft.worlds import Answer, Read, World
 
 GROUP = GroupId(0, 1)
 DATA = Path("/data")

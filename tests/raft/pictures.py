@@ -12,11 +12,11 @@ from random import Random
 from typing import Any
 
 import msgspec
-from group_world import GroupWorld, make_group_world, message_of
-from worlds import ELECTION_S, belied, lost, two_leaders, unanswered
 
 from raftkv.raft import messages as wire
 from raftkv.sim.network import Event
+from tests.raft.group_world import GroupWorld, make_group_world, message_of
+from tests.raft.worlds import ELECTION_S, belied, lost, two_leaders, unanswered
 
 TESTDATA = Path(__file__).parent / "testdata"
 

@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from group_world import DATA, GroupWorld
-
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.journal import LogEntry
 from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.storage.disk import DiskError, DiskFull
+from tests.raft.group_world import DATA, GroupWorld
 
 REGISTER = b"register"
 

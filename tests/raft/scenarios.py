@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
-from worlds import (
+from tests.raft.worlds import (
     MakeWorld,
     World,
     applied_twice,

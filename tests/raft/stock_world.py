@@ -20,7 +20,8 @@ from pysyncobj.config import SERIALIZER_STATE
 from pysyncobj.journal import ResizableFile
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
-from worlds import Answer, Read, World
+
+from tests.raft.worlds import Answer, Read, World
 
 _DEFINITE = {
     FAIL_REASON.QUEUE_FULL,

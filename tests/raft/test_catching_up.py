@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import scenarios
-from group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 
 from raftkv.core.shard.machine import StateMachine
 from raftkv.raft import messages as wire
 from raftkv.raft import replication, snapshot_transfer
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk
 from raftkv.storage.wal_format import SEGMENT_HEADER
+from tests.raft import scenarios
+from tests.raft.group_world import GROUP, WAL, GroupWorld, make_group_world, message_of
 
 CHUNKS_MIN = 3 * snapshot_transfer.WINDOW_CHUNKS
 """Snapshots here are more than a window, so that a transfer needs its progress messages."""

@@ -1,11 +1,11 @@
 """Elections: pre-vote, stickiness, votes, and how soon a group has a leader again."""
 
 import pytest
-import scenarios
-from group_world import TIMING, GroupWorld, make_group_world, message_of
-from worlds import two_leaders
 
 from raftkv.raft import messages as wire
+from tests.raft import scenarios
+from tests.raft.group_world import TIMING, GroupWorld, make_group_world, message_of
+from tests.raft.worlds import two_leaders
 
 
 def leaders(world: GroupWorld) -> set[str]:

@@ -5,12 +5,12 @@ One message that was believed would end the group for good: no vote is possible 
 
 import msgspec
 import pytest
-import scenarios
-from group_world import GROUP, GroupWorld, make_group_world
 
 from raftkv.raft import messages as wire
 from raftkv.raft.errors import ReplicaError
 from raftkv.raft.stock import TERM_STEP_MAX
+from tests.raft import scenarios
+from tests.raft.group_world import GROUP, GroupWorld, make_group_world
 
 FAR = 2**52
 """A term that may be said, and that no cluster has come to."""

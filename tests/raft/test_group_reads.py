@@ -1,10 +1,9 @@
 """A group's state is read through the group, which says when it may be."""
 
-import scenarios
-from group_world import GroupWorld, make_group_world
-
 from raftkv.core.shard.machine import StateMachine
 from raftkv.raft.proposals import GroupFailure
+from tests.raft import scenarios
+from tests.raft.group_world import GroupWorld, make_group_world
 
 
 def led_by_a() -> GroupWorld:

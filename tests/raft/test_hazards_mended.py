@@ -8,10 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-import scenarios
-from group_world import SNAPSHOTS, GroupWorld, make_group_world, message_of
 from pysyncobj.config import SyncObjConf
-from worlds import applied_twice, belied, two_leaders, unanswered
 
 from raftkv.core.errors import CorruptSnapshot, UnknownFormat
 from raftkv.raft import messages as wire
@@ -21,6 +18,9 @@ from raftkv.raft.replication import MESSAGE_BYTES_MAX
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskFull, NoSuchFile
 from raftkv.storage.snapshots import SnapshotDamaged
+from tests.raft import scenarios
+from tests.raft.group_world import SNAPSHOTS, GroupWorld, make_group_world, message_of
+from tests.raft.worlds import applied_twice, belied, two_leaders, unanswered
 
 
 class Maker:

@@ -11,12 +11,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import scenarios
 from pysyncobj import SyncObjConf
 from pysyncobj.journal import FileJournal, ResizableFile
 from pysyncobj.syncobj import _COMMAND_TYPE, _bchr
-from stock_world import StockWorld, stock_worlds
-from worlds import MakeWorld, applied_twice, unanswered
+
+from tests.raft import scenarios
+from tests.raft.stock_world import StockWorld, stock_worlds
+from tests.raft.worlds import MakeWorld, applied_twice, unanswered
 
 # Stock opens its meta and dump files and lets the garbage collector close them.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*(meta|dump):ResourceWarning")

@@ -3,11 +3,11 @@
 from functools import partial
 
 import pytest
-import scenarios
-from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
 from raftkv.raft.proposals import GroupFailure
+from tests.raft import scenarios
+from tests.raft.group_world import TIMING, GroupWorld, make_group_world, message_of
 
 
 def transfer(world: GroupWorld, name: str, target: str) -> list[GroupFailure | None]:

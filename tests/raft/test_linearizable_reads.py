@@ -1,14 +1,14 @@
 """ReadIndex and reads of bounded age: what is answered is never older than promised."""
 
 import pytest
-import scenarios
-from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import host
 from raftkv.raft import messages as wire
 from raftkv.raft.freshness import ASK_AGAIN_S
 from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
+from tests.raft import scenarios
+from tests.raft.group_world import TIMING, GroupWorld, make_group_world, message_of
 
 
 class Asked:

@@ -4,15 +4,11 @@
 difference.
 """
 
-import sys
 from pathlib import Path
 
 import pytest
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from pictures import TESTDATA, played
+from tests.raft.pictures import TESTDATA, played
 
 FILES = sorted(TESTDATA.glob("*.txt"))
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import scenarios
-from group_world import make_group_world
 
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.proposals import GroupFailure, Limits, Proposal, ProposalQueue
+from tests.raft import scenarios
+from tests.raft.group_world import make_group_world
 
 RESULTS = (PutResult(7, 1),)
 

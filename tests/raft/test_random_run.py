@@ -6,9 +6,9 @@ To repeat a failure, or to look for new ones: ``RandomRun(seed, names).run(steps
 from functools import cache
 
 import pytest
-from random_run import RandomRun
 
 from raftkv.raft import snapshot_transfer
+from tests.raft.random_run import RandomRun
 
 THREE_REPLICA_SEEDS = range(16)
 

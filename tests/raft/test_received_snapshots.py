@@ -9,9 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import scenarios
-from group_world import GROUP, SNAPSHOTS, GroupNode, GroupWorld, make_group_world
-from test_catching_up import caught_up, snapshot_chunk_of
 
 from raftkv.core.operations import Command, FreeKey, Put
 from raftkv.core.shard.machine import Restorer
@@ -22,6 +19,9 @@ from raftkv.raft.snapshot_exchange import STALLED_S
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.storage.disk import DiskError, TooManyFiles
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
+from tests.raft import scenarios
+from tests.raft.group_world import GROUP, SNAPSHOTS, GroupNode, GroupWorld, make_group_world
+from tests.raft.test_catching_up import caught_up, snapshot_chunk_of
 
 Spoil = Callable[[list[bytes]], list[bytes]]
 

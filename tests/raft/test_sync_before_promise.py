@@ -7,15 +7,15 @@ the very moment a message leaves or a writer is answered, and recovers the log f
 from collections.abc import Sequence
 
 import pytest
-import scenarios
-from group_world import GROUP, WAL, GroupNode, GroupWorld, make_group_world, message_of
-from random_run import RandomRun
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import WriteResult
 from raftkv.raft import messages as wire
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import RecoveredGroup, Wal
+from tests.raft import scenarios
+from tests.raft.group_world import GROUP, WAL, GroupNode, GroupWorld, make_group_world, message_of
+from tests.raft.random_run import RandomRun
 
 
 class Durable:

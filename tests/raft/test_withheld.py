@@ -1,7 +1,8 @@
 """A replica that must not lead: it follows and votes, and leads as soon as it may."""
 
 import pytest
-from group_world import GroupWorld, make_group_world
+
+from tests.raft.group_world import GroupWorld, make_group_world
 
 
 def withhold(world: GroupWorld, name: str, *, withheld: bool = True) -> None:

@@ -1,11 +1,11 @@
 """The frame decoder, against every way of cutting a stream."""
 
 import pytest
-from frames import encode_frame
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv.rpc.framing import FrameDecoder, FrameError
+from tests.support.frames import encode_frame
 
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=20)
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 import uvloop
-from frames import encode_frame
 
 from raftkv.core.operations import Command, Delete, GetResult, KeyValue, Put, PutResult
 from raftkv.rpc import client as client_module
@@ -45,6 +44,7 @@ from raftkv.rpc.messages import (
     may_write,
 )
 from raftkv.rpc.server import Handler, LocalServer, Respond, SocketInUseError
+from tests.support.frames import encode_frame
 
 TOKEN = b"a token of this test"
 READ = GetRequest(b"key")

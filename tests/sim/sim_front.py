@@ -3,8 +3,6 @@
 import asyncio
 from random import Random
 
-from sim_parts import Bench, Cluster, small_options
-
 from raftkv.rpc.messages import (
     GetRequest,
     Request,
@@ -12,6 +10,7 @@ from raftkv.rpc.messages import (
 )
 from raftkv.sim.client import ClientNetwork
 from raftkv.sim.front_end import Lost
+from tests.sim.sim_parts import Bench, Cluster, small_options
 
 READ = GetRequest(b"k")
 

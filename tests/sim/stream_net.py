@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
 
-from sim_parts import Bench
-
 from raftkv.sim.fabric import Fabric, StreamNetwork
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.streams import SimTransport
+from tests.sim.sim_parts import Bench
 
 OPEN, EOF = "open", "end of stream"
 

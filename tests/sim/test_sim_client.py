@@ -7,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from sim_front import Front
-from sim_parts import Bench
 
 from raftkv.core.operations import (
     Command,
@@ -35,6 +33,8 @@ from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, ClientNetwork, Ou
 from raftkv.sim.front_end import Lost
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
+from tests.sim.sim_front import Front
+from tests.sim.sim_parts import Bench
 
 PUT = Put(b"k", b"v")
 DONE = PutResult(7, 1)

@@ -3,9 +3,9 @@
 from functools import partialmethod
 
 import pytest
-from stream_net import EOF, OPEN, Net, Peer
 
 from raftkv.sim.fabric import Fabric
+from tests.sim.stream_net import EOF, OPEN, Net, Peer
 
 # --- connections -----------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from random import Random
 from typing import Any, Self
 
 import pytest
-from sim_parts import Bench, Cluster, small_options
 
 from raftkv.core.operations import Command, Put
 from raftkv.rpc.messages import WriteRequest
@@ -20,6 +19,7 @@ from raftkv.sim.options import Options
 from raftkv.sim.plan import PlannedFault
 from raftkv.sim.run import Report
 from raftkv.sim.stage import Stage
+from tests.sim.sim_parts import Bench, Cluster, small_options
 
 TRIES = 8
 """With so many seeds each fault meets somebody once at least."""

@@ -1,11 +1,11 @@
 """How soon every shard has a leader again, with whole engines on simulated machines."""
 
 import pytest
-from sim_parts import Cluster, small_options
 
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import SECOND_US
+from tests.sim.sim_parts import Cluster, small_options
 
 HEARTBEAT_MS = 100
 STEP_S = 0.001

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sim_parts import Bench, recording
 
 from raftkv.sim.disk import SimulatedCrash
 from raftkv.sim.jobs import SimJobs
+from tests.sim.sim_parts import Bench, recording
 
 
 class Workshop(Bench):

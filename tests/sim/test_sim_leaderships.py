@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from sim_parts import Cluster, small_options
 
 from raftkv.core.operations import Command, Put, PutResult
 from raftkv.raft.clock import SinceBoot
@@ -11,6 +10,7 @@ from raftkv.raft.group import Group
 from raftkv.rpc.messages import Call, Facts, Failure, Reply, Response, TransferRequest, WriteRequest
 from raftkv.sim.machine import Machine
 from raftkv.sim.scheduler import SECOND_US
+from tests.sim.sim_parts import Cluster, small_options
 
 
 def three_nodes(seed: int = 1) -> Cluster:

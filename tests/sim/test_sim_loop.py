@@ -4,10 +4,10 @@ import asyncio
 from itertools import pairwise
 
 import pytest
-from sim_parts import Bench, recording
 
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.disk import SimulatedCrash
+from tests.sim.sim_parts import Bench, recording
 
 
 def test_what_is_called_soon_runs_in_order() -> None:

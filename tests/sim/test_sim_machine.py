@@ -4,12 +4,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from sim_parts import Cluster, small_options
 
 from raftkv.core.operations import Command, GetResult, Put, PutResult
 from raftkv.rpc.messages import GetRequest, WriteRequest
 from raftkv.sim.machine import DATA, Machine, ProcessExit
 from raftkv.storage.disk import DiskError, NoSuchFile
+from tests.sim.sim_parts import Cluster, small_options
 
 NOTE = DATA / "note"
 UNSYNCED = bytes(range(1, 129)) * 4 * 30

@@ -5,13 +5,13 @@ from random import Random
 
 import msgspec
 import pytest
-from sim_parts import Cluster, small_options
 
 from raftkv.core.operations import Command, GetResult, Put, PutResult
 from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.engine import agreement
 from raftkv.rpc.messages import Failure, GetRequest, WriteRequest
 from raftkv.sim.machine import DATA, Machine
+from tests.sim.sim_parts import Cluster, small_options
 
 
 def set_up(odd: dict[str, int], *, name: str = "n3", shards: int = 4) -> Cluster:

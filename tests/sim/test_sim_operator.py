@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from sim_parts import Bench, Cluster, small_options
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.engine import Engine
@@ -16,6 +15,7 @@ from raftkv.sim.invariants import Invariants
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.operator import Operator
 from raftkv.sim.stage import Stage
+from tests.sim.sim_parts import Bench, Cluster, small_options
 
 
 def stage_of(cluster: Cluster, loop: SimLoop) -> Stage:

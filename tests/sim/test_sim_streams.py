@@ -7,10 +7,10 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_net import EOF, OPEN, Net, Peer
 
 from raftkv.sim import streams
 from raftkv.sim.streams import RETRANSMISSION_US
+from tests.sim.stream_net import EOF, OPEN, Net, Peer
 
 # --- order -----------------------------------------------------------------------------------
 

@@ -8,8 +8,6 @@ from typing import Any, cast
 
 import pytest
 from msgspec import structs
-from sim_front import Front
-from sim_parts import Bench, recording
 
 from raftkv.check.checker import check
 from raftkv.check.history import Operation, pair
@@ -44,6 +42,8 @@ from raftkv.sim.violation import Violation
 from raftkv.workloads import WORKLOADS
 from raftkv.workloads.keys import KeysByTime
 from raftkv.workloads.steps import Context, Outcome
+from tests.sim.sim_front import Front
+from tests.sim.sim_parts import Bench, recording
 
 UNKNOWN = Failure("unknown", "link lost", definite=False)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from wal_harness import crash_outcomes
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.sim.disk import SimDisk, SimulatedCrash
@@ -17,6 +16,7 @@ from raftkv.storage.data_dir import DataDirError, NodeIdentity, init_data_dir, o
 from raftkv.storage.disk import DiskError, RealDisk
 from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
 from raftkv.storage.wal import Wal
+from tests.storage.wal_harness import crash_outcomes
 
 DIRECTORY = Path("/var/raftkv/n1")
 SEGMENT_BYTES = 4096

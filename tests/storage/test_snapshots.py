@@ -4,7 +4,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from wal_harness import crash_outcomes
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.sim.disk import SimDisk, SimulatedCrash
@@ -18,6 +17,7 @@ from raftkv.storage.snapshots import (
     SnapshotStale,
     SnapshotStore,
 )
+from tests.storage.wal_harness import crash_outcomes
 
 DIRECTORY = Path("/snapshots")
 GROUP = GroupId(3, 1)

@@ -7,7 +7,13 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wal_harness import (
+
+from raftkv.core.cluster_map import GroupId
+from raftkv.sim.disk import SECTOR_BYTES, SimDisk
+from raftkv.storage.disk import DiskError, DiskFull, TooManyFiles
+from raftkv.storage.wal import Wal, WalDamaged
+from raftkv.storage.wal_format import read_unit_header
+from tests.storage.wal_harness import (
     DIRECTORY,
     GROUPS,
     IDENTITY,
@@ -21,12 +27,6 @@ from wal_harness import (
     state_of,
     sync,
 )
-
-from raftkv.core.cluster_map import GroupId
-from raftkv.sim.disk import SECTOR_BYTES, SimDisk
-from raftkv.storage.disk import DiskError, DiskFull, TooManyFiles
-from raftkv.storage.wal import Wal, WalDamaged
-from raftkv.storage.wal_format import read_unit_header
 
 A, B, C = GROUPS
 

@@ -8,7 +8,11 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wal_harness import (
+
+from raftkv.sim.disk import SimDisk, SimulatedCrash
+from raftkv.storage.disk import DiskError
+from raftkv.storage.wal import Wal, WalDamaged
+from tests.storage.wal_harness import (
     DIRECTORY,
     GROUPS,
     IDENTITY,
@@ -26,10 +30,6 @@ from wal_harness import (
     state_of,
     sync,
 )
-
-from raftkv.sim.disk import SimDisk, SimulatedCrash
-from raftkv.storage.disk import DiskError
-from raftkv.storage.wal import Wal, WalDamaged
 
 steps = st.lists(
     st.tuples(

@@ -11,7 +11,6 @@ from random import Random
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from wal_harness import DIRECTORY, GROUPS, IDENTITY, SEGMENT_BYTES, housekeep, open_wal, sync
 
 from raftkv.sim.disk import SECTOR_BYTES, SimDisk, SimulatedCrash
 from raftkv.storage import wal as wal_module
@@ -23,6 +22,15 @@ from raftkv.storage.wal_format import (
     encode_segment_header,
     lacks_sectors,
     read_unit_header,
+)
+from tests.storage.wal_harness import (
+    DIRECTORY,
+    GROUPS,
+    IDENTITY,
+    SEGMENT_BYTES,
+    housekeep,
+    open_wal,
+    sync,
 )
 
 A, B = GROUPS[:2]

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import flask
-from fake_engine import AsyncFace, FakeEngine, SyncFace
 from werkzeug.test import run_wsgi_app
 
 from raftkv.rpc.web_config import WebConfig
@@ -17,6 +16,7 @@ from raftkv.web.api.owners import owner_of
 from raftkv.web.app import create_app
 from raftkv.web.serve.lane import Lane
 from raftkv.web.serve.worker_metrics import WorkerMetrics
+from tests.support.fake_engine import AsyncFace, FakeEngine, SyncFace
 
 Headers = Mapping[str, str]
 HOST = "localhost:8000"

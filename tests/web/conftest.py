@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from carriers import AsgiCarrier, Carrier, WsgiCarrier
-from documented import DocumentedCarrier
-from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import Limits, WebConfig
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import AsgiCarrier, Carrier, WsgiCarrier
+from tests.web.documented import DocumentedCarrier
 
 LIMITS = Limits(
     value_bytes_max=4096,

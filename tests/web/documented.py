@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import jsonschema_rs
-from carriers import Answer, Carrier, Headers
 
 from raftkv.rpc.web_config import Limits
 from raftkv.web.api.openapi import openapi_document
+from tests.web.carriers import Answer, Carrier, Headers
 
 _ONE_DIGIT = re.compile(r"[+-]?\d+")
 _OPTIONAL_SPACE = re.compile(r"\s*;\s*")  # RFC 9110, section 5.6.3

@@ -9,9 +9,9 @@ import os
 import sys
 
 import uvloop
-from fake_engine import AsyncFace, FakeEngine
 
 from raftkv.web import worker
+from tests.support.fake_engine import AsyncFace, FakeEngine
 
 
 async def _run() -> int:

@@ -1,11 +1,11 @@
 """How many requests may wait for the engine, and what is said to those that may not."""
 
 import pytest
-from carriers import AsgiCarrier
-from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import Limits, WebConfig
 from raftkv.web.serve.admission import Admission
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import AsgiCarrier
 
 
 class _Clock:

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
 
 from raftkv.rpc.web_config import TokenHash, WebConfig
 from raftkv.web.api.auth import AccessError
 from raftkv.web.serve import lane, wsgi
 from raftkv.web.serve.audit import ADDRESSES_MAX, MINUTE_S, AuditLog
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
 
 FAILED = AccessError("unauthorized", "the token is not known")
 

@@ -5,13 +5,13 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
-from documented import unchecked
-from fake_engine import FakeEngine, SyncFace
 
 from raftkv.rpc.web_config import Role, TokenHash, WebConfig
 from raftkv.web.app import create_app
+from tests.support.fake_engine import FakeEngine, SyncFace
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
+from tests.web.documented import unchecked
 
 _ROLES: tuple[Role, ...] = ("read", "write", "admin")
 

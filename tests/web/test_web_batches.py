@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from carriers import OWNER, Answer, Carrier
-from fake_engine import FakeEngine
 
 from raftkv.core.operations import (
     Command,
@@ -23,6 +21,8 @@ from raftkv.core.operations import (
 )
 from raftkv.rpc.messages import BatchRequest, BatchResult, Failure, GetRequest, WriteRequest
 from raftkv.rpc.web_config import Limits, WebConfig
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import OWNER, Answer, Carrier
 
 _JSON = "application/json"
 _NDJSON = "application/x-ndjson"

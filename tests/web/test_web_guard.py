@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
-from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import TokenHash, WebConfig
 from raftkv.web.serve.guard import HEAD_BYTES_MAX
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
 
 ROUTES = [b"/v1/kv/k", b"/v1/kv", b"/v1/status", b"/", b"/healthz", b"/metrics", b"/nowhere"]
 

@@ -3,13 +3,13 @@
 from typing import get_type_hints
 
 import pytest
-from carriers import OWNER, Carrier
-from documented import unchecked
-from fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
 
 from raftkv.core.operations import Command, FreeKey, Idempotency, Put, Refused, SessionKey
 from raftkv.rpc.messages import BatchResult, Facts, Failure, FailureCode, GetRequest, WriteRequest
 from raftkv.web.api.problems import KINDS
+from tests.support.fake_engine import NODE, SHARD, STALE_AGE_MS, TERM, FakeEngine
+from tests.web.carriers import OWNER, Carrier
+from tests.web.documented import unchecked
 
 _EVERY_BYTE = bytes(range(256))
 

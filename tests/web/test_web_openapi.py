@@ -8,10 +8,6 @@ import flask
 import hypothesis
 import pytest
 import schemathesis
-from carriers import Carrier, WsgiCarrier
-from conftest import LIMITS
-from documented import Document
-from fake_engine import FakeEngine
 from schemathesis.checks import CheckContext
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.core.transport import Response
@@ -23,6 +19,10 @@ from schemathesis.specs.openapi.checks import (
 
 from raftkv.rpc.web_config import WebConfig
 from raftkv.web.api.openapi import openapi_document
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Carrier, WsgiCarrier
+from tests.web.conftest import LIMITS
+from tests.web.documented import Document
 
 
 def _app() -> flask.Flask:

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import fake_engine
 import msgspec
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
-from fake_engine import CLUSTER, LOCAL, FakeEngine
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
 from raftkv.rpc.web_config import WebConfig
 from raftkv.status.facts import ClusterFacts, Event, NodeFacts, RingShape, read
+from tests.support import fake_engine
+from tests.support.fake_engine import CLUSTER, LOCAL, FakeEngine
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
 
 
 def _as_json(told: object) -> Any:

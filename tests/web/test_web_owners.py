@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from carriers import Carrier
-from documented import unchecked
-from fake_engine import FakeEngine
 
 from raftkv.core.shard.machine import StateMachine
 from raftkv.core.shard.outcomes import MemoryLimits
 from raftkv.rpc.web_config import Limits, TokenHash, WebConfig
 from raftkv.web.api.owners import owner_of
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Carrier
+from tests.web.documented import unchecked
 
 MakeApi = Callable[[WebConfig], Carrier]
 TOKENS = tuple(

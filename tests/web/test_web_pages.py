@@ -7,9 +7,6 @@ from hashlib import sha256
 
 import msgspec
 import pytest
-from carriers import Answer, Carrier
-from conftest import LIMITS
-from fake_engine import LOCAL, FakeEngine, explained
 
 from raftkv.rpc.messages import ExplainRequest, Facts, Failure, StatusRequest, TransferRequest
 from raftkv.rpc.web_config import TokenHash, WebConfig
@@ -28,6 +25,9 @@ from raftkv.status.facts import (
     ShardFacts,
     SlowRequest,
 )
+from tests.support.fake_engine import LOCAL, FakeEngine, explained
+from tests.web.carriers import Answer, Carrier
+from tests.web.conftest import LIMITS
 
 FOLLOWER = FollowerFacts()
 PAGES = (b"/", b"/shards/0", b"/nodes/n1", b"/ring", b"/explain/k", b"/explain")

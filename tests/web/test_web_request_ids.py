@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable
 
 import pytest
-from carriers import Carrier
-from conftest import LIMITS
-from fake_engine import FakeEngine
 
 from raftkv.rpc.web_config import WebConfig
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Carrier
+from tests.web.conftest import LIMITS
 
 PATHS = [b"/v1/kv/a", b"/v1/kv", b"/v1/status", b"/healthz", b"/", b"/nowhere"]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from carriers import Answer, Carrier
-from fake_engine import FakeEngine
 
 from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put, Range
 from raftkv.rpc.messages import Failure, ScanRequest
 from raftkv.rpc.web_config import WebConfig
 from raftkv.web.api.cursors import Cursors
 from raftkv.web.api.encoding import prefix_end
+from tests.support.fake_engine import FakeEngine
+from tests.web.carriers import Answer, Carrier
 
 _NDJSON = {"Accept": "application/x-ndjson"}
 

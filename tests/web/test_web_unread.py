@@ -6,9 +6,6 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from carriers import HOST
-from conftest import LIMITS
-from fake_engine import AsyncFace, FakeEngine, SyncFace
 
 from raftkv.core.operations import Command, Put
 from raftkv.rpc.messages import Reply, Request, WriteRequest
@@ -18,6 +15,9 @@ from raftkv.web.serve import unread
 from raftkv.web.serve.lane import Lane
 from raftkv.web.serve.unread import PIECE_BYTES, ClientTooSlowError, UnreadAnswers
 from raftkv.web.serve.worker_metrics import WorkerMetrics
+from tests.support.fake_engine import AsyncFace, FakeEngine, SyncFace
+from tests.web.carriers import HOST
+from tests.web.conftest import LIMITS
 
 Message = MutableMapping[str, Any]
 _PATIENCE_S = 20.0

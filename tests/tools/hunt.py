@@ -1,4 +1,4 @@
-"""How long a seeded bug stays hidden from simulation: ``python tests/bugs/hunt.py [BUG ...]``.
+"""How long a seeded bug stays hidden from simulation: ``python tests/tools/hunt.py [BUG ...]``.
 
 Runs seeds with the bug switched on until one fails, for each bug named, or for all. Prints a line
 of the table in docs/testing.md for each.
@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from seeded_bugs import BUGS, options_for
-
 from raftkv.sim.options import Options
 from raftkv.sim.run import run
+from tests.bugs.seeded_bugs import BUGS, options_for
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How long the judge takes: ``.venv/bin/python tests/check/measure_check.py``.
+"""How long the judge takes: ``.venv/bin/python tests/tools/measure_check.py``.
 
 Prints the figures of docs/histories.md, in processor time. The histories are of 20 clients that
 hardly pause, and 2 % of the operations have an unknown outcome; ``stale`` ones end with a read of
@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from sequential import linearizable_history
-
 from raftkv.check.checker import check
 from raftkv.check.history import Operation, guess_format, read_history
 from raftkv.check.models import MODELS
+from tests.check.sequential import linearizable_history
 
-RECORDED = Path(__file__).parent / "histories"
+RECORDED = Path(__file__).parents[1] / "check" / "histories"
 BUDGET_S = 300.0
 
 

@@ -1,6 +1,6 @@
 """Takes the screenshots in docs/images/: a real cluster under a little load, in Chromium.
 
-    PYTHONPATH=. python tests/pages/screenshots.py
+    python tests/tools/screenshots.py
 
 Each picture is a promise of the text beside it, so look at them before you commit them.
 """
@@ -9,12 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from browser import DESKTOP, PHONE, Browser, chromium
-
 from raftkv import Client
 from raftkv.bench.load.paced import PacedWriter, numbered_keys
 from raftkv.testing import LocalCluster
 from raftkv.testing.layout import Options
+from tests.support.browser import DESKTOP, PHONE, Browser, chromium
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WRITES_PER_S = 80.0

@@ -1,7 +1,7 @@
 """Did a change leave the simulated world as it was? The digest of each seed's trace, a line a seed.
 
-    python tests/sim/trace_digests.py 0 150 > before      # on the commit before
-    python tests/sim/trace_digests.py 0 150 | diff before -
+    python tests/tools/trace_digests.py 0 150 > before      # on the commit before
+    python tests/tools/trace_digests.py 0 150 | diff before -
 
 Equal lines mean that the same things happened at the same times; one more draw from a seed, one
 message more, or another order changes them. A third number is minutes a seed (5).

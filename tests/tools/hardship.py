@@ -1,4 +1,4 @@
-"""An hour of hardship: ``python tests/chaos/hardship.py --minutes 60`` (as root, for small disks).
+"""An hour of hardship: ``python tests/tools/hardship.py --minutes 60`` (as root, for small disks).
 
 Three real nodes and their clients, in one stage after the other: logs that nobody takes, disks that
 fill up and are emptied, few descriptors, many shards, large values. Every request must end as
@@ -22,8 +22,6 @@ from random import Random
 from typing import Any, Self
 
 import msgspec
-from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
-from hardships import STAGES, WHOLE_S, PatientCluster, Stage, Trial
 
 from raftkv.bench.measures.abuse import GROWTH_BYTES_MAX
 from raftkv.bench.processes import resident_bytes, workers_of
@@ -47,6 +45,8 @@ from raftkv.testing import ClusterError, LocalCluster
 from raftkv.workloads import final_reads
 from raftkv.workloads.keys import RotatingKeys
 from raftkv.workloads.steps import Context
+from tests.tools.hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
+from tests.tools.hardships import STAGES, WHOLE_S, PatientCluster, Stage, Trial
 
 WATCH_S = 1.0
 SNAPSHOT_AFTER_BYTES = LimitOptions().snapshot_after_bytes

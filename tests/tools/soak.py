@@ -1,4 +1,4 @@
-"""Chaos for hours: ``python tests/chaos/soak.py --minutes 120``.
+"""Chaos for hours: ``python tests/tools/soak.py --minutes 120``.
 
 Runs ``raftkv chaos`` again and again, each time with the next seed, the next workload, three or
 five nodes, and either all kinds of fault or a crowd: hundreds of requests under way whose nodes are

@@ -1,4 +1,4 @@
-"""Measure what a key costs: ``python tests/core/measure_memory.py [--keys N] [--overwrite]``.
+"""Measure what a key costs: ``python tests/tools/measure_memory.py [--keys N] [--overwrite]``.
 
 Fills a state machine as the engine does, from decoded batches of 64 puts, in its own process, and
 prints how much resident memory grew per key beyond the key and the value. ``--overwrite`` writes

@@ -12,11 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from real_command import RAFTKV, run
-
 from raftkv import Client
 from raftkv.client import RaftkvError
 from raftkv.testing.processes import NodeProcess
+from tests.support.real_command import RAFTKV, run
 
 READY_S = 45.0
 

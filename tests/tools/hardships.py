@@ -16,8 +16,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from hardship_evidence import Evidence
-
 from raftkv.bench.processes import workers_of
 from raftkv.chaos import disks
 from raftkv.chaos.waiting import wait_until
@@ -25,6 +23,7 @@ from raftkv.client import Client, RaftkvError
 from raftkv.testing import LocalCluster
 from raftkv.testing.layout import HOST
 from raftkv.testing.processes import RAFTKV_COMMAND
+from tests.tools.hardship_evidence import Evidence
 
 MIB = 2**20
 ASK_S = 5.0

@@ -1,4 +1,4 @@
-"""How long a seeded bug stays hidden from chaos: ``python tests/bugs/hunt_chaos.py [BUG ...]``.
+"""How long a seeded bug stays hidden from chaos: ``python tests/tools/hunt_chaos.py [BUG ...]``.
 
 Runs real processes with the bug in every node, a seed after the other until a run is not valid, for
 each bug named, or for all that chaos can see. Prints a line of the table in docs/testing.md for
@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos_shapes import BEYOND_CHAOS, settings_for
-from seeded_bugs import BUGS
-
 from raftkv.chaos.disks import private_mounts
 from raftkv.chaos.errors import ChaosError
 from raftkv.chaos.run import run_chaos
@@ -24,6 +21,8 @@ from raftkv.chaos.settings import Settings
 from raftkv.check.verdict import Verdict
 from raftkv.testing import ClusterError
 from raftkv.testing.processes import RAFTKV_COMMAND
+from tests.bugs.chaos_shapes import BEYOND_CHAOS, settings_for
+from tests.bugs.seeded_bugs import BUGS
 
 BUGGED_NODE = str(Path(__file__).with_name("bugged_node.py"))
 FOUND_CHARS_MAX = 220

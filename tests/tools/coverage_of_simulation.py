@@ -1,7 +1,7 @@
 """What simulation does not run: lines and branches of the product that ordinary seeds leave out.
 
     pip install coverage
-    python tests/sim/coverage_of_simulation.py 0 200 [MINUTES]
+    python tests/tools/coverage_of_simulation.py 0 200 [MINUTES]
 
 Prints the share of each package, then for each file the lines that no seed ran and the branches
 (from line -> to line) that none took. It needs coverage.py, which is not a dependency of raftkv,

@@ -1,4 +1,4 @@
-"""A node with a seeded bug: ``python tests/bugs/bugged_node.py BUG serve --config node.toml``.
+"""A node with a seeded bug: ``python tests/tools/bugged_node.py BUG serve --config node.toml``.
 
 What stands after BUG is raftkv's own command line. The bug is in the engine's process only; HTTP
 workers are programs of their own, and none of the bugs is theirs.
@@ -6,9 +6,8 @@ workers are programs of their own, and none of the bugs is theirs.
 
 import sys
 
-from seeded_bugs import BUGS
-
 from raftkv.cli.main import main
+from tests.bugs.seeded_bugs import BUGS
 
 
 def start(name: str) -> None:

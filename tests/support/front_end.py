@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from fake_engine import FakeEngine
-
 from raftkv.rpc.messages import Reply, Request
 from raftkv.rpc.web_config import WebConfig
 from raftkv.web.app import create_app
+from tests.support.fake_engine import FakeEngine
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):

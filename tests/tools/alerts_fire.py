@@ -1,4 +1,4 @@
-"""Every alert against a real Prometheus and a real cluster: ``python tests/deploy/alerts_fire.py``.
+"""Every alert against a real Prometheus and a real cluster: ``python tests/tools/alerts_fire.py``.
 
 Three nodes over TLS, Debian's Prometheus scraping them as deploy/prometheus/prometheus.yml says,
 and one fault after the other: each alert must fire, and clear once the fault is mended. Takes some
@@ -32,17 +32,13 @@ from typing import Any
 
 import yaml
 
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "cluster")]
-
-from deployment import DEPLOY, documents  # noqa: E402 -- after the path to it
-from real_command import run  # noqa: E402
-from secure_nodes import Place, SecureNodes  # noqa: E402
-
-from raftkv.client import RaftkvError  # noqa: E402
-from raftkv.storage.wal_format import SECTOR_BYTES  # noqa: E402
-from raftkv.testing.ports import PortReservation  # noqa: E402
-from raftkv.testing.processes import NodeProcess  # noqa: E402
+from raftkv.client import RaftkvError
+from raftkv.storage.wal_format import SECTOR_BYTES
+from raftkv.testing.ports import PortReservation
+from raftkv.testing.processes import NodeProcess
+from tests.deploy.deployment import DEPLOY, documents
+from tests.support.real_command import run
+from tests.support.secure_nodes import Place, SecureNodes
 
 NAMES = ("n1", "n2", "n3")
 HOST = "127.0.0.1"
@@ -56,7 +52,7 @@ WRITE_PAUSE_S = 0.005
 SYNC_DELAY_US = 200_000
 ACKNOWLEDGED_S = 0.3
 """Long enough for one fdatasync, too short for a link to be given up."""
-SPOILED = (sys.executable, str(HERE / "spoiled_node.py"))
+SPOILED = (sys.executable, str(Path(__file__).with_name("spoiled_node.py")))
 
 
 class Nodes(SecureNodes):

@@ -1,4 +1,4 @@
-"""What does a change cost? ``python tests/bench/versions_in_turns.py --other RAFTKV``.
+"""What does a change cost? ``python tests/tools/versions_in_turns.py --other RAFTKV``.
 
 Starts a cluster of this checkout and one of another version (RAFTKV is its command, such as
 ``../before/.venv/bin/raftkv``), loads them in turns, and prints ratios of this one to the other:

@@ -1,6 +1,6 @@
 """Print what the log costs on this disk: buffering, syncing, recovering.
 
-Run: python tests/storage/measure_wal.py [--directory DIR] [--gib 1.0]
+Run: python tests/tools/measure_wal.py [--directory DIR] [--gib 1.0]
 """
 
 import argparse

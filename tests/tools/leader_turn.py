@@ -1,4 +1,4 @@
-"""What does Raft alone cost a put? ``python -P tests/bench/leader_turn.py [--other CHECKOUT]``.
+"""What does Raft alone cost a put? ``python -P tests/tools/leader_turn.py [--other CHECKOUT]``.
 
 One process: a leader of three replicas with nothing around it. A round is what a put of one client
 brings to it: the proposal, a tick that sends it, the disk's sync, both followers' answers, and the

@@ -1,0 +1,1 @@
+"""Everything that is tested; no part of what is installed."""

@@ -1,0 +1,1 @@
+"""Seeded bugs, which must be caught."""

@@ -1,0 +1,1 @@
+"""Tests of deploy/: files, images, alerts, machines."""

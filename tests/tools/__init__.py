@@ -1,0 +1,1 @@
+"""Programs for people: hunts, soaks and measurements. None of them is a test."""
