@@ -123,6 +123,7 @@ class GroupHost:
         self._stalled_at = -math.inf  # when an fdatasync ended that had taken too long for a leader
         self._without_room: SyncJob | None = None  # to be run again once there may be room
         self._declining = False  # no entries are taken until there is space
+        self._when_durable: deque[tuple[int, Callable[[], None]]] = deque()  # LSN, what to call
         self._stopped = False
         self._withheld = False
         self._encode = msgspec.msgpack.Encoder().encode
@@ -224,6 +225,16 @@ class GroupHost:
             group.withhold(withheld=True)
         self.wake(group.id)
 
+    def retire(self, name: GroupId, forgotten: Callable[[], None]) -> None:
+        """Give a group no more turns, answer who waits for it, and let the log forget it.
+
+        ``forgotten`` is called once that is durable; ``KeyError`` if the group is not here.
+        """
+        group = self.replicas.remove(name).group
+        self.guard(lambda: group.stop(f"group {name} is retired"))
+        self._when_durable.append((self.wal.forget(name), forgotten))
+        self._schedule_turn()
+
     def withhold(self, withheld: bool) -> None:  # noqa: FBT001 -- a state, not an option
         """Let no group of this node lead from now on, or let them again."""
         self._withheld = withheld
@@ -304,7 +315,9 @@ class GroupHost:
             return
         self.turns += 1
         dirty, self._dirty = self._dirty, {}
-        for record in map(self.replicas.by_id.__getitem__, dirty):
+        for record in map(self.replicas.by_id.get, dirty):
+            if record is None:  # it was removed, and something that it had asked for came to an end
+                continue
             self.guard(record.group.tick)
             self._note(record)
         if self._turns_due:
@@ -412,6 +425,8 @@ class GroupHost:
         self.wal.finish_sync(job)
         for record in self.replicas:
             record.group.wal_synced()
+        while self._when_durable and self._when_durable[0][0] <= self.wal.durable_lsn:
+            self.guard(self._when_durable.popleft()[1])
         self._sync()
         if self.wal.has_space():
             self.look_after_log()

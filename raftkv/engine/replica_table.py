@@ -36,6 +36,7 @@ class ReplicaRecord:
     __slots__ = (
         "committed_before", "failed_snapshot", "group", "handing_to", "leaderships", "load",
         "slow", "snapshot_turn", "state_seen", "timed_at", "trail",
+        "writing_snapshot",
     )  # fmt: skip
 
     def __init__(self, group: Group, began_us: int) -> None:
@@ -56,6 +57,8 @@ class ReplicaRecord:
         """To whom the balancer hands its leadership just now."""
         self.snapshot_turn = 0
         """When its snapshot was written last, by the keeper's count; 0: not in this life."""
+        self.writing_snapshot = False
+        """Whether its snapshot is being written."""
         self.failed_snapshot: FailedSnapshot | None = None
         """Its latest snapshot, if that could not be written."""
         self.state_seen: StateMachine | None = None

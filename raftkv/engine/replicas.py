@@ -1,9 +1,9 @@
-"""The groups of this node: made from what the log remembers, and started.
+"""The groups of this node: made from what the log remembers, started, and retired.
 
 Which groups those are, the map says. What is kept of each is in :mod:`raftkv.engine.replica_table`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from raftkv.core.cluster_map import GroupId, GroupPlacement
@@ -20,11 +20,15 @@ from raftkv.raft.timing import RandomSource, Timing
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import RecoveredGroup
 
-__all__ = ["ReplicaSettings", "ReplicaUnreadable", "Replicas"]
+__all__ = ["ReplicaBusy", "ReplicaSettings", "ReplicaUnreadable", "Replicas"]
 
 
 class ReplicaUnreadable(StartError):  # noqa: N818 -- says what the replica is
     """A group's snapshot cannot be read; one line that names the file."""
+
+
+class ReplicaBusy(Exception):  # noqa: N818 -- says what the replica is
+    """A group cannot be retired at this moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class ReplicaSettings:
 
 
 class Replicas:
-    """Makes the groups that the map places on this node, and starts them."""
+    """Makes the groups that the map places on this node, starts them, and retires them."""
 
     def __init__(
         self,
@@ -65,11 +69,42 @@ class Replicas:
         Raises:
             ReplicaUnreadable, ReplicaError, SnapshotDamaged: one cannot be made.
         """
+        self._remove_leftovers(recovered)
         placements = self._directory.map.groups_of(self._settings.node)
         # All are made before any is driven: one that cannot be made must leave no other ticking.
         groups = [self._make(placement, recovered.get(placement.id)) for placement in placements]
         for group in groups:
             self._host.add(group)
+
+    def retire(self, name: GroupId, done: Callable[[BaseException | None], None]) -> None:
+        """End a group that the map places elsewhere, while the node goes on.
+
+        The log forgets it, durably, and then its files are removed; ``done`` gets what went wrong
+        with these, which the next start removes. Whoever asked it something is answered.
+
+        Raises:
+            ValueError: the map places it here: it would come back, without its promises.
+            ReplicaBusy: a snapshot of it is being written or installed; ask again.
+            KeyError: it is not here.
+        """
+        if any(at.id == name for at in self._directory.map.groups_of(self._settings.node)):
+            raise ValueError(f"the map places group {name} on this node")
+        record = self._host.replicas.by_id[name]
+        if record.group.installing_snapshot or record.writing_snapshot:
+            raise ReplicaBusy(f"a snapshot of group {name} is written or installed just now")
+
+        def remove() -> None:
+            jobs = self._host.other_jobs
+            jobs.run(lambda: self._store.remove(name), lambda _, error: done(error))
+
+        self._host.retire(name, remove)
+
+    def _remove_leftovers(self, recovered: Mapping[GroupId, RecoveredGroup]) -> None:
+        """Remove files of groups that the log has forgotten: a crash came before that was done."""
+        placed = {at.id for at in self._directory.map.groups_of(self._settings.node)}
+        for name in self._store.groups():
+            if name not in recovered and name not in placed:
+                self._store.remove(name)
 
     def _make(self, placement: GroupPlacement, recovered: RecoveredGroup | None) -> Group:
         try:

@@ -382,7 +382,7 @@ class SnapshotKeeper:
         return failed is None or self._checks >= failed.again_at
 
     def _start(self, replica: ReplicaRecord) -> None:
-        self._busy = True
+        self._busy = replica.writing_snapshot = True
         self._turn += 1
         replica.snapshot_turn = self._turn
         group = replica.group
@@ -406,7 +406,7 @@ class SnapshotKeeper:
         )
 
     def _finished(self, replica: ReplicaRecord, index: int, error: BaseException | None) -> None:
-        self._busy = False
+        self._busy = replica.writing_snapshot = False
         group = replica.group
         before, replica.failed_snapshot = replica.failed_snapshot, None
         if isinstance(error, SnapshotStale):

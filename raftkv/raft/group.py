@@ -337,13 +337,11 @@ class Group:
         self._host.wake(self.id)
         self._answer()
 
-    def stop(self) -> None:
+    def stop(self, why: str = "the node is shutting down") -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""
-        stopping = GroupFailure("stopping", "the node is shutting down")
+        stopping = GroupFailure("stopping", why)
         self._later(self._queue.fail_waiting(stopping))
-        unknown = GroupFailure(
-            "unknown", "the node is shutting down; the write may yet be committed"
-        )
+        unknown = GroupFailure("unknown", f"{why}; the write may yet be committed")
         self._later(self._queue.fail_in_flight(None, unknown))
         self._later([(done, stopping) for done in self.reads.fail_all()])
         self._later([(done, stopping) for done in self.freshness.fail_all()])

@@ -323,6 +323,14 @@ class SnapshotStore:
         with suppress(DiskError):  # there may be none; what stays goes at the next start
             self._disk.unlink(path.with_name(path.name + _WRITING))
 
+    def remove(self, group: GroupId) -> None:
+        """Remove all of a group's files, durably; blocking. DiskError if that failed."""
+        path = self.path(group)
+        for name in (path.name, path.name + _WRITING, path.name + _RECEIVING):
+            with suppress(NoSuchFile):
+                self._disk.unlink(path.with_name(name))
+        self._disk.fsync_dir(self._directory)
+
     def receive(self, group: GroupId, size_bytes: int = 0) -> SnapshotReceiver:
         """Start to receive a snapshot; an unfinished one of the same group is thrown away.
 

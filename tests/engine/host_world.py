@@ -100,9 +100,10 @@ class Machine:
         self.store = SnapshotStore(self.disk, Path("/d/snapshots"))
         self.sync_jobs = ManualJobs(loop, 0.0005)
         self.other_jobs = ManualJobs(loop, 0.001)
+        self.directory = Directory(self.world.map)
         self.host = GroupHost(
             wal=wal,
-            replicas=ReplicaTable(Directory(self.world.map)),
+            replicas=ReplicaTable(self.directory),
             clock=loop.clock,
             loop=loop.as_asyncio,
             sync_jobs=self.sync_jobs,
