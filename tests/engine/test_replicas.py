@@ -5,7 +5,6 @@ from random import Random
 
 import msgspec
 import pytest
-from host_world import GROUP, IDENTITY, HostWorld, Machine
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put
@@ -15,6 +14,7 @@ from raftkv.raft.proposals import GroupFailure, Limits
 from raftkv.raft.stages import StageDurations
 from raftkv.raft.timing import Timing
 from raftkv.storage.wal import Wal
+from tests.engine.host_world import GROUP, IDENTITY, HostWorld, Machine
 
 OTHER = GroupId(1, 1)
 POLICY = SnapshotPolicy(after_bytes=1000, after_entries=20)
