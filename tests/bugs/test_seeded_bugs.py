@@ -28,7 +28,7 @@ HINTS = {
     "h11_votes_are_counted_twice": 7,
     "commit_without_majority": 1,
     "vote_for_shorter_logs": 13,
-    "h10_any_term_counts": 1,
+    "h10_any_term_counts": 36,
     "answer_before_commit": 1,
     "unknown_is_called_definite": 2,
     "repeat_any_write": 2,
