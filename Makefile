@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 DATA ?= data
 HTTP_PORT ?= 8000
 SOURCES := raftkv tests setup.py
+# Tests at a time: each takes about a core, and clusters are slow when they must share it.
+TEST_JOBS ?= 2
 SOAK_MINUTES ?= 120
 SOAK_SEEDS ?= 0:3000
 
@@ -22,7 +24,7 @@ run: $(VENV)/run.stamp
 
 test: check
 	tests/install-tools
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_JOBS)
 
 soak: $(VENV)/test.stamp
 	tests/install-tools

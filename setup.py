@@ -1,4 +1,4 @@
-"""Entry point for pip and setuptools: everything but the long description is in setup.cfg."""
+"""KeyValue point for pip and setuptools: everything but the long description is in setup.cfg."""
 
 import configparser
 import re

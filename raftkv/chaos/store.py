@@ -7,14 +7,14 @@ of :mod:`raftkv.client.errors`, so that one rule tells what a history may claim 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from raftkv.client import Compare, Delete, DeleteResult, Entry, Get, Put, PutResult, TxnResult
+from raftkv.client import Compare, Delete, DeleteResult, Get, KeyValue, Put, PutResult, TxnResult
 from raftkv.client.types import Bytes
 
 
 class Store(Protocol):
     """A client of a linearizable key-value store; used by one thread at a time."""
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Read one key; None if it does not exist."""
 
     def put(
@@ -38,7 +38,7 @@ class Store(Protocol):
     ) -> TxnResult:
         """If every comparison holds do ``then``, else ``otherwise``, at once or not at all."""
 
-    def scan(self, prefix: Bytes | None = None) -> Iterable[Entry]:
+    def scan(self, prefix: Bytes | None = None) -> Iterable[KeyValue]:
         """All keys with a prefix, in one moment if they are few and share a ``{tag}``."""
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def pair(events: Iterable[Event]) -> list[Operation]:
     return _pair(enumerate(events, start=1), "event")
 
 
-def read_history(path: Path, format: Format = "raftkv") -> list[Operation]:  # noqa: A002 - the word of the command line
+def read_history(path: Path, format: Format = "raftkv") -> list[Operation]:  # noqa: A002 -- the word of the command line
     """Return the operations of a file.
 
     Raises:
@@ -155,7 +155,7 @@ class HistoryWriter:
         self.close()
 
 
-def _numbered_events(path: Path, format: Format) -> Iterator[tuple[int, Event]]:  # noqa: A002 - as above
+def _numbered_events(path: Path, format: Format) -> Iterator[tuple[int, Event]]:  # noqa: A002 -- as above
     for number, line in _lines(path):
         try:
             event = _event(line.decode().strip(), number, format)
@@ -182,7 +182,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _event(line: str, number: int, format: Format) -> Event | None:  # noqa: A002 - as above
+def _event(line: str, number: int, format: Format) -> Event | None:  # noqa: A002 -- as above
     if format == "raftkv":
         return from_line(line)
     event = (

@@ -117,7 +117,7 @@ def shown(value: Any) -> str:
     text = value[1] if isinstance(value, tuple) else json.dumps(value, ensure_ascii=False)
     if not text.isprintable():
         text = json.dumps(json.loads(text))  # with escapes: it may go to a terminal
-    return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"  # noqa: PLR2004 - a line
+    return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"  # noqa: PLR2004 -- a line
 
 
 def unjudged(operation: Operation, *, harmless: tuple[str, ...]) -> bool:

@@ -28,7 +28,7 @@ from raftkv.cli.backup_file import (
 )
 from raftkv.cli.connect import EXIT_NO, connected, json_option, print_json, shown, writes
 from raftkv.cli.serve import refuse
-from raftkv.client import Client, Entry, Get, PreconditionFailedError, Put, RaftkvError
+from raftkv.client import Client, Get, KeyValue, PreconditionFailedError, Put, RaftkvError
 from raftkv.client.batches import BatchResult
 from raftkv.client.types import to_bytes
 from raftkv.core.visible import visible
@@ -117,7 +117,7 @@ def _compressed_beside(file: Path) -> str:
     return ""
 
 
-def _write_file(file: Path, cluster: str, entries: Iterator[Entry]) -> Summary:
+def _write_file(file: Path, cluster: str, entries: Iterator[KeyValue]) -> Summary:
     """Write beside ``file`` and put it in its place when it is whole.
 
     What a killed backup has left is written over: it is told from one that runs by its lock.
@@ -200,7 +200,7 @@ def _restore_piece(client: Client, piece: list[Put], found: _Found) -> None:
             raise result
     entries = _all_done(client.batch([Get(put.key) for put in existing])) if existing else []
     for put, entry in zip(existing, entries, strict=True):
-        if isinstance(entry, Entry) and entry.value == put.value:
+        if isinstance(entry, KeyValue) and entry.value == put.value:
             found.same += 1
         else:
             found.different.append(to_bytes(put.key))

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from raftkv.cli.data import entry_members
-from raftkv.client import Entry, Put
+from raftkv.client import KeyValue, Put
 from raftkv.client.types import KEY_BYTES_MAX
 from raftkv.core.errors import DECODE_FAILURES
 
@@ -59,7 +59,7 @@ class Summary:
     sha256: str
 
 
-def write_backup(out: BinaryIO, cluster: str, entries: Iterable[Entry]) -> Summary:
+def write_backup(out: BinaryIO, cluster: str, entries: Iterable[KeyValue]) -> Summary:
     """Write all entries as they come, in bounded memory."""
     digest, count, began = hashlib.sha256(), 0, _now()
 

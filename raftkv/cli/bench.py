@@ -6,7 +6,7 @@ import click
 
 from raftkv.bench.measure import Measure
 from raftkv.bench.measures import abuse as abuse_bench
-from raftkv.bench.measures import beside_wrk, failover, floor, growth, idle, million, overload
+from raftkv.bench.measures import beside_wrk, failover, floor, growth, idle, large_shard, overload
 from raftkv.bench.measures import connections as connections_bench
 from raftkv.bench.measures import pages as pages_bench
 from raftkv.bench.measures import profile as profile_bench
@@ -174,13 +174,13 @@ def idle_command(*, groups: int, seconds: float) -> Measure:
     return partial(idle.run, groups, seconds)
 
 
-@bench_command.command("million")
+@bench_command.command("large-shard")
 @click.option("--keys", type=click.IntRange(1000), default=1_000_000, show_default=True)
 @click.option("--value-bytes", type=click.IntRange(0, 2**20), default=100, show_default=True)
 @measuring()
 def million_command(*, keys: int, value_bytes: int) -> Measure:
     """Measure one large shard: memory, snapshots beside requests, restarts."""
-    return partial(million.run, keys, value_bytes)
+    return partial(large_shard.run, keys, value_bytes)
 
 
 @bench_command.command("overload")

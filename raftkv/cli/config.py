@@ -1,6 +1,7 @@
 """Reading ``node.toml``: every mistake becomes one line that names the file and the option."""
 
 import difflib
+import logging
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.engine.config import (
     InvalidOption,
     NodeConfig,
@@ -19,11 +21,27 @@ from raftkv.engine.config import (
 )
 
 SECRET_BYTES_MIN = 16
+_OLD_NAMES = {
+    "http": {
+        "max_value_bytes": "value_bytes_max",
+        "max_connections": "connections_max",
+    },
+    "limits": {
+        "entry_commands": "entry_operations_max",
+        "entry_bytes": "entry_bytes_max",
+        "queue_commands": "waiting_operations_max",
+        "queue_bytes": "waiting_bytes_max",
+    },
+}
+"""By table: what options were called before, and what they are called now."""
+
 NODE_PLACE = "{node}"
 """Stands for the node's name in the paths of a configuration."""
 
+_logger = logging.getLogger(__name__)
 
-class ConfigError(Exception):
+
+class ConfigError(StartError):
     """The configuration cannot be used; the message is one line for the operator."""
 
 
@@ -40,7 +58,7 @@ def load(path: str | os.PathLike[str], *, node: str | None = None) -> NodeConfig
     """
     file = Path(path)
     try:
-        config = _convert(_named(_read(file), node))
+        config = _convert(_with_new_names(_named(_read(file), node), file))
         check_cluster(config)  # first: paths may depend on the node's name
         _check_private(config, file)
         config = _resolve(config, file.resolve().parent)
@@ -54,6 +72,24 @@ def _named(tables: dict[str, Any], node: str | None) -> dict[str, Any]:
     table = tables.setdefault("node", {})
     if node is not None and isinstance(table, dict):
         table["name"] = node
+    return tables
+
+
+def _with_new_names(tables: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Read options under their old names too, with a warning that says the new one."""
+    for table, names in _OLD_NAMES.items():
+        options = tables.get(table)
+        if not isinstance(options, dict):
+            continue
+        for old, new in names.items():
+            if old not in options:
+                continue
+            if new in options:
+                raise InvalidOption(
+                    f"{table}.{old}", f"is the old name of {table}.{new}, which is given as well"
+                )
+            options[new] = options.pop(old)
+            _logger.warning("%s: %s.%s is called %s.%s now", file, table, old, table, new)
     return tables
 
 

@@ -17,7 +17,7 @@ from raftkv.cli.connect import (
     shown,
     writes,
 )
-from raftkv.client import Client, Entry
+from raftkv.client import Client, KeyValue
 from raftkv.client.types import REVISION_MAX
 from raftkv.core.visible import visible
 
@@ -51,7 +51,7 @@ def bytes_members(name: str, data: bytes) -> dict[str, str]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
-def entry_members(entry: Entry, *, keys_only: bool = False) -> dict[str, Any]:
+def entry_members(entry: KeyValue, *, keys_only: bool = False) -> dict[str, Any]:
     """An entry for JSON."""
     return {
         **bytes_members("key", entry.key),

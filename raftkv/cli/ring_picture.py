@@ -75,7 +75,7 @@ def _bars(
             f'width="{step * 0.84:.2f}" height="{tall:.2f}" fill="{colours[shard]}">'
             f"<title>shard {shard}: {count:,} keys, {count / mean:.3f} of the mean</title></rect>"
         )
-        if step > 30:  # noqa: PLR2004 - room for a label
+        if step > 30:  # noqa: PLR2004 -- room for a label
             middle = left + (index + 0.5) * step
             above = bottom - max(tall, mean * scale) - 5  # clear of the line of the mean
             yield svg.text(middle, above, f"{count / mean:.2f}", size=11, anchor="middle")

@@ -12,10 +12,11 @@ from typing import NoReturn, TypeVar
 
 import click
 
-from raftkv.cli.config import ConfigError, load
+from raftkv.cli.config import load
+from raftkv.core.errors import StartError
 from raftkv.core.visible import visible_lines
 from raftkv.engine.config import NodeConfig
-from raftkv.engine.pidfile import PidFile, PidFileError
+from raftkv.engine.pidfile import PidFile
 from raftkv.rpc import logs
 from raftkv.rpc.process import open_standard_streams
 
@@ -52,12 +53,20 @@ def refuse(message: object) -> NoReturn:
     sys.exit(EXIT_REFUSED)
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """End with one line for the operator, behind what is logged, where a node cannot start."""
+    try:
+        yield
+    except StartError as error:
+        logs.say(f"raftkv: {error}")
+        sys.exit(EXIT_REFUSED)
+
+
 def load_or_refuse(config_file: Path, node: str | None = None) -> NodeConfig:
     """Read the configuration, or end with what is wrong in it."""
-    try:
+    with refusing():
         return load(config_file, node=node)
-    except ConfigError as error:
-        refuse(error)
 
 
 @click.command("init")
@@ -79,7 +88,6 @@ def init_command(config_file: Path, node: str | None, *, if_needed: bool, exampl
         click.echo(EXAMPLE.read_text(encoding="utf-8"), nl=False)
         return
     from raftkv.storage.data_dir import (  # noqa: PLC0415 -- after a bad configuration is refused
-        DataDirError,
         init_data_dir,
         open_data_dir,
     )
@@ -88,14 +96,12 @@ def init_command(config_file: Path, node: str | None, *, if_needed: bool, exampl
     config = load_or_refuse(config_file, node)
     disk, path = RealDisk(), Path(config.node.data_dir)
     identity = (config.cluster.id, config.node.name)
-    try:
+    with refusing():
         if if_needed and (path / "identity").exists():
             open_data_dir(disk, path, *identity).close()
             click.echo(f"{path} is the data directory of node {config.node.name} already")
             return
         init_data_dir(disk, path, *identity, segment_bytes=config.limits.wal_segment_bytes)
-    except DataDirError as error:
-        refuse(error)
     click.echo(f"made {path} for node {config.node.name} of cluster {config.cluster.id}")
 
 
@@ -118,24 +124,17 @@ def serve_command(config_file: Path, node: str | None, *, until_eof: bool) -> No
     config = load_or_refuse(config_file, node)
     logs.set_up(config.node.name, config.log.format, config.log.level)
     logs.speak_for_python()
-    from raftkv.engine.node import NodeError, run_node  # noqa: PLC0415 -- same as above
-
-    def read_again() -> NodeConfig:
-        try:
-            return load(config_file, node=node)
-        except ConfigError as error:
-            raise NodeError(str(error)) from error
+    from raftkv.engine.node import run_node  # noqa: PLC0415 -- same as above
 
     if until_eof:
         threading.Thread(target=_stop_at_eof, name="until-eof", daemon=True).start()
     pid_file = config.node.pid_file
-    try:
-        with _own_process_group(), PidFile(Path(pid_file)) if pid_file else nullcontext():
-            code = run_node(config, read_again)
-    except PidFileError as error:
-        logs.say(f"raftkv: {error}")
-        code = EXIT_REFUSED
-    sys.exit(code)
+    with (
+        refusing(),
+        _own_process_group(),
+        PidFile(Path(pid_file)) if pid_file else nullcontext(),
+    ):
+        run_node(config, lambda: load(config_file, node=node))
 
 
 def _stop_at_eof() -> None:

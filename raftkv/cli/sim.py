@@ -233,7 +233,7 @@ def _many(
     return bool(tally.failed)
 
 
-class _progress:  # noqa: N801 - used like a function
+class _progress:  # noqa: N801 -- used like a function
     """A bar on standard error."""
 
     def __init__(self, total: int) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from raftkv.cli import consoles
 from raftkv.cli.connect import connected_to_each, described, json_option, print_json
-from raftkv.cli.witnesses import Scope, Testimony, ask_each, best_informed, remarks
+from raftkv.cli.node_answers import NodeAnswer, Scope, ask_each, best_informed, remarks
 from raftkv.client import Client
 from raftkv.core.visible import visible
 from raftkv.status import quantities as q
@@ -93,7 +93,7 @@ class _Look(NamedTuple):
     facts: ClusterFacts | None
     document: Mapping[str, Any]
     remarks: list[str]
-    told: list[Testimony]
+    told: list[NodeAnswer]
 
 
 def _look(clients: Sequence[Client], scope: Scope) -> _Look:

@@ -38,11 +38,11 @@ class NotSent(Exception):  # noqa: N818 -- a fact about an attempt, always handl
     """No connection could be made: nothing has seen the request that could carry it out."""
 
 
-class Refused(NotSent):
+class ConnectionRefused(NotSent):
     """The other side said so: nothing listens there, or no way leads there."""
 
 
-class RefusedForGood(Refused):
+class RefusedForGood(ConnectionRefused):
     """It will say so again: there is no such host, it speaks another scheme or is not trusted."""
 
 
@@ -51,9 +51,10 @@ class Lost(Exception):  # noqa: N818 -- a fact about an attempt, always handled 
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an attempt failed. ``about_write``: it is the write's own result, not this attempt's.
+class FailedAttempt:
+    """Why an attempt failed; :class:`Attempts` tries again, or ends the call with ``error``.
 
+    ``about_write``: it is the write's own result, not this attempt's.
     ``born_after``: its session is not known; one born later would be.
     """
 
@@ -107,27 +108,29 @@ class Attempt:
         server_s = wait_s - _ANSWER_MARGIN_S if wait_s > 2 * _ANSWER_MARGIN_S else wait_s / 2
         return min(SERVER_TIMEOUT_MS_MAX, max(1, int(server_s * 1000)))
 
-    def not_sent(self, error: NotSent) -> Failure:
+    def not_sent(self, error: NotSent) -> FailedAttempt:
         """Nothing has seen the request: definite, and another node may do."""
         self._endpoints.suspect(self.endpoint)
-        if isinstance(error, Refused):
+        if isinstance(error, ConnectionRefused):
             for_good = isinstance(error, RefusedForGood)
             self._endpoints.refused(self.endpoint, for_good=for_good)
-        return Failure(
+        return FailedAttempt(
             UnavailableError(str(error)), definite=True, transient=True, node_is_suspect=True
         )
 
-    def lost(self, error: Lost) -> Failure:
+    def lost(self, error: Lost) -> FailedAttempt:
         """There is no answer, or not a whole one: a write may have been carried out."""
         self._endpoints.suspect(self.endpoint)
         kind = UnavailableError if self._reads else UnknownOutcomeError
-        return Failure(kind(str(error)), definite=self._reads, transient=True, node_is_suspect=True)
+        return FailedAttempt(
+            kind(str(error)), definite=self._reads, transient=True, node_is_suspect=True
+        )
 
     def answered(self) -> None:
         """The node did what was asked."""
         self._endpoints.answered(self.endpoint)
 
-    def refused(self, problem: Problem, retry_after_s: float) -> Failure:
+    def refused(self, problem: Problem, retry_after_s: float) -> FailedAttempt:
         """The node answered that it did not do it, or that it does not know."""
         self._endpoints.answered(self.endpoint)
         failure = failure_of_problem(problem, reads=self._reads, retry_after_s=retry_after_s)
@@ -182,7 +185,7 @@ class Attempts:
         self.deadline_s = began_s + timeout_s
         self._count = 0
         self._unknown: RaftkvError | None = None
-        self._said: Failure | None = None
+        self._said: FailedAttempt | None = None
         """What a node said last; it explains more than that another one is down."""
 
     @property
@@ -190,7 +193,7 @@ class Attempts:
         """Whether an attempt so far had an unknown outcome."""
         return self._unknown is not None
 
-    def may_renew(self, failure: Failure, now_s: float) -> bool:
+    def may_renew(self, failure: FailedAttempt, now_s: float) -> bool:
         """Whether another session may be begun for the next attempt: no copy was applied.
 
         Where that was done, :func:`renewed` is what the failure means.
@@ -201,7 +204,7 @@ class Attempts:
             and now_s - self._began_s <= self._resend_window_s
         )
 
-    def failed(self, failure: Failure, now_s: float) -> float:
+    def failed(self, failure: FailedAttempt, now_s: float) -> float:
         """Say how many seconds to wait before the next attempt.
 
         Raises:
@@ -229,7 +232,7 @@ class Attempts:
             self._said = failure
         return pause_s
 
-    def paused(self, failure: Failure, now_s: float) -> None:
+    def paused(self, failure: FailedAttempt, now_s: float) -> None:
         """The pause after ``failure`` is over; a machine may have been suspended in it.
 
         Raises:
@@ -243,7 +246,7 @@ class Attempts:
         is_unknown = self._unknown is not None and not self._reads
         return is_unknown and now_s - self._began_s > self._resend_window_s
 
-    def _pause_s(self, failure: Failure) -> float:
+    def _pause_s(self, failure: FailedAttempt) -> float:
         """How long to wait: not at all for another node, else ever longer with jitter.
 
         If no node can be reached there is one short pause before they are all asked once more.
@@ -271,10 +274,10 @@ def backoff_s(
     return retry_after_s + longest_s * uniform(0.5, 1.0)
 
 
-def failure_of_problem(problem: Problem, *, reads: bool, retry_after_s: float) -> Failure:
+def failure_of_problem(problem: Problem, *, reads: bool, retry_after_s: float) -> FailedAttempt:
     """What a problem says of the attempt that met it; a read that fails is always definite."""
     definite = problem.definite or reads
-    return Failure(
+    return FailedAttempt(
         msgspec.structs.replace(problem, definite=definite).error(),
         definite=definite,
         transient=problem.transient,
@@ -284,7 +287,7 @@ def failure_of_problem(problem: Problem, *, reads: bool, retry_after_s: float) -
     )
 
 
-def renewed(failure: Failure) -> Failure:
+def renewed(failure: FailedAttempt) -> FailedAttempt:
     """What a refusal means once another session was begun: the write was not applied."""
     message = (
         f"the session was forgotten, and the next one was not reached in time: {failure.error}"
@@ -293,7 +296,7 @@ def renewed(failure: Failure) -> Failure:
     return replace(failure, error=error, definite=True, transient=True)
 
 
-def _verdict(failure: Failure, unknown: RaftkvError | None) -> RaftkvError:
+def _verdict(failure: FailedAttempt, unknown: RaftkvError | None) -> RaftkvError:
     """What the caller may believe after all attempts."""
     if unknown is None or failure.about_write:
         return failure.error

@@ -15,7 +15,7 @@ from raftkv.client.attempts import (
     RESEND_WINDOW_S,
     Attempt,
     Attempts,
-    Failure,
+    FailedAttempt,
     Lost,
     NotSent,
     renewed,
@@ -85,7 +85,7 @@ class Caller:
 
     def repeat(
         self,
-        attempt: Callable[[float], _Result | Failure],
+        attempt: Callable[[float], _Result | FailedAttempt],
         timeout_s: float,
         *,
         reads: bool,
@@ -115,7 +115,7 @@ class Caller:
 
     def _repeat(
         self,
-        attempt: Callable[[float], _Result | Failure],
+        attempt: Callable[[float], _Result | FailedAttempt],
         timeout_s: float,
         *,
         reads: bool,
@@ -124,7 +124,7 @@ class Caller:
     ) -> tuple[_Result, bool]:
         began_s = boot_s()
         outcome = attempt(began_s + timeout_s)
-        if not isinstance(outcome, Failure):  # as mostly: then nothing has to be decided
+        if not isinstance(outcome, FailedAttempt):  # as mostly: then nothing has to be decided
             return outcome, False
         attempts = Attempts(
             self._endpoints,
@@ -134,7 +134,7 @@ class Caller:
             timeout_s=timeout_s,
             resend_window_s=RESEND_WINDOW_S,
         )
-        while isinstance(outcome, Failure):
+        while isinstance(outcome, FailedAttempt):
             outcome = _renewed(outcome, attempts, renew)
             self._waits_for = outcome.error
             self._sleep(attempts.failed(outcome, boot_s()))
@@ -142,7 +142,7 @@ class Caller:
             outcome = attempt(attempts.deadline_s)
         return outcome, attempts.exposed
 
-    def attempt(self, call: Call, deadline: float) -> Answer | Failure:
+    def attempt(self, call: Call, deadline: float) -> Answer | FailedAttempt:
         """Ask one node, for no longer than an attempt may take."""
         attempt = Attempt(
             self._endpoints,
@@ -177,7 +177,9 @@ class Caller:
         self._endpoints.move_on(answer.endpoint)
 
 
-def _renewed(failure: Failure, attempts: Attempts, renew: Callable[[int], bool]) -> Failure:
+def _renewed(
+    failure: FailedAttempt, attempts: Attempts, renew: Callable[[int], bool]
+) -> FailedAttempt:
     """Begin another session if that is allowed and helps, and say what the failure then means."""
     born_after = failure.born_after
     if born_after is None or not attempts.may_renew(failure, boot_s()) or not renew(born_after):

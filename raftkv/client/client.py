@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 from raftkv.client import codec
 from raftkv.client.answers import Answer
-from raftkv.client.attempts import Failure
+from raftkv.client.attempts import FailedAttempt
 from raftkv.client.batches import BatchResult, run_batch
 from raftkv.client.calls import Call, Caller
 from raftkv.client.checks import check_ca, check_key, check_revision, check_token
@@ -24,7 +24,7 @@ from raftkv.client.types import (
     Compare,
     Consistency,
     DeleteResult,
-    Entry,
+    KeyValue,
     NotModified,
     PutResult,
     TxnOperation,
@@ -149,7 +149,7 @@ class Client:
         consistency: Consistency = "linearizable",
         max_age_ms: int | None = None,
         timeout_s: float | None = None,
-    ) -> Entry | None: ...
+    ) -> KeyValue | None: ...
 
     @overload
     def get(
@@ -160,7 +160,7 @@ class Client:
         consistency: Consistency = "linearizable",
         max_age_ms: int | None = None,
         timeout_s: float | None = None,
-    ) -> Entry | NotModified | None: ...
+    ) -> KeyValue | NotModified | None: ...
 
     def get(
         self,
@@ -170,10 +170,10 @@ class Client:
         consistency: Consistency = "linearizable",
         max_age_ms: int | None = None,
         timeout_s: float | None = None,
-    ) -> Entry | NotModified | None:
+    ) -> KeyValue | NotModified | None:
         """Read one key; None if it does not exist.
 
-        With the revision ``if_none_match``, of an :class:`Entry` that the caller still has, the
+        With the revision ``if_none_match``, of a :class:`KeyValue` that the caller still has, the
         value comes only if it is another one by now, else :class:`NotModified`. ``stale`` reads
         whatever replica is asked; ``max_age_ms`` then bounds the age.
         """
@@ -189,9 +189,9 @@ class Client:
             missing_is_answer=True,
         )
 
-        def alone(deadline: float) -> Entry | NotModified | Failure | None:
+        def alone(deadline: float) -> KeyValue | NotModified | FailedAttempt | None:
             answer = self._caller.attempt(call, deadline)
-            if isinstance(answer, Failure):
+            if isinstance(answer, FailedAttempt):
                 return answer
             return codec.read_of(data, if_none_match, answer)
 
@@ -204,7 +204,7 @@ class Client:
         except RaftkvError as error:
             error.key = data
             raise
-        return cast("Entry | None", result)
+        return cast("KeyValue | None", result)
 
     def put(
         self,
@@ -248,8 +248,8 @@ class Client:
     ) -> PutResult:
         """Replace a value that has not changed since it was read (compare and set).
 
-        ``revision`` is that of the :class:`Entry` that was read; :meth:`put_if_absent` is for a key
-        that was not there.
+        ``revision`` is that of the :class:`KeyValue` that was read; :meth:`put_if_absent` is for a
+        key that was not there.
 
         Raises:
             PreconditionFailedError: It has changed, or is gone.
@@ -288,7 +288,7 @@ class Client:
         max_age_ms: int | None = None,
         page_size: int = 1000,
         timeout_s: float | None = None,
-    ) -> Iterator[Entry]:
+    ) -> Iterator[KeyValue]:
         """Iterate over keys in byte order, ``start`` included and ``end`` not.
 
         Pages are fetched as they are needed, each within ``timeout_s``. What comes is not one
@@ -307,7 +307,7 @@ class Client:
 
     def _pages(
         self, query: dict[str, Bytes], limit: int | None, page_size: int, timeout_s: float | None
-    ) -> Iterator[Entry]:
+    ) -> Iterator[KeyValue]:
         left = limit
         while left is None or left > 0:
             query["limit"] = str(page_size if left is None else min(page_size, left))
@@ -445,9 +445,9 @@ class Client:
             contextlib.nullcontext() if self._session is None else self._session.writes() as ticket
         ):
 
-            def alone(deadline: float) -> _Written | Failure:
+            def alone(deadline: float) -> _Written | FailedAttempt:
                 answer = self._caller.attempt(_call_of(request(), ticket), deadline)
-                return answer if isinstance(answer, Failure) else _decoded(decode, answer)
+                return answer if isinstance(answer, FailedAttempt) else _decoded(decode, answer)
 
             timeout = self._timeout(timeout_s)
             if member is None or ticket is None or self._coalescer is None:

@@ -31,7 +31,7 @@ from enum import Enum, auto
 
 from raftkv.client import codec
 from raftkv.client.answers import Answer, Problem
-from raftkv.client.attempts import Failure, failure_of_problem
+from raftkv.client.attempts import FailedAttempt, failure_of_problem
 from raftkv.client.calls import Call, Caller
 from raftkv.client.clock import boot_s
 from raftkv.client.errors import RaftkvError, ServerError, UnavailableError, UnknownOutcomeError
@@ -55,7 +55,7 @@ perhaps, the others then do not wait for it one after another."""
 
 _HEADERS = {"Content-Type": codec.MSGPACK, "Accept": codec.MSGPACK}
 
-Outcome = OperationResult | Failure
+Outcome = OperationResult | FailedAttempt
 Alone = Callable[[float], Outcome]
 """Makes one attempt by a request of its own, given the deadline."""
 
@@ -235,7 +235,7 @@ class Coalescer:
             repeatable=True,
         )
         answer = self._caller.attempt(call, deadline)
-        if isinstance(answer, Failure):
+        if isinstance(answer, FailedAttempt):
             return [_share_of(answer, passenger) for passenger in crew]
         return self._outcomes(crew, answer)
 
@@ -274,7 +274,7 @@ def _wait(air: _Air, passenger: _Passenger, deadline: float) -> None:
         passenger.woken.acquire(timeout=max(0.0, deadline - boot_s()))
 
 
-def _share_of(failure: Failure, passenger: _Passenger) -> Outcome:
+def _share_of(failure: FailedAttempt, passenger: _Passenger) -> Outcome:
     """What the failure of a whole flight says of one in it."""
     if failure.definite and not failure.transient:
         # One operation that makes no sense has the batch refused: which, each finds out alone.
@@ -286,7 +286,7 @@ def _share_of(failure: Failure, passenger: _Passenger) -> Outcome:
     else:
         # Each thread raises an object of its own, as a traceback is written into it.
         own = type(error)(str(error), status=error.status)
-    return Failure(
+    return FailedAttempt(
         own,
         definite=failure.definite or passenger.ticket is None,
         transient=failure.transient,
@@ -295,14 +295,14 @@ def _share_of(failure: Failure, passenger: _Passenger) -> Outcome:
     )
 
 
-def _not_ours(passenger: _Passenger, error: ServerError) -> Failure:
+def _not_ours(passenger: _Passenger, error: ServerError) -> FailedAttempt:
     """A success that is not of our server: whatever answered may have passed the writes on."""
     kind = ServerError if passenger.ticket is None else UnknownOutcomeError
     definite = passenger.ticket is None
-    return Failure(kind(str(error), status=error.status), definite=definite, transient=False)
+    return FailedAttempt(kind(str(error), status=error.status), definite=definite, transient=False)
 
 
-def _lost(passenger: _Passenger, reason: str) -> Failure:
+def _lost(passenger: _Passenger, reason: str) -> FailedAttempt:
     if passenger.ticket is None:
-        return Failure(UnavailableError(reason), definite=True, transient=True)
-    return Failure(UnknownOutcomeError(reason), definite=False, transient=True)
+        return FailedAttempt(UnavailableError(reason), definite=True, transient=True)
+    return FailedAttempt(UnknownOutcomeError(reason), definite=False, transient=True)

@@ -21,8 +21,8 @@ from raftkv.client.types import (
     Compare,
     Consistency,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     NotModified,
     OperationResult,
     Put,
@@ -53,7 +53,7 @@ class _Delete(msgspec.Struct):
     revision: int | None
 
 
-class _MemberEntry(msgspec.Struct):
+class _MemberKeyValue(msgspec.Struct):
     key: bytes
     value: bytes
     revision: int
@@ -69,7 +69,7 @@ class _BatchResult(msgspec.Struct):
     revision: int | None = None
     version: int = 0
     deleted: bool = False
-    entry: _MemberEntry | None = None
+    entry: _MemberKeyValue | None = None
     code: str = ""
     title: str = ""
     detail: str = ""
@@ -205,7 +205,7 @@ _batch = msgspec.msgpack.Decoder(_Batch)
 _txn = msgspec.msgpack.Decoder(_Txn)
 
 
-def read_of(key: Bytes, if_none_match: int | None, answer: Answer) -> Entry | NotModified | None:
+def read_of(key: Bytes, if_none_match: int | None, answer: Answer) -> KeyValue | NotModified | None:
     """What a GET of one key gave; None if it does not exist."""
     match answer.status:
         case 200:
@@ -218,11 +218,11 @@ def read_of(key: Bytes, if_none_match: int | None, answer: Answer) -> Entry | No
             raise _foreign(answer)
 
 
-def _entry_of(key: Bytes, answer: Answer) -> Entry:
+def _entry_of(key: Bytes, answer: Answer) -> KeyValue:
     """The entry of a GET of one key; its numbers are in the headers."""
     headers = answer.headers
     try:
-        return Entry(
+        return KeyValue(
             key=to_bytes(key),
             value=answer.body,
             revision=int(headers["etag"].strip('"')),
@@ -251,7 +251,7 @@ def delete_of(answer: Answer) -> DeleteResult:
     return DeleteResult(result.deleted, result.revision)
 
 
-def page_of(answer: Answer) -> tuple[list[Entry], str | None]:
+def page_of(answer: Answer) -> tuple[list[KeyValue], str | None]:
     """One page of a scan and the cursor of the next one."""
     try:
         page = _page.decode(answer.body)
@@ -268,9 +268,9 @@ def document_of(answer: Answer) -> dict[str, Any]:
         raise _foreign(answer) from error
 
 
-def _entry(member: Mapping[str, Any]) -> Entry:
+def _entry(member: Mapping[str, Any]) -> KeyValue:
     """An entry of a page (JSON) or of a result (MessagePack)."""
-    return Entry(
+    return KeyValue(
         key=_bytes(member, "key"),
         value=_bytes(member, "value"),
         revision=member["revision"],
@@ -390,7 +390,7 @@ def _batch_result(member: _BatchResult) -> OperationResult | Problem:
         case "delete":
             return DeleteResult(member.deleted, member.revision)
         case "get" if (entry := member.entry) is not None:
-            return Entry(
+            return KeyValue(
                 entry.key, entry.value, entry.revision, entry.version, entry.create_revision
             )
         case "get":

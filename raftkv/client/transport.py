@@ -22,7 +22,7 @@ from urllib3.exceptions import (
 )
 
 from raftkv.client.answers import Answer
-from raftkv.client.attempts import Lost, NotSent, Refused, RefusedForGood
+from raftkv.client.attempts import ConnectionRefused, Lost, NotSent, RefusedForGood
 from raftkv.client.clock import boot_s
 
 _BODY_CHUNK_BYTES = 2**18
@@ -144,7 +144,7 @@ def _kind_of(error: Exception) -> type[NotSent | Lost]:
         case NameResolutionError(__cause__=socket.gaierror(errno=code)) if code in _NO_SUCH_NAME:
             kind = RefusedForGood
         case NewConnectionError():
-            kind = Refused
+            kind = ConnectionRefused
         case ConnectTimeoutError():
             kind = NotSent
         case ProtocolError() if _TLS_ALERT in str(error):

@@ -10,8 +10,8 @@ __all__ = [
     "Compare",
     "Delete",
     "DeleteResult",
-    "Entry",
     "Get",
+    "KeyValue",
     "NotModified",
     "Put",
     "PutResult",
@@ -122,7 +122,7 @@ TxnOperation = Put | Delete | Get | Range
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class KeyValue:
     """A key as it was read. ``value`` is empty when only keys were asked for."""
 
     key: bytes
@@ -143,7 +143,7 @@ class NotModified:
 class RangeResult:
     """The entries of a :class:`Range`; ``more``: its limit left some out."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     more: bool
 
 
@@ -168,7 +168,7 @@ class DeleteResult:
     revision: int | None
 
 
-OperationResult = PutResult | DeleteResult | Entry | None
+OperationResult = PutResult | DeleteResult | KeyValue | None
 """What one operation gave; None is a :class:`Get` of a missing key."""
 
 

@@ -205,7 +205,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkno
 # --- results ---------------------------------------------------------------------------------
 
 
-class Entry(Operation, tag=1, frozen=True):
+class KeyValue(Operation, tag=1, frozen=True):
     """A key with its value and its three numbers. ``value`` is empty in a keys-only range."""
 
     key: bytes
@@ -232,13 +232,13 @@ class DeleteResult(Operation, tag=2, frozen=True):
 class GetResult(Operation, tag=3, frozen=True):
     """``entry`` is None for a missing key."""
 
-    entry: Entry | None
+    entry: KeyValue | None
 
 
 class RangeResult(Operation, tag=4, frozen=True):
     """Entries in key order; ``more`` says that the limit or byte bound cut the range."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     more: bool
 
 

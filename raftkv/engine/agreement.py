@@ -136,7 +136,7 @@ class Agreement:
     def _remember(self) -> None:
         try:
             self._record.write(self._digest)
-        except Exception as error:  # noqa: BLE001 - it holds for this life, and is asked for again
+        except Exception as error:  # noqa: BLE001 -- it holds for this life, and is asked for again
             self._could_not_write(error)
 
     def _judge(self) -> None:

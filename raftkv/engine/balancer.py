@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.engine.directory import Directory
 from raftkv.engine.pins import Pin, Pins
+from raftkv.engine.replica_table import ReplicaRecord, ReplicaTable
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.status.facts import PinFacts
 
 SETTLED_S = 3.0
@@ -121,8 +122,8 @@ class Balancer:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
-        groups: dict[GroupId, Group],
+        directory: Directory,
+        replicas: ReplicaTable,
         clock: Clock,
         own_state: Callable[[], NodeState],
         tell: Callable[[Placed | Lost], None] = lambda _: None,
@@ -133,12 +134,11 @@ class Balancer:
         """What an operator has put on this node."""
         self.losses = Losses(clock)
         self._node = node
-        self._map = cluster_map
-        self._groups = groups
+        self._directory = directory
+        self._replicas = replicas
         self._clock = clock
         self._own_state = own_state
         self._tell = tell
-        self._handing: dict[GroupId, str] = {}  # to whom this balancer hands a leadership
 
     # --- what is heard --------------------------------------------------------------------------
 
@@ -161,13 +161,13 @@ class Balancer:
         else:
             self.pins.remove(word.shard)
 
-    def moved(self, group: Group, before: str | None, now: str) -> None:
+    def moved(self, replica: ReplicaRecord, before: str | None, now: str) -> None:
         """Hear that ``now`` has begun to lead; ``before`` was the last to do so."""
-        target = self._handing.pop(group.id, None)
+        target, replica.handing_to = replica.handing_to, None
         if target is not None:
             if now != target:
                 self._lost(target)
-        elif before is not None and before != now and not group.was_handed_over:
+        elif before is not None and before != now and not replica.group.was_handed_over:
             self._lost(before)
 
     def _lost(self, node: str) -> None:
@@ -187,8 +187,9 @@ class Balancer:
         """Start transfers where there is reason for one: few, as writes wait meanwhile."""
         unable = not self._own_state().may_lead
         pinned = self.pinned()
-        left = max(1, len(self._groups) // GROUPS_PER_TRANSFER)
-        for group in self._groups.values():
+        left = max(1, len(self._replicas) // GROUPS_PER_TRANSFER)
+        for replica in self._replicas:
+            group = replica.group
             if not group.is_leader:
                 continue
             if unable:
@@ -197,24 +198,26 @@ class Balancer:
                 wanted = self._wanted(group, pinned)
                 target = None if wanted is None or self._why_not(group, wanted) else wanted
             if target is not None:
-                self._hand_over(group, target)
+                self._hand_over(replica, target)
                 left -= 1
                 if not left:
                     return
 
-    def _hand_over(self, group: Group, target: str) -> None:
-        def done(outcome: Rejection | None) -> None:
+    def _hand_over(self, replica: ReplicaRecord, target: str) -> None:
+        group = replica.group
+
+        def done(outcome: GroupFailure | None) -> None:
             if outcome is not None:
-                self._handing.pop(group.id, None)
+                replica.handing_to = None
                 self._lost(target)
                 _logger.info("group %s: leadership was not handed over: %s", group.id, outcome)
 
-        self._handing[group.id] = target
+        replica.handing_to = target
         group.transfer.begin(target, done)
 
     def _wanted(self, group: Group, pinned: Mapping[int, tuple[str, Pin]]) -> str | None:
         """Who should lead in this node's place; None: nobody."""
-        wanted = self._map.placement(group.id.shard).preferred_leader
+        wanted = self._directory.map.placement(group.id.shard).preferred_leader
         if (placed := pinned.get(group.id.shard)) is not None and placed[0] in group.config.members:
             wanted = placed[0]
         return None if wanted == self._node else wanted
@@ -287,7 +290,7 @@ class Balancer:
         """Return, for each shard, who leads it by an operator's will, and why it stays here."""
         pinned = self.pinned()
         facts: dict[int, tuple[PinFacts | None, str | None]] = {}
-        for group in self._groups.values():
+        for group in self._replicas.groups():
             placed = pinned.get(group.id.shard)
             wanted = self._wanted(group, pinned) if group.is_leader else None
             facts[group.id.shard] = (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap
+from raftkv.engine.directory import Directory
 from raftkv.engine.peer_wire import CHANNEL_STATUS, Links
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock
@@ -45,14 +45,14 @@ class ClusterStatus:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         local: LocalStatus,
         links: Links,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._local = local
         self._links = links
         self._clock = clock
@@ -143,16 +143,16 @@ class ClusterStatus:
     # --- putting the answers together ---------------------------------------------------------
 
     def _merged(self, answers: Mapping[str, NodeFacts]) -> ClusterFacts:
-        ring = self._map.ring
+        ring = self._directory.map.ring
         return ClusterFacts(
             node=self._node,
-            cluster=self._map.cluster_id,
-            map_epoch=self._map.epoch,
+            cluster=self._directory.map.cluster_id,
+            map_epoch=self._directory.epoch,
             as_of_us=self._clock.time_us(),
-            not_answering=tuple(name for name in self._map.nodes if name not in answers),
+            not_answering=tuple(name for name in self._directory.map.nodes if name not in answers),
             ring=RingShape(ring.kind, ring.shards, ring.vnodes),
             nodes=nodes_of(answers[self._node].nodes, answers),
-            shards=shards_of(self._map.groups, answers),
+            shards=shards_of(self._directory.map.groups, answers),
             events=events_of(answers),
         )
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.raft.proposals import Limits
 
 NODE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -32,7 +33,7 @@ Role = Literal["read", "write", "admin"]
 _QUEUES = Limits()
 
 
-class InvalidOption(ValueError):  # noqa: N818 -- it names an option, and always becomes ConfigError
+class InvalidOption(StartError, ValueError):  # noqa: N818 -- it names an option, and always becomes ConfigError
     """An option that cannot work: ``option`` is its dotted name, the message says why."""
 
     def __init__(self, option: str, reason: str) -> None:
@@ -115,8 +116,8 @@ class HttpOptions(Options, frozen=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     tls_cert: str | None = None
     tls_key: str | None = None
-    max_value_bytes: Annotated[int, msgspec.Meta(ge=1, le=16 * 2**20)] = 2**20
-    max_connections: Count = 10_000
+    value_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=16 * 2**20)] = 2**20
+    connections_max: Count = 10_000
     allowed_hosts: tuple[HostName, ...] = ()
     stop_delay_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
 
@@ -166,10 +167,10 @@ class RaftOptions(Options, frozen=True):
 class LimitOptions(Options, frozen=True):
     """Bounds of this node's queues and files. None of them changes what a replica applies."""
 
-    entry_commands: Count = _QUEUES.entry_operations_max
-    entry_bytes: Annotated[int, msgspec.Meta(ge=2**16, le=2**26)] = _QUEUES.entry_bytes_max
-    queue_commands: Count = _QUEUES.waiting_operations_max
-    queue_bytes: Annotated[int, msgspec.Meta(ge=2**20)] = _QUEUES.waiting_bytes_max
+    entry_operations_max: Count = _QUEUES.entry_operations_max
+    entry_bytes_max: Annotated[int, msgspec.Meta(ge=2**16, le=2**26)] = _QUEUES.entry_bytes_max
+    waiting_operations_max: Count = _QUEUES.waiting_operations_max
+    waiting_bytes_max: Annotated[int, msgspec.Meta(ge=2**20)] = _QUEUES.waiting_bytes_max
     snapshot_after_entries: Count = 50_000
     snapshot_after_bytes: Annotated[int, msgspec.Meta(ge=2**16)] = 64 * 2**20
     wal_segment_bytes: Annotated[int, msgspec.Meta(ge=2**20, le=2**31)] = 64 * 2**20
@@ -303,7 +304,7 @@ def _check_exposure(config: NodeConfig) -> None:
         )
     if security.insecure:
         return
-    for option, address in _peer_doors(config):
+    for option, address in _peer_addresses(config):
         if not address.is_loopback and not security.peer_tls:
             raise InvalidOption(
                 option,
@@ -320,7 +321,7 @@ def _check_exposure(config: NodeConfig) -> None:
         )
 
 
-def _peer_doors(config: NodeConfig) -> Iterator[tuple[str, Address]]:
+def _peer_addresses(config: NodeConfig) -> Iterator[tuple[str, Address]]:
     yield "peer.listen", config.peer_listen
     for name, address in config.addresses.items():
         yield f"cluster.nodes.{name}", address

@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from raftkv.core.agreed import agreed_facts
-from raftkv.core.cluster_map import ClusterMap, GroupPlacement
-from raftkv.core.errors import UndecodableError
+from raftkv.core.cluster_map import ClusterMap
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.balancer import Balancer, Lost, NodeState, Placed
 from raftkv.engine.cluster_status import ClusterStatus
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.handshake import LinkHello
 from raftkv.engine.http_traffic import HttpTraffic
@@ -36,13 +36,15 @@ from raftkv.engine.peer_wire import (
     CHANNEL_REPLY,
     CHANNEL_STATUS,
 )
+from raftkv.engine.replica_table import ReplicaTable
+from raftkv.engine.replicas import Replicas, ReplicaSettings
 from raftkv.engine.router import Router
 from raftkv.engine.security import LinkSecurity
-from raftkv.engine.snapshot_keeper import GroupSnapshots, SnapshotKeeper, SnapshotWriter
+from raftkv.engine.snapshot_keeper import SnapshotKeeper, SnapshotWriter
 from raftkv.engine.status import LocalStatus
 from raftkv.raft.clock import Clock, SinceBoot
 from raftkv.raft.group import Group
-from raftkv.raft.host import GroupBounds, GroupConfig, SnapshotPolicy
+from raftkv.raft.host import GroupBounds, SnapshotPolicy
 from raftkv.raft.proposals import Limits
 from raftkv.raft.stages import StageDurations
 from raftkv.raft.timing import RandomSource, Timing
@@ -67,7 +69,7 @@ from raftkv.status.facts import Nothing
 from raftkv.storage.data_dir import DataDir
 from raftkv.storage.disk import Disk
 from raftkv.storage.snapshots import SnapshotStore
-from raftkv.storage.wal import RecoveredGroup, Wal
+from raftkv.storage.wal import Wal
 from raftkv.version import __version__
 
 HANDOVER_S = 2.0
@@ -82,10 +84,6 @@ DRAIN_S = 5.0
 _DATA_REQUESTS = WriteRequest | GetRequest | ScanRequest | BatchRequest | TransferRequest
 
 _logger = logging.getLogger(__name__)
-
-
-class EngineError(Exception):
-    """The engine cannot start; one line that names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Engine:
     Making one recovers the log and the states, blocking; :meth:`start` joins the peers.
 
     Raises:
-        EngineError, DataDirError, DiskError, ReplicaError, SnapshotDamaged, UndecodableError,
+        ReplicaUnreadable, DataDirError, DiskError, ReplicaError, SnapshotDamaged, UndecodableError,
         WalDamaged: the data cannot be used.
     """
 
@@ -142,7 +140,7 @@ class Engine:
 
     def _open(self, closing: contextlib.ExitStack) -> None:
         config, data, seams = self._config, self._data, self._seams
-        self.map: ClusterMap = load_map(seams.disk, data.path, config.cluster)
+        self.directory = Directory(load_map(seams.disk, data.path, config.cluster))
         wal, recovered = Wal.open(
             seams.disk,
             data.wal_directory,
@@ -152,8 +150,10 @@ class Engine:
         closing.callback(wal.close)
         closing.callback(seams.other_jobs.close)
         closing.callback(seams.sync_jobs.close)
+        self.replicas = ReplicaTable(self.directory)
         self.host = GroupHost(
             wal=wal,
+            replicas=self.replicas,
             clock=seams.clock,
             loop=seams.loop,
             sync_jobs=seams.sync_jobs,
@@ -162,9 +162,9 @@ class Engine:
             fatal=seams.fatal,
             peer_window_bytes=seams.group_bounds.appends.peer_window_bytes,
         )
-        facts = agreed_facts(self.map, seams.group_bounds.memory)
+        facts = agreed_facts(self.directory.map, seams.group_bounds.memory)
         self.agreement = Agreement(
-            nodes=self.map.nodes,
+            nodes=self.directory.map.nodes,
             facts=facts,
             record=AgreedFile(seams.disk, data.path),
             could_not_write=_note_unwritten,
@@ -173,15 +173,11 @@ class Engine:
         self.links = self._make_links(facts)
         self._make_router()
         store = SnapshotStore(seams.disk, data.snapshot_directory)
-        placements = self.map.groups_of(self._name)
-        # All are made before any is driven: one that cannot be made must leave no other ticking.
-        groups = [self._make_group(at, recovered.get(at.id), store) for at in placements]
         self.host.withhold(not self.agreement.may_lead)
-        for group in groups:
-            self.host.add(group)
+        self._make_replicas(store).start_all(recovered)
         writer = seams.snapshot_writer(store)
         self.keeper = SnapshotKeeper(
-            self.host.groups, store, writer, self.host.other_jobs, wal.pinning
+            self.replicas, store, writer, self.host.other_jobs, wal.pinning
         )
         self.keeper.finished = self._snapshot_finished
         self._make_status(store)
@@ -216,8 +212,8 @@ class Engine:
         host, links = self.host, self.links
         self.router = Router(
             node=self._name,
-            cluster_map=self.map,
-            groups=host.groups,
+            directory=self.directory,
+            replicas=self.replicas,
             links=links,
             clock=SinceBoot(self._clock),
             loop=self._loop,
@@ -227,8 +223,8 @@ class Engine:
         )
         self._balancer = Balancer(
             node=self._name,
-            cluster_map=self.map,
-            groups=host.groups,
+            directory=self.directory,
+            replicas=self.replicas,
             clock=self._clock,
             own_state=self._own_state,
             tell=self._tell,
@@ -243,7 +239,7 @@ class Engine:
         self.http = HttpTraffic(self._clock)
         self._status = LocalStatus(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             host=self.host,
             router=self.router,
             http=self.http,
@@ -257,11 +253,45 @@ class Engine:
         )
         self._cluster_status = ClusterStatus(
             node=self._name,
-            cluster_map=self.map,
+            directory=self.directory,
             local=self._status,
             links=self.links,
             clock=self._clock,
             loop=self._loop,
+        )
+
+    def _make_replicas(self, store: SnapshotStore) -> Replicas:
+        config, limits, seams = self._config, self._config.limits, self._seams
+        return Replicas(
+            directory=self.directory,
+            host=self.host,
+            store=store,
+            clock=self._clock,
+            random=seams.random,
+            settings=ReplicaSettings(
+                node=self._name,
+                timing=Timing(
+                    config.raft.heartbeat_ms / 1000,
+                    config.raft.election_timeout_ms_min / 1000,
+                    config.raft.election_timeout_ms_max / 1000,
+                ),
+                limits=msgspec.structs.replace(
+                    seams.group_limits,
+                    waiting_operations_max=limits.waiting_operations_max,
+                    waiting_bytes_max=limits.waiting_bytes_max,
+                    entry_operations_max=limits.entry_operations_max,
+                    entry_bytes_max=limits.entry_bytes_max,
+                    # A transaction may hold several values, and no value may be too large for it.
+                    proposal_bytes_max=max(
+                        seams.group_limits.proposal_bytes_max, 2 * config.http.value_bytes_max
+                    ),
+                ),
+                snapshots=SnapshotPolicy(
+                    limits.snapshot_after_bytes, limits.snapshot_after_entries
+                ),
+                bounds=seams.group_bounds,
+                durations=self._durations,
+            ),
         )
 
     def _snapshot_finished(self, group: Group, error: BaseException | None) -> None:
@@ -269,51 +299,6 @@ class Engine:
         self._status.snapshots["written" if error is None else "failed"] += 1
         detail = f"at entry {group.compaction.snapshot_index}" if error is None else str(error)
         self.host.recent.add(kind, detail, shard=group.id.shard, term=group.term)
-
-    def _make_group(
-        self, placement: GroupPlacement, recovered: RecoveredGroup | None, store: SnapshotStore
-    ) -> Group:
-        try:
-            return Group(
-                self._group_config(placement),
-                store=self.host.wal,
-                recovered=recovered,
-                files=GroupSnapshots(store, placement.id),
-                host=self.host,
-                clock=self._clock,
-                random=self._seams.random,
-            )
-        except UndecodableError as error:  # what is in the file is met before its checksum
-            raise EngineError(f"{store.path(placement.id)}: {error}") from error
-
-    def _group_config(self, placement: GroupPlacement) -> GroupConfig:
-        config, limits = self._config, self._config.limits
-        shard, shard_of = placement.shard, self.map.partitioner.shard_of
-        return GroupConfig(
-            id=placement.id,
-            node=self._name,
-            members=placement.replicas,
-            owns=lambda key: shard_of(key) == shard,
-            timing=Timing(
-                config.raft.heartbeat_ms / 1000,
-                config.raft.election_timeout_ms_min / 1000,
-                config.raft.election_timeout_ms_max / 1000,
-            ),
-            limits=msgspec.structs.replace(
-                self._seams.group_limits,
-                waiting_operations_max=limits.queue_commands,
-                waiting_bytes_max=limits.queue_bytes,
-                entry_operations_max=limits.entry_commands,
-                entry_bytes_max=limits.entry_bytes,
-                # A transaction may hold several values, and no value may be too large for it.
-                proposal_bytes_max=max(
-                    self._seams.group_limits.proposal_bytes_max, 2 * config.http.max_value_bytes
-                ),
-            ),
-            snapshots=SnapshotPolicy(limits.snapshot_after_bytes, limits.snapshot_after_entries),
-            bounds=self._seams.group_bounds,
-            durations=self._durations,
-        )
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -333,9 +318,14 @@ class Engine:
         self.router.slow.threshold_s = config.log.slow_request_ms / 1000
 
     @property
+    def map(self) -> ClusterMap:
+        """The cluster map that this node goes by now."""
+        return self.directory.map
+
+    @property
     def in_flight(self) -> int:
         """Requests that are not answered yet."""
-        waiting = sum(group.waiting_operations for group in self.host.groups.values())
+        waiting = sum(group.waiting_operations for group in self.replicas.groups())
         return waiting + self.router.in_flight
 
     async def hand_over(self) -> None:
@@ -344,7 +334,7 @@ class Engine:
         self._tell_state()
         deadline = self._clock.monotonic() + HANDOVER_S
         while self._clock.monotonic() < deadline:
-            led = [group for group in self.host.groups.values() if group.is_leader]
+            led = [group for group in self.replicas.groups() if group.is_leader]
             targets = [(group, self._balancer.ablest(group)) for group in led]
             if not any(target for _, target in targets):
                 return
@@ -440,14 +430,14 @@ class Engine:
             failure = Failure(
                 "unavailable", f"{self._name} serves nothing: {refusal}", definite=True
             )
-            respond(Reply(call.id, failure, Served(self._name), self.map.epoch))
+            respond(Reply(call.id, failure, Served(self._name), self.directory.epoch))
             return
         if isinstance(request, WriteRequest | GetRequest):  # at once: they are nearly all
             self.router.handle(call, respond)
             return
 
         def answer(response: Response) -> None:
-            respond(Reply(call.id, response, Served(self._name), self.map.epoch))
+            respond(Reply(call.id, response, Served(self._name), self.directory.epoch))
 
         if isinstance(request, StatusRequest):
             if request.scope == "cluster":

@@ -16,16 +16,16 @@ import msgspec
 
 from raftkv.core.operations import (
     Command,
-    Entry,
+    KeyValue,
     Range,
     RangeResult,
     WriteResult,
 )
 from raftkv.core.shard.keyspace import RANGE_BYTES_MAX, RANGE_ENTRIES_MAX
 from raftkv.core.shard.machine import StateMachine
-from raftkv.engine.requests import Answer, failure
+from raftkv.engine.requests import Answer, failure_of
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection, command_bytes
+from raftkv.raft.proposals import GroupFailure, command_bytes
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchItemResult,
@@ -58,7 +58,7 @@ class _Step(NamedTuple):
     key: bytes
     size_bytes: int
     shard: int
-    entry: Entry | None
+    entry: KeyValue | None
 
 
 class ScanGather:
@@ -157,7 +157,7 @@ class ScanGather:
 
     def _merge(self) -> None:
         """Answer with the page, or ask those for more whose next key belongs on it."""
-        taken: list[Entry] = []
+        taken: list[KeyValue] = []
         size = taken_bytes = 0
         more = False
         short: dict[int, _Step] = {}  # shards whose share was too small, in the order of keys
@@ -203,7 +203,7 @@ def _steps(shard: int, part: ScanPart) -> Iterator[_Step]:
         yield _Step(part.next_key, part.next_bytes, shard, None)
 
 
-def entry_bytes(entry: Entry) -> int:
+def entry_bytes(entry: KeyValue) -> int:
     """What an entry counts in a page, in bytes."""
     return len(entry.key) + len(entry.value)
 
@@ -280,7 +280,7 @@ class LocalBatch:
     """One shard's part of a batch, at the shard's leader.
 
     The writes go into the log in as few pieces as fit, the reads are confirmed once for all.
-    ``finish`` gets the results, or a rejection if nothing of the batch was accepted at all, so
+    ``finish`` gets the results, or a failure if nothing of the batch was accepted at all, so
     that it can be tried elsewhere as a whole.
     """
 
@@ -288,7 +288,7 @@ class LocalBatch:
         self,
         request: BatchRequest,
         group: Group,
-        finish: Callable[[BatchResult | Rejection], None],
+        finish: Callable[[BatchResult | GroupFailure], None],
         voucher: Voucher | None = None,
     ) -> None:
         self._operations = request.operations
@@ -297,7 +297,7 @@ class LocalBatch:
         self._finish = finish
         self._voucher = voucher
         self._results: list[BatchItemResult | None] = [None] * len(request.operations)
-        self._rejections: list[Rejection] = []
+        self._failures: list[GroupFailure] = []
         self._parts = 0
         self._missing = 0
 
@@ -335,9 +335,9 @@ class LocalBatch:
 
     def _writes_done(
         self, places: list[int]
-    ) -> Callable[[Sequence[WriteResult] | Rejection], None]:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+    ) -> Callable[[Sequence[WriteResult] | GroupFailure], None]:
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(places, outcome)
             else:
                 for place, result in zip(places, outcome, strict=True):
@@ -346,8 +346,8 @@ class LocalBatch:
 
         return done
 
-    def _read(self, places: list[int], state: StateMachine | Rejection) -> None:
-        if isinstance(state, Rejection):
+    def _read(self, places: list[int], state: StateMachine | GroupFailure) -> None:
+        if isinstance(state, GroupFailure):
             self._reject(places, state)
         else:
             self._look(places, state)
@@ -367,17 +367,17 @@ class LocalBatch:
             else:
                 self._results[place] = result
 
-    def _reject(self, places: list[int], rejection: Rejection) -> None:
-        self._rejections.append(rejection)
+    def _reject(self, places: list[int], failure: GroupFailure) -> None:
+        self._failures.append(failure)
         for place in places:
-            self._results[place] = failure(rejection)
+            self._results[place] = failure_of(failure)
 
     def _part_done(self) -> None:
         self._missing -= 1
         if self._missing:
             return
-        reasons = {rejection.reason for rejection in self._rejections}
-        if len(self._rejections) == self._parts and len(reasons) == 1:
-            self._finish(self._rejections[0])
+        reasons = {failure.reason for failure in self._failures}
+        if len(self._failures) == self._parts and len(reasons) == 1:
+            self._finish(self._failures[0])
         else:
             self._finish(BatchResult(cast("tuple[BatchItemResult, ...]", tuple(self._results))))

@@ -18,7 +18,8 @@ import msgspec
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.jobs import JobRunner, WatchedJobs
 from raftkv.engine.peer_wire import CHANNEL_RAFT, Links
-from raftkv.engine.recent import Leaderships, RecentEvents
+from raftkv.engine.recent import RecentEvents
+from raftkv.engine.replica_table import ReplicaRecord, ReplicaTable
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -58,6 +59,7 @@ class GroupHost:
     """The groups of one node, its write-ahead log, and when each gets its turn.
 
     Args:
+        replicas: the groups that get turns, with what is kept of each.
         loop: where everything runs.
         sync_jobs: one thread, for the log's fdatasync alone.
         other_jobs: for everything else that may block.
@@ -70,6 +72,7 @@ class GroupHost:
         self,
         *,
         wal: Wal,
+        replicas: ReplicaTable,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
         sync_jobs: JobRunner,
@@ -79,11 +82,10 @@ class GroupHost:
         peer_window_bytes: int = PEER_WINDOW_BYTES,
     ) -> None:
         self.wal = wal
-        self.groups: dict[GroupId, Group] = {}
+        self.replicas = replicas
         self.links: Links | None = None
         self.full_peers: frozenset[str] = frozenset()
         self.recent = RecentEvents(clock)
-        self.leaderships: dict[GroupId, Leaderships] = {}
         self.event_counts: dict[str, int] = dict.fromkeys(sorted(ALARMS), 0)
         """What happened to replicas, by kind; a counter that appears with its first count shows no
         increase, so alarms begin at 0."""
@@ -97,7 +99,7 @@ class GroupHost:
         """Called when a group of this node has got or lost its leader."""
         self.space_changed: Callable[[], None] = lambda: None
         """Called when this node has no space any more, or has some again."""
-        self.leadership_begun: Callable[[Group, str | None, str], None] = lambda *_: None
+        self.leadership_begun: Callable[[ReplicaRecord, str | None, str], None] = lambda *_: None
         """Called with who led a group of this node before, and who leads now."""
         self._clock = clock
         self._loop = loop
@@ -108,7 +110,6 @@ class GroupHost:
         self._dirty: dict[GroupId, None] = {}
         self._turn_scheduled = False
         self._due: list[tuple[float, int, int]] = []  # heap of (deadline, shard, generation)
-        self._timed: dict[GroupId, float] = {}  # the deadline under which a group is in the heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._peer_window_bytes = peer_window_bytes
@@ -211,24 +212,28 @@ class GroupHost:
 
     # --- life ---------------------------------------------------------------------------------
 
+    @property
+    def groups(self) -> dict[GroupId, Group]:
+        """The groups that get turns, by name."""
+        return {name: record.group for name, record in self.replicas.by_id.items()}
+
     def add(self, group: Group) -> None:
         """Drive ``group`` from now on."""
-        self.groups[group.id] = group
-        self.leaderships[group.id] = Leaderships(self._clock.time_us())
+        self.replicas.add(group, self._clock.time_us())
         if self._withheld:
             group.withhold(withheld=True)
         self.wake(group.id)
 
-    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 -- a state, not an option
         """Let no group of this node lead from now on, or let them again."""
         self._withheld = withheld
-        for group in self.groups.values():
-            group.withhold(withheld)
+        for record in self.replicas:
+            record.group.withhold(withheld)
 
     def stop(self) -> None:
         """Answer everybody who waits and tick no more."""
-        for group in self.groups.values():
-            group.stop()
+        for record in self.replicas:
+            record.group.stop()
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -256,10 +261,10 @@ class GroupHost:
 
     def _take(self, peer: str, envelopes: Iterable[wire.Envelope]) -> None:
         for envelope in envelopes:
-            group = self.groups.get(GroupId(envelope.shard, envelope.generation))
-            if group is None:  # this node does not hold it (any more)
+            record = self.replicas.by_id.get(GroupId(envelope.shard, envelope.generation))
+            if record is None:  # this node does not hold it (any more)
                 continue
-            message = envelope.message
+            group, message = record.group, envelope.message
             if isinstance(message, wire.AppendEntries) and self._must_decline(group, message):
                 # Not lost (that would be a new election) and not refused (the leader would send it
                 # all again at once): a heartbeat that proves nothing, and acknowledges nothing.
@@ -283,7 +288,7 @@ class GroupHost:
         return self._declining and lacking
 
     def _groups_with(self, peer: str) -> Iterable[Group]:
-        return [group for group in self.groups.values() if peer in group.config.members]
+        return [group for group in self.replicas.groups() if peer in group.config.members]
 
     # --- turns --------------------------------------------------------------------------------
 
@@ -299,9 +304,9 @@ class GroupHost:
             return
         self.turns += 1
         dirty, self._dirty = self._dirty, {}
-        for group in map(self.groups.__getitem__, dirty):
-            self.guard(group.tick)
-            self._note(group)
+        for record in map(self.replicas.by_id.__getitem__, dirty):
+            self.guard(record.group.tick)
+            self._note(record)
         if self._turns_due:
             self._turns_due = False
             for window in self._windows.values():
@@ -317,28 +322,29 @@ class GroupHost:
         """
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - fatal, with its trace in the log
+        except Exception as error:  # noqa: BLE001 -- fatal, with its trace in the log
             self._fatal(error)
 
-    def _note(self, group: Group) -> None:
+    def _note(self, record: ReplicaRecord) -> None:
         """Remember when the group is due next, and who leads it."""
-        deadline, timed = group.next_deadline(), self._timed.get(group.id, math.inf)
+        deadline, timed = record.group.next_deadline(), record.timed_at
         if deadline < timed:  # most only move away
             deadline = math.ceil(deadline / TIMER_GRID_S) * TIMER_GRID_S
             if deadline < timed:
-                self._timed[group.id] = deadline
-                heapq.heappush(self._due, (deadline, *group.id))
+                record.timed_at = deadline
+                heapq.heappush(self._due, (deadline, *record.group.id))
                 self._arm_timer()
-        self.note_leader(group)
+        self.note_leader(record)
 
-    def note_leader(self, group: Group) -> None:
+    def note_leader(self, record: ReplicaRecord) -> None:
         """Remember who leads a group, and tell if that has changed."""
-        known, leader = self.leaderships[group.id], group.leader_heard
+        group = record.group
+        known, leader = record.leaderships, group.leader_heard
         if known.leader != leader or (leader is not None and known.term != group.term):
             before, again = known.last, (leader, group.term) == (known.last, known.term)
             known.note(group.term, leader, self._clock.time_us())
             if leader is not None and not again:
-                self.leadership_begun(group, before, leader)
+                self.leadership_begun(record, before, leader)
             self.leader_changed()
 
     def _arm_timer(self) -> None:
@@ -355,14 +361,14 @@ class GroupHost:
         now = self._clock.monotonic()
         while self._due and self._due[0][0] <= now:
             deadline, shard, generation = heapq.heappop(self._due)
-            group = self.groups.get(GroupId(shard, generation))
-            if group is None or self._timed.get(group.id) != deadline:
+            record = self.replicas.by_id.get(GroupId(shard, generation))
+            if record is None or record.timed_at != deadline:
                 continue
-            del self._timed[group.id]
-            if group.next_deadline() <= now:
-                self.wake(group.id)
+            record.timed_at = math.inf
+            if record.group.next_deadline() <= now:
+                self.wake(record.group.id)
             else:
-                self._note(group)
+                self._note(record)
         self._arm_timer()
 
     def _send_bundle(self, peer: str) -> None:
@@ -404,8 +410,8 @@ class GroupHost:
                 if took_s > self._stall_s:
                     self._stalled_at = self._clock.monotonic()
         self.wal.finish_sync(job)
-        for group in self.groups.values():
-            group.wal_synced()
+        for record in self.replicas:
+            record.group.wal_synced()
         self._sync()
         if self.wal.has_space():
             self.look_after_log()

@@ -68,7 +68,7 @@ class HandshakeError(Exception):
         self.answer = answer
 
 
-class FactsDiffer(HandshakeError):  # noqa: N818 - what it says
+class FactsDiffer(HandshakeError):  # noqa: N818 -- what it says
     """Both sides are proven and of one cluster, but what all nodes must agree on differs."""
 
 

@@ -133,7 +133,7 @@ class OwnThread:
                 result, error = None, None
                 try:
                     result = job()
-                except BaseException as failure:  # noqa: BLE001 - the loop decides what it means
+                except BaseException as failure:  # noqa: BLE001 -- the loop decides what it means
                     error = failure
                 self._finished.append((done, result, error))
                 os.eventfd_write(self._reported, 1)

@@ -89,18 +89,18 @@ class PeerLinks:
         agreement: Agreement | None = None,
     ) -> None:
         self._hello = hello
-        self._peers = {name: Address(*address) for name, address in peers.items()}
+        self._peers = _addresses(peers)
         self._listen = Address(*listen)
         self._security = security
         self._identities = identities
         self._handler = handler
         self._network: Network = TcpNetwork() if network is None else network
         self._random_bytes = random_bytes
-        self._dialers = frozenset(name for name in self._peers if name < hello.node_name)
+        self._dialers = self._smaller()
         self._links: dict[str, Connection] = {}
         self._connections: dict[Connection, None] = {}  # oldest first, proven or not
         self._unproven: dict[Connection, None] = {}  # accepted ones only, oldest first
-        self._dialing: list[asyncio.Task[None]] = []
+        self._dialing: dict[str, asyncio.Task[None]] = {}
         self._listener: Listener | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
@@ -128,11 +128,52 @@ class PeerLinks:
         )
         self._ticked_at = self.clock.monotonic()
         self._ticker = loop.call_later(self.limits.tick_s, self._tick)
-        self._dialing = [
-            loop.create_task(self._keep_dialing(peer), name=f"dial {peer}")
-            for peer in self._peers
-            if peer > self._hello.node_name
-        ]
+        self._dial_the_greater()
+
+    def set_peers(self, peers: Mapping[str, tuple[str, int]]) -> None:
+        """Have links to these nodes from now on, and to no others.
+
+        New ones are dialled or let in. A link to a node that is gone ends, after what was queued on
+        it (bulk excepted) has been sent. One to a node that has another address now stays until it
+        is lost; the new address is dialled then.
+
+        Raises:
+            SecurityError: an address off loopback without mutual TLS; nothing has changed.
+        """
+        addresses = _addresses(peers)
+        check_addresses(self._listen, addresses.values(), self._security)
+        gone = self._peers.keys() - addresses.keys()
+        self._peers = addresses
+        self._dialers = self._smaller()
+        for connection in tuple(self._connections):
+            if connection.peer in gone or connection.dialing in gone:
+                self._end(connection, "it is no peer of this node any more")
+        for peer in sorted(gone):
+            if (task := self._dialing.pop(peer, None)) is not None:
+                task.cancel()
+            self._refusals.pop(peer, None)
+            self._changed_us.pop(peer, None)
+        if self._listener is not None:
+            self._dial_the_greater()
+
+    def _smaller(self) -> frozenset[str]:
+        """Those who dial this node."""
+        return frozenset(name for name in self._peers if name < self._hello.node_name)
+
+    def _dial_the_greater(self) -> None:
+        """Begin to dial those whom this node dials, as far as it does not yet."""
+        loop = asyncio.get_running_loop()
+        for peer in self._peers:
+            if peer > self._hello.node_name and peer not in self._dialing:
+                dialing = self._keep_dialing(peer)
+                self._dialing[peer] = loop.create_task(dialing, name=f"dial {peer}")
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        """Close a connection, and abort it where its peer does not take what is queued."""
+        connection.close(reason)
+        loop = asyncio.get_running_loop()
+        patience = loop.call_later(_CLOSE_DEADLINE_S, connection.abort)
+        connection.finished.add_done_callback(lambda _: patience.cancel())
 
     def renew(self, security: LinkSecurity) -> None:
         """Prove ourselves and peers by this from now on; links that are up stay."""
@@ -144,10 +185,10 @@ class PeerLinks:
         """End all links, after what was queued on them (bulk excepted) has been sent."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for task in self._dialing:
+        dialing, self._dialing = list(self._dialing.values()), {}
+        for task in dialing:
             task.cancel()
-        await asyncio.gather(*self._dialing, return_exceptions=True)
-        self._dialing = []
+        await asyncio.gather(*dialing, return_exceptions=True)
         if self._listener is not None:
             await self._listener.close()
             self._listener = None
@@ -309,6 +350,9 @@ class PeerLinks:
         """Count the link; a newer one replaces an older one, which may be dead unnoticed."""
         peer = hello.node_name
         self._unproven.pop(connection, None)
+        if peer not in self._peers:  # it was when the handshake began
+            connection.fail("it is no peer of this node any more")
+            return
         old = self._links.get(peer)
         if old is not None:
             old.fail("replaced by a newer connection")
@@ -351,7 +395,8 @@ class PeerLinks:
 
     def _drop(self, peer: str, reason: str) -> None:
         del self._links[peer]
-        self._changed_us[peer] = self.clock.time_us()
+        if peer in self._peers:
+            self._changed_us[peer] = self.clock.time_us()
         _logger.info("link to %s is down: %s", peer, reason)
         try:
             self._handler.on_disconnected(peer)
@@ -414,3 +459,7 @@ class PeerLinks:
             self._logged_at.clear()
         self._logged_at[what, who] = now
         _logger.warning("peer %s: %s", who, text)
+
+
+def _addresses(peers: Mapping[str, tuple[str, int]]) -> dict[str, Address]:
+    return {name: Address(*address) for name, address in peers.items()}

@@ -6,14 +6,14 @@ What a group refuses for want of leadership goes back to the router, which looks
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from raftkv.core.cluster_map import ClusterMap
 from raftkv.core.operations import Command, KeyWrite, WriteResult
 from raftkv.core.shard.machine import StateMachine
+from raftkv.engine.directory import Directory
 from raftkv.engine.gather import LocalBatch, scan_part
-from raftkv.engine.load import ShardLoad
-from raftkv.engine.requests import Pending, failure
+from raftkv.engine.replica_table import ReplicaRecord
+from raftkv.engine.requests import Pending, failure_of
 from raftkv.raft.group import Group
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.rpc.messages import (
     BatchRequest,
     BatchResult,
@@ -44,27 +44,25 @@ class LocalService:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         finish: Callable[[Pending, Response, Served], None],
         find_leader: Callable[[Pending], None],
     ) -> None:
-        self.loads = {shard: ShardLoad() for shard in cluster_map.ring.shards}
-        """What this node served of each shard."""
         self.placed: Callable[[int, str | None, float | None], None] = lambda *_: None
         """Called when an operator has handed a shard's leadership to a node, for so many seconds;
         without a node it is to go where it belongs."""
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._finish = finish
         self._find_leader = find_leader
 
-    def serve(self, pending: Pending, group: Group) -> None:
-        """Serve a request of the shard of ``group``.
+    def serve(self, pending: Pending, replica: ReplicaRecord) -> None:
+        """Serve a request of the shard of ``replica``.
 
         ``finish`` or ``find_leader`` is called with it, now or later.
         """
         request = pending.request
-        load = self.loads[pending.shard]
+        group, load = replica.group, replica.load
         match request:
             case WriteRequest():
                 load.writes += 1
@@ -90,19 +88,19 @@ class LocalService:
     def _served_by(self, group: Group, age_ms: int | None = None) -> Served:
         return Served(self._node, group.id.shard, group.term, age_ms)
 
-    def _reject(self, pending: Pending, group: Group, rejection: Rejection) -> None:
+    def _reject(self, pending: Pending, group: Group, failure: GroupFailure) -> None:
         """Try elsewhere if that makes sense, else say why not."""
         pending.sent = False
-        if rejection.reason in {"not_leader", "discarded"}:
+        if failure.reason in {"not_leader", "discarded"}:
             self._find_leader(pending)  # certainly not applied, so this try leaves no trace
-        elif rejection.reason == "unknown" and pending.lost():
+        elif failure.reason == "unknown" and pending.lost():
             self._find_leader(pending)
         else:
-            self._finish(pending, failure(rejection), self._served_by(group))
+            self._finish(pending, failure_of(failure), self._served_by(group))
 
     def _write(self, pending: Pending, group: Group, command: Command) -> None:
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, cast("Response", outcome[0]), self._served_by(group))
@@ -121,8 +119,8 @@ class LocalService:
             self._read_stale(pending, group, request.max_age_ms, look)
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 self._reject(pending, group, state)
             elif not pending.answered:
                 self._finish(pending, look(state), self._served_by(group))
@@ -138,8 +136,8 @@ class LocalService:
             self._finish(pending, answer, self._served_by(group, group.freshness.age_ms()))
             return
 
-        def query(state: StateMachine | Rejection) -> None:
-            if isinstance(state, Rejection):
+        def query(state: StateMachine | GroupFailure) -> None:
+            if isinstance(state, GroupFailure):
                 stale = Failure("too_stale", state.detail or "no leader", definite=True)
                 self._finish(pending, stale, self._served_by(group))
             elif not pending.answered:
@@ -151,8 +149,8 @@ class LocalService:
     def _batch(self, pending: Pending, group: Group, request: BatchRequest) -> None:
         """Put the writes into the log in as few entries as fit, and read beside them."""
 
-        def done(outcome: BatchResult | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def done(outcome: BatchResult | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 self._reject(pending, group, outcome)
             else:
                 self._finish(pending, outcome, self._served_by(group))
@@ -161,11 +159,11 @@ class LocalService:
         LocalBatch(request, group, done, pending.voucher).start()
 
     def _transfer(self, pending: Pending, group: Group, request: TransferRequest) -> None:
-        target = request.target or self._map.placement(request.shard).preferred_leader
+        target = request.target or self._directory.map.placement(request.shard).preferred_leader
 
-        def done(rejection: Rejection | None) -> None:
-            if rejection is not None:
-                self._finish(pending, failure(rejection), self._served_by(group))
+        def done(failure: GroupFailure | None) -> None:
+            if failure is not None:
+                self._finish(pending, failure_of(failure), self._served_by(group))
                 return
             self.placed(request.shard, request.target, request.for_s)
             handed_over = HandedOver(request.shard, group.leader, target)

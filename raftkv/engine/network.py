@@ -51,7 +51,7 @@ class ConnectDeadlines:
         return self.resolve_s + 4 * self.connect_s + self.tls_s
 
 
-class TooSlow(OSError):  # noqa: N818 - what it says
+class TooSlow(OSError):  # noqa: N818 -- what it says
     """A step of a connection took longer than it may."""
 
     def __init__(self, step: str, deadline_s: float) -> None:

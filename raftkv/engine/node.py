@@ -20,25 +20,21 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from raftkv.core.errors import UndecodableError
 from raftkv.engine.config import NodeConfig, RaftOptions
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.engine import Engine, Seams
 from raftkv.engine.jobs import OwnThread, ThreadJobs
 from raftkv.engine.network import ConnectDeadlines, TcpNetwork
 from raftkv.engine.rereading import Reread, digests, reread
-from raftkv.engine.security import SecurityError, check_http_certificate, link_security
+from raftkv.engine.security import check_http_certificate, link_security
 from raftkv.engine.snapshot_keeper import ForkingWriter
 from raftkv.engine.workers import HttpWorkers, ListenError, check_free, listen
 from raftkv.raft.clock import SystemClock
-from raftkv.raft.errors import ReplicaError
 from raftkv.rpc import logs
 from raftkv.rpc.process import raise_file_limit, resident_bytes
-from raftkv.rpc.server import LocalServer, SocketInUseError
-from raftkv.storage.data_dir import DataDir, DataDirError, open_data_dir
-from raftkv.storage.disk import DiskError, RealDisk
-from raftkv.storage.snapshots import SnapshotDamaged
-from raftkv.storage.wal import WalDamaged
+from raftkv.rpc.server import LocalServer
+from raftkv.storage.data_dir import DataDir, open_data_dir
+from raftkv.storage.disk import RealDisk
 
 ENGINE_SOCKET = "engine.sock"
 EXIT_FATAL = 70
@@ -47,22 +43,15 @@ EXIT_FATAL = 70
 _logger = logging.getLogger(__name__)
 
 
-class NodeError(Exception):
-    """The node cannot start; one line that names the file or option."""
+def run_node(config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None) -> None:
+    """Run a node until SIGTERM or SIGINT.
 
+    On SIGHUP it takes over what it can of what ``read_again`` returns; what that raises is logged.
 
-def run_node(config: NodeConfig, read_again: Callable[[], NodeConfig] | None = None) -> int:
-    """Run a node until SIGTERM or SIGINT; return its exit code.
-
-    0 after a clean stop, 1 if it cannot start (one line on standard error says why). On SIGHUP it
-    takes over what it can of what ``read_again`` returns, which may raise NodeError.
+    Raises:
+        StartError: The node cannot start.
     """
-    try:
-        uvloop.run(_run(config, read_again))
-    except NodeError as error:
-        logs.say(f"raftkv: {error}")
-        return 1
-    return 0
+    uvloop.run(_run(config, read_again))
 
 
 def interrupt_nobody() -> None:
@@ -92,19 +81,6 @@ async def _run(config: NodeConfig, read_again: Callable[[], NodeConfig] | None) 
     node = Node(config, read_again)
     try:
         await node.start()
-    except (
-        DataDirError,
-        DiskError,
-        EngineError,
-        ListenError,
-        ReplicaError,
-        SecurityError,
-        SnapshotDamaged,
-        SocketInUseError,
-        UndecodableError,
-        WalDamaged,
-    ) as error:
-        raise NodeError(str(error)) from error
     finally:
         if not node.started:
             node.abandon()
@@ -195,7 +171,7 @@ class Node:
             "node %s of cluster %s: %d groups, http %s, peers %s",
             config.node.name,
             config.cluster.id,
-            len(engine.host.groups),
+            len(engine.replicas),
             config.http_listen,
             config.peer_listen,
         )
@@ -225,7 +201,7 @@ class Node:
         try:
             again = await self._off_loop(lambda: reread(self._config, read_again()))
             await self._take_over(again)
-        except Exception as error:  # noqa: BLE001 - whatever is in the files, the node goes on
+        except Exception as error:  # noqa: BLE001 -- whatever is in the files, the node goes on
             _logger.error("nothing was taken over from the configuration: %s", error)  # noqa: TRY400
         self._rereading = None
         if self._reread_wanted:
@@ -234,7 +210,7 @@ class Node:
 
     async def _take_over(self, again: Reread) -> None:
         engine = self._engine
-        assert engine is not None  # noqa: S101 - it has started
+        assert engine is not None  # noqa: S101 -- it has started
         merged, before = again.merged, self._config
         names = {
             n for n in {*self._files, *again.files} if self._files.get(n) != again.files.get(n)
@@ -305,7 +281,7 @@ def _seams(
         disk=disk,
         network=TcpNetwork(deadlines),
         # Seeded by the system. Each message of a leader draws from it: no system call for that.
-        random=random.Random(),  # noqa: S311 - spreads time-outs, guards nothing
+        random=random.Random(),  # noqa: S311 -- spreads time-outs, guards nothing
         random_bytes=os.urandom,
         sync_jobs=OwnThread(loop, "fdatasync"),
         other_jobs=other_jobs,

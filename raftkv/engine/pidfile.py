@@ -13,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from raftkv.core.errors import StartError
+
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-class PidFileError(Exception):
+class PidFileError(StartError):
     """The file cannot be had; one line for the operator."""
 
 

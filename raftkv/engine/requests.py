@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from raftkv.core.operations import Command, Refused
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -39,11 +39,11 @@ _CODES: dict[str, FailureCode] = {
 }
 
 
-def failure(rejection: Rejection) -> Failure:
-    """Translate a group's rejection for the client."""
-    retry = RETRY_AFTER_MS if rejection.reason in {"not_leader", "busy", "discarded"} else None
-    detail = rejection.detail or "this node does not lead the shard"
-    return Failure(_CODES[rejection.reason], detail, rejection.definite, retry)
+def failure_of(failure: GroupFailure) -> Failure:
+    """Translate what a group gave in place of a result; the only place that does."""
+    retry = RETRY_AFTER_MS if failure.reason in {"not_leader", "busy", "discarded"} else None
+    detail = failure.detail or "this node does not lead the shard"
+    return Failure(_CODES[failure.reason], detail, failure.definite, retry)
 
 
 def is_write(request: Request) -> bool:

@@ -20,14 +20,15 @@ from functools import partial
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Refused, Txn, is_read_only
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.deadlines import Deadlines
+from raftkv.engine.directory import Directory
 from raftkv.engine.gather import BatchGather, ScanGather
 from raftkv.engine.local_service import LocalService
 from raftkv.engine.partitioning import shard_of
 from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY, Links
+from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.requests import RETRY_AFTER_MS, Answer, Pending, is_write, link_busy
 from raftkv.engine.slow import SlowRequests
 from raftkv.raft.clock import Clock
@@ -90,8 +91,8 @@ class Router:
     """Routes the requests of this node's front end and those that other nodes forward.
 
     Args:
-        groups: the groups of this node, kept by their host.
-        cluster_map: which shard has which replicas.
+        replicas: the groups of this node.
+        directory: which shard has which replicas.
         slow_s: a request that takes longer is logged.
         random_bytes: where the numbers of this life's calls begin is drawn from it.
         limits: what waits for a link, and from which size on.
@@ -101,8 +102,8 @@ class Router:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
-        groups: dict[GroupId, Group],
+        directory: Directory,
+        replicas: ReplicaTable,
         links: Links,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
@@ -110,7 +111,7 @@ class Router:
         random_bytes: Callable[[int], bytes] = os.urandom,
         limits: LinkLimits | None = None,
     ) -> None:
-        self.map = cluster_map
+        self.directory = directory
         self.slow = SlowRequests(clock, slow_s)
         self.refused: dict[str, int] = dict.fromkeys(FOR_WANT_OF_ROOM, 0)
         """How often each failure was answered, by its code, and a name for want of room, by its
@@ -118,15 +119,15 @@ class Router:
         self.served: dict[str, int] = {}
         """How many requests of each kind this node has finished."""
         self.local = LocalService(
-            node=node, cluster_map=cluster_map, finish=self._finish, find_leader=self._wait
+            node=node, directory=directory, finish=self._finish, find_leader=self._wait
         )
         self._node = node
-        self._groups = groups
+        self._replicas = replicas.by_shard
         self._links = links
         self._clock = clock
         self._loop = loop
         self._deadlines = Deadlines(clock, loop, self._expired)
-        self._homeless: dict[Pending, None] = {}
+        self._awaiting_leader: dict[Pending, None] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
         self._calls: dict[str, LinkCalls[Pending]] = {}  # by peer; those of its present link
         self._next_id = int.from_bytes(random_bytes(8)) >> 2  # two lives never meet in 62 bits
@@ -140,7 +141,7 @@ class Router:
     @property
     def in_flight(self) -> int:
         """Requests forwarded or waiting for a leader."""
-        return sum(len(calls.asked) for calls in self._calls.values()) + len(self._homeless)
+        return sum(len(calls.asked) for calls in self._calls.values()) + len(self._awaiting_leader)
 
     # --- entrances ----------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class Router:
 
         def answer(response: Response, served: Served) -> None:
             self._count(call.request, response)
-            respond(Reply(call_id, response, served, self.map.epoch))
+            respond(Reply(call_id, response, served, self.directory.epoch))
 
         self.route(call.request, call, answer)
 
@@ -164,7 +165,7 @@ class Router:
             if calls.is_lost:
                 return  # who asked knows that this link is lost, and waits for nothing
             if response_bytes(response) <= self._limits.small_bytes:
-                payload = self._encode(Reply(call_id, response, served, self.map.epoch))
+                payload = self._encode(Reply(call_id, response, served, self.directory.epoch))
                 if self._links.send_small(peer, CHANNEL_REPLY, payload):
                     return
             self._offer_answer(peer, call, response, served)
@@ -181,10 +182,10 @@ class Router:
         """Answer when the peer has room for it; reads are refused where too much waits for that."""
 
         def encode() -> bytes:
-            payload = self._encode(Reply(call.id, response, served, self.map.epoch))
+            payload = self._encode(Reply(call.id, response, served, self.directory.epoch))
             if len(payload) > REPLY_BYTES_MAX:
                 large = Failure("too_large", "the answer is too large", not is_write(call.request))
-                payload = self._encode(Reply(call.id, large, served, self.map.epoch))
+                payload = self._encode(Reply(call.id, large, served, self.directory.epoch))
             return payload
 
         offer, size_bytes = self._links.offer, response_bytes(response)
@@ -245,7 +246,7 @@ class Router:
 
     def leader_changed(self) -> None:
         """Try again at once what waits for a leader."""
-        if self._homeless:
+        if self._awaiting_leader:
             self._loop.call_soon(self._retry)
 
     def close(self) -> None:
@@ -255,8 +256,8 @@ class Router:
             self._retry_timer.cancel()
         asked = [call for calls in self._calls.values() for call in calls.asked.items()]
         forwarded = [pending for _, pending in sorted(asked, key=_number_of)]
-        waiting = [*self._homeless, *forwarded]
-        self._homeless.clear()
+        waiting = [*self._awaiting_leader, *forwarded]
+        self._awaiting_leader.clear()
         for calls in self._calls.values():  # their links are up: others are still answered
             calls.asked.clear()
         for pending in waiting:
@@ -273,17 +274,17 @@ class Router:
         """
         match request:
             case WriteRequest():
-                shard = shard_of(self.map, request.command)
+                shard = shard_of(self.directory.map, request.command)
                 if isinstance(shard, Failure):
                     answer(shard, self._me(None))
                     return
             case GetRequest():
-                shard = self.map.shard_of(request.key)
+                shard = self.directory.map.shard_of(request.key)
             case ScanRequest(shard=None) | BatchRequest(shard=None):
                 self._fan_out(request, call, answer)
                 return
             case ScanRequest() | BatchRequest() | TransferRequest():
-                if request.shard is None or request.shard not in self.map.ring.shards:
+                if request.shard is None or request.shard not in self.directory.map.ring.shards:
                     missing = f"there is no shard {request.shard}"
                     answer(Failure("not_found", missing, definite=True), self._me(None))
                     return
@@ -307,7 +308,7 @@ class Router:
     def _fan_out(self, request: ScanRequest | BatchRequest, call: Call, answer: Answer) -> None:
         """Ask every shard for its part, and put the parts together."""
         if isinstance(request, BatchRequest):
-            gather = BatchGather(request, partial(shard_of, self.map), answer, self._node)
+            gather = BatchGather(request, partial(shard_of, self.directory.map), answer, self._node)
             for part, take in gather.parts():
                 self.route(part, call, take)
             return
@@ -317,15 +318,16 @@ class Router:
             left_ms = max(0, int((deadline - self._clock.monotonic()) * 1000))
             self.route(share, msgspec.structs.replace(call, remaining_ms=left_ms), take)
 
-        ScanGather(request, self.map.ring.shards, answer, self._node, ask).start()
+        ScanGather(request, self.directory.map.ring.shards, answer, self._node, ask).start()
 
     def _try(self, pending: Pending) -> None:
         """Serve here, forward, or wait until there is a leader."""
         if pending.answered:
             return
-        group = self._groups.get(self.map.group_ids[pending.shard])
-        if group is not None and (group.is_leader or _is_stale(pending.request)):
-            self.local.serve(pending, group)
+        replica = self._replicas.get(pending.shard)
+        group = None if replica is None else replica.group
+        if replica is not None and (replica.group.is_leader or _is_stale(pending.request)):
+            self.local.serve(pending, replica)
             return
         target = self._target(pending, group)
         if target is not None and pending.hops < HOPS_MAX:
@@ -347,7 +349,9 @@ class Router:
                 return leader
             if pending.hops or not self._may_detour(pending.shard):
                 return None
-        replicas = [r for r in self.map.placement(pending.shard).replicas if is_connected(r)]
+        replicas = [
+            r for r in self.directory.map.placement(pending.shard).replicas if is_connected(r)
+        ]
         if not replicas:
             return None
         hint = self._hints.pop(pending.shard, None)
@@ -370,7 +374,7 @@ class Router:
             self._next_id,
             remaining_ms,
             pending.request,
-            self.map.epoch,
+            self.directory.epoch,
             pending.hops + 1,
             pending.request_id,
             term,
@@ -394,16 +398,16 @@ class Router:
                 asked.pop(call_id, None)
                 return None
             pending.sent = True
-            group = self._groups.get(self.map.group_ids[pending.shard])
+            replica = self._replicas.get(pending.shard)
             return self._encode(
                 Call(
                     call_id,
                     remaining_ms,
                     pending.request,
-                    self.map.epoch,
+                    self.directory.epoch,
                     pending.hops + 1,
                     pending.request_id,
-                    None if group is None else group.term,
+                    None if replica is None else replica.group.term,
                 )
             )
 
@@ -428,7 +432,7 @@ class Router:
         if pending.hops:
             self._finish(pending, _no_leader(pending.shard), self._me(pending.shard))
             return
-        self._homeless[pending] = None
+        self._awaiting_leader[pending] = None
         if self._retry_timer is None:
             self._retry_timer = self._loop.call_later(RETRY_S, self._retry_by_timer)
 
@@ -437,14 +441,14 @@ class Router:
         self._retry()
 
     def _retry(self) -> None:
-        waiting, self._homeless = list(self._homeless), {}
+        waiting, self._awaiting_leader = list(self._awaiting_leader), {}
         now = self._clock.monotonic()
         for pending in waiting:
             if pending.deadline > now:  # else it is answered soon; this node was frozen, perhaps
                 self._try(pending)
 
     def _expired(self, pending: Pending) -> None:
-        self._homeless.pop(pending, None)
+        self._awaiting_leader.pop(pending, None)
         timed_out, served = pending.timed_out(), self._me(pending.shard)
         pending.finish(timed_out, served)
         self._note_slow(pending, timed_out, served)
@@ -457,8 +461,8 @@ class Router:
 
     def _note_slow(self, pending: Pending, response: Response, served: Served) -> None:
         here = served.node == self._node
-        group = self._groups.get(self.map.group_ids[pending.shard]) if here else None
-        self.slow.note(pending, group, response, served)
+        replica = self._replicas.get(pending.shard) if here else None
+        self.slow.note(pending, replica, response, served)
 
     def _calls_of(self, peer: str) -> LinkCalls[Pending]:
         """Return the calls of the link to ``peer`` that is up, or comes up next."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raftkv.core.errors import StartError
 from raftkv.engine.config import Address, SecurityOptions
 from raftkv.engine.handshake import SECRET_BYTES_MIN
 from raftkv.interpreter import PYTHON_M
@@ -39,7 +40,7 @@ _CURVES = {"secp521r1": "P-521", "secp384r1": "P-384", "secp256r1": "P-256"}
 _logger = logging.getLogger(__name__)
 
 
-class SecurityError(Exception):
+class SecurityError(StartError):
     """The configuration would be unsafe, or its keys cannot be used; one line for operators."""
 
 

@@ -4,9 +4,9 @@ import logging
 
 import msgspec
 
+from raftkv.engine.replica_table import ReplicaRecord
 from raftkv.engine.requests import Pending, is_write
 from raftkv.raft.clock import Clock
-from raftkv.raft.group import Group
 from raftkv.raft.stages import STAGES
 from raftkv.rpc.messages import Failure, Response, Served
 from raftkv.status.facts import SlowRequest
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SlowRequests:
-    """Remembers the newest slow request of each shard that was served here.
+    """Logs slow requests, and remembers the newest that each replica here has served.
 
     Args:
         threshold_s: a request that takes this long in the engine is slow.
@@ -31,17 +31,16 @@ class SlowRequests:
 
     def __init__(self, clock: Clock, threshold_s: float) -> None:
         self.threshold_s = threshold_s
-        self.newest: dict[int, SlowRequest] = {}
         self._clock = clock
 
     def note(
-        self, pending: Pending, group: Group | None, response: Response, served: Served
+        self, pending: Pending, replica: ReplicaRecord | None, response: Response, served: Served
     ) -> None:
-        """Take a request that was just answered; ``group`` is the replica here that served it."""
+        """Take a request that was just answered; ``replica`` is the one here that served it."""
         now = self._clock.monotonic()
         stages_ms: dict[str, float] = {}
-        if group is not None and is_write(pending.request):
-            entry = group.stages.of_write(pending.started)
+        if replica is not None and is_write(pending.request):
+            entry = replica.group.stages.of_write(pending.started)
             if entry is not None:
                 took = entry.seconds()
                 stages_ms = {stage: _ms(took[stage]) for stage in STAGES if stage in took}
@@ -54,8 +53,8 @@ class SlowRequests:
             total_ms=_ms(now - pending.started),
             stages_ms=stages_ms,
         )
-        if group is not None:
-            self.newest[pending.shard] = slow
+        if replica is not None:
+            replica.slow = slow
         facts = {**msgspec.structs.asdict(slow), "shard": pending.shard, "served_by": served.node}
         del facts["at_us"]
         _logger.warning(

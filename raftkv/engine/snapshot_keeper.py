@@ -15,12 +15,12 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from raftkv.core.cluster_map import GroupId
-from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.jobs import JobRunner
-from raftkv.engine.patience import Patience
+from raftkv.engine.replica_table import FailedSnapshot, ReplicaRecord, ReplicaTable
+from raftkv.engine.stalls import StallCounter
 from raftkv.raft.group import Group
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.rpc.process import close_from
@@ -192,7 +192,7 @@ class ForkingWriter:
 
         A child that failed, or that somebody killed, leaves nothing on the disk.
         """
-        patience = Patience(round(self._patience_s / _LOOK_S))
+        patience = StallCounter(round(self._patience_s / _LOOK_S))
         while (status := _status_of(pid)) is None:
             if patience.is_over(progress.count):
                 self._kill(group, pid)
@@ -243,7 +243,7 @@ def _be_the_child(parent: int, work: Callable[[], None], progress: Progress) -> 
             gc.disable()  # a collection would touch, and so copy, every page
             work()
             code = 0
-    except BaseException as error:  # noqa: BLE001 - there is nobody above to raise to
+    except BaseException as error:  # noqa: BLE001 -- there is nobody above to raise to
         progress.fail(f"{type(error).__name__}: {error}")
     finally:
         os._exit(code)
@@ -283,20 +283,19 @@ class ReplacedStates:
     round, by way of a job.
     """
 
-    def __init__(self, groups: dict[GroupId, Group], jobs: JobRunner) -> None:
-        self._groups = groups
+    def __init__(self, replicas: ReplicaTable, jobs: JobRunner) -> None:
+        self._replicas = replicas
         self._jobs = jobs
-        self._states: dict[GroupId, StateMachine] = {}
         self._slices: deque[Iterator[None]] = deque()
         self.check()
 
     def check(self) -> bool:
         """Look for states that are new; return whether one has replaced another."""
         replaced = False
-        for name, group in self._groups.items():
-            old = self._states.get(name)
-            if old is not group.state:
-                self._states[name] = group.state
+        for replica in self._replicas:
+            old, state = replica.state_seen, replica.group.state
+            if old is not state:
+                replica.state_seen = state
                 if old is not None:
                     self._slices.append(old.dismantle())
                     replaced = True
@@ -317,15 +316,13 @@ class ReplacedStates:
 _EXHAUSTED = object()
 
 
+def _is_due(replica: ReplicaRecord) -> bool:
+    group = replica.group
+    return group.compaction.is_due(group.state.bytes_total)
+
+
 def _nothing() -> None:
     """A job that only takes a turn."""
-
-
-class _Failing(NamedTuple):
-    """A group whose snapshot could not be written, and the check at which it is tried again."""
-
-    times: int
-    again_at: int
 
 
 class SnapshotKeeper:
@@ -340,7 +337,7 @@ class SnapshotKeeper:
 
     def __init__(
         self,
-        groups: dict[GroupId, Group],
+        replicas: ReplicaTable,
         store: SnapshotStore,
         writer: SnapshotWriter,
         jobs: JobRunner,
@@ -348,17 +345,15 @@ class SnapshotKeeper:
     ) -> None:
         self.finished: Callable[[Group, BaseException | None], None] = lambda _, __: None
         """Called when a snapshot is written, or could not be."""
-        self._groups = groups
+        self._replicas = replicas
         self._store = store
         self._writer = writer
         self._jobs = jobs
         self._pinning = pinning
         self._busy = False
         self._turn = 0
-        self._turns: dict[GroupId, int] = {}  # when each group was written last
         self._checks = 0
-        self._failing: dict[GroupId, _Failing] = {}
-        self._replaced = ReplacedStates(groups, jobs)
+        self._replaced = ReplacedStates(replicas, jobs)
 
     def check(self) -> None:
         """Start a snapshot if one is due and none is being written; look after memory.
@@ -370,54 +365,56 @@ class SnapshotKeeper:
             self._writer.settle()
         if self._busy:
             return
-        groups = [group for group in self._groups.values() if self._may_try(group.id)]
-        due = [group for group in groups if group.compaction.is_due(group.state.bytes_total)]
+        due = [replica for replica in self._replicas if self._may_try(replica) and _is_due(replica)]
         # Under load the same groups are due every time: whose turn was longest ago goes first.
-        group = min(due, key=lambda group: self._turns.get(group.id, 0), default=None)
-        if group is None:
-            pinned = (self._groups[name] for name in self._pinning() if name in self._groups)
-            idle = (group for group in pinned if not group.compaction.release_log())
-            may = (group for group in idle if group.compaction.may_snapshot)
-            group = next((group for group in may if self._may_try(group.id)), None)
-        if group is not None:
-            self._start(group)
+        replica = min(due, key=lambda replica: replica.snapshot_turn, default=None)
+        if replica is None:
+            known = self._replicas.by_id
+            pinned = (known[name] for name in self._pinning() if name in known)
+            idle = (replica for replica in pinned if not replica.group.compaction.release_log())
+            may = (replica for replica in idle if replica.group.compaction.may_snapshot)
+            replica = next((replica for replica in may if self._may_try(replica)), None)
+        if replica is not None:
+            self._start(replica)
 
-    def _may_try(self, group: GroupId) -> bool:
-        failing = self._failing.get(group)
-        return failing is None or self._checks >= failing.again_at
+    def _may_try(self, replica: ReplicaRecord) -> bool:
+        failed = replica.failed_snapshot
+        return failed is None or self._checks >= failed.again_at
 
-    def _start(self, group: Group) -> None:
+    def _start(self, replica: ReplicaRecord) -> None:
         self._busy = True
         self._turn += 1
-        self._turns[group.id] = self._turn
+        replica.snapshot_turn = self._turn
+        group = replica.group
         index, term = group.compaction.snapshot_point()
         digest = group.state.digest.to_bytes(16, "big")
         header = SnapshotHeader(group=group.id, index=index, term=term, digest=digest)
         try:
             self._store.require_room(group.id, group.state.bytes_total)
         except DiskError as error:
-            self._finished(group, index, error)
+            self._finished(replica, index, error)
             return
-        self._writer.write(header, group, lambda error: self._sealed(group, index, error))
+        self._writer.write(header, group, lambda error: self._sealed(replica, index, error))
 
-    def _sealed(self, group: Group, index: int, error: BaseException | None) -> None:
+    def _sealed(self, replica: ReplicaRecord, index: int, error: BaseException | None) -> None:
         if error is not None:
-            self._finished(group, index, error)
+            self._finished(replica, index, error)
             return
         self._jobs.run(
-            lambda: self._store.publish(group.id),
-            lambda _, error: self._finished(group, index, error),
+            lambda: self._store.publish(replica.group.id),
+            lambda _, error: self._finished(replica, index, error),
         )
 
-    def _finished(self, group: Group, index: int, error: BaseException | None) -> None:
+    def _finished(self, replica: ReplicaRecord, index: int, error: BaseException | None) -> None:
         self._busy = False
-        before = self._failing.pop(group.id, None)
+        group = replica.group
+        before, replica.failed_snapshot = replica.failed_snapshot, None
         if isinstance(error, SnapshotStale):
             return  # one from the leader has come meanwhile, and is newer
         if error is not None:
             times = 1 if before is None else before.times + 1
             skipped = min(2 ** (times - 1), _CHECKS_SKIPPED_MAX)
-            self._failing[group.id] = _Failing(times, self._checks + skipped)
+            replica.failed_snapshot = FailedSnapshot(times, self._checks + skipped)
             _logger.error("snapshot of group %s failed: %s", group.id, error)
             self.finished(group, error)
             return

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from raftkv.core.cluster_map import ClusterMap, GroupId
+from raftkv.core.cluster_map import GroupId
 from raftkv.core.ring import hash_tag, position_of
 from raftkv.core.shard.outcomes import OutcomeMemory
 from raftkv.engine.agreement import Agreement
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.peer_wire import Links
-from raftkv.engine.recent import CommitTrail
+from raftkv.engine.replica_table import ReplicaRecord
 from raftkv.engine.router import Router
 from raftkv.raft.clock import Clock
 from raftkv.raft.group import Group
@@ -57,7 +58,7 @@ class LocalStatus:
         self,
         *,
         node: str,
-        cluster_map: ClusterMap,
+        directory: Directory,
         host: GroupHost,
         router: Router,
         http: HttpTraffic,
@@ -70,7 +71,7 @@ class LocalStatus:
         leading: Callable[[], Mapping[int, tuple[PinFacts | None, str | None]]] = dict,
     ) -> None:
         self._node = node
-        self._map = cluster_map
+        self._directory = directory
         self._host = host
         self._router = router
         self._http = http
@@ -82,8 +83,6 @@ class LocalStatus:
         self._snapshot_path = snapshot_path
         self._leading = leading
         self._started_us = clock.time_us()
-        self._trails = {group: CommitTrail() for group in host.groups}
-        self._committed: dict[GroupId, int] = {}  # a second ago
         self._cpu = (clock.monotonic(), _cpu_s())
         self._cpu_share: float | None = None
         self._refused: dict[str, int] = {}  # as it was when it last became an event
@@ -98,15 +97,14 @@ class LocalStatus:
         (before, cpu_before), self._cpu = self._cpu, (now, _cpu_s())
         if now > before:
             self._cpu_share = round((self._cpu[1] - cpu_before) / (now - before), 3)
-        for name, group in self._host.groups.items():
-            self._committed[name] = group.commit_index
-            trail = self._trails.setdefault(name, CommitTrail())
+        for replica in self._host.replicas:
+            group = replica.group
+            replica.committed_before = group.commit_index
             if group.is_leader:
-                trail.note(now, group.commit_index)
+                replica.trail.note(now, group.commit_index)
             else:
-                trail.clear()
-        for load in self._router.local.loads.values():
-            load.each_second()
+                replica.trail.clear()
+            replica.load.each_second()
         self._note_refusals()
         self._note_refused_nodes()
 
@@ -132,10 +130,10 @@ class LocalStatus:
         connected, leading = self._links.connected, self._leading()
         return NodeFacts(
             node=self._node,
-            cluster=self._map.cluster_id,
+            cluster=self._directory.map.cluster_id,
             version=__version__,
             pid=os.getpid(),
-            map_epoch=self._map.epoch,
+            map_epoch=self._directory.epoch,
             as_of_us=now_us,
             uptime_s=round((now_us - self._started_us) / 1e6, 1),
             stopping=self.stopping,
@@ -152,10 +150,10 @@ class LocalStatus:
             },
             fdatasync_ms=self._sync_percentiles(),
             fdatasync=host.sync_durations.histogram(),
-            nodes=tuple(self._link(name, connected) for name in self._map.nodes),
+            nodes=tuple(self._link(name, connected) for name in self._directory.map.nodes),
             shards=tuple(
-                self._replica(group, *leading.get(group.id.shard, (None, None)))
-                for group in host.groups.values()
+                self._replica(replica, *leading.get(replica.group.id.shard, (None, None)))
+                for replica in host.replicas
             ),
             events=host.recent.facts(EVENTS_SHOWN, self._node),
             metrics=self._counts(),
@@ -183,14 +181,13 @@ class LocalStatus:
         )
 
     def _replica(
-        self, group: Group, pinned: PinFacts | None, kept_because: str | None
+        self, replica: ReplicaRecord, pinned: PinFacts | None, kept_because: str | None
     ) -> ReplicaFacts:
-        placement = self._map.placement(group.id.shard)
-        self._host.note_leader(group)  # its leader may have been silent for too long by now
-        leaderships = self._host.leaderships[group.id]
-        load = self._router.local.loads[group.id.shard]
+        group, load, leaderships = replica.group, replica.load, replica.leaderships
+        placement = self._directory.map.placement(group.id.shard)
+        self._host.note_leader(replica)  # its leader may have been silent for too long by now
         others = [peer for peer in placement.replicas if peer != self._node]
-        followers = {peer: self._follower(group, peer) for peer in others if group.is_leader}
+        followers = {peer: self._follower(replica, peer) for peer in others if group.is_leader}
         return ReplicaFacts(
             shard=group.id.shard,
             generation=group.id.generation,
@@ -222,7 +219,7 @@ class LocalStatus:
             reads=load.reads,
             writes=load.writes,
             hot_keys=load.hot_keys(),
-            slow=self._router.slow.newest.get(group.id.shard),
+            slow=replica.slow,
             waiting=group.waiting_operations,
             installing_snapshot=group.installing_snapshot,
             idempotency=_idempotency(group.state.memory),
@@ -232,18 +229,18 @@ class LocalStatus:
             kept_because=kept_because,
         )
 
-    def _follower(self, group: Group, peer: str) -> FollowerFacts:
+    def _follower(self, replica: ReplicaRecord, peer: str) -> FollowerFacts:
         """What a leader knows of one of its followers: nothing of who has not answered it yet."""
+        group = replica.group
         age_s = group.follower_contact_age_s(peer)
         in_touch = age_s is not None and age_s < 2 * group.config.timing.election_max_s
         if age_s is None or not group.has_answered(peer):
             return FollowerFacts(in_touch=in_touch)
         match_index, commit_index = group.match_index(peer), group.commit_index
-        trail = self._trails[group.id]
         return FollowerFacts(
             match_index=match_index,
             lag_entries=max(0, commit_index - match_index),
-            lag_s=trail.lag_s(self._clock.monotonic(), match_index, commit_index),
+            lag_s=replica.trail.lag_s(self._clock.monotonic(), match_index, commit_index),
             contact_age_s=round(age_s, 3),
             in_touch=in_touch,
         )
@@ -258,13 +255,13 @@ class LocalStatus:
 
     def _sync_percentiles(self) -> Percentiles:
         samples = sorted(self._host.sync_seconds)
-        if len(samples) < 2:  # noqa: PLR2004 - quantiles need two
+        if len(samples) < 2:  # noqa: PLR2004 -- quantiles need two
             return Percentiles()
         cuts = statistics.quantiles(samples, n=100)
         return Percentiles(round(cuts[49] * 1000, 3), round(cuts[98] * 1000, 3))
 
     def _counts(self) -> NodeCounts:
-        groups = self._host.groups.values()
+        groups = self._host.replicas.groups()
         return NodeCounts(
             groups_led=sum(group.is_leader for group in groups),
             waiting_operations=sum(group.waiting_operations for group in groups),
@@ -280,11 +277,12 @@ class LocalStatus:
     def ready(self) -> Readiness:
         """Which checks fail before this node should be sent requests."""
         checks: dict[str, str | None] = {}
-        for group in self._host.groups.values():
+        for replica in self._host.replicas:
+            group = replica.group
             # What is being applied at this very moment is no backlog. A follower goes on believing
             # in a leader that died with the quorum.
-            goal = self._committed.get(group.id, group.commit_index)
-            caught_up = group.applied_index >= goal
+            goal = replica.committed_before
+            caught_up = group.applied_index >= (group.commit_index if goal is None else goal)
             well = group.has_role and caught_up and group.leader_heard is not None
             checks[f"shard {group.id.shard}"] = None if well else "no leader, or not caught up"
         checks["cluster map"] = self._agreement.failure
@@ -300,25 +298,26 @@ class LocalStatus:
 
     def explain(self, key: bytes) -> KeyFacts:
         """Where ``key`` lives, and why."""
-        shard = self._map.shard_of(key)
-        placement = self._map.placement(shard)
+        shard = self._directory.map.shard_of(key)
+        placement = self._directory.map.placement(shard)
         tag = hash_tag(key)
         facts = KeyFacts(
             key_hex=key.hex(),
             hashed_part_hex=tag.hex(),
             hash_tag=tag != key,
             hash=f"{position_of(key):016x}",
-            partitioner=self._map.ring.kind,
+            partitioner=self._directory.map.ring.kind,
             shard=shard,
             generation=placement.generation,
             replicas=placement.replicas,
             preferred_leader=placement.preferred_leader,
-            map_epoch=self._map.epoch,
+            map_epoch=self._directory.epoch,
             asked=self._node,
         )
-        group = self._host.groups.get(placement.id)
-        if group is None:
+        replica = self._host.replicas.by_shard.get(shard)
+        if replica is None:
             return facts
+        group = replica.group
         entry = group.read_local(lambda state: state.get(key)).entry
         return msgspec.structs.replace(
             facts,

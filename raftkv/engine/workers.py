@@ -21,8 +21,9 @@ from typing import Any
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.engine.config import Address, NodeConfig
-from raftkv.engine.patience import Patience
+from raftkv.engine.stalls import StallCounter
 from raftkv.interpreter import PYTHON_M
 from raftkv.rpc.web_config import Limits, TokenHash, WebConfig
 
@@ -49,7 +50,7 @@ _logger = logging.getLogger(__name__)
 _AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 
-class ListenError(Exception):
+class ListenError(StartError):
     """The clients' address cannot be listened at; the message is one line for the operator."""
 
 
@@ -144,9 +145,9 @@ def web_config(
             TokenHash(token.sha256, token.role, token.name) for token in config.security.tokens
         ),
         limits=Limits(
-            value_bytes_max=http.max_value_bytes,
+            value_bytes_max=http.value_bytes_max,
             # Each worker takes its share, rounded up: the kernel does not deal them out evenly.
-            connections_max=-(-http.max_connections // http.workers),
+            connections_max=-(-http.connections_max // http.workers),
         ),
     )
 
@@ -225,7 +226,7 @@ class HttpWorkers:
         successor = await self._try_to_spawn(worker, self._successors)
         if successor is None:
             return False
-        patience = Patience(round(SUCCESSION_S / SUCCESSION_LOOK_S))
+        patience = StallCounter(round(SUCCESSION_S / SUCCESSION_LOOK_S))
         while self._reporter(worker) != successor.pid:
             if successor.returncode is not None or patience.is_over(0):
                 self._successors.pop(worker, None)
@@ -329,7 +330,7 @@ class HttpWorkers:
 
     async def _end_of(self, worker: int, process: asyncio.subprocess.Process) -> int:
         """Return the exit code, after one that reports nothing any more was killed."""
-        patience = Patience(SILENT_LOOKS_MAX)
+        patience = StallCounter(SILENT_LOOKS_MAX)
         while self._reports is not None:
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(process.wait(), LOOK_S)

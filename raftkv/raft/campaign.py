@@ -185,7 +185,7 @@ class Campaign:
         for peer in self._peers:
             self._outbox.send(peer, question)
 
-    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 -- a state, not an option
         """Neither lead nor stand for election from now on, or do so again.
 
         Votes are given as ever: whoever asks for one may lead.

@@ -11,7 +11,7 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import ReadDone, ReadIndex
 from raftkv.raft.replica import Replica
 from raftkv.raft.timing import RandomSource
@@ -85,9 +85,9 @@ class Freshness:
         if age is not None and age <= max_age_ms:
             done(None)
         elif self._is_cut_off():
-            done(Rejection("not_leader", NO_LEADER))
+            done(GroupFailure("not_leader", NO_LEADER))
         elif len(self._waiting) >= self._waiting_max:
-            done(Rejection("busy", "too many reads are waiting for this shard"))
+            done(GroupFailure("busy", "too many reads are waiting for this shard"))
         else:
             self._waiting.append((self._now_us() - max_age_ms * 1000, done))
             self._ask()
@@ -113,15 +113,15 @@ class Freshness:
         """When the leader is to be asked again, in monotonic seconds."""
         return float("inf") if self._asked is None else self._ask_again_at
 
-    def tick(self) -> list[tuple[ReadDone, Rejection | None]]:
+    def tick(self) -> list[tuple[ReadDone, GroupFailure | None]]:
         """Take out the reads that can be answered, and ask again for the others if need be."""
         if self._echoed is not None:
             self._prove()
         if not self._waiting:
             return []
         if self._is_cut_off():
-            return [(done, Rejection("not_leader", NO_LEADER)) for done in self.fail_all()]
-        served: list[tuple[ReadDone, Rejection | None]] = []
+            return [(done, GroupFailure("not_leader", NO_LEADER)) for done in self.fail_all()]
+        served: list[tuple[ReadDone, GroupFailure | None]] = []
         if (proven := self._proven_us) is not None:
             served += [(done, None) for oldest, done in self._waiting if oldest <= proven]
             self._waiting = [(oldest, done) for oldest, done in self._waiting if oldest > proven]
@@ -152,8 +152,8 @@ class Freshness:
     def on_query(self, peer: str, message: wire.FreshnessQuery) -> None:
         """Answer a follower with the commit index, once we are confirmed to lead."""
 
-        def confirmed(rejection: Rejection | None) -> None:
-            if rejection is None:
+        def confirmed(failure: GroupFailure | None) -> None:
+            if failure is None:
                 echo = wire.FreshnessEcho(message.question, self._replica.commit_index)
                 self._host.send(self._group, peer, echo)
 

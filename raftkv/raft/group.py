@@ -22,7 +22,7 @@ from raftkv.raft.errors import ReplicaError
 from raftkv.raft.freshness import Freshness
 from raftkv.raft.host import Event, GroupConfig, Host
 from raftkv.raft.journal import GroupJournal, LogEntry, LogStore, Recovered, command_of
-from raftkv.raft.proposals import Done, Proposal, ProposalQueue, Rejection
+from raftkv.raft.proposals import Done, GroupFailure, Proposal, ProposalQueue
 from raftkv.raft.quorum import majority
 from raftkv.raft.reads import ReadIndex, Voucher
 from raftkv.raft.ready import LEADER, NOTHING, EntriesLost, Ready, RoleChange, SnapshotNeeded
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Query = Callable[[StateMachine | Rejection], None]
+Query = Callable[[StateMachine | GroupFailure], None]
 """Called once: with the state, which it reads at that very moment and does not change, or with why
 it may not read it."""
 
@@ -251,8 +251,8 @@ class Group:
     def _serve_reads(self) -> None:
         for done in self.reads.tick():
             done(None)
-        for done, rejection in self.freshness.tick():
-            done(rejection)
+        for done, failure in self.freshness.tick():
+            done(failure)
 
     def _housekeeping(self) -> None:
         now = self._clock.monotonic()
@@ -316,7 +316,7 @@ class Group:
     def peer_disconnected(self, peer: str) -> None:
         """Hear that it cannot, and that what was in flight is lost."""
         if peer == self.leader:
-            lost = Rejection("not_leader", "the link to the leader is lost")
+            lost = GroupFailure("not_leader", "the link to the leader is lost")
             self._later([(done, lost) for done in self.freshness.fail_all()])
         self._replica.peer_disconnected(peer)
         self._snapshots.stop_sending(peer)
@@ -331,7 +331,7 @@ class Group:
                 self.stages.durable(self.journal.durable_index)
             self._wake_for_work()
 
-    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 - a state, not an option
+    def withhold(self, withheld: bool) -> None:  # noqa: FBT001 -- a state, not an option
         """Neither lead nor stand for election from now on, or do so again."""
         self._carry_out(self._replica.withhold(withheld))
         self._host.wake(self.id)
@@ -339,9 +339,11 @@ class Group:
 
     def stop(self) -> None:
         """Answer everybody who waits: refused if it never reached the log, else unknown."""
-        stopping = Rejection("stopping", "the node is shutting down")
+        stopping = GroupFailure("stopping", "the node is shutting down")
         self._later(self._queue.fail_waiting(stopping))
-        unknown = Rejection("unknown", "the node is shutting down; the write may yet be committed")
+        unknown = GroupFailure(
+            "unknown", "the node is shutting down; the write may yet be committed"
+        )
         self._later(self._queue.fail_in_flight(None, unknown))
         self._later([(done, stopping) for done in self.reads.fail_all()])
         self._later([(done, stopping) for done in self.freshness.fail_all()])
@@ -356,16 +358,16 @@ class Group:
         ``voucher`` is of the member that forwarded the read, if one did.
         """
 
-        def confirmed(rejection: Rejection | None) -> None:
-            query(self.state if rejection is None else rejection)
+        def confirmed(failure: GroupFailure | None) -> None:
+            query(self.state if failure is None else failure)
 
         self.reads.confirm(confirmed, voucher)
 
     def read_stale(self, query: Query, max_age_ms: int) -> None:
         """Call ``query`` once this replica's state is at most ``max_age_ms`` old, now or later."""
 
-        def fresh(rejection: Rejection | None) -> None:
-            query(self.state if rejection is None else rejection)
+        def fresh(failure: GroupFailure | None) -> None:
+            query(self.state if failure is None else failure)
 
         self.freshness.ensure(max_age_ms, fresh)
 
@@ -377,30 +379,30 @@ class Group:
 
     def propose(self, commands: Sequence[Command], done: Done) -> None:
         """Put commands into the log together; ``done`` gets their results, in order."""
-        rejection = self._why_not_propose()
-        if rejection is None:
-            rejection = self._queue.offer(Proposal(commands, done, self._clock.monotonic()))
-        if rejection is not None:
-            done(rejection)
+        failure = self._why_not_propose()
+        if failure is None:
+            failure = self._queue.offer(Proposal(commands, done, self._clock.monotonic()))
+        if failure is not None:
+            done(failure)
         else:
             self._host.wake(self.id)
 
-    def _why_not_propose(self) -> Rejection | None:
+    def _why_not_propose(self) -> GroupFailure | None:
         if not self.is_leader:
-            return Rejection("not_leader")
+            return GroupFailure("not_leader")
         return self._disk_full()
 
-    def _disk_full(self) -> Rejection | None:
+    def _disk_full(self) -> GroupFailure | None:
         """Why there is no room for an entry: here, or on so many replicas that none commits."""
         if not self._host.has_space():
-            return Rejection("disk_full", f"the disk of {self.config.node} is full")
+            return GroupFailure("disk_full", f"the disk of {self.config.node} is full")
         if not self._host.full_peers:  # nearly always
             return None
         members = self.config.members
         full = sorted(self._host.full_peers.intersection(members))
         if len(members) - len(full) >= majority(len(members)):
             return None
-        return Rejection("disk_full", f"the disks of {', '.join(full)} are full")
+        return GroupFailure("disk_full", f"the disks of {', '.join(full)} are full")
 
     def _propose_waiting(self) -> None:
         """Leader only: put what waits into the log, and send it at once."""
@@ -456,7 +458,7 @@ class Group:
             for done in self.freshness.fail_all():  # what waited for a leader asks us now
                 self._outcomes.append((self.reads.confirm, done))
         elif change.before == LEADER:
-            not_leader = Rejection("not_leader", "this replica stopped leading")
+            not_leader = GroupFailure("not_leader", "this replica stopped leading")
             self._later(self._queue.fail_waiting(not_leader))
             self._later([(done, not_leader) for done in self.reads.fail_all()])
             self._snapshots.stop_sending()
@@ -512,7 +514,7 @@ class Group:
             self._start_expiry()
         self.compaction.snapshot_index = snapshot.index
         self._replica.installed(snapshot.index, snapshot.term)
-        jumped = Rejection("unknown", "this replica jumped over the entry by a snapshot")
+        jumped = GroupFailure("unknown", "this replica jumped over the entry by a snapshot")
         self._later(self._queue.fail_in_flight(snapshot.index, jumped))
         self.digests.restart(snapshot.index, state.digest)
         detail = f"at entry {snapshot.index}, from {peer}"

@@ -70,7 +70,7 @@ class Recovered(Protocol):
     entries: list[tuple[bytes, int, int]]
 
 
-class GroupJournal(Journal):  # type: ignore[misc]  # PySyncObj ships no types
+class GroupJournal(Journal):  # type: ignore[misc] # PySyncObj ships no types
     """The log of one replica, in memory, with every change handed to the WAL.
 
     Args:
@@ -105,7 +105,7 @@ class GroupJournal(Journal):  # type: ignore[misc]  # PySyncObj ships no types
         self.lsn = self._store.append(self._group, idx, term, command)
         self._unsynced.append((self.lsn, idx))
 
-    def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803 - PySyncObj's name
+    def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803 -- PySyncObj's name
         """Drop position ``entryFrom`` and everything after it: a conflicting suffix."""
         if entryFrom >= len(self._entries):
             return

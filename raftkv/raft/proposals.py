@@ -18,11 +18,12 @@ COMMAND_OVERHEAD_BYTES = 32
 """Encoded size of a command beyond its key, value and idempotency key, roughly."""
 
 
-class Rejection(msgspec.Struct, frozen=True, array_like=True):
+class GroupFailure(msgspec.Struct, frozen=True, array_like=True):
     """Why a proposal or read has no result.
 
     ``definite``: it was not applied and never will be. ``unknown`` is the only reason that is not
-    definite: the entry may be committed by somebody, now or later.
+    definite: the entry may be committed by somebody, now or later. The router tries elsewhere, or
+    makes a :class:`raftkv.rpc.messages.Failure` of it.
     """
 
     reason: Literal[
@@ -43,7 +44,7 @@ class Rejection(msgspec.Struct, frozen=True, array_like=True):
         return self.reason != "unknown"
 
 
-Done = Callable[[Sequence[WriteResult] | Rejection], None]
+Done = Callable[[Sequence[WriteResult] | GroupFailure], None]
 """Called once with one result per command, or with why there is none."""
 
 
@@ -113,21 +114,21 @@ class ProposalQueue:
         """When the oldest that waits was offered, in monotonic seconds; something must wait."""
         return self._waiting[0].offered_at
 
-    def offer(self, proposal: Proposal) -> Rejection | None:
+    def offer(self, proposal: Proposal) -> GroupFailure | None:
         """Queue a proposal, or say why not."""
         limits = self._limits
         if proposal.size_bytes > limits.proposal_bytes_max:
-            return Rejection("too_large", f"more than {limits.proposal_bytes_max} bytes")
+            return GroupFailure("too_large", f"more than {limits.proposal_bytes_max} bytes")
         over = (
             self.operations + len(proposal.commands) > limits.waiting_operations_max
             or self.bytes + proposal.size_bytes > limits.waiting_bytes_max
         )
         if over and self.operations:  # an empty queue takes anything that fits an entry
-            return Rejection("busy", "too many writes are waiting for this shard")
+            return GroupFailure("busy", "too many writes are waiting for this shard")
         if self._waiting:
             waited_s = proposal.offered_at - self._waiting[0].offered_at
             if waited_s > limits.waiting_s_max:
-                return Rejection("busy", "writes are waiting too long for this shard")
+                return GroupFailure("busy", "writes are waiting too long for this shard")
         self._waiting.append(proposal)
         self.operations += len(proposal.commands)
         self.bytes += proposal.size_bytes
@@ -149,7 +150,7 @@ class ProposalQueue:
 
     def applied(
         self, index: int, term: int, results: Sequence[WriteResult]
-    ) -> list[tuple[Done, Sequence[WriteResult] | Rejection]]:
+    ) -> list[tuple[Done, Sequence[WriteResult] | GroupFailure]]:
         """Answers for what was in flight, now that the entry (``index``, ``term``) is applied.
 
         Terms never go back along a log, so an entry of ours with an older term, here or at any
@@ -157,7 +158,7 @@ class ProposalQueue:
         very index with a newer term: a later leader may well have committed an entry from before
         our term in its place, and its results are not ours to report.
         """
-        answers: list[tuple[Done, Sequence[WriteResult] | Rejection]] = []
+        answers: list[tuple[Done, Sequence[WriteResult] | GroupFailure]] = []
         if not self._in_flight:
             return answers  # as at every follower
         for lost in [
@@ -167,7 +168,7 @@ class ProposalQueue:
         ]:
             proposals = self._in_flight.pop(lost)
             self._forget(proposals)
-            why = Rejection("discarded", "another leader's entry was committed in its place")
+            why = GroupFailure("discarded", "another leader's entry was committed in its place")
             answers += [(proposal.done, why) for proposal in proposals]
         own_entry = self._in_flight.pop((index, term), None)
         if own_entry is not None:
@@ -179,15 +180,15 @@ class ProposalQueue:
                 start = end
         return answers
 
-    def fail_waiting(self, why: Rejection) -> list[tuple[Done, Rejection]]:
+    def fail_waiting(self, why: GroupFailure) -> list[tuple[Done, GroupFailure]]:
         """Give up what never reached the log: definite (H21)."""
         failed, self._waiting = list(self._waiting), deque()
         self._forget(failed)
         return [(proposal.done, why) for proposal in failed]
 
     def fail_in_flight(
-        self, through_index: int | None, why: Rejection
-    ) -> list[tuple[Done, Rejection]]:
+        self, through_index: int | None, why: GroupFailure
+    ) -> list[tuple[Done, GroupFailure]]:
         """Give up knowing the outcome of entries up to ``through_index`` (None: of all)."""
         given_up = [at for at in self._in_flight if through_index is None or at[0] <= through_index]
         failed = [proposal for at in given_up for proposal in self._in_flight.pop(at)]

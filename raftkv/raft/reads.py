@@ -21,11 +21,11 @@ from raftkv.core.cluster_map import GroupId
 from raftkv.raft import messages as wire
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Host
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.quorum import majority
 from raftkv.raft.replica import Replica
 
-ReadDone = Callable[[Rejection | None], None]
+ReadDone = Callable[[GroupFailure | None], None]
 """Called once; None: read the state machine now, before anything else is applied."""
 
 
@@ -85,9 +85,9 @@ class ReadIndex:
         if voucher is not None and self._is_confirmed_by(voucher):
             done(None)
         elif not self._replica.is_leader:
-            done(Rejection("not_leader"))
+            done(GroupFailure("not_leader"))
         elif len(self) >= self._waiting_max:
-            done(Rejection("busy", "too many reads are waiting for this shard"))
+            done(GroupFailure("busy", "too many reads are waiting for this shard"))
         else:
             self._waiting.append(done)
             self._host.wake(self._group)
@@ -104,7 +104,7 @@ class ReadIndex:
             replica.is_leader
             and voucher.term == replica.term
             and voucher.member in replica.peers
-            and self._majority <= 2  # noqa: PLR2004 - us and the forwarder
+            and self._majority <= 2  # noqa: PLR2004 -- us and the forwarder
             and replica.no_op_applied
             and replica.applied_index >= replica.commit_index
         )

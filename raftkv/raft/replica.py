@@ -279,7 +279,7 @@ class Replica:
             self._follower.answered()
         return self._ready()
 
-    def withhold(self, withheld: bool) -> Ready:  # noqa: FBT001 - a state, not an option
+    def withhold(self, withheld: bool) -> Ready:  # noqa: FBT001 -- a state, not an option
         """Neither lead nor stand for election from now on, or do so again."""
         self._campaign.withhold(withheld)
         return self._ready()

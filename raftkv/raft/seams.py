@@ -64,7 +64,7 @@ class NullPoller:
         """Do nothing."""
 
 
-class PeerNode(Node):  # type: ignore[misc]  # PySyncObj ships no types
+class PeerNode(Node):  # type: ignore[misc] # PySyncObj ships no types
     """A member of the group, by node name.
 
     PySyncObj iterates over sets of nodes; a hash that does not depend on the process's hash seed

@@ -62,7 +62,7 @@ class _Restoring(NamedTuple):
     peer: str
 
 
-class _Refused(NamedTuple):
+class _GivenUp(NamedTuple):
     """What failed last, and until when it is not taken again, in monotonic seconds.
 
     ``what`` is a snapshot of a peer, or None for all: it was this node's disk that failed.
@@ -100,7 +100,7 @@ class SnapshotExchange:
         self._receiver: Receiver | None = None
         self._restoring: _Restoring | None = None
         self._publishing = False
-        self._refused: _Refused | None = None
+        self._refused: _GivenUp | None = None
         self._open_again: dict[str, float] = {}  # peer -> when ours is opened for it again
         self._reported_at = float("-inf")
 
@@ -325,7 +325,7 @@ class SnapshotExchange:
         if before is not None and before.what == what:
             wait_s = min(2 * before.wait_s, REFUSE_MAX_S)
         until = self._clock.monotonic() + wait_s
-        self._refused = _Refused(what, wait_s, until)
+        self._refused = _GivenUp(what, wait_s, until)
         self._ask_to_wait_longer(snapshot, peer)
         self._failed(f"from {peer}: {error}")
 
@@ -338,7 +338,7 @@ class SnapshotExchange:
         self._report_restoring(building)
         try:
             state = self._next_slice(building)
-        except Exception as error:  # noqa: BLE001 - a bug as well: nothing of ours was touched
+        except Exception as error:  # noqa: BLE001 -- a bug as well: nothing of ours was touched
             self._restoring = None
             building.file.abort()
             self._refuse(building.snapshot, building.peer, error)

@@ -59,7 +59,7 @@ def _plain(name: str) -> Any:
     return property(attrgetter(name), lambda self, value: setattr(self, name, value))
 
 
-class _Sink(Transport):  # type: ignore[misc]  # PySyncObj ships no types
+class _Sink(Transport):  # type: ignore[misc] # PySyncObj ships no types
     """Where stock code sends its messages."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class _Sink(Transport):  # type: ignore[misc]  # PySyncObj ships no types
         return True
 
 
-class Stock(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
+class Stock(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
     """One stock member of a group.
 
     Args:
@@ -331,7 +331,7 @@ class Stock(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     # --- what stock calls ---------------------------------------------------------------------
 
     @property
-    def _SyncObj__raftLeader(self) -> PeerNode | None:  # noqa: N802 - stock names, here and below
+    def _SyncObj__raftLeader(self) -> PeerNode | None:  # noqa: N802 -- stock names, here and below
         return self._leader_node
 
     @_SyncObj__raftLeader.setter
@@ -356,7 +356,7 @@ class Stock(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
     def _SyncObj__sendNextNodeIdx(  # noqa: N802
         self,
         node: PeerNode,  # noqa: ARG002
-        reset: bool = False,  # noqa: ARG002, FBT001, FBT002 - stock signature
+        reset: bool = False,  # noqa: ARG002, FBT001, FBT002 -- stock signature
         nextNodeIdx: int | None = None,  # noqa: N803
         success: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
@@ -378,7 +378,7 @@ class Stock(SyncObj):  # type: ignore[misc]  # PySyncObj ships no types
 
     def _SyncObj__getEntries(  # noqa: N802
         self,
-        fromIDx: int | None,  # noqa: N803 - stock signature
+        fromIDx: int | None,  # noqa: N803 -- stock signature
         count: int | None = None,
         maxSizeBytes: int | None = None,  # noqa: N803
     ) -> list[LogEntry]:

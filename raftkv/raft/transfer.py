@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from raftkv.raft.clock import Clock
 from raftkv.raft.host import Event, GroupConfig, Host
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.replica import Replica
 
-TransferDone = Callable[[Rejection | None], None]
+TransferDone = Callable[[GroupFailure | None], None]
 """Called once: with None when this replica no longer leads, otherwise with why it still does."""
 
 
@@ -46,7 +46,7 @@ class LeadershipTransfer:
         """Hand the leadership to ``target``, or call ``done`` at once with why not."""
         why = self._why_not(target)
         if why is not None:
-            done(Rejection("refused" if self._replica.is_leader else "not_leader", why))
+            done(GroupFailure("refused" if self._replica.is_leader else "not_leader", why))
             return
         deadline = self._clock.monotonic() + self._config.timing.election_min_s
         self._transfer = _Transfer(target, deadline, done)
@@ -67,7 +67,7 @@ class LeadershipTransfer:
             return f"{target} lags by {lag} entries"
         return None if replica.is_linked(target) else f"there is no link to {target}"
 
-    def tick(self) -> Sequence[tuple[TransferDone, Rejection | None]]:
+    def tick(self) -> Sequence[tuple[TransferDone, GroupFailure | None]]:
         """Ask the target to stand once it has everything; return the answer if it is over."""
         transfer = self._transfer
         if transfer is None:
@@ -83,7 +83,7 @@ class LeadershipTransfer:
         if why is not None:
             self._transfer = None
             self._host.wake(self._config.id)  # what waited goes on here
-            return ((transfer.done, Rejection("refused", why)),)
+            return ((transfer.done, GroupFailure("refused", why)),)
         if transfer.asked:
             return ()
         request = self._replica.ask_to_lead(transfer.target)

@@ -357,7 +357,7 @@ class _ClientProtocol(asyncio.BufferedProtocol):
                 else:
                     self._take_welcome(channel, payload)
         except (CallError, FrameError, *DECODE_ERRORS) as error:
-            _logger.error("the engine sent what is not an answer: %s", error)  # noqa: TRY400 - no bug of ours
+            _logger.error("the engine sent what is not an answer: %s", error)  # noqa: TRY400 -- no bug of ours
             self.abort()
 
     def pause_writing(self) -> None:

@@ -54,19 +54,19 @@ class ConsoleFormatter(logging.Formatter):
     def __init__(self, node: str) -> None:
         super().__init__(f"%(asctime)s {node} %(levelname)s %(name)s: %(message)s")
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - same
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 -- same
         """Local time with its offset from UTC, as logs of several machines are compared."""
         del datefmt
         moment = datetime.fromtimestamp(record.created, UTC).astimezone()
         return moment.isoformat(timespec="milliseconds")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
         """Put the facts behind the message."""
         line = super().formatMessage(record)
         said = [f"{name}={_shown(value)}" for name, value in _facts(record).items()]
         return visible(" ".join([line, *said]))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+    def formatException(self, ei: Any) -> str:  # noqa: N802 -- logging's name
         """Indent the trace."""
         return "    " + visible_lines(super().formatException(ei)).replace("\n", "\n    ")
 
@@ -175,7 +175,7 @@ class QueueHandler(logging.Handler):
         """Queue one line; never wait, never raise."""
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - the mistake of whoever logs; it is shown instead
+        except Exception:  # noqa: BLE001 -- the mistake of whoever logs; it is shown instead
             trace = visible_lines(traceback.format_exc())
             line = f"a record of {record.name} cannot be shown: {trace}"
         self.put(line)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 import msgspec
 
-from raftkv.core.operations import Command, Entry, GetResult, Key, Outcome, RangeResult
+from raftkv.core.operations import Command, GetResult, Key, KeyValue, Outcome, RangeResult
 from raftkv.status.durations import HTTP_BOUNDS_S
 
 Consistency = Literal["linearizable", "stale"]
@@ -208,7 +208,12 @@ FailureCode = Literal[
 
 
 class Failure(Message, tag=20, frozen=True):
-    """The request did not succeed. ``definite``: it was not applied and never will be."""
+    """The request did not succeed. ``definite``: it was not applied and never will be.
+
+    The router makes it of a group's :class:`raftkv.raft.proposals.GroupFailure`, or of what it
+    finds itself; the front end makes a problem document of it. The whole way stands in
+    docs/architecture.md, "How a refusal travels".
+    """
 
     code: FailureCode
     detail: str
@@ -233,7 +238,7 @@ class ScanPart(Message, tag=23, frozen=True):
     large value of each shard would be many times a page.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
     next_key: bytes | None = None
     next_bytes: int = 0
 

@@ -20,6 +20,7 @@ from typing import Never, cast
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.rpc.calls import ItemHandler, LinkCalls
 from raftkv.rpc.framing import DECODE_ERRORS, FrameDecoder, FrameError, FrameWriter
 from raftkv.rpc.items import CallError, End, ItemMessage, ItemWriter, decode_item_message
@@ -63,7 +64,7 @@ REPLIES_WAITING_BYTES_MAX = 256 * 1024 * 1024
 _logger = logging.getLogger(__name__)
 
 
-class SocketInUseError(Exception):
+class SocketInUseError(StartError):
     """The socket's path is taken: by a living process or by something that is no socket."""
 
 
@@ -336,7 +337,7 @@ class _Connection(asyncio.BufferedProtocol):
                 elif channel == CHANNEL_ITEMS:
                     self.calls.take(decode_item_message(payload))
                 else:
-                    raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 - one place closes
+                    raise FrameError(f"unexpected frame on channel {channel}")  # noqa: TRY301 -- one place closes
                 if self._transport.is_closing() or not self._may_read():
                     break
         except (CallError, FrameError, *DECODE_ERRORS) as error:

@@ -8,9 +8,9 @@ from typing import cast
 
 from raftkv.core.operations import (
     Command,
-    Entry,
     Get,
     GetResult,
+    KeyValue,
     Put,
     PutResult,
     Range,
@@ -81,7 +81,7 @@ def response_bytes(response: Response) -> int:
     return len(response.detail) if isinstance(response, Failure) else 0
 
 
-def entries_bytes(entries: tuple[Entry, ...]) -> int:
+def entries_bytes(entries: tuple[KeyValue, ...]) -> int:
     """How many bytes entries take, roughly."""
     return sum(ITEM_BYTES + len(entry.key) + len(entry.value) for entry in entries)
 

@@ -85,7 +85,7 @@ class Witness(Protocol):
         """The node answers it."""
 
 
-class Doors:
+class ClientNetwork:
     """The way from clients to the nodes' front ends: HTTP, as far as it matters here.
 
     Args:
@@ -293,7 +293,7 @@ class Client:
     def __init__(
         self,
         number: int,
-        doors: Doors,
+        client_network: ClientNetwork,
         reachable: Callable[[], Sequence[Machine]],
         random: Random,
         *,
@@ -306,7 +306,7 @@ class Client:
     ) -> None:
         self.number = number
         self.random = random
-        self.doors = doors
+        self.client_network = client_network
         self._reachable = reachable
         self._owner = number + 1  # 0 would be nobody
         self._idempotent = idempotent
@@ -363,7 +363,7 @@ class Client:
     async def ask_machine(self, machine: Machine, request: Request) -> Response | None:
         """One attempt at this machine, whatever comes of it."""
         try:
-            return await self.doors.ask(machine, request, self._call_ms)
+            return await self.client_network.ask(machine, request, self._call_ms)
         except Lost:
             return None
 
@@ -491,16 +491,18 @@ class Client:
 
     async def _attempt(
         self, attempt: rule.Attempt, request: Request
-    ) -> tuple[Response | Lost, rule.Failure | None]:
+    ) -> tuple[Response | Lost, rule.FailedAttempt | None]:
         """Ask one node; the failure is None if the answer is a success."""
         machine = self._machines[attempt.endpoint]
         remaining_ms = max(attempt.server_timeout_ms, self._call_ms)
         try:
-            answer = await self.doors.ask(machine, request, remaining_ms, attempt.timeout_s)
+            answer = await self.client_network.ask(
+                machine, request, remaining_ms, attempt.timeout_s
+            )
         except Lost as lost:
             if lost.sent:
                 return lost, attempt.lost(rule.Lost(str(lost)))
-            return lost, attempt.not_sent(rule.Refused(str(lost)))
+            return lost, attempt.not_sent(rule.ConnectionRefused(str(lost)))
         if isinstance(answer, Failure):
             error = from_failure(answer, read=isinstance(request, GetRequest | ScanRequest))
         elif isinstance(answer, Refused):

@@ -43,7 +43,7 @@ class _ForwarderRestart:
         for other in stage.others(leader, self._forwarder):
             other.freeze()
             self._undos.append(other.thaw)
-        if random.random() < 0.5:  # noqa: PLR2004 - either way
+        if random.random() < 0.5:  # noqa: PLR2004 -- either way
             leader.freeze()
             self._undos.append(leader.thaw)
         stage.crowd(self._forwarder, random.randint(3, 8))
@@ -59,7 +59,7 @@ class _ForwarderRestart:
         stage.soon(again_s, self._start_forwarder)
         reads_s = random.uniform(0, 0.1)
         stage.soon(reads_s, self._leader.thaw)
-        if random.random() < 0.7:  # noqa: PLR2004 - share of leaders that hang again
+        if random.random() < 0.7:  # noqa: PLR2004 -- share of leaders that hang again
             hangs_s = reads_s + random.uniform(0.002, 0.05)
             stage.soon(hangs_s, self._leader.freeze)
             stage.soon(hangs_s + again_s + random.uniform(0.02, 0.5), self._leader.thaw)
@@ -108,7 +108,7 @@ def dying_successor(stage: Stage, random: Random) -> Undo:
 
     def hit(machine: Machine) -> None:
         stage.seen_if(leader.running and machine.running)
-        if random.random() < 0.5:  # noqa: PLR2004 - either way
+        if random.random() < 0.5:  # noqa: PLR2004 -- either way
             machine.freeze()
             undos.append(machine.thaw)
         else:

@@ -74,7 +74,7 @@ def rot_in_crash(stage: Stage, random: Random) -> Undo:
             disk.before = None
             sector = random.choice(synced[-4:])
             harmed.append((path, sector, disk.sector(path, sector)))
-            if random.random() < 0.5:  # noqa: PLR2004 - either way
+            if random.random() < 0.5:  # noqa: PLR2004 -- either way
                 disk.flip_bit(path, (sector * SECTOR_BYTES + random.randrange(64)) * 8)
             else:
                 disk.shear(path, sector, random.randrange(64, SECTOR_BYTES))
@@ -140,7 +140,7 @@ def crash_loop(stage: Stage, random: Random) -> Undo:
 
     def again() -> None:
         stage.seen_if(machine.running)
-        if random.random() < 0.3:  # noqa: PLR2004 - share of power cuts
+        if random.random() < 0.3:  # noqa: PLR2004 -- share of power cuts
             machine.cut_power(random)
         else:
             machine.kill()
@@ -161,7 +161,7 @@ def descriptors(stage: Stage, random: Random) -> Undo:
     others = [other.name for other in stage.others(machine)]
     fabric.exhaust(machine.name)
     undos: list[Undo] = [partial(fabric.relieve, machine.name)]
-    if random.random() < 0.5:  # noqa: PLR2004 - either way
+    if random.random() < 0.5:  # noqa: PLR2004 -- either way
         files = ("create", "open", "listdir")
         undos.append(_failing(stage, machine, files, "", "Too many open files"))
     for other in random.sample(others, random.randint(0, len(others))):
@@ -302,11 +302,11 @@ def cut_clients(stage: Stage, random: Random) -> Undo:
     Seen if somebody asks it meanwhile.
     """
     machine = stage.machine(random)
-    doors = stage.saboteur.doors
-    cut = random.choice((doors.unheard, doors.unanswered))
+    client_network = stage.saboteur.client_network
+    cut = random.choice((client_network.unheard, client_network.unanswered))
     cut.add(machine.name)
     stage.crowd(machine, random.randint(1, 3))
-    return stage.watch(lambda: doors.cut, partial(cut.discard, machine.name))
+    return stage.watch(lambda: client_network.cut, partial(cut.discard, machine.name))
 
 
 # --- disks -----------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def cut_clients(stage: Stage, random: Random) -> Undo:
 def slow_disk(stage: Stage, random: Random) -> Undo:
     """Every sync takes long, on one machine or on all."""
     machines = list(stage.world.machines.values())
-    if random.random() < 0.5:  # noqa: PLR2004 - either way
+    if random.random() < 0.5:  # noqa: PLR2004 -- either way
         machines = [random.choice(machines)]
     speeds = [machine.speed for machine in machines]
     slow_us = int(random.choice((0.02, 0.1, 0.5)) * SECOND_US)
@@ -352,7 +352,7 @@ def full_disk(stage: Stage, random: Random) -> Undo:
     machine = stage.machine(random)
     room_bytes = random.choice((0, 5_000, 100_000))
     faults = machine.disk.faults
-    if random.random() < 0.5:  # noqa: PLR2004 - either way
+    if random.random() < 0.5:  # noqa: PLR2004 -- either way
         faults.room_bytes = room_bytes
     else:
         machine.disk.capacity_bytes = machine.disk.used_bytes() + room_bytes
@@ -411,7 +411,7 @@ def failing_reads(stage: Stage, random: Random) -> Undo:
     behind = random.choice(stage.others(machine) or [machine])
     release = stage.keep_down(behind)
     behind.kill()
-    if random.random() < 0.5:  # noqa: PLR2004 - either way: read to be sent, or at a start
+    if random.random() < 0.5:  # noqa: PLR2004 -- either way: read to be sent, or at a start
         machine.kill()
     return partial(undo_all, [undo, release])
 

@@ -40,7 +40,7 @@ STOP_S = 5.0
 Answer = Callable[["Reply | Lost"], None]
 
 
-class Lost(Exception):  # noqa: N818 - what happened to the answer
+class Lost(Exception):  # noqa: N818 -- what happened to the answer
     """No answer; ``sent``: the node may have got the request."""
 
     def __init__(self, *, sent: bool) -> None:
@@ -189,7 +189,7 @@ class Worker:
         self._start(self._ask(number, request, timeout_s))
 
     async def _ask(self, number: int, request: Request, timeout_s: float) -> None:
-        assert self._client is not None  # noqa: S101 - it served when it took the request
+        assert self._client is not None  # noqa: S101 -- it served when it took the request
         reply = await self._client.call(request, timeout_s)
         self._unanswered.pop(number)(reply)
 

@@ -123,7 +123,8 @@ class Invariants:
         if self._looked.get(machine.name) == moment:
             return
         self._looked[machine.name] = moment
-        for group in engine.host.groups.values():
+        for replica in engine.replicas:
+            group = replica.group
             journal = group.journal
             facts = (
                 group.term, group.is_leader, group.commit_index, group.applied_index,

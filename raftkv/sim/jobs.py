@@ -81,7 +81,7 @@ class SimJobs:
         except SimulatedCrash as crash:
             self._failed(crash)
             return
-        except Exception as raised:  # noqa: BLE001 - a job hands back whatever went wrong
+        except Exception as raised:  # noqa: BLE001 -- a job hands back whatever went wrong
             error = raised
         self._loop.call_soon(self._report, done, result, error)
 

@@ -172,4 +172,4 @@ def _answers(request: Request, response: Response) -> Iterator[tuple[Command, Re
 
 def _shown(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"  # noqa: PLR2004 - a line
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"  # noqa: PLR2004 -- a line

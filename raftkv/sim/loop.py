@@ -119,7 +119,7 @@ class SimLoop:
         if not self._may_run():
             self._turn_waits = False
             return
-        outer = asyncio._get_running_loop()  # noqa: SLF001 - as asyncio's own loops do
+        outer = asyncio._get_running_loop()  # noqa: SLF001 -- as asyncio's own loops do
         asyncio._set_running_loop(self.as_asyncio)  # noqa: SLF001
         try:
             self._run_ready()
@@ -137,7 +137,7 @@ class SimLoop:
         try:
             while ready and not self.ended and not self.frozen:
                 ready.popleft().run()
-        except BaseException as error:  # noqa: BLE001 - a dying process raises one
+        except BaseException as error:  # noqa: BLE001 -- a dying process raises one
             self._failed(error)
         if ready:
             self._ready.extendleft(reversed(ready))

@@ -10,14 +10,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from raftkv.core.errors import UndecodableError
+from raftkv.core.errors import StartError
 from raftkv.engine.config import NodeConfig
 from raftkv.engine.connection import LinkLimits
-from raftkv.engine.engine import Engine, EngineError, Seams
+from raftkv.engine.engine import Engine, Seams
 from raftkv.engine.jobs import JobRunner
 from raftkv.engine.security import LinkSecurity
 from raftkv.engine.snapshot_keeper import write_records
-from raftkv.raft.errors import ReplicaError
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupBounds
 from raftkv.raft.proposals import Limits
@@ -28,10 +27,9 @@ from raftkv.sim.front_end import FrontEnd, FrontLimits
 from raftkv.sim.jobs import SimJobs
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.scheduler import SECOND_US, Scheduler
-from raftkv.storage.data_dir import DataDirError, init_data_dir, open_data_dir
+from raftkv.storage.data_dir import init_data_dir, open_data_dir
 from raftkv.storage.disk import DiskError, FileExists, Locked, NoSuchFile
-from raftkv.storage.snapshots import SnapshotDamaged, SnapshotHeader, SnapshotStore
-from raftkv.storage.wal import WalDamaged
+from raftkv.storage.snapshots import SnapshotHeader, SnapshotStore
 
 DATA = Path("/data")
 
@@ -39,13 +37,6 @@ SECRET = b"the secret of a simulated cluster"
 
 _ANY = 0.5
 """Share of power cuts that leave any part of what was not synced; the others leave nothing."""
-
-REFUSALS = (
-    DataDirError, DiskError, EngineError, ReplicaError, SnapshotDamaged, UndecodableError,
-    WalDamaged,
-)  # fmt: skip
-"""What a node may say when it does not start on the data that it finds."""
-
 
 MISTAKES = (FileExists, Locked, NoSuchFile)
 """Errors that no fault makes a disk report: only asking for the wrong file does."""
@@ -223,7 +214,7 @@ class Machine:
     def leads(self) -> bool:
         """Whether it leads a group, as far as it knows."""
         engine = self.serving
-        return engine is not None and any(g.is_leader for g in engine.host.groups.values())
+        return engine is not None and any(group.is_leader for group in engine.replicas.groups())
 
     @property
     def serving(self) -> Engine | None:
@@ -264,7 +255,7 @@ class Machine:
             data = open_data_dir(self.disk, DATA, self.config.cluster.id, self.name)
             security = LinkSecurity(secret=SECRET, insecure=True)
             self.engine = Engine(self.config, data, security, self._seams())
-        except REFUSALS as error:
+        except StartError as error:
             self.refused = f"{type(error).__name__}: {error}"
             self._end("refused to start")
             return

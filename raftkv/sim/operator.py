@@ -208,7 +208,7 @@ class Operator:
                 continue
             if machine.serving is None:
                 return None
-            groups += machine.serving.host.groups.values()
+            groups += machine.serving.replicas.groups()
         return groups
 
     # --- faults that are alone ----------------------------------------------------------------

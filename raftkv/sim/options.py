@@ -171,7 +171,7 @@ class Options:
         )
         options = replace(drawn, **changes)
         options.check()
-        if options.replicas < 3 and "faults" not in changes:  # noqa: PLR2004 - two have no majority
+        if options.replicas < 3 and "faults" not in changes:  # noqa: PLR2004 -- two have no majority
             survived = tuple(kind for kind in options.faults if kind not in MAJORITY_NEEDED)
             options = replace(options, faults=survived)
         if options.free_keys and "name_lifetime_s" not in changes:

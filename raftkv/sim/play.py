@@ -160,7 +160,7 @@ def _result(result: Any) -> Any:
     raise TypeError(f"{type(result).__name__} is no result of an operation")
 
 
-def _entry(entry: core.Entry) -> types.Entry:
-    return types.Entry(
+def _entry(entry: core.KeyValue) -> types.KeyValue:
+    return types.KeyValue(
         entry.key, entry.value, entry.mod_revision, entry.version, entry.create_revision
     )

@@ -21,7 +21,7 @@ from raftkv.check.history import pair
 from raftkv.check.models import MODELS
 from raftkv.check.verdict import Verdict
 from raftkv.rpc.messages import Call, Reply
-from raftkv.sim.client import Client, Doors
+from raftkv.sim.client import Client, ClientNetwork
 from raftkv.sim.clock import MachineClock
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.ledger import Ledger
@@ -118,17 +118,17 @@ def run(
         keep_record: whether the report has the histories and faults, too.
     """
     began = time.process_time()
-    drama = Run(options, write)
-    report = drama.report
-    with _quiet(drama.fail):
+    simulation = Run(options, write)
+    report = simulation.report
+    with _quiet(simulation.fail):
         try:
-            drama.play()
+            simulation.play()
         except Violation as violation:
             report.violation = str(violation)
-        drama.fill_in()
+        simulation.fill_in()
         if keep_record:
-            report.record = drama.record()
-        drama.end()
+            report.record = simulation.record()
+        simulation.end()
     report.cpu_s = time.process_time() - began
     return report
 
@@ -153,7 +153,7 @@ class Run:
         clock = MachineClock(scheduler, booted_s=0.0, rate=1.0, wall_offset_us=0)
         random = Random(f"clients {options.seed}")
         self._loop = SimLoop(scheduler, clock, Random(random.random()), failed=self.fail)
-        self._doors = Doors(
+        self._client_network = ClientNetwork(
             scheduler,
             self._loop,
             Random(random.random()),
@@ -196,10 +196,10 @@ class Run:
     ) -> Client:
         return Client(
             number,
-            self._doors,
+            self._client_network,
             lambda: self._reachable if machines is None else machines,
             Random(random.random()),
-            idempotent=number % 3 != 2,  # noqa: PLR2004 - two of three
+            idempotent=number % 3 != 2,  # noqa: PLR2004 -- two of three
             free_keys=self._options.free_keys == 1 and number % 3 == 1,
             call_ms=self._options.call_ms,
             now_s=lambda: self.world.scheduler.now_s,
@@ -231,7 +231,7 @@ class Run:
     def _live_on(self) -> None:
         """Heal a majority, and see every operation that begins then succeed."""
         random = Random(f"minority {self._options.seed}")
-        self._doors.cut_share = 0.0
+        self._client_network.cut_share = 0.0
         for machine in self.world.machines.values():
             machine.front.calm = True
         minority = self._minority(random)
@@ -295,7 +295,7 @@ class Run:
         self._go_on(FINAL_S)
         self._working = False
         self._go_on_until(lambda: not self._busy, 60.0, "clients were not answered")
-        self._doors.close()
+        self._client_network.close()
         reads = self._start(read_all(self._reader, self._context))
         self._go_on_until(reads.done, 60.0, "not everything could be read in the end")
         self._expect_answers(live_from_s)
@@ -316,7 +316,7 @@ class Run:
             raise Violation(
                 f"{machine.name} is down in the end: {machine.refused or machine.ended}"
             )
-        for group in engine.host.groups.values():
+        for group in engine.replicas.groups():
             if group.state.digest != group.state.recomputed_digest():
                 raise Violation(
                     f"{machine.name}: the digest of group {group.id} is not its state's"
@@ -450,8 +450,8 @@ class Run:
         report.outcomes = dict(self._recorder.counts)
         report.faults = dict(self.operator.effective)
         report.without_effect = dict(self.operator.without_effect)
-        if self._doors.copies:
-            report.faults["late_copy"] = self._doors.copies
+        if self._client_network.copies:
+            report.faults["late_copy"] = self._client_network.copies
         report.refused = dict(self.operator.refused)
         report.elections = self._invariants.elections
         report.digest = self.world.trace.digest

@@ -17,7 +17,7 @@ EVENTS_PER_SECOND_MAX = 1_000_000
 _TIE_BITS = 24
 
 
-class Livelock(Exception):  # noqa: N818 - named for the condition
+class Livelock(Exception):  # noqa: N818 -- named for the condition
     """The world is busy and gets nowhere."""
 
 

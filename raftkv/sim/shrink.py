@@ -13,7 +13,7 @@ from raftkv.sim.plan import plan
 TRIALS_MAX = 80
 
 
-class _Budget(Exception):  # noqa: N818 - a way out, not an error
+class _Budget(Exception):  # noqa: N818 -- a way out, not an error
     """No more trials."""
 
 
@@ -69,7 +69,7 @@ class _Shrinker:
         minutes = failed_at_s / 60
         while minutes < self._best.minutes and not self._try(replace(self._best, minutes=minutes)):
             minutes *= 1.5
-        while self._best.minutes > 0.1 and self._try(  # noqa: PLR2004 - seconds are short enough
+        while self._best.minutes > 0.1 and self._try(  # noqa: PLR2004 -- seconds are short enough
             replace(self._best, minutes=self._best.minutes / 2)
         ):
             pass

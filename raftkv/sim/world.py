@@ -107,21 +107,21 @@ def node_config(options: Options, names: list[str], name: str) -> NodeConfig:
         ),
         node=NodeOptions(name=name, data_dir="/data"),
         # Simulated machines have names instead of loopback addresses.
-        security=SecurityOptions(secret="unused", insecure=True),  # noqa: S106 - see machine.SECRET
+        security=SecurityOptions(secret="unused", insecure=True),  # noqa: S106 -- see machine.SECRET
         raft=RaftOptions(
             heartbeat_ms=options.heartbeat_ms,
             election_timeout_ms_min=options.election_ms,
             election_timeout_ms_max=2 * options.election_ms,
         ),
-        http=HttpOptions(max_value_bytes=proposal_bytes_max(options) // 2),
+        http=HttpOptions(value_bytes_max=proposal_bytes_max(options) // 2),
         limits=LimitOptions(
             snapshot_after_entries=options.snapshot_after_entries,
             snapshot_after_bytes=4 * options.segment_bytes,
             wal_segment_bytes=options.segment_bytes,
-            entry_bytes=options.segment_bytes // 2,
-            entry_commands=options.entry_commands,
-            queue_commands=options.queue_commands,
-            queue_bytes=4 * 2**20,
+            entry_bytes_max=options.segment_bytes // 2,
+            entry_operations_max=options.entry_commands,
+            waiting_operations_max=options.queue_commands,
+            waiting_bytes_max=4 * 2**20,
         ),
     )
 

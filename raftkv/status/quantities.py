@@ -6,7 +6,7 @@ What is not known is an en dash: never a zero, which would be a statement.
 import math
 from datetime import UTC, datetime
 
-UNKNOWN = "–"  # noqa: RUF001 (an en dash is meant)
+UNKNOWN = "–"  # noqa: RUF001 -- an en dash is meant
 
 _KILO = 1000
 _KIBI = 1024

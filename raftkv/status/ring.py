@@ -193,7 +193,7 @@ def _joined(ring: Ring) -> list[tuple[int, int, int]]:
     joined: list[tuple[int, int, int]] = []
     for begin, end, shard in ring.arcs():
         if joined and joined[-1][2] == shard:
-            begin = joined.pop()[0]  # noqa: PLW2901 - the arc begins where its neighbour did
+            begin = joined.pop()[0]  # noqa: PLW2901 -- the arc begins where its neighbour did
         joined.append((begin, end, shard))
     return joined
 

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from raftkv.core.errors import StartError
 from raftkv.storage.checked_file import ChecksumError, read_checked, write_checked
 from raftkv.storage.disk import Disk, DiskError, DiskLock, Locked
 from raftkv.storage.snapshots import SnapshotStore
@@ -37,7 +38,7 @@ _WAL: Final = "wal"
 _SNAPSHOTS: Final = "snapshots"
 
 
-class DataDirError(Exception):
+class DataDirError(StartError):
     """The directory cannot be used; one line that names it and says what to do, if anything."""
 
 

@@ -19,8 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from raftkv.core.errors import StartError
 
-class DiskError(Exception):
+
+class DiskError(StartError):
     """The disk did not do what it was asked; the message is one line that names the file."""
 
     def __init__(self, path: Path, action: str, reason: str) -> None:
@@ -30,7 +32,7 @@ class DiskError(Exception):
         super().__init__(f"{path}: cannot {action}: {reason}")
 
 
-class Exhausted(DiskError):  # noqa: N818 - named for the condition, which is expected and heals
+class Exhausted(DiskError):  # noqa: N818 -- named for the condition, which is expected and heals
     """Nothing was done, for want of something that others may give back."""
 
 
@@ -42,15 +44,15 @@ class TooManyFiles(Exhausted):
     """No file descriptor left, of this process or of the machine."""
 
 
-class NoSuchFile(DiskError):  # noqa: N818 - named for the condition
+class NoSuchFile(DiskError):  # noqa: N818 -- named for the condition
     """The file or directory does not exist."""
 
 
-class FileExists(DiskError):  # noqa: N818 - named for the condition
+class FileExists(DiskError):  # noqa: N818 -- named for the condition
     """The file or directory exists already."""
 
 
-class Locked(DiskError):  # noqa: N818 - named for the condition
+class Locked(DiskError):  # noqa: N818 -- named for the condition
     """Another process holds the lock; ``reason`` says which if that is known."""
 
 

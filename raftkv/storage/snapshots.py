@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.errors import StartError
 from raftkv.storage.disk import Disk, DiskError, DiskFile, DiskFull, Exhausted, NoSuchFile
 
 FORMAT: Final = 1
@@ -48,7 +49,7 @@ _WRITING: Final = ".writing"
 _RECEIVING: Final = ".receiving"
 
 
-class SnapshotDamaged(Exception):  # noqa: N818 - says what the file is
+class SnapshotDamaged(StartError):  # noqa: N818 -- says what the file is
     """The file is not a whole snapshot; nothing of it may be used."""
 
     def __init__(self, file: Path, offset: int, reason: str) -> None:
@@ -58,7 +59,7 @@ class SnapshotDamaged(Exception):  # noqa: N818 - says what the file is
         super().__init__(f"{file}: snapshot damaged at byte {offset}: {reason}")
 
 
-class SnapshotStale(Exception):  # noqa: N818 - says what the new snapshot is
+class SnapshotStale(Exception):  # noqa: N818 -- says what the new snapshot is
     """The group has a snapshot that is as new or newer; the new one was dropped."""
 
     def __init__(self, file: Path, offered: int, present: int) -> None:
@@ -66,7 +67,7 @@ class SnapshotStale(Exception):  # noqa: N818 - says what the new snapshot is
         super().__init__(f"{file}: snapshot at index {offered} dropped, one at {present} is here")
 
 
-class SnapshotBusy(Exception):  # noqa: N818 - says what the store is
+class SnapshotBusy(Exception):  # noqa: N818 -- says what the store is
     """So many snapshots are being read or received already that this one has to wait."""
 
 
@@ -521,7 +522,7 @@ def _create_anew(disk: Disk, path: Path) -> DiskFile:
 def _group_of(name: str) -> GroupId | None:
     """Group of a snapshot's file name, None for any other name."""
     parts = name.removesuffix(_SUFFIX).split("-")
-    if not name.endswith(_SUFFIX) or len(parts) != 3 or parts[0] != "group":  # noqa: PLR2004 - group-shard-generation
+    if not name.endswith(_SUFFIX) or len(parts) != 3 or parts[0] != "group":  # noqa: PLR2004 -- group-shard-generation
         return None
     try:
         return GroupId(int(parts[1]), int(parts[2]))

@@ -57,7 +57,7 @@ SEGMENT_BYTES: Final = 64 * 2**20
 _SEGMENT_BYTES_MIN: Final = 4096
 _TEMPORARY: Final = ".tmp"
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class _Group:
@@ -288,7 +288,7 @@ class Wal:
         for segment in (self._active, *self._spares):
             segment.file = self._disk.open(segment.path, write=True)
         if scan.cut is not None:
-            _log.warning(
+            _logger.warning(
                 "%s: unit %d at byte %d was not finished before the crash, cut %d bytes: %s",
                 scan.cut.segment.path,
                 scan.cut_sequence,
@@ -510,7 +510,7 @@ class Wal:
             self._note_full(job.full)
         elif job.spare is not None:
             if self._full:
-                _log.warning("%s: room for the next log segment again", self._directory)
+                _logger.warning("%s: room for the next log segment again", self._directory)
             self._full = False
 
     @property
@@ -525,7 +525,7 @@ class Wal:
 
     def _note_full(self, error: Exhausted) -> None:
         if not self._full:
-            _log.warning("no room for the next log segment, refusing writes: %s", error)
+            _logger.warning("no room for the next log segment, refusing writes: %s", error)
         self._full = True
 
     def pinning(self, keep_segments: int = 2) -> list[GroupId]:

@@ -10,6 +10,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from raftkv.core.errors import StartError
+
 FORMAT: Final = 2
 """Units begin at sectors and say how many of theirs are blank. In format 1, which is read and gone
 on with where a segment has it, they followed each other closely, and said nothing."""
@@ -55,7 +57,7 @@ class Kind:
     CARRY: Final = 6  # (term, 0), CARRY body and vote: the group as of the unit before
 
 
-class WalDamaged(Exception):  # noqa: N818 - says what the log is
+class WalDamaged(StartError):  # noqa: N818 -- says what the log is
     """The log cannot be trusted at ``offset`` of ``file``; nothing on disk was changed."""
 
     def __init__(self, file: Path, offset: int, reason: str) -> None:

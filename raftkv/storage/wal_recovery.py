@@ -197,7 +197,7 @@ class Replay:
             if (
                 kind == append
                 and not must_start
-                and (group := groups.get((shard, generation))) is not None  # type: ignore[call-overload]  # a GroupId equals its tuple
+                and (group := groups.get((shard, generation))) is not None  # type: ignore[call-overload] # a GroupId equals its tuple
                 and first == group.last + 1
             ):
                 group.last = first
@@ -239,7 +239,7 @@ class Replay:
         except (struct.error, UnicodeDecodeError) as error:
             return f"record kind {kind} is malformed: {error}"
 
-    def _control_decoded(  # noqa: PLR0911 - one return per kind reads best
+    def _control_decoded(  # noqa: PLR0911 -- one return per kind reads best
         self, kind: int, name: GroupId, first: int, second: int, body: bytes
     ) -> str:
         if kind == Kind.SEGMENT_START:

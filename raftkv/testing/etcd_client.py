@@ -15,8 +15,8 @@ from raftkv.client import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     PreconditionFailedError,
     Put,
     PutResult,
@@ -49,13 +49,13 @@ class EtcdClient:
 
     # --- operations -------------------------------------------------------------------------
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Read one key; None if it does not exist."""
         answer = self._read("/v3/kv/range", {"key": _encoded(key)})
         entries = _entries(answer)
         return entries[0] if entries else None
 
-    def scan(self, prefix: Bytes | None = None) -> Iterator[Entry]:
+    def scan(self, prefix: Bytes | None = None) -> Iterator[KeyValue]:
         """All keys with a prefix, in one moment."""
         start = to_bytes(prefix or b"\0")
         end = _after(start) if prefix else b"\0"
@@ -111,7 +111,7 @@ class EtcdClient:
         result = self.txn(compare, [operation], [Get(key)])
         if not result.succeeded:
             found = result.results[0]
-            revision = found.revision if isinstance(found, Entry) else None
+            revision = found.revision if isinstance(found, KeyValue) else None
             raise PreconditionFailedError(
                 "the key is not as it was expected", current_revision=revision
             )
@@ -201,9 +201,9 @@ def _result(operation: Put | Delete | Get, answer: Mapping[str, Any]) -> Operati
     return entries[0] if entries else None
 
 
-def _entries(answer: Mapping[str, Any]) -> list[Entry]:
+def _entries(answer: Mapping[str, Any]) -> list[KeyValue]:
     return [
-        Entry(
+        KeyValue(
             key=base64.b64decode(row["key"]),
             value=base64.b64decode(row.get("value", "")),
             revision=int(row["mod_revision"]),

@@ -24,7 +24,7 @@ from raftkv.web.serve.request_ids import log_slow
 from raftkv.web.serve.worker_metrics import WorkerMetrics
 from raftkv.web.serve.wsgi import Carrier, Wanted, path_bytes, request_headers, to_flask
 
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger(__name__)
 
 _SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
@@ -101,7 +101,7 @@ def _add_error_handlers(app: flask.Flask, carrier: Carrier, pages: Pages) -> Non
     def failed(error: Exception) -> flask.Response:
         facts = {"request_id": flask.g.get("request_id")}
         method = flask.request.method
-        _LOG.exception("request failed: %s", method, exc_info=error, extra={"facts": facts})
+        _logger.error("request failed: %s", method, exc_info=error, extra={"facts": facts})
         bug = HttpError("internal", "see the server's log", definite=False)
         return to_flask(bug.response(carrier.me))
 

@@ -26,7 +26,7 @@ async def _no_app(*_: Any) -> None:
 
 async def _try(certificate: str, key: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)  # noqa: FBT003 (the standard library's own order)
+    listener.setblocking(False)  # noqa: FBT003 -- the standard library's own order
     config = WebConfig(node_name="", tls_cert=certificate, tls_key=key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

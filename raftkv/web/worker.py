@@ -66,7 +66,7 @@ YIELDED_NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 _QUIET_ROUNDS = 5
 _QUIET_ROUND_S = 0.05
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger("raftkv.web.worker")
 
 
 class HttpServer(Server):
@@ -101,7 +101,7 @@ class HttpServer(Server):
         self._ssp = None
         # Granian's stubs do not know the constructor that its own workers use.
         holder = cast("Any", net).SocketHolder
-        self._shd = holder(self._listener_fd, False, LISTEN_BACKLOG)  # noqa: FBT003 (its order)
+        self._shd = holder(self._listener_fd, False, LISTEN_BACKLOG)  # noqa: FBT003 -- its order
 
 
 def die_with_parent() -> None:
@@ -144,8 +144,8 @@ def connections_max(configured: int) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = max(1, min(configured, limit - DESCRIPTORS_KEPT))
     if allowed < configured:
-        _LOG.warning(
-            "the limit of %d descriptors allows %d connections, not the %d of http.max_connections",
+        _logger.warning(
+            "the limit of %d descriptors allows %d connections, not the %d of http.connections_max",
             limit,
             allowed,
             configured,
@@ -169,7 +169,7 @@ def open_listener(config: WebConfig) -> socket.socket:
             (config.host, config.port), family=family, backlog=LISTEN_BACKLOG
         )
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setblocking(False)  # noqa: FBT003 (the standard library's own order)
+    listener.setblocking(False)  # noqa: FBT003 -- the standard library's own order
     return listener
 
 
@@ -203,7 +203,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
     await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     warming.cancel()
     if gone.done():
-        _LOG.error("the engine is gone: HTTP worker %d ends", config.worker)
+        _logger.error("the engine is gone: HTTP worker %d ends", config.worker)
         return EXIT_ENGINE_GONE
     for task in (serving, reporting):
         if task.done():
@@ -218,7 +218,7 @@ async def serve(config: WebConfig, engine: Engine, engine_gone: asyncio.Event) -
         return_when=asyncio.FIRST_COMPLETED,
     )
     if lane.answering and not serving.done():
-        _LOG.warning("HTTP worker %d ends with requests in flight", config.worker)
+        _logger.warning("HTTP worker %d ends with requests in flight", config.worker)
     return 0
 
 
@@ -226,7 +226,7 @@ def _operators(engine: LoopBridge, config: WebConfig, metrics: WorkerMetrics) ->
     """Everything that is not data, made when it is first asked for."""
 
     def make() -> "WSGIApplication":
-        from raftkv.web.app import create_app  # noqa: PLC0415 (it is what takes long)
+        from raftkv.web.app import create_app  # noqa: PLC0415 -- it is what takes long
 
         return create_app(engine, config, metrics).wsgi_app
 
@@ -276,7 +276,7 @@ async def run_worker(config: WebConfig) -> int:
             Path(config.engine_socket), config.engine_token.encode()
         )
     except EngineUnavailableError as error:
-        _LOG.error("no engine: %s", error)
+        _logger.error("no engine: %s", error)  # noqa: TRY400 -- a line is enough
         return EXIT_UNUSABLE
     return await serve(config, engine, engine.closed)
 
@@ -292,7 +292,7 @@ def main() -> None:
         logs.set_up(config.node_name, config.log_format, config.log_level)
         code = uvloop.run(run_worker(config))
     except (OSError, msgspec.MsgspecError) as error:
-        _LOG.error("HTTP worker cannot start: %s", error)
+        _logger.error("HTTP worker cannot start: %s", error)  # noqa: TRY400 -- a line is enough
     finally:
         logging.shutdown()
         # Threads of the Flask side may be waiting for an engine that is gone.

@@ -2,7 +2,7 @@
 
 import json
 
-from raftkv.client.types import Entry, Get, Put
+from raftkv.client.types import Get, KeyValue, Put
 from raftkv.workloads.register import revision_in
 from raftkv.workloads.steps import Context, Outcome, Process, Steps, Write, value_of
 
@@ -12,7 +12,7 @@ MODEL = "append"
 def append(process: Process, context: Context) -> Steps:
     """Append to a list by compare and set, or read it."""
     key = context.keys.take("append", process.random)
-    if process.random.random() < 0.4:  # noqa: PLR2004 - share of reads
+    if process.random.random() < 0.4:  # noqa: PLR2004 -- share of reads
         yield from read(process, context, key)
         return
     opened = context.recorder.begin(MODEL, "append", key, value_of(process))
@@ -41,4 +41,4 @@ def read(_: Process, context: Context, key: str) -> Steps:
 
 def _list_in(outcome: Outcome) -> list[str]:
     entry = outcome.answer
-    return list(json.loads(entry.value)) if isinstance(entry, Entry) else []
+    return list(json.loads(entry.value)) if isinstance(entry, KeyValue) else []

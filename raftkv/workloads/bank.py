@@ -1,6 +1,6 @@
 """Accounts of one shard between which transactions move money: it must never be made or lost."""
 
-from raftkv.client.types import Compare, Entry, Get, Put, TxnResult
+from raftkv.client.types import Compare, Get, KeyValue, Put, TxnResult
 from raftkv.workloads.steps import Context, Outcome, Process, Steps, Txn, Write
 
 MODEL = "bank"
@@ -14,7 +14,7 @@ def bank(process: Process, context: Context) -> Steps:
     mine = object()
     if context.banks.setdefault(name, mine) is mine:  # in one step, as threads may share it
         yield from _open(context, name)
-    elif process.random.random() < 0.4:  # noqa: PLR2004 - share of reads
+    elif process.random.random() < 0.4:  # noqa: PLR2004 -- share of reads
         yield from read(process, context, name)
     else:
         yield from _transfer(process, context, name)
@@ -82,10 +82,10 @@ def _transfer(process: Process, context: Context, name: str) -> Steps:
         opened.refused("changed meanwhile")
 
 
-def _entries(outcome: Outcome) -> list[Entry] | None:
+def _entries(outcome: Outcome) -> list[KeyValue] | None:
     """Every key that a transaction has read; None if one is missing, or it was not answered."""
     if not isinstance(outcome.answer, TxnResult):
         return None
     results = outcome.answer.results
-    entries = [result for result in results if isinstance(result, Entry)]
+    entries = [result for result in results if isinstance(result, KeyValue)]
     return entries if len(entries) == len(results) else None

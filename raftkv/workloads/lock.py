@@ -1,6 +1,6 @@
 """Locks made of single keys: put if absent to acquire, delete at that revision to release."""
 
-from raftkv.client.types import Delete, Entry, Get, Put, PutResult
+from raftkv.client.types import Delete, Get, KeyValue, Put, PutResult
 from raftkv.workloads.steps import Context, Pause, Process, Steps, Write, value_of
 
 MODEL = "lock"
@@ -35,7 +35,7 @@ def _release(context: Context, key: str, owner: str, revision: int | None) -> St
                 opened.not_ok(seen)
                 continue
             entry = seen.answer
-            if not isinstance(entry, Entry) or entry.value != owner.encode():
+            if not isinstance(entry, KeyValue) or entry.value != owner.encode():
                 opened.refused("not held")
                 return
             revision = entry.revision

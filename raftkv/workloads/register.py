@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from raftkv.client.types import Delete, DeleteResult, Entry, Get, Put, PutResult
+from raftkv.client.types import Delete, DeleteResult, Get, KeyValue, Put, PutResult
 from raftkv.workloads.steps import (
     Batch,
     Context,
@@ -56,7 +56,7 @@ def end_read(opened: Opened, outcome: Outcome) -> None:
     entry = outcome.answer
     if not outcome.is_ok:
         opened.not_ok(outcome)
-    elif isinstance(entry, Entry):
+    elif isinstance(entry, KeyValue):
         opened.ok(entry.value.decode().rstrip("."), revision=entry.revision)
     else:
         opened.ok(None, revision=None)
@@ -103,7 +103,7 @@ def _create(process: Process, context: Context, key: str) -> Steps:
 def _write_large(process: Process, context: Context, key: str) -> Steps:
     """Write as much as fits an entry, or more, which must be refused and leave nothing."""
     value = value_of(process)
-    too_large = process.random.random() < 0.3  # noqa: PLR2004 - share of those
+    too_large = process.random.random() < 0.3  # noqa: PLR2004 -- share of those
     size = 2 * context.value_bytes + 10_000 if too_large else context.value_bytes
     opened = context.recorder.begin(MODEL, "write", key, value)
     outcome = yield Write(Put(key, value.encode().ljust(size, b".")), refusal="too_large")
@@ -204,7 +204,7 @@ def each(outcome: Outcome, count: int) -> Sequence[Outcome]:
 
 def revision_in(outcome: Outcome) -> int | None:
     """The revision of the key that was read; None if there is no such key."""
-    return outcome.answer.revision if isinstance(outcome.answer, Entry) else None
+    return outcome.answer.revision if isinstance(outcome.answer, KeyValue) else None
 
 
 def padded(value: str, random: Random) -> bytes:

@@ -24,11 +24,11 @@ def add_to_set(process: Process, context: Context) -> Steps:
     """
     random = process.random
     base = context.keys.take("set", random)
-    is_tag = not context.ranges or random.random() < 0.6  # noqa: PLR2004 - share of tags
+    is_tag = not context.ranges or random.random() < 0.6  # noqa: PLR2004 -- share of tags
     name = f"{{{base}}}" if is_tag else f"{base}/"
-    if random.random() >= 0.7:  # noqa: PLR2004 - share of adds
+    if random.random() >= 0.7:  # noqa: PLR2004 -- share of adds
         yield from _read(process, context, name)
-    elif is_tag and context.ranges and random.random() < 0.3:  # noqa: PLR2004 - of both at once
+    elif is_tag and context.ranges and random.random() < 0.3:  # noqa: PLR2004 -- of both at once
         yield from _add_and_read(process, context, name)
     else:
         element = value_of(process)

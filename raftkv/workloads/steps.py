@@ -13,8 +13,8 @@ from raftkv.client.types import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     Put,
     PutResult,
     RangeResult,
@@ -97,7 +97,7 @@ Ask = Get | StaleGet | Scan | Page | Write | Batch | Pause
 
 # --- to be told ------------------------------------------------------------------------------
 
-Answer = Entry | PutResult | DeleteResult | TxnResult | RangeResult | Sequence["Outcome"] | None
+Answer = KeyValue | PutResult | DeleteResult | TxnResult | RangeResult | Sequence["Outcome"] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from raftkv.client.types import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     Put,
     PutResult,
     TxnResult,
@@ -37,7 +37,7 @@ def txn(process: Process, context: Context) -> Steps:
     what the bank is for.
     """
     random = process.random
-    tagged = random.random() < 0.7  # noqa: PLR2004 - share of those
+    tagged = random.random() < 0.7  # noqa: PLR2004 -- share of those
     base = context.keys.take("txn", random)
     prefix = f"{{{base}}}" if tagged else f"{base}-"
     # What is compared and what is put may be large; what is spread over shards is no transaction.
@@ -47,7 +47,7 @@ def txn(process: Process, context: Context) -> Steps:
     seen = yield Get(guarded)
     if not seen.is_ok:
         return
-    entry = seen.answer if isinstance(seen.answer, Entry) else None
+    entry = seen.answer if isinstance(seen.answer, KeyValue) else None
     begin = context.recorder.begin
     expected = None if entry is None else entry.revision
     value, other_value = value_of(process), value_of(process)
@@ -83,7 +83,7 @@ def txn(process: Process, context: Context) -> Steps:
     end_reads(reads, found, last)
 
 
-def _unchanged(random: Random, key: str, entry: Entry | None) -> tuple[Compare, ...]:
+def _unchanged(random: Random, key: str, entry: KeyValue | None) -> tuple[Compare, ...]:
     """One of the ways to say that nothing has happened to a key."""
     if entry is None:
         return random.choice((

@@ -154,7 +154,7 @@ def round_us() -> float:
 
 def measured(checkout: Path) -> float:
     """Measure the code of a checkout once."""
-    run = subprocess.run(  # noqa: S603 - ourselves
+    run = subprocess.run(  # noqa: S603 -- ourselves
         [sys.executable, "-P", __file__, "--once"],
         env=os.environ | {"PYTHONPATH": str(checkout)},
         capture_output=True,

@@ -29,7 +29,7 @@ from raftkv.bench.measures.abuse import (
     run,
     table_of,
 )
-from raftkv.bench.measures.abuses import ABUSES, AbuseProcess, Order, Scene
+from raftkv.bench.measures.abuses import ABUSES, AbuseProcess, AbuseTarget, Order
 from raftkv.bench.measures.bad_clients import read_answer
 from raftkv.bench.report import Figure, Machine, Occasion, Report
 from raftkv.cli.bench import bench_command
@@ -133,8 +133,8 @@ def test_every_abuse_comes_when_told_and_says_what_came_of_it(name: str) -> None
     assert (ABUSES[name].__doc__ or "\n").count("\n") == 0, "one line for the table"
     with dull_server() as server:
         address = ("127.0.0.1", server.server_address[1])
-        scene = Scene(address, address, ("wide/1", "wide/2"), places=20)
-        with AbuseProcess(Order(name, scene, WAIT_S)) as process:
+        target = AbuseTarget(address, address, ("wide/1", "wide/2"), places=20)
+        with AbuseProcess(Order(name, target, WAIT_S)) as process:
             assert not server.asked.is_set()
             process.begin()
             assert server.asked.wait(WAIT_S)
@@ -143,8 +143,8 @@ def test_every_abuse_comes_when_told_and_says_what_came_of_it(name: str) -> None
 
 def test_an_abuse_that_cannot_begin_is_told() -> None:
     """Nothing is measured beside nothing."""
-    scene = Scene(("127.0.0.1", 1), ("127.0.0.1", 1), (), places=1)
-    with AbuseProcess(Order("no such abuse", scene, 1.0)) as process:
+    target = AbuseTarget(("127.0.0.1", 1), ("127.0.0.1", 1), (), places=1)
+    with AbuseProcess(Order("no such abuse", target, 1.0)) as process:
         process.begin()
         with pytest.raises(ConnectionError, match="no such abuse failed"):
             process.end()

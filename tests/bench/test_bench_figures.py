@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raftkv.bench.load.paced import key_of
 from raftkv.bench.load.summary import Summary, percentile, summarize
-from raftkv.bench.measures.million import Memory, quiet_windows
+from raftkv.bench.measures.large_shard import Memory, quiet_windows
 from raftkv.bench.measures.probe import GET, PUT, WAKE_UP, Sample, Window, latencies, within
 from raftkv.bench.processes import WORKER, descendants_of, workers_of
 from raftkv.bench.report import Figure, Machine, Occasion, publish, shown
@@ -64,7 +64,7 @@ def test_a_target_is_met_or_missed() -> None:
 )
 def test_numbers_for_people(value: float | None, unit: str, text: str) -> None:
     """Each unit as a person reads it."""
-    assert shown(value, unit) == text  # type: ignore[arg-type]  # parametrized as str
+    assert shown(value, unit) == text  # type: ignore[arg-type] # parametrized as str
 
 
 def test_a_report_as_table_and_json(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from raftkv.core.operations import Command, Put, PutResult
 from raftkv.core.shard.machine import Restorer, StateMachine
 from raftkv.core.shard.outcomes import MemoryLimits, OutcomeMemory
 from raftkv.engine import connection, links, partitioning, requests, router, snapshot_keeper
+from raftkv.engine.directory import Directory
 from raftkv.raft import (
     campaign,
     compaction,
@@ -200,7 +201,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
 
         self._jobs.run(late, lambda _, error: done(error))
 
-    from raftkv.sim import machine  # noqa: PLC0415 - a real node has no simulation
+    from raftkv.sim import machine  # noqa: PLC0415 -- a real node has no simulation
 
     patch(machine.JobWriter, "write", write)
     patch(snapshot_keeper.ForkingWriter, "write", functools.partialmethod(write, wait_s=0.05))
@@ -210,7 +211,7 @@ def snapshot_of_a_moving_state(patch: Patch) -> None:
 @shaped(faults=("bit_flip", "kill"), fault_every_s=6.0, snapshot_after_entries=200)
 def unchecked_log(patch: Patch) -> None:
     """Checksums of the log are not looked at: a rotten bit is taken for data."""
-    from raftkv.storage import wal_recovery  # noqa: PLC0415 - patched where it is used
+    from raftkv.storage import wal_recovery  # noqa: PLC0415 -- patched where it is used
 
     patch(wal_recovery, "body_holds", lambda _data, _unit: True)
 
@@ -524,7 +525,7 @@ def reads_without_confirmation(patch: Patch) -> None:
     """A leader answers reads without asking whether it still leads (H15)."""
 
     def confirm(self: Any, done: Any, voucher: Any = None) -> None:
-        done(None if self._replica.is_leader else proposals.Rejection("not_leader"))
+        done(None if self._replica.is_leader else proposals.GroupFailure("not_leader"))
 
     patch(reads.ReadIndex, "confirm", confirm)
 
@@ -618,7 +619,7 @@ def unknown_is_called_definite(patch: Patch) -> None:
         return Failure("no_leader", detail, definite=True)
 
     patch(requests.Pending, "timed_out", timed_out)
-    patch(proposals.Rejection, "definite", property(lambda _self: True))
+    patch(proposals.GroupFailure, "definite", property(lambda _self: True))
 
 
 @bug
@@ -642,10 +643,11 @@ def wrong_shard(patch: Patch) -> None:
     """One node goes by another map than the others, and no group looks whether a key is its own."""
     honest = router.Router.__init__
 
-    def start(self: Any, *, node: str, cluster_map: Any, **rest: Any) -> None:
-        honest(self, node=node, cluster_map=cluster_map, **rest)
+    def start(self: Any, *, node: str, directory: Any, **rest: Any) -> None:
+        honest(self, node=node, directory=directory, **rest)
         if node == "n2":
-            self.map = _OtherMap(cluster_map)
+            other: Any = _OtherMap(directory.map)
+            self.directory = Directory(other)
 
     patch(router.Router, "__init__", start)
     patch(StateMachine, "_owns_all", lambda _self, _operation: True)

@@ -91,7 +91,7 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         finally:
             TURN.clock = previous
 
-    def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802 - so that a run repeats
+    def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802 -- so that a run repeats
         low, high = self._timing.election_min_s, self._timing.election_max_s
         return float(low + (high - low) * self._random.random())
 
@@ -145,7 +145,7 @@ class StockReplica(SyncObj):  # type: ignore[misc] # PySyncObj ships no types
         self.journal.wal_synced()
         return self._ready()
 
-    def withhold(self, withheld: bool) -> Ready:  # noqa: ARG002, FBT001 - as Replica's
+    def withhold(self, withheld: bool) -> Ready:  # noqa: ARG002, FBT001 -- as Replica's
         """Stock knows of no reason not to lead."""
         return self._ready()
 

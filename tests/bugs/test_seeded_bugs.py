@@ -16,12 +16,15 @@ SEEDS_MAX = 25
 BROKEN = re.compile(r"failed: (TypeError|AttributeError|NameError|ImportError)\b")
 
 HINTS = {
+    "no_fdatasync": 1,
+    "forget_votes": 1,
+    "unchecked_log": 1,
     "snapshot_of_a_moving_state": 2,
     "h19_emptied_disk_is_let_in": 13,
-    "h1_snapshot_piece_commits": 1,
+    "h1_snapshot_piece_commits": 2,
     "h2_mended_at_acknowledgement": 1,
     "h6_failed_snapshot_is_acknowledged": 2,
-    "h2_trimmed_without_clamping": 3,
+    "h2_trimmed_without_clamping": 1,
     "h11_votes_are_counted_twice": 3,
     "vote_for_shorter_logs": 9,
     "reads_without_confirmation": 4,

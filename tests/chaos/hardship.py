@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import msgspec
 from hardship_evidence import Evidence, alarms, broken, longest_wait_s, table
-from hardships import STAGES, WHOLE_S, PatientCluster, Scene, Stage
+from hardships import STAGES, WHOLE_S, PatientCluster, Stage, Trial
 
 from raftkv.bench.measures.abuse import GROWTH_BYTES_MAX
 from raftkv.bench.processes import resident_bytes, workers_of
@@ -38,7 +38,7 @@ from raftkv.chaos.store import Store
 from raftkv.chaos.waiting import wait_until
 from raftkv.check.history import HistoryWriter, read_history
 from raftkv.check.verdict import Verdict
-from raftkv.client import Client, Entry, PutResult, RaftkvError
+from raftkv.client import Client, KeyValue, PutResult, RaftkvError
 from raftkv.client.answers import Answer
 from raftkv.client.transport import Transport
 from raftkv.client.types import Bytes, to_bytes
@@ -90,7 +90,7 @@ class PaddedStore:
         self.delete = client.delete
         self.close = client.close
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Read one key.
 
         Raises:
@@ -201,16 +201,16 @@ class Run:
             command=stage.command,
         )
         history = self._out / "history.jsonl"
-        scene = Scene(cluster, evidence, Random(self._seed))
-        with scene.stack, HistoryWriter(history) as writer:
+        trial = Trial(cluster, evidence, Random(self._seed))
+        with trial.stack, HistoryWriter(history) as writer:
             cluster.prepare()
-            stage.prepare(scene)
-            scene.stack.callback(cluster.stop)
+            stage.prepare(trial)
+            trial.stack.callback(cluster.stop)
             try:
                 for name in cluster.names:
                     cluster.start_node(name)
                 cluster.wait_ready()
-                self._work(scene, Recorder(writer))
+                self._work(trial, Recorder(writer))
             except (ClusterError, RaftkvError) as error:
                 evidence.findings.append(f"{error}")
         self._count(history)
@@ -219,8 +219,8 @@ class Run:
             shutil.rmtree(self._out)
         return evidence
 
-    def _work(self, scene: Scene, recorder: Recorder) -> None:
-        evidence, stage, cluster = self.evidence, self._stage, scene.cluster
+    def _work(self, trial: Trial, recorder: Recorder) -> None:
+        evidence, stage, cluster = self.evidence, self._stage, trial.cluster
         keys = RotatingKeys(Random(self._seed), stage.keys)
         load = Load(
             lambda number: self._connect(cluster, number),
@@ -232,10 +232,10 @@ class Run:
             seed=self._seed,
         )
         began = time.monotonic()
-        scene.deadline = began + self._seconds
+        trial.deadline = began + self._seconds
         with Watch(cluster) as watch:
             with load:
-                stage.hurt(scene)
+                stage.hurt(trial)
             evidence.seconds = time.monotonic() - began
             if load.unanswered:
                 evidence.findings.append(f"{load.unanswered} clients were never answered")

@@ -42,7 +42,7 @@ PIPE_BYTES = 4096
 """The smallest pipe: some forty lines fill it."""
 
 
-class Scene:
+class Trial:
     """The cluster of a stage, and what is known of it."""
 
     def __init__(self, cluster: LocalCluster, evidence: Evidence, random: Random) -> None:
@@ -114,11 +114,11 @@ class Stage(ABC):
     timeout_s: ClassVar[float] = 10.0
     attempt_s: ClassVar[float] = 2.0
 
-    def prepare(self, scene: Scene) -> None:  # noqa: B027 -- most have nothing to prepare
+    def prepare(self, trial: Trial) -> None:  # noqa: B027 -- most have nothing to prepare
         """Make its surroundings, before a node is started."""
 
     @abstractmethod
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """Do it, again and again, until the stage is over; take it away in the end."""
 
 
@@ -128,17 +128,17 @@ class _LogPipe(Stage):
     share = 0.5
     options: ClassVar = {"log": {"level": "debug"}}
 
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """Kill one node after the other, for the others to speak of."""
-        for name in itertools.cycle(scene.cluster.names):
-            scene.rest(10.0)
-            self.look(scene)
-            if scene.is_over:
+        for name in itertools.cycle(trial.cluster.names):
+            trial.rest(10.0)
+            self.look(trial)
+            if trial.is_over:
                 return
-            scene.kill_and_start(name)
+            trial.kill_and_start(name)
 
     @abstractmethod
-    def look(self, scene: Scene) -> None:
+    def look(self, trial: Trial) -> None:
         """See whether the pipe has taken effect."""
 
 
@@ -148,20 +148,20 @@ class ClosedPipe(_LogPipe):
     name = "log pipe closed"
     hardships = ("lines dropped",)
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, trial: Trial) -> None:
         """Give each node a pipe without a reader."""
-        for name in scene.cluster.names:
+        for name in trial.cluster.names:
             reader, writer = os.pipe()
             os.close(reader)
-            scene.stack.callback(os.close, writer)
-            scene.cluster.process(name).output = writer
+            trial.stack.callback(os.close, writer)
+            trial.cluster.process(name).output = writer
 
-    def look(self, scene: Scene) -> None:
+    def look(self, trial: Trial) -> None:
         """Ask who has dropped lines."""
-        for name in scene.cluster.names:
-            facts = scene.facts(name)
+        for name in trial.cluster.names:
+            facts = trial.facts(name)
             dropped = 0 if facts is None else facts["metrics"]["log_lines_dropped"]
-            scene.evidence.hardships["lines dropped"] += dropped > 0
+            trial.evidence.hardships["lines dropped"] += dropped > 0
 
 
 class UnreadPipe(_LogPipe):
@@ -170,22 +170,22 @@ class UnreadPipe(_LogPipe):
     name = "log pipe unread"
     hardships = ("pipes full",)
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, trial: Trial) -> None:
         """Give each node a small pipe."""
         self._readers: list[int] = []
-        for name in scene.cluster.names:
+        for name in trial.cluster.names:
             reader, writer = os.pipe()
             fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            scene.stack.callback(os.close, writer)
-            scene.stack.callback(os.close, reader)
-            scene.cluster.process(name).output = writer
+            trial.stack.callback(os.close, writer)
+            trial.stack.callback(os.close, reader)
+            trial.cluster.process(name).output = writer
             self._readers.append(reader)
 
-    def look(self, scene: Scene) -> None:
+    def look(self, trial: Trial) -> None:
         """Measure what is in the pipes."""
         for reader in self._readers:
             unread = int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), "little")
-            scene.evidence.hardships["pipes full"] += unread > PIPE_BYTES * 3 // 4
+            trial.evidence.hardships["pipes full"] += unread > PIPE_BYTES * 3 // 4
 
 
 class FullDisk(Stage):
@@ -199,45 +199,45 @@ class FullDisk(Stage):
     value_bytes = 16_384
     rate_per_s = 60.0
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, trial: Trial) -> None:
         """Give each node a small disk."""
-        for name in scene.cluster.names:
-            disks.move_to_small_disk(scene.data(name), "48m")
-            scene.stack.callback(disks.unmount, scene.data(name))
+        for name in trial.cluster.names:
+            disks.move_to_small_disk(trial.data(name), "48m")
+            trial.stack.callback(disks.unmount, trial.data(name))
 
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """Fill them until it shows, wait, make room, and wait until that shows."""
         for hardship, count in itertools.cycle(zip(self.hardships, (1, 2, 3), strict=True)):
-            if scene.is_over:
+            if trial.is_over:
                 return
-            full = scene.random.sample(scene.cluster.names, count)
-            ballasts = [disks.fill(scene.data(name)) for name in full]
+            full = trial.random.sample(trial.cluster.names, count)
+            ballasts = [disks.fill(trial.data(name)) for name in full]
             # A node notices when it wants its next segment, for which clients have to write.
-            seen = wait_until(lambda full=full: _full(scene, full), 15.0)  # type: ignore[misc]
-            scene.evidence.hardships[hardship] += seen
-            scene.rest(5.0)
+            seen = wait_until(lambda full=full: _full(trial, full), 15.0)  # type: ignore[misc]
+            trial.evidence.hardships[hardship] += seen
+            trial.rest(5.0)
             for ballast in ballasts:
                 ballast.unlink()
-            if not wait_until(lambda full=full: _spacious(scene, full), SPACE_S):  # type: ignore[misc]
-                scene.evidence.findings.append(
+            if not wait_until(lambda full=full: _spacious(trial, full), SPACE_S):  # type: ignore[misc]
+                trial.evidence.findings.append(
                     f"{', '.join(full)}: no space within {SPACE_S:g} s after there was some"
                 )
-            scene.rest(5.0)
+            trial.rest(5.0)
 
 
-def _has_space(scene: Scene, name: str) -> bool | None:
-    facts = scene.facts(name)
+def _has_space(trial: Trial, name: str) -> bool | None:
+    facts = trial.facts(name)
     return None if facts is None else bool(facts["has_space"])
 
 
-def _full(scene: Scene, names: Sequence[str]) -> bool:
+def _full(trial: Trial, names: Sequence[str]) -> bool:
     """Whether so many are full that it shows: once no majority has room nobody wants a segment."""
-    full = sum(_has_space(scene, name) is False for name in names)
+    full = sum(_has_space(trial, name) is False for name in names)
     return full >= min(len(names), 2)
 
 
-def _spacious(scene: Scene, names: Sequence[str]) -> bool:
-    return all(_has_space(scene, name) for name in names)
+def _spacious(trial: Trial, names: Sequence[str]) -> bool:
+    return all(_has_space(trial, name) for name in names)
 
 
 class _Descriptors(Stage):
@@ -252,43 +252,43 @@ class FewDescriptors(_Descriptors):
     """All processes have few from the start; a killed node has to come back with those."""
 
     name = f"{DESCRIPTORS} descriptors"
-    hardships = ("doors shut",)
+    hardships = ("connections refused",)
     command = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}", *RAFTKV_COMMAND)
 
-    def hurt(self, scene: Scene) -> None:
-        """Have a crowd at the doors for a while, then kill a node."""
-        for name in itertools.cycle(scene.cluster.names):
-            if scene.is_over:
+    def hurt(self, trial: Trial) -> None:
+        """Have a crowd of connections for a while, then kill a node."""
+        for name in itertools.cycle(trial.cluster.names):
+            if trial.is_over:
                 return
-            with crowd(scene.cluster, CONNECTIONS) as closed:
-                scene.rest(15.0)
-                scene.evidence.hardships["doors shut"] += closed()
-            scene.rest(5.0)
-            scene.kill_and_start(name)
+            with crowd(trial.cluster, CONNECTIONS) as closed:
+                trial.rest(15.0)
+                trial.evidence.hardships["connections refused"] += closed()
+            trial.rest(5.0)
+            trial.kill_and_start(name)
 
 
 class FewerDescriptors(_Descriptors):
     """Running processes are left with as few, and are given theirs back."""
 
     name = f"{DESCRIPTORS} descriptors of running nodes"
-    hardships = ("doors shut",)
+    hardships = ("connections refused",)
 
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """Lower the limits of one node after the other, then of all; then comes a crowd."""
         for names in itertools.cycle(
-            [*((name,) for name in scene.cluster.names), ("n1", "n2", "n3")]
+            [*((name,) for name in trial.cluster.names), ("n1", "n2", "n3")]
         ):
-            if scene.is_over:
+            if trial.is_over:
                 return
             with contextlib.ExitStack() as stack:
-                engines = [scene.cluster.pid(name) for name in names]
+                engines = [trial.cluster.pid(name) for name in names]
                 workers = [pid for engine in engines for pid in workers_of(engine)]
                 for pid in (*engines, *workers):
                     stack.enter_context(no_more_than(DESCRIPTORS, pid))
-                closed = stack.enter_context(crowd(scene.cluster, CONNECTIONS))
-                scene.rest(10.0)
-                scene.evidence.hardships["doors shut"] += closed()
-            scene.rest(5.0)
+                closed = stack.enter_context(crowd(trial.cluster, CONNECTIONS))
+                trial.rest(10.0)
+                trial.evidence.hardships["connections refused"] += closed()
+            trial.rest(5.0)
 
 
 @contextlib.contextmanager
@@ -336,16 +336,16 @@ class ManyShards(Stage):
     hardships = ("leaders killed",)
     shards = 256
 
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """Kill one node after the other, whatever it leads."""
-        for name in itertools.cycle(scene.cluster.names):
-            scene.rest(20.0)
-            if scene.is_over:
+        for name in itertools.cycle(trial.cluster.names):
+            trial.rest(20.0)
+            if trial.is_over:
                 return
-            facts = scene.facts(name)
+            facts = trial.facts(name)
             led = facts is not None and facts["metrics"]["groups_led"] > 0
-            scene.evidence.hardships["leaders killed"] += led
-            scene.kill_and_start(name)
+            trial.evidence.hardships["leaders killed"] += led
+            trial.kill_and_start(name)
 
 
 class LargeValues(Stage):
@@ -353,7 +353,7 @@ class LargeValues(Stage):
 
     name = "16 MiB values"
     hardships = ("at once",)
-    options: ClassVar = {"http": {"max_value_bytes": 16 * MIB}}
+    options: ClassVar = {"http": {"value_bytes_max": 16 * MIB}}
     value_bytes = 16 * MIB
     keys = 3
     clients = 6
@@ -361,18 +361,18 @@ class LargeValues(Stage):
     timeout_s = 60.0
     attempt_s = 30.0
 
-    def hurt(self, scene: Scene) -> None:
+    def hurt(self, trial: Trial) -> None:
         """The clients do it; see that they meet."""
-        while not scene.is_over:
-            scene.rest(2.0)
-            facts = [scene.facts(name) for name in scene.cluster.names]
+        while not trial.is_over:
+            trial.rest(2.0)
+            facts = [trial.facts(name) for name in trial.cluster.names]
             busy = sum(
                 worker["body_bytes"] >= 16 * MIB or worker["in_flight"] > 1
                 for said in facts
                 if said is not None
                 for worker in said["http"]["workers"]
             )
-            scene.evidence.hardships["at once"] += busy > 0
+            trial.evidence.hardships["at once"] += busy > 0
 
 
 STAGES: tuple[type[Stage], ...] = (

@@ -7,8 +7,8 @@ from raftkv.client import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     PreconditionFailedError,
     Put,
     PutResult,
@@ -22,13 +22,13 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self.entries: dict[bytes, Entry] = {}
+        self.entries: dict[bytes, KeyValue] = {}
         self.revision = 0
 
     def close(self) -> None:
         """Nothing is open."""
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Read one key."""
         with self._lock:
             return self.entries.get(to_bytes(key))
@@ -52,7 +52,7 @@ class MemoryStore:
         old = self.entries.get(key)
         version = 1 if old is None else old.version + 1
         create = self.revision if old is None else old.create_revision
-        self.entries[key] = Entry(key, to_bytes(put.value), self.revision, version, create)
+        self.entries[key] = KeyValue(key, to_bytes(put.value), self.revision, version, create)
         return PutResult(self.revision, version)
 
     def delete(self, key: Bytes, *, if_revision: int | None = None) -> DeleteResult:
@@ -96,7 +96,7 @@ class MemoryStore:
         assert isinstance(operation, Get)
         return self.entries.get(to_bytes(operation.key))
 
-    def scan(self, prefix: Bytes | None = None) -> Iterator[Entry]:
+    def scan(self, prefix: Bytes | None = None) -> Iterator[KeyValue]:
         """All keys with a prefix."""
         with self._lock:
             start = to_bytes(prefix or b"")

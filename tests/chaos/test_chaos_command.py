@@ -212,6 +212,7 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.machine_wide("compares mounts and shared memory before and after")
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_a_run_with_every_fault_is_valid(tmp_path: Path) -> None:
@@ -246,6 +247,7 @@ def test_a_run_with_every_fault_is_valid(tmp_path: Path) -> None:
     assert (mounts(), shared_memory()) == before
 
 
+@pytest.mark.machine_wide("compares mounts and shared memory before and after")
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

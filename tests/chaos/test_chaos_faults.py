@@ -263,6 +263,7 @@ def _command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
+@pytest.mark.machine_wide("sets a clock: shared memory")
 def test_a_launched_clock_follows_its_file(tmp_path: Path) -> None:
     """The wall clock jumps while the process runs; the monotonic clock does not."""
     from raftkv.chaos.raftkv_target import faketime  # noqa: PLC0415 -- fails where it is missing
@@ -298,6 +299,7 @@ def test_the_launcher_is_this_packages_own() -> None:
     assert COMMAND[0] == sys.executable
 
 
+@pytest.mark.machine_wide("mounts")
 @pytest.mark.skipif(not disks.can_mount(), reason="only root can mount a small disk")
 def test_a_filled_disk_takes_nothing_more(tmp_path: Path) -> None:
     """Not a byte, until the ballast is removed; what was there stays there."""

@@ -16,7 +16,7 @@ from raftkv.chaos.settings import MIXED, WORKLOADS, Settings
 from raftkv.chaos.store import Store
 from raftkv.check.history import HistoryWriter, Operation, read_history
 from raftkv.check.verdict import PartResult, Result, Verdict
-from raftkv.client import DeleteResult, Entry, Put, PutResult, UnknownOutcomeError
+from raftkv.client import DeleteResult, KeyValue, Put, PutResult, UnknownOutcomeError
 from raftkv.client.types import Bytes, to_bytes
 from raftkv.workloads import WORKLOADS as ALL_WORKLOADS
 from raftkv.workloads import final_reads
@@ -143,7 +143,7 @@ class ReadsStale(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.previous: dict[bytes, Entry] = {}
+        self.previous: dict[bytes, KeyValue] = {}
 
     def put(
         self,
@@ -160,11 +160,11 @@ class ReadsStale(MemoryStore):
             self.previous[to_bytes(key)] = old
         return result
 
-    def get_now(self, key: Bytes) -> Entry | None:
+    def get_now(self, key: Bytes) -> KeyValue | None:
         """The truth."""
         return super().get(key)
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Not always the truth."""
         self.reads += 1
         stale = self.previous.get(to_bytes(key))
@@ -349,7 +349,7 @@ class CountsCallers(MemoryStore):
         self._asked = asked
         self._client = client
 
-    def get(self, key: Bytes) -> Entry | None:
+    def get(self, key: Bytes) -> KeyValue | None:
         """Note who asks."""
         self._asked.append(self._client)
         return super().get(key)

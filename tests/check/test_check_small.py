@@ -122,7 +122,7 @@ def histories(draw: Draw, model: str, most: int = 5) -> list[Operation]:
     return operations
 
 
-def _operation(  # noqa: PLR0917 - as in Operation
+def _operation(  # noqa: PLR0917 -- as in Operation
     index: int,
     f: str,
     value: Any,

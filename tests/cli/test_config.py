@@ -280,3 +280,32 @@ def test_what_counts_as_loopback(text: str, loopback: bool) -> None:  # noqa: FB
     assert address.is_loopback is loopback
     assert str(address) == text
     assert isinstance(address, Address)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("http.max_value_bytes", "value_bytes_max", 2048),
+        ("http.max_connections", "connections_max", 77),
+        ("limits.entry_commands", "entry_operations_max", 9),
+        ("limits.entry_bytes", "entry_bytes_max", 2**17),
+        ("limits.queue_commands", "waiting_operations_max", 10),
+        ("limits.queue_bytes", "waiting_bytes_max", 2**21),
+    ],
+)
+def test_the_old_name_of_an_option_is_read_with_a_warning_and_never_beside_the_new(
+    write: Write, caplog: pytest.LogCaptureFixture, old: str, new: str, value: int
+) -> None:
+    """An old name does what it did and one warning says the new one; both at once are refused."""
+    table, _, name = old.partition(".")
+    given = f"{MINIMAL}\n[{table}]\n{name} = {value}\n"
+    config = load(write(given))
+    assert getattr(getattr(config, table), new) == value
+    [warning] = caplog.messages
+    assert f"{old} is called {table}.{new} now" in warning
+
+    caplog.clear()
+    load(write(given.replace(name, new)))
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match=rf"{old}: is the old name of {table}\.{new}"):
+        load(write(f"{given}{new} = {value}\n"))

@@ -52,7 +52,7 @@ def test_the_picture_is_well_formed_and_drawn_to_scale(tmp_path: Path) -> None:
     """A bar per shard and partitioner; the dashes of the ring fill the circle once."""
     path = tmp_path / "ring.svg"
     run("--shards", "5", "--keys", "5000", "--svg", str(path))
-    root = ET.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314 - our own file
+    root = ET.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314 -- our own file
     bars = [r for r in root.iter(f"{SVG}rect") if "keys" in (r.findtext(f"{SVG}title") or "")]
     assert len(bars) == 10
     drawn = 0.0

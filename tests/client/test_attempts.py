@@ -28,10 +28,10 @@ from raftkv.client.attempts import (
     RESEND_WINDOW_S,
     Attempt,
     Attempts,
-    Failure,
+    ConnectionRefused,
+    FailedAttempt,
     Lost,
     NotSent,
-    Refused,
     RefusedForGood,
     renewed,
 )
@@ -56,11 +56,14 @@ ENDS: tuple[End, ...] = End.__args__  # type: ignore[attr-defined]
 
 @dataclass
 class Server:
-    """Counts how often the one write was applied; ``late`` are copies that are still under way."""
+    """Counts how often the one write was applied; ``late`` is when copies left that are under way.
+
+    They arrive within a while, however long the client's machine sleeps then.
+    """
 
     idempotent: bool
     applied_s: list[float] = field(default_factory=list)
-    late: int = 0
+    late: list[float] = field(default_factory=list)
 
     def take(self, now_s: float) -> None:
         """A copy of the request arrives."""
@@ -70,9 +73,9 @@ class Server:
 
     def settle(self, now_s: float) -> None:
         """All that was under way arrives."""
-        for _ in range(self.late):
-            self.take(now_s)
-        self.late = 0
+        for left_s in self.late:
+            self.take(min(now_s, left_s + ARRIVES_WITHIN_S))
+        self.late.clear()
 
 
 @dataclass
@@ -126,7 +129,7 @@ class Play:
 
     def attempt(  # noqa: PLR0911 -- one for each end
         self, attempts: Attempts, end: End, share: float
-    ) -> Failure | None:
+    ) -> FailedAttempt | None:
         """One attempt, and what it does to the server."""
         attempt = Attempt(
             self.endpoints,
@@ -141,7 +144,7 @@ class Play:
         self.now_s += share * min(attempt.timeout_s, ARRIVES_WITHIN_S)
         match end:
             case "refused":
-                return attempt.not_sent(Refused("nobody"))
+                return attempt.not_sent(ConnectionRefused("nobody"))
             case "refused for good":
                 return attempt.not_sent(RefusedForGood("no such host"))
             case "not reached":
@@ -154,7 +157,7 @@ class Play:
                 return attempt.lost(Lost("reset"))
             case "late":
                 self.sent += 1
-                self.server.late += 1
+                self.server.late.append(self.now_s)
                 return attempt.lost(Lost("no answer in time"))
             case "unknown, applied":
                 self.take()
@@ -174,7 +177,7 @@ class Play:
 
 def write(script: list[tuple[End, float, float]], *, repeatable: bool = True) -> Play:
     """One that has much time."""
-    return Play(script, reads=False, repeatable=repeatable, timeout_s=1000.0)
+    return Play(list(script), reads=False, repeatable=repeatable, timeout_s=1000.0)
 
 
 SCRIPTS = st.lists(
@@ -194,7 +197,7 @@ def test_a_write_is_applied_once_at_most_and_nobody_is_told_a_lie(
     script: list[tuple[End, float, float]], *, repeatable: bool, timeout_s: float
 ) -> None:
     """Definite means never applied, success means applied once; all else is unknown."""
-    play = Play(script, reads=False, repeatable=repeatable, timeout_s=timeout_s)
+    play = Play(list(script), reads=False, repeatable=repeatable, timeout_s=timeout_s)
     verdict = play.run()
     play.server.settle(play.now_s)
     applied = len(play.server.applied_s)
@@ -212,7 +215,7 @@ def test_a_read_that_fails_is_definite(
     script: list[tuple[End, float, float]], timeout_s: float
 ) -> None:
     """It changes nothing, whatever happened to it."""
-    verdict = Play(script, reads=True, repeatable=True, timeout_s=timeout_s).run()
+    verdict = Play(list(script), reads=True, repeatable=True, timeout_s=timeout_s).run()
     assert verdict is None or isinstance(verdict, DefiniteError)
 
 

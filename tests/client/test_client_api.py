@@ -14,9 +14,9 @@ from raftkv.client import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
     InvalidRequestError,
+    KeyValue,
     NotFoundError,
     NotModified,
     PreconditionFailedError,
@@ -85,7 +85,7 @@ def test_every_key_round_trips(client: Client, key: bytes) -> None:
     """Whatever bytes a key has, what was put under it is read, listed and deleted."""
     created = client.put(key, b"value of " + key)
     entry = client.get(key)
-    assert entry == Entry(key, b"value of " + key, created.revision, 1, created.revision)
+    assert entry == KeyValue(key, b"value of " + key, created.revision, 1, created.revision)
     assert [found.key for found in client.scan()] == [key]
     assert client.delete(key).deleted
     assert client.get(key) is None
@@ -237,13 +237,13 @@ def test_a_batch_answers_each_operation_in_its_place(client: Client, served: Fro
         ]
     )
     assert isinstance(results[0], PutResult)
-    assert isinstance(results[1], Entry)
+    assert isinstance(results[1], KeyValue)
     assert results[1].value == b"1"
     assert results[2] is None
     assert isinstance(results[3], PreconditionFailedError)
     assert results[4] == DeleteResult(deleted=True, revision=results[4].revision)  # type: ignore[union-attr]
     assert results[5] == DeleteResult(deleted=False, revision=None)
-    assert isinstance(results[6], Entry)
+    assert isinstance(results[6], KeyValue)
     assert results[6].value == b"\xff"
     assert sum(isinstance(request, BatchRequest) for request in served.engine.asked) == 1
     assert client.batch([]) == []
@@ -298,7 +298,7 @@ def test_reads_that_are_too_much_for_one_answer_are_asked_for_in_several(
     monkeypatch.setattr(served.engine, "_answer", answer)
     served.engine.asked.clear()
     found = client.batch([*map(Get, keys), Put("last", b"")])
-    assert [entry.value.decode() for entry in found[:16] if isinstance(entry, Entry)] == keys
+    assert [entry.value.decode() for entry in found[:16] if isinstance(entry, KeyValue)] == keys
     assert isinstance(found[16], PutResult)
     asked = [request for request in served.engine.asked if isinstance(request, BatchRequest)]
     assert len(asked) <= asked_most
@@ -414,7 +414,7 @@ def test_a_value_that_the_caller_has_already_is_not_sent(client: Client) -> None
     assert client.get("k", if_none_match=first.revision) == NotModified(first.revision)
     second = client.put("k", b"2")
     entry = client.get("k", if_none_match=first.revision)
-    assert isinstance(entry, Entry)
+    assert isinstance(entry, KeyValue)
     assert (entry.value, entry.revision) == (b"2", second.revision)
     assert client.get("k", if_none_match=None) == entry
     client.delete("k")
@@ -534,7 +534,7 @@ def test_operators_get_what_the_engine_says(client: Client, served: FrontEnd) ->
     assert [row["name"] for row in client.nodes()["nodes"]] == ["n1", "n2", "n3"]
     assert client.shards()["shards"][0]["leader"] == "n1"
     assert client.shard(0)["term"] == 7
-    assert client.explain(b"a/\xff")["key_length"] == 3
+    assert client.explain(b"a/\xff")["key_hex"] == b"a/\xff".hex()
     assert client.transfer_leader(0, "n2")["leader"] == "n2"
     client.transfer_leader(0, "n2", for_s=60.0)
     assert served.engine.asked[-1] == TransferRequest(0, "n2", 60.0)

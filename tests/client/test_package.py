@@ -60,12 +60,12 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 USERS_PROGRAM = """\
 import raftkv
-from raftkv import Client, Compare, Entry, NotModified, Put, Range, RangeResult
+from raftkv import Client, Compare, KeyValue, NotModified, Put, Range, RangeResult
 
 def bump(client: Client) -> int | None:
     try:
         seen = client.get("k")
-        assert seen is None or isinstance(seen, Entry)
+        assert seen is None or isinstance(seen, KeyValue)
         if seen is None:
             return client.put_if_absent("k", b"1").revision
         again = client.get("k", if_none_match=seen.revision)

@@ -46,7 +46,7 @@ from raftkv.client import (
     calls,
 )
 from raftkv.client.answers import Answer
-from raftkv.client.attempts import Failure, Lost
+from raftkv.client.attempts import FailedAttempt, Lost
 from raftkv.client.calls import Call, Caller
 from raftkv.client.endpoints import Endpoints
 from raftkv.client.session import SessionPool
@@ -615,13 +615,13 @@ def test_a_write_of_a_batch_that_may_have_been_applied_and_is_forgotten_is_unkno
     assert len(server.received) == 2
 
 
-DOWN = Failure(
+DOWN = FailedAttempt(
     UnavailableError("http://n2: Connection refused"),
     definite=True,
     transient=True,
     node_is_suspect=True,
 )
-NO_LEADER_SAID = Failure(
+NO_LEADER_SAID = FailedAttempt(
     UnavailableError("shard 0 has no reachable leader", status=503), definite=True, transient=True
 )
 

@@ -6,7 +6,7 @@ import pytest
 from cluster_load import shard_tags
 
 from raftkv import Client
-from raftkv.client import Compare, Delete, DeleteResult, Entry, Get, Put, PutResult
+from raftkv.client import Compare, Delete, DeleteResult, Get, KeyValue, Put, PutResult
 from raftkv.testing import LocalCluster
 
 pytestmark = pytest.mark.cluster
@@ -46,7 +46,7 @@ def test_single_keys(client: Client, tags: dict[int, str]) -> None:
     for tag in tags.values():
         key = f"{tag}/single/{client.endpoints[0]}"
         first = client.put(key, "1")
-        assert client.get(key) == Entry(key.encode(), b"1", first.revision, 1, first.revision)
+        assert client.get(key) == KeyValue(key.encode(), b"1", first.revision, 1, first.revision)
         second = client.cas(key, "2", revision=first.revision)
         assert second.revision > first.revision
         assert client.delete(key).deleted
@@ -63,7 +63,7 @@ def test_batches_and_scans_over_all_shards(client: Client, tags: dict[int, str])
     assert isinstance(results[-1], DeleteResult)
     assert [entry.key.decode() for entry in client.scan(prefix, page_size=7)] == keys
     read = client.batch([Get(key) for key in keys])
-    assert [entry.value.decode() for entry in read if isinstance(entry, Entry)] == keys
+    assert [entry.value.decode() for entry in read if isinstance(entry, KeyValue)] == keys
 
 
 def test_transactions(client: Client, tags: dict[int, str]) -> None:
@@ -73,7 +73,7 @@ def test_transactions(client: Client, tags: dict[int, str]) -> None:
         done = client.txn([Compare(a, "version", "=", 0)], [Put(a, "1"), Put(b, "2")])
         again = client.txn([Compare(a, "version", "=", 0)], [Put(a, "3")], [Get(b)])
         assert (done.succeeded, again.succeeded) == (True, False)
-        assert isinstance(again.results[0], Entry)
+        assert isinstance(again.results[0], KeyValue)
         assert again.results[0].value == b"2"
 
 

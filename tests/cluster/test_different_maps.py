@@ -19,9 +19,9 @@ SMALL = {"limits": {"wal_segment_bytes": 2**20}}
 
 def ask(url: str, method: str = "GET", body: bytes | None = None) -> tuple[int, Any]:
     """Return the status and the body of an answer, whatever it says."""
-    request = urllib.request.Request(url, body, method=method)  # noqa: S310 - http, to ourselves
+    request = urllib.request.Request(url, body, method=method)  # noqa: S310 -- http, to ourselves
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the same
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 -- the same
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -16,6 +16,7 @@ from raftkv.testing import LocalCluster
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.machine_wide("mounts"),
     pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk"),
 ]
 

@@ -53,9 +53,9 @@ def main() -> None:
     gc.collect()
     growth = resident_bytes() - before
     beyond = (growth - state.bytes_total) / state.key_count
-    print(f"{state.key_count:,} keys in {seconds:.1f} s")  # noqa: T201 - a command's output
-    print(f"resident memory grew by {growth / 2**20:,.0f} MiB")  # noqa: T201 - same
-    print(f"per key beyond key and value: {beyond:,.0f} bytes")  # noqa: T201 - same
+    print(f"{state.key_count:,} keys in {seconds:.1f} s")  # noqa: T201 -- a command's output
+    print(f"resident memory grew by {growth / 2**20:,.0f} MiB")  # noqa: T201 -- same
+    print(f"per key beyond key and value: {beyond:,.0f} bytes")  # noqa: T201 -- same
 
 
 if __name__ == "__main__":

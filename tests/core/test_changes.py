@@ -8,9 +8,9 @@ from raftkv.core.operations import (
     Batch,
     Command,
     Delete,
-    Entry,
     FreeKey,
     Get,
+    KeyValue,
     LoggedOperation,
     Put,
     PutResult,
@@ -37,7 +37,7 @@ def empty() -> StateMachine:
 
 def test_a_change_has_the_entry_before_and_the_one_after() -> None:
     """Created, overwritten, deleted."""
-    first, second = Entry(b"k", b"1", 1, 1, 1), Entry(b"k", b"2", 1, 2, 2)
+    first, second = KeyValue(b"k", b"1", 1, 1, 1), KeyValue(b"k", b"2", 1, 2, 2)
     assert changes_of(empty(), Put(b"k", b"1"), Put(b"k", b"2"), Delete(b"k")) == [
         Change(b"k", 1, None, first, "client"),
         Change(b"k", 2, first, second, "client"),
@@ -94,7 +94,7 @@ def test_who_does_not_ask_is_told_nothing() -> None:
 def test_changes_are_all_that_happens_to_keys(history: list[Batch]) -> None:
     """Done once more to a dict they make the state's entries; who asks changes no answer."""
     state, told = StateMachine(GENERATION, owns, LIMITS), StateMachine(GENERATION, owns, LIMITS)
-    entries: dict[bytes, Entry] = {}
+    entries: dict[bytes, KeyValue] = {}
     for batch in history:
         changes: list[Change] = []
         before = told.last_revision

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from test_state_machine_model import GENERATION, HISTORIES, LIMITS, owns
 
 import raftkv.core.shard
-from raftkv.core.operations import Batch, Entry, Put, PutResult, Refused, WriteResult
+from raftkv.core.operations import Batch, KeyValue, Put, PutResult, Refused, WriteResult
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.keyspace import Keyspace
 from raftkv.core.shard.machine import CLOCK_US_MAX, StateMachine
@@ -38,7 +38,7 @@ class ByNextRevision(StateMachine):
 
     __slots__ = ()
 
-    def _put_over(self, put: Put, old: Entry | None) -> PutResult | Refused:
+    def _put_over(self, put: Put, old: KeyValue | None) -> PutResult | Refused:
         if (put.if_absent and old is not None) or (
             put.if_revision is not None and (old is None or old.mod_revision != put.if_revision)
         ):
@@ -52,11 +52,11 @@ class DropAndAdd(Keyspace):
 
     __slots__ = ()
 
-    def put(self, put: Put, old: Entry | None, revision: int) -> int:
+    def put(self, put: Put, old: KeyValue | None, revision: int) -> int:
         """Take the old entry out of everything, and the new one in."""
-        entry = Entry(put.key, put.value, revision, revision, 1)
+        entry = KeyValue(put.key, put.value, revision, revision, 1)
         if old is not None:
-            entry = Entry(put.key, put.value, old.create_revision, revision, old.version + 1)
+            entry = KeyValue(put.key, put.value, old.create_revision, revision, old.version + 1)
             self._drop(old)
         self._add(entry)
         if self.changes is not None:

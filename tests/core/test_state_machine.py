@@ -14,12 +14,12 @@ from raftkv.core.operations import (
     Delete,
     DeleteResult,
     Done,
-    Entry,
     Forget,
     FreeKey,
     Get,
     GetResult,
     Idempotency,
+    KeyValue,
     LoggedOperation,
     Put,
     PutResult,
@@ -63,7 +63,7 @@ def apply(
     return state.apply(Batch(BATCH_FORMAT, generation, clock_us, commands))
 
 
-def entry_of(state: StateMachine, key: bytes) -> Entry:
+def entry_of(state: StateMachine, key: bytes) -> KeyValue:
     """Return a key that must exist."""
     entry = state.get(key).entry
     assert entry is not None
@@ -76,7 +76,7 @@ def entry_of(state: StateMachine, key: bytes) -> Entry:
 def test_a_put_creates_then_replaces(state: StateMachine) -> None:
     """Create revision stays, mod revision moves, version counts."""
     assert apply(state, Put(b"k", b"1"), Put(b"k", b"22")) == [PutResult(1, 1), PutResult(2, 2)]
-    assert state.get(b"k") == GetResult(Entry(b"k", b"22", 1, 2, 2))
+    assert state.get(b"k") == GetResult(KeyValue(b"k", b"22", 1, 2, 2))
     assert (state.key_count, state.bytes_total, state.last_revision) == (1, 3, 2)
 
 
@@ -97,7 +97,7 @@ def test_a_key_that_comes_back_begins_again(state: StateMachine) -> None:
     """After a delete the versions start at 1 and the create revision is new."""
     results = apply(state, Put(b"k", b"1"), Delete(b"k"), Put(b"k", b"2"))
     assert results[1] == DeleteResult(deleted=True, revision=2)
-    assert state.get(b"k").entry == Entry(b"k", b"2", 3, 3, 1)
+    assert state.get(b"k").entry == KeyValue(b"k", b"2", 3, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_ranges_are_ordered_and_bounded(
 def test_a_range_of_keys_has_the_numbers_but_no_values(filled: StateMachine) -> None:
     """Keys-only saves the values, not the revisions."""
     (entry, *_) = filled.range(Range(b"", None, 1, keys_only=True)).entries
-    assert entry == Entry(b"a", b"", 2, 2, 1)
+    assert entry == KeyValue(b"a", b"", 2, 2, 1)
     assert entry_of(filled, b"a").value == b"0123456789"
 
 
@@ -261,7 +261,7 @@ def test_a_transaction_does_one_branch_at_one_revision(state: StateMachine) -> N
         then=(Put(b"a", b"1"), Get(b"a"), Put(b"b", b"2"), Delete(b"a"), Range(b"", None, 9)),
         otherwise=(Put(b"c", b"3"),),
     )
-    entry_a, entry_b = Entry(b"a", b"1", 1, 1, 1), Entry(b"b", b"2", 1, 1, 1)
+    entry_a, entry_b = KeyValue(b"a", b"1", 1, 1, 1), KeyValue(b"b", b"2", 1, 1, 1)
     assert apply(state, txn, txn) == [
         TxnResult(
             succeeded=True,
@@ -294,9 +294,9 @@ def test_a_transaction_that_changes_nothing_has_no_revision(state: StateMachine)
 def test_contradictory_writes_of_a_transaction_happen_in_their_order(state: StateMachine) -> None:
     """Put twice, deleted, put again: each sees the one before, all at one revision."""
     apply(state, Txn((), (Put(b"k", b"1"), Put(b"k", b"2")), ()))
-    assert entry_of(state, b"k") == Entry(b"k", b"2", 1, 1, 2)
+    assert entry_of(state, b"k") == KeyValue(b"k", b"2", 1, 1, 2)
     apply(state, Txn((), (Delete(b"k"), Put(b"k", b"3")), ()))
-    assert entry_of(state, b"k") == Entry(b"k", b"3", 2, 2, 1)
+    assert entry_of(state, b"k") == KeyValue(b"k", b"3", 2, 2, 1)
     assert state.digest == state.recomputed_digest()
 
 

@@ -24,12 +24,12 @@ from raftkv.core.operations import (
     Delete,
     DeleteResult,
     Done,
-    Entry,
     Forget,
     FreeKey,
     Get,
     GetResult,
     Idempotency,
+    KeyValue,
     PartResult,
     Put,
     PutResult,
@@ -82,7 +82,7 @@ class SessionModel:
 class Model:
     """What a shard should do, said in the plainest way."""
 
-    entries: dict[bytes, Entry] = field(default_factory=dict)
+    entries: dict[bytes, KeyValue] = field(default_factory=dict)
     last: int = 0
     free: dict[str, tuple[object, WriteResult, int, int]] = field(default_factory=dict)
     sessions: dict[str, SessionModel] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Model:
         self.free[key] = (operation, outcome, self.epoch, name.owner)
         return outcome
 
-    def once_in_session(  # noqa: PLR0911 - as many refusals
+    def once_in_session(  # noqa: PLR0911 -- as many refusals
         self, name: SessionKey, operation: Write, revision: int
     ) -> WriteResult:
         """Apply in a session."""
@@ -247,7 +247,7 @@ class Model:
             return GetResult(old)
         if isinstance(part, Put):
             created, version = (old.create_revision, old.version + 1) if old else (revision, 1)
-            self.entries[part.key] = Entry(part.key, part.value, created, revision, version)
+            self.entries[part.key] = KeyValue(part.key, part.value, created, revision, version)
             return PutResult(revision, version)
         self.entries.pop(part.key, None)
         return DeleteResult(deleted=old is not None, revision=revision if old else None)
@@ -264,7 +264,7 @@ class Model:
             for key, entry in sorted(self.entries.items())
             if self.is_in(key, query)
         ]
-        chosen: list[Entry] = []
+        chosen: list[KeyValue] = []
         for hit in hits:
             size = sum(len(entry.key) + len(entry.value) for entry in [*chosen, hit])
             if len(chosen) >= query.limit or (chosen and size > query.bytes_max):
@@ -276,7 +276,7 @@ class Model:
         """Compare as etcd does."""
         if compare.target == "value" and compare.key not in self.entries:
             return False
-        entry = self.entries.get(compare.key, Entry(compare.key, b"", 0, 0, 0))
+        entry = self.entries.get(compare.key, KeyValue(compare.key, b"", 0, 0, 0))
         actual = {
             "value": entry.value,
             "create": entry.create_revision,

@@ -270,7 +270,7 @@ def sessions_without_end(nodes: Nodes) -> Iterator[None]:
             for number in range(8_000)
         ]
         body = json.dumps({"operations": puts}).encode()
-        request = urllib.request.Request(  # noqa: S310 - https
+        request = urllib.request.Request(  # noqa: S310 -- https
             f"{nodes.url('n1')}/v1/batch", body, {**headers, "Raftkv-Timeout-Ms": "30000"}
         )
         with urllib.request.urlopen(request, context=context) as answer:  # noqa: S310

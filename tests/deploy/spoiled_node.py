@@ -7,7 +7,7 @@ in a state machine would do. Only the digests of replicas can show it.
 import msgspec
 
 from raftkv.cli.main import main
-from raftkv.core.operations import Entry, Put
+from raftkv.core.operations import KeyValue, Put
 from raftkv.core.shard.keyspace import Keyspace
 
 PREFIX = b"spoil/"
@@ -17,7 +17,7 @@ def spoil() -> None:
     """Change what this process's state machines do, for good."""
     honest = Keyspace.put
 
-    def put(self: Keyspace, put: Put, old: Entry | None, revision: int) -> int:
+    def put(self: Keyspace, put: Put, old: KeyValue | None, revision: int) -> int:
         if put.key.startswith(PREFIX):
             put = msgspec.structs.replace(put, value=b"something else")
         return honest(self, put, old, revision)

@@ -208,8 +208,8 @@ def test_nobody_runs_it_as_root() -> None:
 
 
 def test_open_files_are_enough_for_the_connections() -> None:
-    """The limits are above http.max_connections and leave room for files and peers."""
+    """The limits are above http.connections_max and leave room for files and peers."""
     example = tomllib.loads((DEPLOY / "node.toml").read_text())
-    needed = example["http"]["max_connections"] + 1024
+    needed = example["http"]["connections_max"] + 1024
     assert int(unit("LimitNOFILE")[0]) >= needed
     assert COMPOSE["x-node"]["ulimits"]["nofile"] >= needed

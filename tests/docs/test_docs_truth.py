@@ -64,7 +64,7 @@ CLAIMS = [
     ("partitioning.md", f"at most {config.SHARDS_MAX} shards"),
     ("operations.md", f"[at most {config.SHARDS_MAX}](partitioning.md#how-many)"),
     ("http-api.md", f"| key | 1 to {operations.KEY_BYTES_MAX:,} bytes |"),
-    ("http-api.md", f"| value | {size(HTTP.max_value_bytes)}, `max_value_bytes` |"),
+    ("http-api.md", f"| value | {size(HTTP.value_bytes_max)}, `value_bytes_max` |"),
     (
         "http-api.md",
         f"| batch | {WEB.batch_operations_max:,} operations, {size(WEB.batch_bytes_max)} |",

@@ -1,7 +1,7 @@
 """For the router's tests: a simulated loop, links that record, scripted groups."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,11 @@ from raftkv.core.cluster_map import ClusterMap, GroupId
 from raftkv.core.operations import Batch, Command, WriteResult
 from raftkv.core.placement import seed_map
 from raftkv.core.shard.machine import StateMachine
+from raftkv.engine.directory import Directory
+from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.router import Router
 from raftkv.raft.group import Query
-from raftkv.raft.proposals import Limits, Rejection
+from raftkv.raft.proposals import GroupFailure, Limits
 from raftkv.raft.reads import Voucher
 from raftkv.raft.stages import EntryStages, StageDurations
 from raftkv.rpc.messages import Call, Failure, Reply, Request, Response, Served
@@ -125,7 +127,7 @@ class FakeGroup:
         self.term = 1
         self.held: list[Callable[[], None]] = []
         self.hold = False
-        self.reject: Rejection | None = None
+        self.reject: GroupFailure | None = None
         self.vouchers: list[Voucher | None] = []
         self.stages = EntryStages(SimClock(), StageDurations())
         self.config = SimpleNamespace(limits=Limits())
@@ -161,23 +163,33 @@ class FakeGroup:
         return query(self.state)
 
 
+def table_of(groups: Iterable[Any], directory: Directory) -> ReplicaTable:
+    """Return records of groups, which may be fakes, as if they had just been started."""
+    table = ReplicaTable(directory)
+    for group in groups:
+        table.add(group, began_us=0)
+    return table
+
+
 class RouterWorld:
     """Node ``n1`` of three, with a fake group for each shard that it holds."""
 
     def __init__(self, shards: int = 2, nodes: int = 3, replicas: int = 3) -> None:
         names = [f"n{i}" for i in range(1, nodes + 1)]
         self.map = seed_map("test", names, shards, replicas)
+        self.directory = Directory(self.map)
         self.loop = TimedLoop()
         self.links = FakeLinks(*names[1:])
         self.groups = {
             placement.id: FakeGroup(self.map, placement.shard)
             for placement in self.map.groups_of("n1")
         }
+        self.replicas = table_of(self.groups.values(), self.directory)
         self.router = Router(
             node="n1",
-            cluster_map=self.map,
-            groups=self.groups,  # type: ignore[arg-type]  # fakes
-            links=self.links,  # type: ignore[arg-type]  # what a router needs of them
+            directory=self.directory,
+            replicas=self.replicas,
+            links=self.links,  # type: ignore[arg-type] # what a router needs of them
             clock=self.loop.clock,
             loop=self.loop.as_asyncio,
         )

@@ -10,11 +10,14 @@ from engine_world import TimedLoop
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.operations import Command, Put, PutResult
+from raftkv.core.placement import seed_map
+from raftkv.engine.directory import Directory
 from raftkv.engine.group_host import GroupHost
+from raftkv.engine.replica_table import ReplicaTable
 from raftkv.engine.snapshot_keeper import GroupSnapshots, InTurnWriter, SnapshotKeeper
 from raftkv.raft.group import Group
 from raftkv.raft.host import GroupConfig, SnapshotPolicy
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.timing import Timing
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
@@ -52,7 +55,7 @@ class ManualJobs:
             return
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - handed on, as a thread pool would
+        except Exception as error:  # noqa: BLE001 -- handed on, as a thread pool would
             done(None, error)
         else:
             done(result, None)
@@ -100,6 +103,7 @@ class Machine:
         self.other_jobs = ManualJobs(loop, 0.001)
         self.host = GroupHost(
             wal=wal,
+            replicas=ReplicaTable(Directory(self.world.map)),
             clock=loop.clock,
             loop=loop.as_asyncio,
             sync_jobs=self.sync_jobs,
@@ -107,12 +111,12 @@ class Machine:
             stall_s=0.5,
             fatal=self._die,
         )
-        self.host.links = self  # type: ignore[assignment]  # only `send` is used
+        self.host.links = self  # type: ignore[assignment] # only `send` is used
         self.alive = True
         for group_id in self.world.group_ids:
             self.host.add(self._make_group(group_id, recovered.get(group_id)))
         self.keeper = SnapshotKeeper(
-            self.host.groups, self.store, InTurnWriter(self.store), self.other_jobs, wal.pinning
+            self.host.replicas, self.store, InTurnWriter(self.store), self.other_jobs, wal.pinning
         )
         self.snapshots: list[BaseException | None] = []  # the end of each: written, or why not
         self.keeper.finished = lambda _, error: self.snapshots.append(error)
@@ -177,10 +181,11 @@ class HostWorld:
     def __init__(
         self,
         shards: int = 1,
-        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 -- immutable
         names: tuple[str, ...] = NAMES,
     ) -> None:
         self.names = names
+        self.map = seed_map("test", sorted(names), shards, len(names))
         self.loop = TimedLoop()
         self.group_ids = [GroupId(shard, 1) for shard in range(shards)]
         self.links: set[tuple[str, str]] = set()
@@ -266,8 +271,8 @@ class HostWorld:
         """Propose puts one by one; return a list that their outcomes are added to."""
         outcomes: list[object] = []
 
-        def done(outcome: Sequence[object] | Rejection) -> None:
-            outcomes.append(outcome if isinstance(outcome, Rejection) else outcome[0])
+        def done(outcome: Sequence[object] | GroupFailure) -> None:
+            outcomes.append(outcome if isinstance(outcome, GroupFailure) else outcome[0])
 
         for key in keys:
             machine.group().propose((Command(Put(key, key)),), done)

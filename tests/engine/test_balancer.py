@@ -5,11 +5,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
-from engine_world import TimedLoop
+from engine_world import TimedLoop, table_of
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.core.placement import seed_map
 from raftkv.engine.balancer import SETTLED_S, WAIT_S_MAX, Balancer, NodeState, Placed
+from raftkv.engine.directory import Directory
 from raftkv.engine.pins import Pin
 from raftkv.status.facts import PinFacts
 
@@ -51,10 +52,12 @@ class World:
         cluster_map = seed_map("test", ["n1", "n2", "n3"], 3, 3)
         placement = next(g for g in cluster_map.groups if g.preferred_leader == "n1")
         self.group = FakeGroup(placement.id, placement.replicas, self.loop.now)
+        directory = Directory(cluster_map)
+        self.replicas = table_of([self.group], directory)
         self.balancer = Balancer(
             node="n2",
-            cluster_map=cluster_map,
-            groups={placement.id: self.group},  # type: ignore[dict-item]  # a fake
+            directory=directory,
+            replicas=self.replicas,
             clock=self.loop.clock,
             own_state=lambda: own,
         )
@@ -126,7 +129,8 @@ def lose(world: World, before: str = "n1", now: str = "n2", *, handed_over: bool
     """Let this node take the leadership back, by an election unless it was handed over."""
     world.group.leader_since = world.loop.now
     world.group.was_handed_over = handed_over
-    world.balancer.moved(world.group, before, now)  # type: ignore[arg-type]  # a fake
+    replica = world.replicas.by_id[world.group.id]
+    world.balancer.moved(replica, before, now)
 
 
 def waited_s(world: World) -> float:
@@ -200,9 +204,9 @@ def test_a_slow_disk_gets_nothing() -> None:
     world = World()
     world.balancer.hear("n1", NodeState(has_space=True, stopping=False, slow_disk=True))
     assert world.check_later() == []
-    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type] # a fake
     del world.balancer.peers["n3"]
-    assert world.balancer.ablest(world.group) == "n1"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n1"  # type: ignore[arg-type] # a fake
 
 
 def test_leadership_moves_only_to_who_reaches_all_that_its_leader_reaches() -> None:
@@ -210,7 +214,7 @@ def test_leadership_moves_only_to_who_reaches_all_that_its_leader_reaches() -> N
     world = World()
     world.balancer.hear("n1", msgspec.structs.replace(ABLE, reaches=("n2",)))
     assert world.check_later() == []
-    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type]  # a fake
+    assert world.balancer.ablest(world.group) == "n3"  # type: ignore[arg-type] # a fake
     world.balancer.hear("n1", msgspec.structs.replace(ABLE, reaches=("n2", "n3")))
     assert world.check_later() == ["n1"]
 
@@ -282,10 +286,9 @@ def test_many_leaderships_are_back_within_half_a_minute() -> None:
     for shard in range(256):
         group = FakeGroup(GroupId(shard, 1), ("n1", "n2", "n3"), world.loop.now)
         groups[group.id] = group
-    world.balancer._groups = groups  # type: ignore[assignment]  # fakes
-    world.balancer._map = SimpleNamespace(  # type: ignore[assignment]
-        placement=lambda _: SimpleNamespace(preferred_leader="n1")
-    )
+    world.balancer._replicas = table_of(groups.values(), world.balancer._directory)
+    preferred = SimpleNamespace(placement=lambda _: SimpleNamespace(preferred_leader="n1"))
+    world.balancer._directory = SimpleNamespace(map=preferred)  # type: ignore[assignment]
     world.loop.run(SETTLED_S + 1)
     moved = 0
     for _ in range(32):

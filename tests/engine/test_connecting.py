@@ -152,7 +152,7 @@ def test_the_warning_says_which_step_was_too_slow(
             limits=LinkLimits(reconnect_s=0.01),
         )
         await links.start()
-        while "cannot be reached" not in caplog.text:  # noqa: ASYNC110 - a log line has no event
+        while "cannot be reached" not in caplog.text:  # noqa: ASYNC110 -- a log line has no event
             await asyncio.sleep(0.01)
         await links.close()
 

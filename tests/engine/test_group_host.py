@@ -14,7 +14,7 @@ from raftkv.engine.group_host import DISK_SILENT_LOOKS
 from raftkv.raft import messages as wire
 from raftkv.raft.errors import ReplicaError
 from raftkv.raft.host import SnapshotPolicy
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.storage.disk import DiskError
 from raftkv.storage.wal import WalDamaged
 
@@ -301,14 +301,14 @@ def test_full_disk_refuses_writes_and_heals() -> None:
     world.run_until(lambda: leader.host.wal.begin_housekeeping() is None)
     leader.disk.capacity_bytes = leader.disk.used_bytes()
     number = 0
-    refused: Rejection | None = None
+    refused: GroupFailure | None = None
     while refused is None:
         number += 1
         assert number < 5000, "the disk never filled up"
         outcomes = world.put(leader, b"fill%d" % number + bytes(200))
         world.run_until(lambda outcomes=outcomes: outcomes)  # type: ignore[misc]
         leader.host.look_after_log()
-        refused = outcomes[0] if isinstance(outcomes[0], Rejection) else None
+        refused = outcomes[0] if isinstance(outcomes[0], GroupFailure) else None
     assert (refused.reason, refused.definite) == ("disk_full", True)
     reads: list[object] = []
     leader.group().reads.confirm(reads.append)
@@ -339,7 +339,7 @@ def test_disk_that_fills_up_refuses_what_still_waits(
         machine.sync_jobs.go_on()
     world.run_until(lambda: all(in_flight) and waiting)
     assert [type(outcomes[0]) for outcomes in in_flight] == [PutResult] * 4
-    assert isinstance(waiting[0], Rejection)
+    assert isinstance(waiting[0], GroupFailure)
     assert (waiting[0].reason, waiting[0].definite) == ("disk_full", True)
 
 
@@ -397,11 +397,15 @@ def test_stopping_answers_everyone(world: HostWorld) -> None:
     leader.group().reads.confirm(reads.append)
     waiting = world.put(leader, b"waiting")
     leader.host.stop()
-    assert [outcome.reason for outcome in in_flight if isinstance(outcome, Rejection)] == [
+    assert [outcome.reason for outcome in in_flight if isinstance(outcome, GroupFailure)] == [
         "unknown"
     ]
-    assert [outcome.reason for outcome in waiting if isinstance(outcome, Rejection)] == ["stopping"]
-    assert [outcome.reason for outcome in reads if isinstance(outcome, Rejection)] == ["stopping"]
+    assert [outcome.reason for outcome in waiting if isinstance(outcome, GroupFailure)] == [
+        "stopping"
+    ]
+    assert [outcome.reason for outcome in reads if isinstance(outcome, GroupFailure)] == [
+        "stopping"
+    ]
 
 
 def heartbeats(world: HostWorld, leader: Machine, seconds: float) -> int:

@@ -104,7 +104,7 @@ def test_no_thread_is_needed_later(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             jobs.run(both.wait, lambda *outcome: reported.append(outcome))
         async with asyncio.timeout(10):
-            while len(reported) < 2:  # noqa: ASYNC110 - reported by other threads
+            while len(reported) < 2:  # noqa: ASYNC110 -- reported by other threads
                 await asyncio.sleep(0.001)
         jobs.close()
         return reported

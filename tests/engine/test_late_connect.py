@@ -97,7 +97,7 @@ def test_a_connect_that_is_given_up_late_is_forgotten(how: str) -> None:
         async with asyncio.timeout(20):
             await links.start()
             wanted = 3 if how == "time-out" else 1  # cancelled, it dials no more
-            while len(network.made) < wanted or links._connections:  # noqa: ASYNC110 - no event
+            while len(network.made) < wanted or links._connections:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.01)
             await links.close()
 

@@ -52,7 +52,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition that another part of this loop makes true."""
-    while not condition():  # noqa: ASYNC110 - the condition has no event
+    while not condition():  # noqa: ASYNC110 -- the condition has no event
         await asyncio.sleep(0.001)
 
 
@@ -199,6 +199,111 @@ async def pair(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
     async with running(one, two):
         await until(lambda: one.connected_to("n2") and two.connected_to("n1"))
         yield one, two
+
+
+# --- peers that come and go --------------------------------------------------------------------
+
+
+def others(node: Node, where: dict[str, tuple[str, int]], *names: str) -> None:
+    """Let a node have these peers from now on."""
+    node.links.set_peers({name: where[name] for name in names})
+
+
+def test_new_peers_are_dialled_or_let_in() -> None:
+    """Who has the greater name is dialled, who has the smaller is let in; other links stay."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2", "n3", "n4")
+        old = {name: where[name] for name in ("n2", "n3")}
+        two, three = Node("n2", old), Node("n3", old)
+        one, four = Node("n1", where), Node("n4", where)
+        async with running(two, three, one, four):
+            await until(lambda: two.connected_to("n3") and three.connected_to("n2"))
+            await until(lambda: "n2" in one.links.refusals)  # it is in no list of n2 yet
+            others(two, where, "n1", "n3", "n4")
+            others(three, where, "n1", "n2", "n4")
+            await until(lambda: all(len(n.links.connected) == 3 for n in (one, two, three, four)))
+            assert two.recorder.downs("n3") == three.recorder.downs("n2") == 0
+
+    run(main())
+
+
+def test_links_to_peers_that_are_gone_end() -> None:
+    """Both sides hear of it, what was sent before arrives, and there is no way back in."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2", "n3")
+        one, two, three = (Node(name, where) for name in where)
+        async with running(one, two, three):
+            nodes = (one, two, three)
+            await until(lambda: all(len(node.links.connected) == 2 for node in nodes))
+            assert two.links.send("n1", 1, b"the newest map")
+            assert two.links.send("n3", 1, b"the newest map")
+            others(two, where)
+            assert two.connected_to()  # from this turn on
+            await until(lambda: one.recorder.downs("n2") == three.recorder.downs("n2") == 1)
+            for node in (one, three):
+                assert ("n2", 1, b"the newest map") in node.recorder.messages
+            await until(lambda: "n2" in one.links.refusals)  # n1 dials it still
+            assert not two.links._dialing
+            assert two.links.changed_us("n3") is None
+            assert one.connected_to("n3")
+            assert three.connected_to("n1")
+            others(two, where, "n1", "n3")  # and back
+            await until(lambda: all(len(node.links.connected) == 2 for node in nodes))
+
+    run(main())
+
+
+def test_a_handshake_under_way_makes_no_link_with_a_peer_that_is_gone() -> None:
+    """Also where the peer goes in the last step of it, while its identity is stored."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        one, two = Node("n1", where), Node("n2", where)
+        remember = two.book.remember
+
+        def remember_and_forget(name: str, identity: str) -> None:
+            remember(name, identity)
+            two.links.set_peers({})
+
+        two.book.remember = remember_and_forget  # type: ignore[method-assign]
+        async with running(one, two):
+            await until(lambda: "n2" in one.links.refusals)
+            assert two.recorder.events == []
+
+    run(main())
+
+
+def test_a_peer_that_has_moved_is_dialled_where_it_is() -> None:
+    """Its old link ends when it leaves there; the next goes to the new address."""
+
+    async def main() -> None:
+        where = addresses("n1", "n2")
+        moved = {**where, "n2": ("127.0.0.1", free_port())}
+        one, two, again = Node("n1", where), Node("n2", where), Node("n2", moved)
+        async with running(one, two):
+            await until(lambda: one.connected_to("n2"))
+            others(one, moved, "n2")
+            assert one.connected_to("n2")
+            await two.links.close()
+            async with running(again):
+                await until(lambda: one.connected_to("n2") and again.connected_to("n1"))
+
+    run(main())
+
+
+def test_peers_off_loopback_need_tls_also_later() -> None:
+    """They are refused as at the start, and the peers stay as they were."""
+
+    async def main() -> None:
+        async with pair() as (one, two):
+            with pytest.raises(SecurityError):
+                one.links.set_peers({"n2": ("192.0.2.1", 1)})
+            assert one.connected_to("n2")
+            assert two.connected_to("n1")
+
+    run(main())
 
 
 # --- carrying messages ------------------------------------------------------------------------
@@ -534,7 +639,7 @@ def test_how_late_a_message_of_several_pieces_may_be_counts_from_its_first() -> 
         async with pair(limits=limits) as (one, two):
             two.recorder.on = lambda *_: lags.append(two.links.lag_s("n1"))
             (slow,) = two.links._connections
-            slow._report_bulk = lambda: None  # type: ignore[method-assign]  # gives no credit
+            slow._report_bulk = lambda: None  # type: ignore[method-assign] # gives no credit
             assert one.links.offer("n2", 3, 100_000, lambda: bytes(100_000), bytes_max=1)
             await until(lambda: slow._pieces.received_bytes > 0)
             begun = time.monotonic()
@@ -605,7 +710,7 @@ def test_a_machine_that_was_suspended_knows_how_late_its_messages_may_be() -> No
         async with pair(limits=msgspec_limits(ping_interval_s=20)) as (_, two):
             clock = Suspended()
             (link,) = two.links._connections
-            link._owner.clock = clock  # type: ignore[misc]  # of these links alone
+            link._owner.clock = clock  # type: ignore[misc] # of these links alone
             clock.suspended_s = 60.0
             assert two.links.lag_s("n1") > 60.0
 
@@ -642,7 +747,7 @@ def test_a_silent_peer_is_given_up() -> None:
             (stopped,) = two.links._connections
             assert stopped._transport is not None
             stopped._transport.pause_reading()  # reads no pings, so sends no pongs
-            two.links._ticker.cancel()  # type: ignore[union-attr]  # and no pings
+            two.links._ticker.cancel()  # type: ignore[union-attr] # and no pings
             await until(lambda: one.recorder.downs("n2") == 1)
 
     run(main())
@@ -675,7 +780,7 @@ def test_our_own_stall_is_not_the_peers_silence() -> None:
         )
         ears = Ears()
         await links.start()
-        links._links["n2"] = ears  # type: ignore[assignment]  # only listens to ticks
+        links._links["n2"] = ears  # type: ignore[assignment] # only listens to ticks
         clock.advance(3600)
         await until(lambda: any(ears.elapsed))
         assert max(ears.elapsed) <= 2 * FAST.tick_s
@@ -702,7 +807,7 @@ def test_a_stalled_loop_keeps_its_links() -> None:
 
 def blocking_sleep(seconds: float) -> None:
     """Stall the loop, as a long garbage collection does."""
-    import time  # noqa: PLC0415 - nothing else here may sleep like this
+    import time  # noqa: PLC0415 -- nothing else here may sleep like this
 
     time.sleep(seconds)
 

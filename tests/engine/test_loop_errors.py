@@ -114,7 +114,7 @@ def test_a_connection_that_raises_is_closed(
 
     async def scenario(loop: asyncio.AbstractEventLoop) -> None:
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)  # noqa: FBT003 - its order
+        ours.setblocking(False)  # noqa: FBT003 -- its order
         theirs.sendall(b"x")
         protocol: Raising
         _, protocol = await loop.create_connection(lambda: Raising(where, error), sock=ours)
@@ -130,7 +130,7 @@ def test_a_loss_that_cannot_be_handled_ends_the_node(monkeypatch: pytest.MonkeyP
 
     def begin(loop: asyncio.AbstractEventLoop) -> None:
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)  # noqa: FBT003 - its order
+        ours.setblocking(False)  # noqa: FBT003 -- its order
 
         async def connect() -> None:
             await loop.create_connection(lambda: Raising("connection_lost", error), sock=ours)

@@ -23,7 +23,7 @@ from raftkv.core.shard.expiry import LIFETIME_S
 from raftkv.engine.connection import LinkLimits
 from raftkv.engine.peer_wire import CHANNEL_CALL, CHANNEL_REPLY
 from raftkv.engine.router import CALL_LAG_S_MAX, DETOUR_AFTER_S, HOPS_MAX
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.rpc.messages import (
     BatchRequest,
@@ -176,7 +176,7 @@ def test_refused_for_leadership_is_tried_elsewhere(world: RouterWorld) -> None:
 def test_leader_lost_before_the_log_is_tried_elsewhere(world: RouterWorld) -> None:
     """A proposal that never reached the log moves to the new leader, even without a key."""
     world.lead(0)
-    world.group(0).reject = Rejection("not_leader")
+    world.group(0).reject = GroupFailure("not_leader")
     world.ask(put(world.key(0)))
     world.follow("n2", 0)
     world.loop.run(0.05)
@@ -576,11 +576,11 @@ def test_rejections_are_told(
     world: RouterWorld,
     reason: str,
     code: str,
-    definite: bool,  # noqa: FBT001 - a parameter of the table
+    definite: bool,  # noqa: FBT001 -- a parameter of the table
 ) -> None:
     """What a group rejects is told with its definiteness; busy says when to come back."""
     world.lead(0)
-    world.group(0).reject = Rejection(reason)  # type: ignore[arg-type]
+    world.group(0).reject = GroupFailure(reason)  # type: ignore[arg-type]
     world.ask(put(world.key(0)))
     assert (world.failure.code, world.failure.definite) == (code, definite)
     assert (world.failure.retry_after_ms is not None) == (code == "busy")
@@ -613,7 +613,7 @@ def test_stale_read_is_served_by_any_replica(world: RouterWorld) -> None:
 def test_stale_read_that_is_too_old_fails(world: RouterWorld) -> None:
     """A bound on the age that cannot be proven is a failure, not an old answer."""
     world.follow(None, 0)
-    world.group(0).reject = Rejection("not_leader", "no leader can confirm")
+    world.group(0).reject = GroupFailure("not_leader", "no leader can confirm")
     world.ask(GetRequest(world.key(0), "stale", 100))
     assert (world.failure.code, world.failure.definite) == ("too_stale", True)
 
@@ -775,7 +775,8 @@ def test_slow_request_is_remembered_and_logged(
     world.router.handle(call, world.replies.append)
     world.loop.run(0.7)
     world.group(1).held.pop()()
-    slow = world.router.slow.newest[1]
+    slow = world.replicas.by_shard[1].slow
+    assert slow is not None
     assert (slow.kind, slow.request_id, slow.outcome) == ("write", "mine", "ok")
     assert slow.total_ms == pytest.approx(700)
     assert "slow write of shard 1: 700.0 ms" in caplog.text
@@ -786,7 +787,7 @@ def test_quick_requests_are_not(world: RouterWorld) -> None:
     """Nothing is noted of what took as long as it should."""
     world.lead(0, 1)
     world.ask(put(world.key(1)))
-    assert world.router.slow.newest == {}
+    assert all(replica.slow is None for replica in world.replicas)
 
 
 def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) -> None:
@@ -794,7 +795,9 @@ def test_time_out_is_slow(world: RouterWorld, caplog: pytest.LogCaptureFixture) 
     world.ask(put(world.key(0)), remaining_ms=600)
     world.loop.run(1)
     assert "slow write of shard 0" in caplog.text
-    assert world.router.slow.newest[0].outcome == "no_leader"
+    slow = world.replicas.by_shard[0].slow
+    assert slow is not None
+    assert slow.outcome == "no_leader"
 
 
 def test_name_of_a_request_goes_along(world: RouterWorld) -> None:

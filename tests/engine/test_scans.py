@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Entry, Put, RangeResult
+from raftkv.core.operations import BATCH_FORMAT, Batch, Command, KeyValue, Put, RangeResult
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.gather import PARTS_AT_ONCE, ScanGather, entry_bytes, scan_part
 from raftkv.engine.requests import Answer
@@ -78,7 +78,7 @@ class Shards:
     def reference(self, request: ScanRequest) -> RangeResult:
         """The page by definition: all of the range in order, up to the limits."""
         whole = [scan_part(state, _whole(request)).entries for state in self.states]
-        taken: list[Entry] = []
+        taken: list[KeyValue] = []
         size = 0
         for entry in sorted(itertools.chain(*whole), key=lambda entry: entry.key):
             size += entry_bytes(entry)

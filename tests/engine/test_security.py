@@ -46,7 +46,7 @@ FACTS = {"cluster.nodes": "n1,n2", "cluster.replicas": "2"}
 HERE = Address("127.0.0.1", 7000)
 
 
-def sides(secret: bytes | None = SECRET, certified: bool = False) -> tuple[Dialer, Acceptor]:  # noqa: FBT001, FBT002 - of a test
+def sides(secret: bytes | None = SECRET, certified: bool = False) -> tuple[Dialer, Acceptor]:  # noqa: FBT001, FBT002 -- of a test
     """Return both sides of a handshake between n1 and n2."""
     dialer = Dialer(
         N1, os.urandom(32), peer="n2", secret=secret, certified=["n2"] if certified else None
@@ -62,7 +62,7 @@ def sides(secret: bytes | None = SECRET, certified: bool = False) -> tuple[Diale
 
 
 @pytest.mark.parametrize(("secret", "certified"), [(SECRET, False), (None, True), (SECRET, True)])
-def test_both_sides_learn_who_the_other_is(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 - a parameter
+def test_both_sides_learn_who_the_other_is(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 -- a parameter
     """By secret, by certificate, or by both."""
     dialer, acceptor = sides(secret, certified)
     assert acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge())) == N1
@@ -156,7 +156,7 @@ def test_the_words_of_a_stranger_are_not_repeated(proof: bytes) -> None:
 
 
 @pytest.mark.parametrize(("secret", "certified"), [(SECRET, False), (None, True), (SECRET, True)])
-def test_a_proven_peer_says_why_it_refuses(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_proven_peer_says_why_it_refuses(secret: bytes | None, certified: bool) -> None:  # noqa: FBT001 -- a parameter
     """An operator finds the reason in the log of the node that is refused."""
     dialer, acceptor = sides(secret, certified)
     acceptor.receive_hello(dialer.receive_challenge(acceptor.challenge()))

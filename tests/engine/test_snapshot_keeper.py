@@ -39,7 +39,7 @@ def test_a_replaced_state_is_freed_in_slices_later() -> None:
     absent.start()
     old = absent.group().state
     assert old.key_count == 60
-    writer = absent.keeper._writer = Writer()  # type: ignore[assignment]  # the part that is used
+    writer = absent.keeper._writer = Writer()  # type: ignore[assignment] # the part that is used
     absent.keeper.check()
     assert writer.settled == 0, "nothing was replaced yet"
     world.run_until(lambda: absent.group().state is not old)
@@ -59,7 +59,7 @@ def test_a_new_state_is_left_out_of_garbage_collections() -> None:
     try:
         large = [[number] for number in range(1000)]
         before = gc.get_freeze_count()
-        ForkingWriter.settle(None)  # type: ignore[arg-type]  # it needs nothing of its own
+        ForkingWriter.settle(None)  # type: ignore[arg-type] # it needs nothing of its own
         assert gc.get_freeze_count() >= before + len(large)
     finally:
         gc.unfreeze()

@@ -4,14 +4,16 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from engine_world import table_of
 from host_world import HostWorld
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.placement import seed_map
+from raftkv.engine.directory import Directory
 from raftkv.engine.snapshot_keeper import ForkingWriter, InTurnWriter, SnapshotKeeper
-from raftkv.raft.group import Group
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
 from raftkv.storage.snapshots import SnapshotStore
@@ -76,9 +78,8 @@ def test_groups_under_load_take_turns() -> None:
     disk.make_directory(directory)
     store = SnapshotStore(disk, directory)
     groups = {group.id: group for group in map(BusyGroup, range(SHARDS))}
-    keeper = SnapshotKeeper(
-        cast("dict[GroupId, Group]", groups), store, InTurnWriter(store), JobsAtOnce(), list
-    )
+    table = table_of(groups.values(), Directory(seed_map("test", ["n1"], SHARDS, 1)))
+    keeper = SnapshotKeeper(table, store, InTurnWriter(store), JobsAtOnce(), list)
     for _ in range(SHARDS):
         keeper.check()
     assert [len(group.written) for group in groups.values()] == [1] * SHARDS

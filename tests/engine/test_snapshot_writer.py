@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from engine_world import table_of
 from host_world import HostWorld
 from test_snapshot_turns import BusyGroup
 
 from raftkv.core.cluster_map import GroupId
+from raftkv.core.placement import seed_map
+from raftkv.engine.directory import Directory
 from raftkv.engine.jobs import JobDone
-from raftkv.engine.patience import Patience
 from raftkv.engine.snapshot_keeper import (
     ForkingWriter,
     InTurnWriter,
@@ -22,6 +24,7 @@ from raftkv.engine.snapshot_keeper import (
     WriterStalledError,
     write_records,
 )
+from raftkv.engine.stalls import StallCounter
 from raftkv.raft.group import Group
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.sim.disk import SimDisk
@@ -39,7 +42,7 @@ class JobsHere:
         """Run it."""
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - as a thread pool does
+        except Exception as error:  # noqa: BLE001 -- as a thread pool does
             done(None, error)
         else:
             done(result, None)
@@ -108,7 +111,7 @@ def test_a_child_that_cannot_end_holds_no_place_either(
 
 def test_a_child_that_goes_on_is_waited_for() -> None:
     """However slowly: only looks between which nothing was written count."""
-    patience = Patience(50)
+    patience = StallCounter(50)
     for count in range(10):
         assert not any(patience.is_over(count) for _ in range(40))
     assert any(patience.is_over(9) for _ in range(40))
@@ -174,7 +177,8 @@ def test_a_snapshot_that_fails_is_tried_ever_more_rarely_and_holds_up_no_other()
     groups = {group.id: group for group in map(BusyGroup, range(2))}
     bad, good = groups.values()
     writer = FailingWriter(store, bad.id)
-    keeper = SnapshotKeeper(cast("dict[GroupId, Group]", groups), store, writer, JobsHere(), list)
+    table = table_of(groups.values(), Directory(seed_map("test", ["n1"], 2, 1)))
+    keeper = SnapshotKeeper(table, store, writer, JobsHere(), list)
     for _ in range(300):
         keeper.check()
     assert 8 <= writer.tries <= 10

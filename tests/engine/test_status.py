@@ -14,6 +14,7 @@ from raftkv.core.operations import BATCH_FORMAT, Batch, Command, Put
 from raftkv.core.ring import RingParameters
 from raftkv.engine.agreement import AgreedFile, Agreement
 from raftkv.engine.cluster_status import ASK_TIMEOUT_S, QUESTIONS_MAX, ClusterStatus
+from raftkv.engine.directory import Directory
 from raftkv.engine.http_traffic import HttpTraffic
 from raftkv.engine.peer_wire import CHANNEL_STATUS
 from raftkv.engine.router import Router
@@ -127,15 +128,15 @@ class StatusWorld:
         links = self.links[machine.name]
         router = Router(
             node=machine.name,
-            cluster_map=MAP,
-            groups=machine.host.groups,
+            directory=Directory(MAP),
+            replicas=machine.host.replicas,
             links=links,
             clock=loop.clock,
             loop=loop.as_asyncio,
         )
         return LocalStatus(
             node=machine.name,
-            cluster_map=MAP,
+            directory=Directory(MAP),
             host=machine.host,
             router=router,
             http=HttpTraffic(loop.clock),
@@ -151,7 +152,7 @@ class StatusWorld:
         loop = self.hosts.loop
         return ClusterStatus(
             node=name,
-            cluster_map=MAP,
+            directory=Directory(MAP),
             local=self.local[name],
             links=self.links[name],
             clock=loop.clock,
@@ -190,13 +191,14 @@ def test_what_nodes_say_of_their_shards_is_gone_through_once() -> None:
     world = StatusWorld()
     shards = 50
     status = world.status["n1"]
-    status._map = ClusterMap(
+    shard_map = ClusterMap(
         1,
         "test",
         NAMES,
         RingParameters("ring", tuple(range(shards)), 8),
         tuple(GroupPlacement(shard, 1, NAMES) for shard in range(shards)),
     )
+    status._directory = Directory(shard_map)
     answers = {name: world.local[name].facts() for name in NAMES}
     counted: list[Counted] = []
     for name, facts in answers.items():
@@ -547,10 +549,11 @@ def test_a_leader_that_is_elected_again_is_told_with_its_new_term() -> None:
     """Also if it was the last one before: the term in between is not left out either."""
     world = StatusWorld()
     host, group = world.leader.host, world.leader.group()
-    known = host.leaderships[GROUP]
+    replica = host.replicas.by_id[GROUP]
+    known = replica.leaderships
     assert (known.leader, known.term) == (world.leader.name, 1)
     group._replica._stock.term = 3  # stands for two elections within one turn
-    host.note_leader(group)
+    host.note_leader(replica)
     assert [(entry.term, entry.leader) for entry in known.facts()[-2:]] == [
         (1, world.leader.name),
         (3, world.leader.name),

@@ -57,7 +57,7 @@ def config_for(directory: Path, workers: int = 2) -> NodeConfig:
     return NodeConfig(
         cluster=ClusterOptions(id="test", nodes={"n1": "127.0.0.1:1"}, replicas=1),
         node=NodeOptions(name="n1", data_dir=str(directory)),
-        http=HttpOptions(workers=workers, max_connections=1001),
+        http=HttpOptions(workers=workers, connections_max=1001),
         security=SecurityOptions(secret="s" * 32, tokens=(TOKEN,)),
     )
 

@@ -18,7 +18,7 @@ from raftkv.core.operations import Command, Put, Range, WriteResult
 from raftkv.raft.group import Group
 from raftkv.raft.host import Event, GroupBounds, GroupConfig, SnapshotPolicy
 from raftkv.raft.messages import Envelope, RaftMessage
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.snapshot_transfer import SnapshotId
 from raftkv.raft.timing import Timing
 from raftkv.raft.windows import PeerWindow
@@ -53,7 +53,7 @@ class Files:
             return None
         return SnapshotId(reader.header.index, reader.header.term, reader.size), reader
 
-    def receive(self, snapshot: SnapshotId) -> Any:  # noqa: ARG002 - the file says it all
+    def receive(self, snapshot: SnapshotId) -> Any:  # noqa: ARG002 -- the file says it all
         """Begin to write one that a leader sends."""
         return self._store.receive(GROUP)
 
@@ -125,7 +125,7 @@ class GroupNode:
         """Encode and queue."""
         self._world.network.send(self.name, peer, _encode(Envelope(*group, message)))
 
-    def wake(self, group: GroupId) -> None:  # noqa: ARG002 - there is only one
+    def wake(self, group: GroupId) -> None:  # noqa: ARG002 -- there is only one
         """Tick once more at the end of this turn."""
         self._woken = True
 
@@ -192,7 +192,7 @@ class GroupNode:
         job, done = self._jobs.popleft()
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - a job hands back whatever went wrong
+        except Exception as error:  # noqa: BLE001 -- a job hands back whatever went wrong
             done(None, error)
         else:
             done(result, None)
@@ -244,7 +244,7 @@ class GroupWorld(World):
         names: str,
         *,
         seed: int = 0,
-        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 - immutable
+        policy: SnapshotPolicy = SnapshotPolicy(),  # noqa: B008 -- immutable
         bounds: GroupBounds | None = None,
         **_: Any,
     ) -> None:
@@ -301,8 +301,8 @@ class GroupWorld(World):
     def submit(self, name: str, value: str, done: Callable[[Answer], None], size: int) -> None:
         """Propose a put of a key named for the write."""
 
-        def answered(outcome: Sequence[WriteResult] | Rejection) -> None:
-            if isinstance(outcome, Rejection):
+        def answered(outcome: Sequence[WriteResult] | GroupFailure) -> None:
+            if isinstance(outcome, GroupFailure):
                 done("no" if outcome.definite else "unknown")
             else:
                 done("ok")
@@ -333,8 +333,8 @@ class GroupWorld(World):
         read = Read()
         group = self.nodes[name].group
 
-        def confirmed(rejection: Rejection | None) -> None:
-            if rejection is None:
+        def confirmed(failure: GroupFailure | None) -> None:
+            if failure is None:
                 read.values = values_of(group)
 
         group.reads.confirm(confirmed)

@@ -24,7 +24,7 @@ from group_world import DATA, GroupWorld
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
 from raftkv.raft.host import SnapshotPolicy
 from raftkv.raft.journal import LogEntry
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 from raftkv.storage.disk import DiskError, DiskFull
 
@@ -44,7 +44,7 @@ class Write:
         self.life = life
         self.ended: int | None = None
         self.ended_s = 0.0
-        self.outcome: PutResult | Rejection | None = None
+        self.outcome: PutResult | GroupFailure | None = None
 
     @property
     def acknowledged(self) -> bool:
@@ -318,9 +318,9 @@ class RandomRun:
         write = Write(key, value, self.step_number, self._life_of[name])
         self.writes.append(write)
 
-        def done(outcome: Sequence[WriteResult] | Rejection) -> None:
+        def done(outcome: Sequence[WriteResult] | GroupFailure) -> None:
             assert write.outcome is None, f"{value} is answered twice"
-            if isinstance(outcome, Rejection):
+            if isinstance(outcome, GroupFailure):
                 write.outcome = outcome
                 self._count(outcome.reason)
             else:
@@ -354,8 +354,8 @@ class RandomRun:
     def _read_at(self, name: str, began: int, voucher: Voucher | None = None) -> None:
         group = self.world.nodes[name].group
 
-        def done(rejection: Rejection | None) -> None:
-            if rejection is None:
+        def done(failure: GroupFailure | None) -> None:
+            if failure is None:
                 entry = group.state.get(REGISTER).entry
                 revision = 0 if entry is None else entry.mod_revision
                 self.reads.append(ReadSeen(began, self.step_number, revision))
@@ -376,8 +376,8 @@ class RandomRun:
             default=0,
         )
 
-        def done(rejection: Rejection | None) -> None:
-            if rejection is None:
+        def done(failure: GroupFailure | None) -> None:
+            if failure is None:
                 entry = group.state.get(REGISTER).entry
                 revision = 0 if entry is None else entry.mod_revision
                 assert revision >= known, f"read on {name} is older than {age_ms} ms"
@@ -443,7 +443,7 @@ class RandomRun:
             entry = state.get(write.key).entry
             if write.acknowledged:
                 assert entry is not None, f"{write.value} was acknowledged and is lost"
-            if isinstance(write.outcome, Rejection) and write.outcome.definite:
+            if isinstance(write.outcome, GroupFailure) and write.outcome.definite:
                 assert entry is None, f"{write.value} was refused and is there: {write.outcome}"
             if entry is not None:
                 assert entry.version == 1, f"{write.value} was applied twice"

@@ -119,7 +119,7 @@ class BackgroundSnapshots:
         return SERIALIZER_STATE.SUCCESS
 
     def _load(self, path: str) -> Any:
-        values, *data = pickle.loads(Path(path).read_bytes())  # noqa: S301 - what stock does
+        values, *data = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- what stock does
         self._world.nodes[self._name].applied = values
         return tuple(data)
 

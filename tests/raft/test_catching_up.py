@@ -255,7 +255,7 @@ def test_a_follower_whose_disk_lost_the_last_unit_is_given_it_again() -> None:
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_follower_whose_log_differs_above_what_it_acknowledged_has_lost_nothing(
     monkeypatch: pytest.MonkeyPatch,
-    restarts: bool,  # noqa: FBT001 - whether it remembers what it acknowledged
+    restarts: bool,  # noqa: FBT001 -- whether it remembers what it acknowledged
 ) -> None:
     """It backs off by a whole term, below that; its disk is not to blame.
 

@@ -4,7 +4,7 @@ import scenarios
 from group_world import GroupWorld, make_group_world
 
 from raftkv.core.shard.machine import StateMachine
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 
 
 def led_by_a() -> GroupWorld:
@@ -12,9 +12,9 @@ def led_by_a() -> GroupWorld:
     return scenarios.led_by_a(make_group_world)
 
 
-def keys(state: StateMachine | Rejection) -> int | str:
+def keys(state: StateMachine | GroupFailure) -> int | str:
     """How many keys there are, or why that is not said."""
-    return state.reason if isinstance(state, Rejection) else state.key_count
+    return state.reason if isinstance(state, GroupFailure) else state.key_count
 
 
 def test_a_query_sees_the_state_once_a_majority_has_confirmed_the_leader() -> None:

@@ -7,12 +7,12 @@ import scenarios
 from group_world import TIMING, GroupWorld, make_group_world, message_of
 
 from raftkv.raft import messages as wire
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 
 
-def transfer(world: GroupWorld, name: str, target: str) -> list[Rejection | None]:
+def transfer(world: GroupWorld, name: str, target: str) -> list[GroupFailure | None]:
     """Ask ``name`` to hand over to ``target``; what it says is appended to the list."""
-    said: list[Rejection | None] = []
+    said: list[GroupFailure | None] = []
     world.nodes[name].group.transfer.begin(target, said.append)
     return said
 
@@ -48,7 +48,7 @@ def test_writes_wait_and_do_not_fail() -> None:
 def test_a_transfer_under_load_succeeds() -> None:
     """Writes are paused until the target has everything, so a busy leader can hand over too."""
     world = scenarios.led_by_a(make_group_world)
-    said: list[Rejection | None] = []
+    said: list[GroupFailure | None] = []
     for number in range(200):
         leader = next((name for name in "abc" if world.leads(name)), None)
         if leader is not None:
@@ -75,9 +75,9 @@ def test_a_transfer_under_load_succeeds() -> None:
 def test_impossible_transfers_are_refused_with_the_reason(name: str, target: str, why: str) -> None:
     """Nonsense is refused at once, in words."""
     world = scenarios.led_by_a(make_group_world)
-    (rejection,) = transfer(world, name, target)
-    assert rejection is not None
-    assert why in rejection.detail
+    (failure,) = transfer(world, name, target)
+    assert failure is not None
+    assert why in failure.detail
 
 
 def test_a_replica_that_lags_is_refused() -> None:
@@ -86,9 +86,9 @@ def test_a_replica_that_lags_is_refused() -> None:
     world.network.hold("a", "c")
     for number in range(10):
         world.write("a", f"x{number}")
-    (rejection,) = transfer(world, "a", "c")
-    assert rejection is not None
-    assert "lags" in rejection.detail
+    (failure,) = transfer(world, "a", "c")
+    assert failure is not None
+    assert "lags" in failure.detail
 
 
 def test_a_target_that_is_gone_costs_a_pause_only() -> None:
@@ -151,9 +151,9 @@ def test_only_one_transfer_at_a_time() -> None:
     world.network.hold("a", "b")
     world.network.hold("a", "c")
     transfer(world, "a", "b")
-    (rejection,) = transfer(world, "a", "c")
-    assert rejection is not None
-    assert "under way" in rejection.detail
+    (failure,) = transfer(world, "a", "c")
+    assert failure is not None
+    assert "under way" in failure.detail
 
 
 def test_leadership_goes_round() -> None:
@@ -248,13 +248,13 @@ def test_a_transfer_ends_with_the_link_to_its_target() -> None:
     world.turn("a")
     world.network.cut("a", "c")
     assert world.run(TIMING.election_min_s / 2, until=lambda: "waiting" in world.acknowledged)
-    assert [rejection is not None and rejection.reason for rejection in said] == ["refused"]
+    assert [failure is not None and failure.reason for failure in said] == ["refused"]
 
 
 def test_a_target_that_is_not_linked_is_refused_at_once() -> None:
     """No write waits for who cannot even be asked."""
     world = scenarios.led_by_a(make_group_world)
     world.network.cut("a", "c")
-    (rejection,) = transfer(world, "a", "c")
-    assert rejection is not None
-    assert "no link to c" in rejection.detail
+    (failure,) = transfer(world, "a", "c")
+    assert failure is not None
+    assert "no link to c" in failure.detail

@@ -7,7 +7,7 @@ from group_world import TIMING, GroupWorld, make_group_world, message_of
 from raftkv.raft import host
 from raftkv.raft import messages as wire
 from raftkv.raft.freshness import ASK_AGAIN_S
-from raftkv.raft.proposals import Rejection
+from raftkv.raft.proposals import GroupFailure
 from raftkv.raft.reads import Voucher
 
 
@@ -15,11 +15,11 @@ class Asked:
     """The outcome of a read: how often it was answered, and how."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Rejection | None] = []
+        self.outcomes: list[GroupFailure | None] = []
 
-    def __call__(self, rejection: Rejection | None) -> None:
+    def __call__(self, failure: GroupFailure | None) -> None:
         """Take the answer."""
-        self.outcomes.append(rejection)
+        self.outcomes.append(failure)
 
     @property
     def served(self) -> bool:

@@ -8,7 +8,7 @@ import scenarios
 from group_world import make_group_world
 
 from raftkv.core.operations import Command, Put, PutResult, WriteResult
-from raftkv.raft.proposals import Limits, Proposal, ProposalQueue, Rejection
+from raftkv.raft.proposals import GroupFailure, Limits, Proposal, ProposalQueue
 
 RESULTS = (PutResult(7, 1),)
 
@@ -17,14 +17,14 @@ class Waiter:
     """A caller and the answer that it got."""
 
     def __init__(self) -> None:
-        self.answer: Sequence[WriteResult] | Rejection | None = None
+        self.answer: Sequence[WriteResult] | GroupFailure | None = None
 
-    def take(self, answer: Sequence[WriteResult] | Rejection) -> None:
+    def take(self, answer: Sequence[WriteResult] | GroupFailure) -> None:
         """Take the answer."""
         self.answer = answer
 
 
-def offered(queue: ProposalQueue, waiter: Waiter, now: float = 0.0) -> Rejection | None:
+def offered(queue: ProposalQueue, waiter: Waiter, now: float = 0.0) -> GroupFailure | None:
     """Offer one write at a time."""
     return queue.offer(Proposal((Command(Put(b"k", b"v")),), waiter.take, now))
 
@@ -62,7 +62,7 @@ def test_another_entry_at_its_index_is_not_taken_for_it(term: int) -> None:
     queue = ProposalQueue(Limits())
     waiter = proposed(queue, 5, 3)
     apply(queue, 5, term)
-    assert isinstance(waiter.answer, Rejection)
+    assert isinstance(waiter.answer, GroupFailure)
     assert (waiter.answer.reason, waiter.answer.definite) == ("discarded", True)
     assert (queue.operations, queue.bytes) == (0, 0)
 
@@ -74,7 +74,7 @@ def test_only_a_newer_term_speaks_for_later_indexes() -> None:
     apply(queue, 5, 2)
     assert waiter.answer is None
     apply(queue, 5, 4)
-    assert isinstance(waiter.answer, Rejection)
+    assert isinstance(waiter.answer, GroupFailure)
 
 
 def test_a_queue_that_does_not_move_takes_no_more() -> None:
@@ -102,7 +102,7 @@ def test_entries_at_one_index_in_two_terms_are_both_answered() -> None:
     newer = proposed(queue, 6, 3)
     apply(queue, 6, 3)
     assert newer.answer == RESULTS
-    assert isinstance(older.answer, Rejection)
+    assert isinstance(older.answer, GroupFailure)
     assert (queue.operations, queue.bytes) == (0, 0)
 
 
@@ -121,7 +121,7 @@ def test_no_room_on_a_majority_is_no_room() -> None:
             assert outcome.detail == "the disks of b, c are full"
             assert node.group.last_index == before
         else:
-            assert not isinstance(outcome, Rejection)
+            assert not isinstance(outcome, GroupFailure)
 
 
 def test_what_waits_when_a_majority_has_no_room_any_more_is_refused() -> None:

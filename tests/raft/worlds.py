@@ -212,7 +212,7 @@ class World(ABC):
         """Go on after an exception, as PySyncObj's own thread and transports do; keep it."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, the scenario may look at it
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the scenario may look at it
             self.errors.append(error)
 
 

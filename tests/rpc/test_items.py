@@ -198,7 +198,7 @@ class Interleavings(RuleBasedStateMachine):
             self.link.asker.cancel(stream.number)
 
     @rule(has_room=st.booleans())
-    def change_room(self, has_room: bool) -> None:  # noqa: FBT001 - a rule's argument
+    def change_room(self, has_room: bool) -> None:  # noqa: FBT001 -- a rule's argument
         """The link's socket fills up, or takes more again."""
         self.link.has_room = has_room
         if has_room:

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from frames import encode_frame
 
-from raftkv.core.operations import Command, Delete, Entry, GetResult, Put, PutResult
+from raftkv.core.operations import Command, Delete, GetResult, KeyValue, Put, PutResult
 from raftkv.rpc import client as client_module
 from raftkv.rpc import server as server_module
 from raftkv.rpc.calls import ItemHandler
@@ -66,7 +66,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition of another part of this loop."""
-    while not condition():  # noqa: ASYNC110 - the condition has no event
+    while not condition():  # noqa: ASYNC110 -- the condition has no event
         await asyncio.sleep(0.001)
 
 
@@ -233,7 +233,7 @@ def test_large_values_pass(tmp_path: Path) -> None:
         (BatchRequest((READ, Command(Delete(b"k")))), True),
     ],
 )
-def test_what_may_write(request_: Request, writes: bool) -> None:  # noqa: FBT001 - a parameter
+def test_what_may_write(request_: Request, writes: bool) -> None:  # noqa: FBT001 -- a parameter
     """Only what may change something leaves an unknown outcome behind."""
     assert may_write(request_) is writes
 
@@ -672,7 +672,7 @@ def test_a_front_end_that_takes_no_replies_is_not_read(tmp_path: Path) -> None:
             stuck.connect(str(tmp_path / "s"))
             stuck.sendall(hello(TOKEN))
             with stuck:
-                stuck.setblocking(False)  # noqa: FBT003 - its own signature
+                stuck.setblocking(False)  # noqa: FBT003 -- its own signature
                 sent = 0
                 for number in range(50):
                     stuck.send(call_frame(number))
@@ -694,7 +694,7 @@ def test_large_answers_wait_for_a_slow_front_end_and_cost_it_no_connection(
 ) -> None:
     """They wait unencoded; beyond a bound what was read is refused, definitely; small ones pass."""
     monkeypatch.setattr(server_module, "REPLIES_WAITING_BYTES_MAX", 20 * 2**20)
-    value = Entry(b"key", bytes(2**20), 1, 1, 1)
+    value = KeyValue(b"key", bytes(2**20), 1, 1, 1)
     held = Held()
 
     async def main() -> None:
@@ -711,7 +711,7 @@ def test_large_answers_wait_for_a_slow_front_end_and_cost_it_no_connection(
                 (connection,) = server.connections
                 assert connection._writer.backlog_bytes() < 3 * 2**20, "few are encoded"
                 assert server.in_flight > 0, "a node that stops waits for them"
-                slow.setblocking(False)  # noqa: FBT003 - its own signature
+                slow.setblocking(False)  # noqa: FBT003 -- its own signature
                 loop, decoder = asyncio.get_running_loop(), FrameDecoder(2**21)
                 replies: list[Reply] = []
                 while len(replies) < 40:
@@ -829,7 +829,7 @@ def test_a_front_end_that_reads_nothing_of_its_socket_bounds_all_its_calls_toget
                 await until(lambda: len(feeder.writers) == 40)
                 (connection,) = server.connections
                 assert connection._writer.backlog_bytes() < 4 * 2**20
-                slow.setblocking(False)  # noqa: FBT003 - its own signature
+                slow.setblocking(False)  # noqa: FBT003 -- its own signature
                 loop, decoder = asyncio.get_running_loop(), FrameDecoder(2**21)
                 numbers: dict[int, list[int]] = {number: [] for number in range(40)}
                 ended: dict[int, int] = {}

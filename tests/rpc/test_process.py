@@ -20,7 +20,7 @@ def in_child(work: Callable[[], str]) -> str:
         os.dup2(writing, 0)  # below whatever the child closes
         try:
             said = work()
-        except BaseException as error:  # noqa: BLE001 - there is nobody above
+        except BaseException as error:  # noqa: BLE001 -- there is nobody above
             said = repr(error)
         os.write(0, said.encode())
         os._exit(0)
@@ -36,7 +36,7 @@ def test_every_descriptor_is_closed(system_call: int, monkeypatch: pytest.Monkey
     """On kernels that can do it at once and on others, and where there is none left to look."""
     monkeypatch.setattr(process, "_CLOSE_RANGE", system_call)
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
-    os.set_inheritable(files[3], True)  # noqa: FBT003 (its order)
+    os.set_inheritable(files[3], True)  # noqa: FBT003 -- its order
 
     def work() -> str:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from raftkv.core.operations import Entry, GetResult, PutResult, RangeResult, TxnResult
+from raftkv.core.operations import GetResult, KeyValue, PutResult, RangeResult, TxnResult
 from raftkv.rpc.messages import BatchResult, Failure, Response
 from raftkv.rpc.sizes import without_values
 
-ENTRY = Entry(b"k", b"v" * 1000, 1, 1, 1)
+ENTRY = KeyValue(b"k", b"v" * 1000, 1, 1, 1)
 BUSY = Failure("busy", "no room", definite=True, retry_after_ms=7)
 WROTE = TxnResult(succeeded=True, revision=5, results=(PutResult(5, 1), GetResult(ENTRY)))
 

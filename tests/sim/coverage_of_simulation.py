@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import click
-import coverage  # type: ignore[import-not-found]  # no dependency of raftkv
+import coverage  # type: ignore[import-not-found] # no dependency of raftkv
 
 import raftkv
 

@@ -38,7 +38,7 @@ class Peer(asyncio.BufferedProtocol):
         self.transport, self.state = cast("SimTransport", transport), OPEN
         self.transport.write(self._greeting)
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's name
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 -- asyncio's name
         """Where to read to."""
         return self._buffer
 

@@ -31,7 +31,7 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.sim import client as client_module
-from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, Doors, Outcome
+from raftkv.sim.client import ATTEMPT_MS, OPERATION_S, Client, ClientNetwork, Outcome
 from raftkv.sim.front_end import Lost
 from raftkv.sim.machine import Machine
 from raftkv.sim.violation import Violation
@@ -51,7 +51,7 @@ def _nothing_is_sent_again_for_its_own_sake(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Script:
-    """Doors that answer by a script; the last answer again and again. Each takes 0.1 s."""
+    """A network that answers by a script; the last answer again and again. Each takes 0.1 s."""
 
     def __init__(self, *answers: Response | Lost) -> None:
         self._answers = list(answers)
@@ -80,14 +80,14 @@ class Script:
 
 
 class Caller(Bench):
-    """A client in front of scripted doors."""
+    """A client in front of a scripted network."""
 
     def __init__(self, *answers: Response | Lost, idempotent: bool = True) -> None:
         super().__init__()
         self.script = Script(*answers)
         self.client = Client(
             5,
-            cast("Doors", self.script),
+            cast("ClientNetwork", self.script),
             lambda: NODES,
             Random(1),
             idempotent=idempotent,
@@ -276,7 +276,7 @@ def test_a_batch_has_no_session() -> None:
     assert caller.script.asked == [BatchRequest((Command(PUT), GetRequest(b"k")))]
 
 
-# --- doors -----------------------------------------------------------------------------------
+# --- the way to the nodes -----------------------------------------------------------------
 
 
 def test_a_node_that_runs_answers_through_its_door() -> None:
@@ -357,7 +357,7 @@ def test_a_worker_that_is_killed_takes_its_answers_with_it() -> None:
 def test_connections_of_clients_break_as_often_as_they_are_told_to() -> None:
     """Under the request or its answer; the request may have been done all the same."""
     front = Front()
-    front.doors.cut_share = 1.0
+    front.client_network.cut_share = 1.0
     tasks = [front.ask(WriteRequest(Command(Put(b"k", b"%d" % n)))) for n in range(40)]
     front.bench.run_s(0.5)
     lost = [task for task in tasks if task.exception() is not None]
@@ -384,12 +384,12 @@ def test_a_call_may_outlive_its_client() -> None:
 
 
 class Copied(Front):
-    """Doors of which every write in a session goes through twice, the second time within 20 s."""
+    """A network that carries every write in a session twice, the second time within 20 s."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wrong: list[Violation] = []
-        self.doors = Doors(
+        self.client_network = ClientNetwork(
             self.bench.scheduler,
             self.loop,
             Random(1),
@@ -401,9 +401,9 @@ class Copied(Front):
     def put(self) -> "asyncio.Task[Response]":
         """Write in a session, and wait for the answer but not for the copy."""
         request = WriteRequest(Command(PUT, SessionKey("s", 1, 1, 1)))
-        task = self.loop.create_task(self.doors.ask(self.cluster.machine, request, 2000))
+        task = self.loop.create_task(self.client_network.ask(self.cluster.machine, request, 2000))
         self.bench.run_s(1.0)
-        assert self.doors.copies == 0
+        assert self.client_network.copies == 0
         return task
 
     def forget(self) -> None:
@@ -418,7 +418,7 @@ class Copied(Front):
 
 @pytest.fixture
 def copied() -> Copied:
-    """A node that leads, behind such doors."""
+    """A node that leads, behind such a network."""
     front = Copied()
     front.bench.run_s(5.0)
     return front
@@ -428,7 +428,7 @@ def test_a_copy_is_answered_as_the_write_was(copied: Copied) -> None:
     """The shard remembers; nobody waits for the copy's answer."""
     assert isinstance(copied.put().result(), PutResult)
     copied.bench.run_s(20.0)
-    assert (copied.doors.copies, copied.wrong) == (1, [])
+    assert (copied.client_network.copies, copied.wrong) == (1, [])
 
 
 def test_a_copy_that_comes_after_its_session_was_forgotten_changes_nothing(
@@ -438,7 +438,7 @@ def test_a_copy_that_comes_after_its_session_was_forgotten_changes_nothing(
     copied.put()
     copied.forget()
     copied.bench.run_s(20.0)
-    assert (copied.doors.copies, copied.wrong) == (1, [])
+    assert (copied.client_network.copies, copied.wrong) == (1, [])
 
 
 def test_a_copy_that_is_applied_again_is_wrong(
@@ -460,4 +460,4 @@ def test_what_was_certainly_refused_is_not_copied(copied: Copied) -> None:
     assert copied.lost(task) is False
     copied.cluster.machine.boot()
     copied.bench.run_s(20.0)
-    assert copied.doors.copies == 0
+    assert copied.client_network.copies == 0

@@ -23,7 +23,7 @@ def start(seed: int, hash_seed: str, directory: Path) -> "subprocess.Popen[bytes
     directory.mkdir()
     changes = [word for name, value in BUSY.items() for word in ("--set", f"{name}={value}")]
     command = [*PYTHON_M, "raftkv.cli.main", "sim", "--seed", str(seed), "--trace"]
-    return subprocess.Popen(  # noqa: S603 - our own command
+    return subprocess.Popen(  # noqa: S603 -- our own command
         [*command, "--minutes-per-seed", "0.3", *changes],
         cwd=directory,
         env=os.environ | {"PYTHONHASHSEED": hash_seed},

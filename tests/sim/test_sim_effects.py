@@ -11,7 +11,7 @@ from sim_parts import Bench, Cluster, small_options
 from raftkv.core.operations import Command, Put
 from raftkv.rpc.messages import WriteRequest
 from raftkv.sim.campaign import Tally
-from raftkv.sim.client import Client, Doors
+from raftkv.sim.client import Client, ClientNetwork
 from raftkv.sim.faults import FAULTS
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.machine import Machine
@@ -40,10 +40,10 @@ class Theatre:
         world = self.cluster.world
         self.bench = Bench(scheduler=world.scheduler)
         self.loop = self.bench.loop
-        self.doors = Doors(world.scheduler, self.loop, Random(1))
+        self.client_network = ClientNetwork(world.scheduler, self.loop, Random(1))
         self.client = Client(
             0,
-            self.doors,
+            self.client_network,
             lambda: self.cluster.machines,
             Random(2),
             idempotent=False,

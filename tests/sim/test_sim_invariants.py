@@ -373,7 +373,7 @@ def test_a_state_that_differs_from_that_of_the_ledger() -> None:
 
 
 @pytest.mark.parametrize("crash", [False, True])
-def test_a_term_that_goes_back(crash: bool) -> None:  # noqa: FBT001 - a case
+def test_a_term_that_goes_back(crash: bool) -> None:  # noqa: FBT001 -- a case
     """A replica that forgot its term would vote in it again."""
     shard = Shard()
     shard.a.journal.setCurrentTerm(5, None)

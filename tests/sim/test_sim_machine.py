@@ -18,7 +18,7 @@ UNSYNCED = bytes(range(1, 129)) * 4 * 30
 class Unlucky(Random):
     """A power cut of the worst kind: nothing survives that was not synced."""
 
-    def randrange(self, *_: int) -> int:  # type: ignore[override]  # all choices are the same
+    def randrange(self, *_: int) -> int:  # type: ignore[override] # all choices are the same
         """Choose the oldest state of everything."""
         return 0
 

@@ -10,7 +10,7 @@ from sim_parts import Bench, Cluster, small_options
 
 from raftkv.core.cluster_map import GroupId
 from raftkv.engine.engine import Engine
-from raftkv.sim.client import Client, Doors
+from raftkv.sim.client import Client, ClientNetwork
 from raftkv.sim.faults import FAULTS
 from raftkv.sim.invariants import Invariants
 from raftkv.sim.loop import SimLoop
@@ -23,7 +23,7 @@ def stage_of(cluster: Cluster, loop: SimLoop) -> Stage:
     scheduler = cluster.world.scheduler
     client = Client(
         0,
-        Doors(scheduler, loop, Random(1)),
+        ClientNetwork(scheduler, loop, Random(1)),
         lambda: cluster.machines,
         Random(2),
         idempotent=False,
@@ -85,8 +85,9 @@ class Shards:
             for machine in self.machines
         }  # fmt: skip
         for machine in self.machines:
-            host = SimpleNamespace(groups=self.groups[machine.name])
-            machine.engine = cast("Engine", SimpleNamespace(host=host))
+            groups = list(self.groups[machine.name].values())
+            replicas = SimpleNamespace(groups=lambda groups=groups: groups)
+            machine.engine = cast("Engine", SimpleNamespace(replicas=replicas))
             machine._loop = cast("SimLoop", object())
         loop = Bench(scheduler=self.cluster.world.scheduler).loop
         self.stage = stage_of(self.cluster, loop)

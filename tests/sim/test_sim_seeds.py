@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raftkv.core.operations import Entry, Put
+from raftkv.core.operations import KeyValue, Put
 from raftkv.core.shard.machine import StateMachine
 from raftkv.engine.snapshot_keeper import SnapshotKeeper
 from raftkv.sim.options import Options
@@ -42,7 +42,7 @@ def test_what_is_lost_after_its_last_use_is_found(monkeypatch: pytest.MonkeyPatc
     """Everything is read again in the end, also what all replicas have lost alike."""
     put = StateMachine._put_over
 
-    def forgetful(self: Any, asked: Put, held: Entry | None) -> Any:
+    def forgetful(self: Any, asked: Put, held: KeyValue | None) -> Any:
         if asked.key.startswith(b"r2-"):
             for old in filter(None, map(self.keyspace.find, (b"r0-0", b"r0-1"))):
                 self.keyspace._drop(old)

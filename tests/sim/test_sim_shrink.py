@@ -18,7 +18,7 @@ class Failure:
 
     def __init__(
         self,
-        faults: set[int] = frozenset(),  # type: ignore[assignment]  # nobody changes it
+        faults: set[int] = frozenset(),  # type: ignore[assignment] # nobody changes it
         *,
         minutes: float = 0.0,
         workload: str | None = None,

@@ -34,7 +34,7 @@ from raftkv.rpc.messages import (
     Response,
     WriteRequest,
 )
-from raftkv.sim.client import Client, Doors
+from raftkv.sim.client import Client, ClientNetwork
 from raftkv.sim.machine import Machine
 from raftkv.sim.play import play
 from raftkv.sim.recorder import Recorder
@@ -146,11 +146,15 @@ class Theatre(Front):
         self.context = Context(
             self.recorder, KeysByTime(self._era), staleness, batches=True, ranges=True
         )
-        doors = self.doors if lie is None else cast("Doors", Liar(self.doors, lie))
+        client_network = (
+            self.client_network
+            if lie is None
+            else cast("ClientNetwork", Liar(self.client_network, lie))
+        )
         self.clients = [
             Client(
                 number,
-                doors,
+                client_network,
                 lambda: [self.cluster.machine],
                 Random(number),
                 idempotent=number != 2,
@@ -186,17 +190,21 @@ class Theatre(Front):
 
 
 class Liar:
-    """Doors that change answers."""
+    """A network that changes answers."""
 
-    def __init__(self, doors: Doors, lie: Callable[[Request, Response], Response]) -> None:
-        self._doors = doors
+    def __init__(
+        self, client_network: ClientNetwork, lie: Callable[[Request, Response], Response]
+    ) -> None:
+        self._client_network = client_network
         self._lie = lie
 
     async def ask(
         self, machine: Machine, request: Request, remaining_ms: int, wait_s: float | None = None
     ) -> Response:
         """Ask, and lie."""
-        return self._lie(request, await self._doors.ask(machine, request, remaining_ms, wait_s))
+        return self._lie(
+            request, await self._client_network.ask(machine, request, remaining_ms, wait_s)
+        )
 
 
 FUNCTIONS = {

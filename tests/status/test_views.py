@@ -7,13 +7,13 @@ import pytest
 from raftkv.raft.host import Event
 from raftkv.status import quantities as q
 from raftkv.status import views
-from raftkv.status.facts import Event as Told
+from raftkv.status.facts import Event as RecentEvent
 from raftkv.status.facts import Member, PinFacts, ShardFacts
 
 
-def event(kind: str, node: str, term: int, *, shard: int = 0, detail: str = "") -> Told:
+def event(kind: str, node: str, term: int, *, shard: int = 0, detail: str = "") -> RecentEvent:
     """An event of a shard."""
-    return Told(at_us=1, kind=kind, shard=shard, term=term, detail=detail, node=node)
+    return RecentEvent(at_us=1, kind=kind, shard=shard, term=term, detail=detail, node=node)
 
 
 def test_a_hand_over_is_one_line() -> None:

@@ -54,7 +54,7 @@ class Filler:
 
 def report(name: str, value: str) -> None:
     """Print one line."""
-    print(RULE.format(name, value))  # noqa: T201 - printing is what this script is for
+    print(RULE.format(name, value))  # noqa: T201 -- printing is what this script is for
 
 
 def measure_appends(filler: Filler) -> None:

@@ -272,7 +272,7 @@ if sys.argv[2] == "hold":
 
 def holder(path: Path, mode: str) -> "subprocess.Popen[bytes]":
     """Start a process that opens the directory; return when it has."""
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter
+    process = subprocess.Popen(  # noqa: S603 -- our own interpreter
         [sys.executable, "-c", _HOLD, str(path), mode],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

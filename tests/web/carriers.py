@@ -92,7 +92,7 @@ class WsgiCarrier:
         self.app: flask.Flask = create_app(SyncFace(engine), config)
         self.address = ADDRESS
 
-    def __call__(  # noqa: D102 (see Carrier)
+    def __call__(  # noqa: D102 -- see Carrier
         self, method: str, target: bytes, headers: Headers | None = None, body: bytes = b""
     ) -> Answer:
         path, _, query = target.partition(b"?")
@@ -139,7 +139,7 @@ class AsgiCarrier:
         self._runner.get_loop()
         self.lane = Lane(AsyncFace(engine), config, app.wsgi_app, metrics)
 
-    def __call__(  # noqa: D102 (see Carrier)
+    def __call__(  # noqa: D102 -- see Carrier
         self, method: str, target: bytes, headers: Headers | None = None, body: bytes = b""
     ) -> Answer:
         path, _, query = target.partition(b"?")

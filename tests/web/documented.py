@@ -32,7 +32,7 @@ class DocumentedCarrier:
         self.unchecked = carrier
         self._document = Document(openapi_document(limits))
 
-    def __call__(  # noqa: D102 (see Carrier)
+    def __call__(  # noqa: D102 -- see Carrier
         self, method: str, target: bytes, headers: Headers | None = None, body: bytes = b""
     ) -> Answer:
         answer = self.unchecked(method, target, headers or {}, body)

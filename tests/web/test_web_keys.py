@@ -275,7 +275,7 @@ def test_body_over_the_limit(api: Carrier, engine: FakeEngine) -> None:
     assert api("PUT", b"/v1/kv/k", body=b"x" * 4096).status == 201
     answer = api("PUT", b"/v1/kv/big", body=b"x" * 4097)
     assert (answer.status, answer.code, answer.definite) == (413, "too_large", True)
-    assert "larger than 4096 bytes: http.max_value_bytes" in answer.json()["detail"]
+    assert "larger than 4096 bytes: http.value_bytes_max" in answer.json()["detail"]
     assert engine.state.get(b"big").entry is None
 
 

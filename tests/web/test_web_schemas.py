@@ -62,7 +62,7 @@ def test_bytes_are_text_or_base64_in_json() -> None:
         ({"key": "k", "value_base64": "?"}, False),
     ],
 )
-def test_schema_says_what_the_decoder_takes(document: dict[str, Any], fits: bool) -> None:  # noqa: FBT001 (a parameter of the test)
+def test_schema_says_what_the_decoder_takes(document: dict[str, Any], fits: bool) -> None:  # noqa: FBT001 -- a parameter of the test
     """Types, bounds and unknown members are refused by the decoder and by the schema alike."""
     document = {"op": "append", **document}
     assert jsonschema_rs.is_valid(schema_of(Append), document) == fits

@@ -33,7 +33,7 @@ class Worker:
         with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
             self.port: int = listener.getsockname()[1]
             gone, self.engine = os.pipe()
-            self.process = subprocess.Popen(  # noqa: S603 (our own script)
+            self.process = subprocess.Popen(  # noqa: S603 -- our own script
                 [sys.executable, str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -408,7 +408,7 @@ def test_worker_dies_with_its_parent() -> None:
         "print(worker.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    parent = subprocess.Popen(  # noqa: S603 (our own script)
+    parent = subprocess.Popen(  # noqa: S603 -- our own script
         [sys.executable, "-c", parent_code, str(_SCRIPT)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

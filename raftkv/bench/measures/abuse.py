@@ -39,8 +39,8 @@ from raftkv.bench.measures.abuses import (
     TOO_MANY,
     WIDE_PREFIX,
     AbuseProcess,
+    AbuseTarget,
     Order,
-    Scene,
 )
 from raftkv.bench.processes import command_of, peak_resident_bytes, reset_peak, resident_bytes
 from raftkv.bench.report import Figure, Report, shown
@@ -156,14 +156,14 @@ def run(names: Sequence[str], seconds: float, setting: Setting) -> Report:
     """Try the abuses of these names in turns, ``seconds`` each, and make the report."""
     places = _places()
     with throwaway_cluster(
-        setting.parent, shards=SHARDS, options={"http": {"max_connections": places}}
+        setting.parent, shards=SHARDS, options={"http": {"connections_max": places}}
     ) as cluster:
         setting.progress(
             "waiting until every shard is led by its preferred node, putting large values"
         )
         wait_leaders_home(cluster)
-        scene = prepare(cluster, places)
-        bench = Bench(cluster, scene, seconds)
+        target = prepare(cluster, places)
+        bench = Bench(cluster, target, seconds)
         bench.normal(WARM_UP_S)  # what is made at the first request is made now
         alone, found = [bench.normal(seconds)], []
         for name in names:
@@ -195,7 +195,7 @@ def _places() -> int:
     return max(100, min(PLACES_MAX, hard - TOO_MANY - _DESCRIPTORS_KEPT))
 
 
-def prepare(cluster: LocalCluster, places: int) -> Scene:
+def prepare(cluster: LocalCluster, places: int) -> AbuseTarget:
     """Put what is read, and find out what is led elsewhere than at the first node."""
     addresses = addresses_of(cluster.urls)
     fill_keys(addresses, NORMAL)
@@ -206,15 +206,15 @@ def prepare(cluster: LocalCluster, places: int) -> Scene:
         for key in keys:
             client.put(key, value)
         far = [key for key in keys if client.explain(key)["leader"] != abused.name]
-    return Scene(addresses[0], (HOST, abused.peer_port), tuple(far), places)
+    return AbuseTarget(addresses[0], (HOST, abused.peer_port), tuple(far), places)
 
 
 class Bench:
     """Measures the normal client and the processes of one cluster."""
 
-    def __init__(self, cluster: LocalCluster, scene: Scene, seconds: float) -> None:
+    def __init__(self, cluster: LocalCluster, target: AbuseTarget, seconds: float) -> None:
         self._cluster = cluster
-        self._scene = scene
+        self._target = target
         self._seconds = seconds
         self._load = Load(
             addresses_of(cluster.urls),
@@ -238,7 +238,7 @@ class Bench:
                 begun()
 
         load = msgspec.structs.replace(self._load, seconds=seconds)
-        with Visitor(self._scene.http) as visitor:
+        with Visitor(self._target.http) as visitor:
             tally = generate(load, 1, tell)
         return normal_of(tally, visitor)
 
@@ -248,7 +248,7 @@ class Bench:
         for pid in before:
             reset_peak(pid)
         connected = threading.Event()
-        order = Order(name, self._scene, self._seconds + _ABUSE_SPARE_S)
+        order = Order(name, self._target, self._seconds + _ABUSE_SPARE_S)
         with AbuseProcess(order) as abuser, ThreadPoolExecutor(1) as pool:
             # Who was there first keeps its connections; the visitor comes later.
             normal = pool.submit(self.normal, self._seconds, connected.set)

@@ -58,7 +58,7 @@ _READY, _BEGIN = b"ready\n", b"\n"
 _END_S = 30.0
 
 
-class Scene(msgspec.Struct, frozen=True):
+class AbuseTarget(msgspec.Struct, frozen=True):
     """Where an abuse happens."""
 
     http: Address
@@ -75,74 +75,76 @@ class Order(msgspec.Struct, frozen=True):
     """Which abuse to be, where, and for how long at most."""
 
     name: str
-    scene: Scene
+    target: AbuseTarget
     seconds_max: float
 
 
-Abuse = Callable[[Scene, Deeds], Awaitable[None]]
+Abuse = Callable[[AbuseTarget, Deeds], Awaitable[None]]
 
 
 # --- too much of something good -------------------------------------------------------------------
 
 
-async def large_gets(scene: Scene, deeds: Deeds) -> None:
+async def large_gets(target: AbuseTarget, deeds: Deeds) -> None:
     """Two hundred clients read one large value that another node leads, again and again."""
-    await crowd(200, lambda _: ask(scene.http, deeds, itertools.repeat(get_of(scene.far_keys[0]))))
+    await crowd(
+        200, lambda _: ask(target.http, deeds, itertools.repeat(get_of(target.far_keys[0])))
+    )
 
 
-async def large_puts(scene: Scene, deeds: Deeds) -> None:
+async def large_puts(target: AbuseTarget, deeds: Deeds) -> None:
     """Thirty-two clients write large values that other nodes lead, again and again."""
-    puts = [request_of("PUT", f"/v1/kv/{key}", _LARGE_VALUE) for key in scene.far_keys[:8]]
-    await crowd(32, lambda _: ask(scene.http, deeds, itertools.cycle(puts)))
+    puts = [request_of("PUT", f"/v1/kv/{key}", _LARGE_VALUE) for key in target.far_keys[:8]]
+    await crowd(32, lambda _: ask(target.http, deeds, itertools.cycle(puts)))
 
 
-async def wide_scans(scene: Scene, deeds: Deeds) -> None:
+async def wide_scans(target: AbuseTarget, deeds: Deeds) -> None:
     """Sixteen clients read pages of large values that lie on all shards."""
     scan = request_of("GET", f"/v1/kv?prefix={WIDE_PREFIX}&limit=10000")
-    await crowd(16, lambda _: ask(scene.http, deeds, itertools.repeat(scan)))
+    await crowd(16, lambda _: ask(target.http, deeds, itertools.repeat(scan)))
 
 
-async def new_idempotency_keys(scene: Scene, deeds: Deeds) -> None:
+async def new_idempotency_keys(target: AbuseTarget, deeds: Deeds) -> None:
     """Batches of writes, each with an idempotency key of its own, to one shard."""
-    await crowd(4, lambda _: ask(scene.http, deeds, _batches(_free_name)))
+    await crowd(4, lambda _: ask(target.http, deeds, _batches(_free_name)))
 
 
-async def new_sessions(scene: Scene, deeds: Deeds) -> None:
+async def new_sessions(target: AbuseTarget, deeds: Deeds) -> None:
     """Batches of writes, each in a session of its own, to one shard."""
-    await crowd(4, lambda _: ask(scene.http, deeds, _batches(_session_name)))
+    await crowd(4, lambda _: ask(target.http, deeds, _batches(_session_name)))
 
 
-async def more_connections_than_places(scene: Scene, deeds: Deeds) -> None:
+async def more_connections_than_places(target: AbuseTarget, deeds: Deeds) -> None:
     """Open more connections than a node has places for, and ask for nothing, or for one thing."""
     door = asyncio.Semaphore(_CONNECTING_MAX)
-    await crowd(scene.places + TOO_MANY, lambda number: stay(scene.http, deeds, door, number))
+    await crowd(target.places + TOO_MANY, lambda number: stay(target.http, deeds, door, number))
 
 
 # --- clients that do not read ---------------------------------------------------------------------
 
 
-async def unread_values(scene: Scene, deeds: Deeds) -> None:
+async def unread_values(target: AbuseTarget, deeds: Deeds) -> None:
     """Fifty clients ask for large values on and on, and read no answer."""
-    await crowd(50, lambda _: leave_unread(scene.http, deeds, get_of(scene.far_keys[0])))
+    await crowd(50, lambda _: leave_unread(target.http, deeds, get_of(target.far_keys[0])))
 
 
-async def unread_pages(scene: Scene, deeds: Deeds) -> None:
+async def unread_pages(target: AbuseTarget, deeds: Deeds) -> None:
     """Sixteen clients ask for a document that needs no token, and read no answer."""
-    await crowd(16, lambda _: leave_unread(scene.http, deeds, request_of("GET", "/openapi.json")))
+    await crowd(16, lambda _: leave_unread(target.http, deeds, request_of("GET", "/openapi.json")))
 
 
-async def unread_scans(scene: Scene, deeds: Deeds) -> None:
+async def unread_scans(target: AbuseTarget, deeds: Deeds) -> None:
     """Sixteen clients stream a scan, half of them by another spelling of its path, unread."""
     accept = {"accept": "application/x-ndjson"}
     paths = [f"/{kv}?prefix={WIDE_PREFIX}" for kv in ("v1/kv", "%761/kv")]
     scans = [request_of("GET", path, headers=accept) for path in paths]
-    await crowd(16, lambda number: leave_unread(scene.http, deeds, scans[number % 2]))
+    await crowd(16, lambda number: leave_unread(target.http, deeds, scans[number % 2]))
 
 
 # --- what is no request, or hardly one ------------------------------------------------------------
 
 
-async def large_heads(scene: Scene, deeds: Deeds) -> None:
+async def large_heads(target: AbuseTarget, deeds: Deeds) -> None:
     """Eight clients send heads of 380 KB: what they would accept, or their cookies."""
     ranges = ",".join(f"a/b{n};q=0.{n % 10}" for n in range(_HEAD_BYTES // 13))[:_HEAD_BYTES]
     cookies = ";".join(f"c{n}=v" for n in range(_HEAD_BYTES // 9))[:_HEAD_BYTES]
@@ -150,16 +152,16 @@ async def large_heads(scene: Scene, deeds: Deeds) -> None:
         request_of("GET", "/v1/status", headers={"accept": ranges}),
         request_of("GET", "/", headers={"cookie": cookies}),
     ]
-    await crowd(8, lambda number: ask(scene.http, deeds, itertools.repeat(heads[number % 2])))
+    await crowd(8, lambda number: ask(target.http, deeds, itertools.repeat(heads[number % 2])))
 
 
-async def nonsense(scene: Scene, deeds: Deeds) -> None:
+async def nonsense(target: AbuseTarget, deeds: Deeds) -> None:
     """Four clients send deep JSON, bad base64, cut MessagePack, and what is no HTTP at all."""
     requests = _nonsense()
-    await crowd(4, lambda _: ask(scene.http, deeds, itertools.cycle(requests)))
+    await crowd(4, lambda _: ask(target.http, deeds, itertools.cycle(requests)))
 
 
-async def foreign_pages(scene: Scene, deeds: Deeds) -> None:
+async def foreign_pages(target: AbuseTarget, deeds: Deeds) -> None:
     """Sixteen browsers whose page is another site's: foreign hosts, foreign origins."""
     key = f"/v1/kv/{TAG}/page"
     requests = [
@@ -167,25 +169,25 @@ async def foreign_pages(scene: Scene, deeds: Deeds) -> None:
         request_of("PUT", key, b"x", {"origin": "http://evil.example"}),
         request_of("DELETE", key, headers={"sec-fetch-site": "cross-site"}),
     ]
-    await crowd(16, lambda _: ask(scene.http, deeds, itertools.cycle(requests)))
+    await crowd(16, lambda _: ask(target.http, deeds, itertools.cycle(requests)))
 
 
-async def slow_bodies(scene: Scene, deeds: Deeds) -> None:
+async def slow_bodies(target: AbuseTarget, deeds: Deeds) -> None:
     """Three hundred clients announce a large value, and send two bytes of it a second."""
     head = head_of("PUT", f"/v1/kv/{TAG}/slow", {"content-length": str(len(_LARGE_VALUE))})
-    await crowd(300, lambda _: trickle(scene.http, deeds, head))
+    await crowd(300, lambda _: trickle(target.http, deeds, head))
 
 
-async def half_heads(scene: Scene, deeds: Deeds) -> None:
+async def half_heads(target: AbuseTarget, deeds: Deeds) -> None:
     """Three hundred clients who begin a request, or a TLS handshake with a node that has no TLS."""
     begun = (b"GET /v1/kv/x HTTP/1.1\r\nhost: localhost\r\nx: ", CLIENT_HELLO)
-    await crowd(300, lambda number: trickle(scene.http, deeds, begun[number % 2]))
+    await crowd(300, lambda number: trickle(target.http, deeds, begun[number % 2]))
 
 
-async def strangers_at_the_peer_port(scene: Scene, deeds: Deeds) -> None:
+async def strangers_at_the_peer_port(target: AbuseTarget, deeds: Deeds) -> None:
     """A hundred strangers where nodes meet: silent, talking nonsense, or beginning TLS."""
     begun = (b"", _NOISE, CLIENT_HELLO)
-    await crowd(100, lambda number: trickle(scene.peer, deeds, begun[number % 3]))
+    await crowd(100, lambda number: trickle(target.peer, deeds, begun[number % 3]))
 
 
 ABUSES: Mapping[str, Abuse] = MappingProxyType(
@@ -261,7 +263,7 @@ async def _main(order: Order) -> None:
     if not os.read(sys.stdin.fileno(), len(_BEGIN)):
         return  # whoever ordered it is gone
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
-    abuse = asyncio.ensure_future(ABUSES[order.name](order.scene, deeds))
+    abuse = asyncio.ensure_future(ABUSES[order.name](order.target, deeds))
     ended = asyncio.ensure_future(over.wait())
     await asyncio.wait(
         {abuse, ended}, timeout=order.seconds_max, return_when=asyncio.FIRST_COMPLETED

@@ -100,7 +100,7 @@ async def leave_unread(address: Address, deeds: Deeds, request: bytes) -> None:
     while True:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
-            connection.setblocking(False)  # noqa: FBT003 (the standard library's own order)
+            connection.setblocking(False)  # noqa: FBT003 -- the standard library's own order
             try:
                 await loop.sock_connect(connection, address)
                 deeds["connections"] += 1

@@ -14,7 +14,7 @@ from raftkv.bench.load.summary import Summary, summarize
 from raftkv.bench.load.tally import Tally, floats, is_accepted
 from raftkv.bench.load.workload import Workload
 from raftkv.bench.measure import Setting
-from raftkv.bench.measures.crowd import Attendance, Crowd, CrowdProcess
+from raftkv.bench.measures.crowd import Crowd, CrowdProcess, CrowdResult
 from raftkv.bench.report import Figure, Report
 
 SHARDS = 4
@@ -54,7 +54,7 @@ def run(idle: int, slow: int, seconds: float, setting: Setting) -> Report:
 
 
 def _figures(
-    before: Tally, crowded: Tally, after: Tally, crowd: Attendance, seconds: float
+    before: Tally, crowded: Tally, after: Tally, crowd: CrowdResult, seconds: float
 ) -> list[Figure]:
     beside = summarize(crowded.accepted())
     alone = summarize([*before.accepted(), *after.accepted()])
@@ -85,7 +85,7 @@ def _failed(tally: Tally) -> int:
     return sum(count for status, count in tally.statuses().items() if not is_accepted(status))
 
 
-def _notes(crowd: Attendance) -> list[str]:
+def _notes(crowd: CrowdResult) -> list[str]:
     ended = ", ".join(f"{count} x {status}" for status, count in crowd.slow_ended.items())
     slow = (
         f"Slow clients sent {crowd.bytes_sent_slowly} bytes, one a second each, and were answered"

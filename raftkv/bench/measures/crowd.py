@@ -2,7 +2,7 @@
 
 Run as ``python -m raftkv.bench.measures.crowd`` with a :class:`Crowd` (JSON) as its argument: it
 says ``ready`` on standard output once everybody is connected, and keeps it so until its standard
-input ends; then it writes an :class:`Attendance` (JSON).
+input ends; then it writes an :class:`CrowdResult` (JSON).
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Crowd(msgspec.Struct, frozen=True):
     slow: int
 
 
-class Attendance(msgspec.Struct):
+class CrowdResult(msgspec.Struct):
     """Who was there in the end, and what became of the others."""
 
     idle_open: int = 0
@@ -83,7 +83,7 @@ class _Client(asyncio.Protocol):
         self._transport.abort()
 
 
-class _Gathering:
+class _CrowdDriver:
     """Brings a crowd together and keeps it so."""
 
     def __init__(self, crowd: Crowd) -> None:
@@ -91,7 +91,7 @@ class _Gathering:
         self._door = asyncio.Semaphore(_CONNECTING_MAX)
         self._missing = crowd.idle + crowd.slow
         self.complete = asyncio.Event()
-        self.attendance = Attendance()
+        self.attendance = CrowdResult()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -151,7 +151,7 @@ class _Gathering:
 
 
 async def _main(crowd: Crowd) -> None:
-    gathering = _Gathering(crowd)
+    gathering = _CrowdDriver(crowd)
     over = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
     running = asyncio.ensure_future(gathering.run())
@@ -176,7 +176,7 @@ class CrowdProcess:
     """A crowd in a process of its own, there while the ``with`` block runs."""
 
     def __init__(self, crowd: Crowd) -> None:
-        self.attendance = Attendance()
+        self.attendance = CrowdResult()
         """Who was there; known when the block has ended."""
         self._crowd = crowd
         self._process: subprocess.Popen[bytes]
@@ -202,7 +202,7 @@ class CrowdProcess:
     ) -> None:
         said = self._end()
         if kind is None:
-            self.attendance = msgspec.json.decode(said, type=Attendance)
+            self.attendance = msgspec.json.decode(said, type=CrowdResult)
 
     def _end(self) -> bytes:
         try:

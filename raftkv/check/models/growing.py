@@ -216,7 +216,7 @@ class Append(_Growing):
 
 
 def _longest(reads: list[list[Frozen]]) -> list[Frozen]:
-    return sorted(reads, key=len)[-1] if reads else []  # noqa: FURB192 - mypy cannot type max
+    return sorted(reads, key=len)[-1] if reads else []  # noqa: FURB192 -- mypy cannot type max
 
 
 def _elements(operation: Operation) -> list[Frozen]:

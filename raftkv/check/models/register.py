@@ -28,7 +28,7 @@ from raftkv.check.model import (
 
 _UNTOLD: Literal["untold"] = "untold"
 
-Told = int | Literal["untold"] | None
+ReportedRevision = int | Literal["untold"] | None
 """What an answer says of a revision: the revision, nothing, or (None) that there is no entry."""
 
 
@@ -41,7 +41,7 @@ class _State(NamedTuple):
     """Whether there is an entry, and whether its revision is known."""
 
 
-def _seen(state: _State, told: Told) -> _State | None:
+def _seen(state: _State, told: ReportedRevision) -> _State | None:
     """Return the state that is left after an answer told the revision of the entry."""
     if told == _UNTOLD:
         return state
@@ -54,7 +54,7 @@ def _seen(state: _State, told: Told) -> _State | None:
     return None
 
 
-def _written(state: _State, value: Frozen, told: Told) -> _State | None:
+def _written(state: _State, value: Frozen, told: ReportedRevision) -> _State | None:
     if not isinstance(told, int):
         return _State(value, state.revision, "unknown")
     return _State(value, told, "known") if told > state.revision else None
@@ -63,7 +63,7 @@ def _written(state: _State, value: Frozen, told: Told) -> _State | None:
 @dataclass(frozen=True, slots=True)
 class _Read:
     value: Frozen
-    revision: Told
+    revision: ReportedRevision
     pure: ClassVar[bool] = True
 
     def apply(self, state: _State) -> _State | None:
@@ -73,7 +73,7 @@ class _Read:
 @dataclass(frozen=True, slots=True)
 class _Write:
     value: Frozen
-    revision: Told
+    revision: ReportedRevision
     pure: ClassVar[bool] = False
 
     def apply(self, state: _State) -> _State | None:
@@ -82,9 +82,9 @@ class _Write:
 
 @dataclass(frozen=True, slots=True)
 class _Cas:
-    expected: Told
+    expected: ReportedRevision
     value: Frozen
-    revision: Told
+    revision: ReportedRevision
     pure: ClassVar[bool] = False
 
     def apply(self, state: _State) -> _State | None:
@@ -96,8 +96,8 @@ class _Cas:
 class _Delete:
     """A delete that removed an entry, or, where nobody told, perhaps none."""
 
-    expected: Told
-    revision: Told
+    expected: ReportedRevision
+    revision: ReportedRevision
     removed: bool
     pure: ClassVar[bool] = False
 
@@ -116,8 +116,8 @@ class _Delete:
 class _Refused:
     """A condition that did not hold: the revision expected, and the one that there was."""
 
-    expected: Told
-    revision: Told
+    expected: ReportedRevision
+    revision: ReportedRevision
     pure: ClassVar[bool] = True
 
     def apply(self, state: _State) -> _State | None:
@@ -128,7 +128,7 @@ class _Refused:
 class _Nothing:
     """A delete that found no entry."""
 
-    revision: Told = None
+    revision: ReportedRevision = None
     pure: ClassVar[bool] = True
 
     def apply(self, state: _State) -> _State | None:
@@ -184,13 +184,13 @@ def _tells_why_it_was_refused(operation: Operation) -> bool:
     )
 
 
-def _read(operation: Operation, revision: Told) -> _Read:
+def _read(operation: Operation, revision: ReportedRevision) -> _Read:
     if revision is None and operation.result is not None:
         raise malformed(operation, "a value was read whose revision is null")
     return _Read(freeze(operation.result), revision)
 
 
-def _delete(operation: Operation, revision: Told) -> _Delete | _Nothing:
+def _delete(operation: Operation, revision: ReportedRevision) -> _Delete | _Nothing:
     if operation.status == INFO:
         return _Delete(_expected(operation), revision, removed=True)
     deleted = operation.fields.get("deleted")
@@ -199,7 +199,7 @@ def _delete(operation: Operation, revision: Told) -> _Delete | _Nothing:
     return _Delete(_expected(operation), revision, removed=deleted is True)
 
 
-def _expected(operation: Operation) -> Told:
+def _expected(operation: Operation) -> ReportedRevision:
     value = operation.value
     if operation.f == "delete" and value is None:
         return _UNTOLD
@@ -214,7 +214,7 @@ def _new_value(operation: Operation) -> Frozen:
     return freeze(operation.value["value"])
 
 
-def _told(operation: Operation, member: str) -> Told:
+def _told(operation: Operation, member: str) -> ReportedRevision:
     if member not in operation.fields:
         return _UNTOLD
     return _checked(operation, member, operation.fields[member])
@@ -251,7 +251,7 @@ class _Values:
         self._writers = Counter(
             m.action.value for m in moves if isinstance(m.action, _Write | _Cas)
         )
-        self._revisions: dict[Frozen, set[Told]] = defaultdict(set)
+        self._revisions: dict[Frozen, set[ReportedRevision]] = defaultdict(set)
         for move in moves:
             if isinstance(move.action, _Read):
                 self._revisions[move.action.value].add(move.action.revision)
@@ -266,7 +266,7 @@ class _Values:
         """Whether a value comes from one write. Null is also read where there is no entry."""
         return value is not None and self._writers[value] == 1
 
-    def revision(self, value: Frozen) -> Told:
+    def revision(self, value: Frozen) -> ReportedRevision:
         """Return the revision at which a value was read, if the reads agree."""
         told = {revision for revision in self._revisions[value] if isinstance(revision, int)}
         return told.pop() if len(told) == 1 else _UNTOLD
@@ -315,7 +315,7 @@ def _without_the_unseen(moves: list[Move]) -> list[Move]:
     return [move for move in moves if move.twin is None]
 
 
-def _may_see_any_write(move: Move, known: set[Told]) -> bool:
+def _may_see_any_write(move: Move, known: set[ReportedRevision]) -> bool:
     match move.action:
         case _Delete(expected="untold", removed=True):
             # One of unknown outcome can be left out together with the write, or fits without it.

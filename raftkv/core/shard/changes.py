@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from raftkv.core.operations import Entry
+from raftkv.core.operations import KeyValue
 
 Cause = Literal["client"]
 """Why a key changed. Whatever else will change keys than clients' writes has a word here."""
@@ -19,8 +19,8 @@ class Change(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     key: bytes
     revision: int
-    old: Entry | None
+    old: KeyValue | None
     """None: the key is new."""
-    new: Entry | None
+    new: KeyValue | None
     """None: the key is deleted."""
     cause: Cause = "client"

@@ -16,9 +16,9 @@ from mmh3 import mmh3_x64_128_uintdigest
 from sortedcontainers import SortedDict
 
 from raftkv.core.errors import CorruptSnapshot
-from raftkv.core.operations import Entry, GetResult, Put, Range, RangeResult
+from raftkv.core.operations import GetResult, KeyValue, Put, Range, RangeResult
 from raftkv.core.shard.changes import Change
-from raftkv.core.shard.sections import EntryPiece, RecordPiece, entry_pieces
+from raftkv.core.shard.sections import KeyValuePiece, RecordPiece, key_value_pieces
 
 RANGE_ENTRIES_MAX = 10_000
 RANGE_BYTES_MAX = 8 * 2**20
@@ -41,8 +41,8 @@ class Keyspace:
     numbers: tuple[int, ...] = ()
 
     def __init__(self) -> None:
-        self._entries: SortedDict[bytes, Entry] = SortedDict()
-        self.find: Callable[[bytes], Entry | None] = self._entries.get
+        self._entries: SortedDict[bytes, KeyValue] = SortedDict()
+        self.find: Callable[[bytes], KeyValue | None] = self._entries.get
         """Return the entry of a key, None if there is none."""
         self.bytes_total = 0
         """Bytes of all keys and values."""
@@ -66,7 +66,7 @@ class Keyspace:
         """Read entries in key order, bounded by the query and by this module's limits."""
         limit = min(query.limit, RANGE_ENTRIES_MAX)
         bytes_left = min(query.bytes_max, RANGE_BYTES_MAX)
-        found: list[Entry] = []
+        found: list[KeyValue] = []
         for key in self._keys_in(query):
             if len(found) >= limit:
                 return RangeResult(tuple(found), more=True)
@@ -93,17 +93,17 @@ class Keyspace:
 
     # --- writes ---
 
-    def put(self, put: Put, old: Entry | None, revision: int) -> int:
+    def put(self, put: Put, old: KeyValue | None, revision: int) -> int:
         """Set a key, whose entry until now is ``old``, and return its version."""
         value = put.value
         if old is None:
             version = 1
-            entry = Entry(put.key, value, revision, revision, version)
+            entry = KeyValue(put.key, value, revision, revision, version)
             self._add(entry)
         else:
             # The old key object: the index keeps it, so the new one would be a second copy.
             key, version = old.key, old.version + 1
-            entry = Entry(key, value, old.create_revision, revision, version)
+            entry = KeyValue(key, value, old.create_revision, revision, version)
             # Fast path of `_drop` and `_add`: the index has the key already.
             self.bytes_total += len(value) - len(old.value)
             self.hash ^= mmh3_x64_128_uintdigest(_encode(old)) ^ mmh3_x64_128_uintdigest(
@@ -114,18 +114,18 @@ class Keyspace:
             self.changes.append(Change(put.key, revision, old, entry))
         return version
 
-    def delete(self, old: Entry, revision: int) -> None:
+    def delete(self, old: KeyValue, revision: int) -> None:
         """Remove the key whose entry is ``old``."""
         self._drop(old)
         if self.changes is not None:
             self.changes.append(Change(old.key, revision, old, None))
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: KeyValue) -> None:
         self._entries[entry.key] = entry
         self.bytes_total += len(entry.key) + len(entry.value)
         self.hash ^= mmh3_x64_128_uintdigest(_encode(entry))
 
-    def _drop(self, old: Entry) -> None:
+    def _drop(self, old: KeyValue) -> None:
         del self._entries[old.key]
         self.bytes_total -= len(old.key) + len(old.value)
         self.hash ^= mmh3_x64_128_uintdigest(_encode(old))
@@ -137,9 +137,9 @@ class Keyspace:
         """How many keys exist."""
         return (len(self._entries),)
 
-    def pieces(self) -> Iterator[EntryPiece]:
+    def pieces(self) -> Iterator[KeyValuePiece]:
         """Yield all entries, in key order."""
-        return entry_pieces(self._entries.values())
+        return key_value_pieces(self._entries.values())
 
     def recomputed_hash(self) -> int:
         """Return the hash computed from the entries, in time proportional to them."""
@@ -148,9 +148,9 @@ class Keyspace:
             recomputed ^= mmh3_x64_128_uintdigest(_encode(entry))
         return recomputed
 
-    def restore(self, piece: EntryPiece | RecordPiece) -> None:
+    def restore(self, piece: KeyValuePiece | RecordPiece) -> None:
         """Add entries of a snapshot; raise :class:`CorruptSnapshot` for anything else."""
-        if not isinstance(piece, EntryPiece):
+        if not isinstance(piece, KeyValuePiece):
             raise CorruptSnapshot("not a piece of a snapshot's entries")
         for entry in piece.entries:
             self._add(entry)
@@ -176,11 +176,11 @@ class Keyspace:
             for _ in range(min(DISMANTLE_ENTRIES, len(entries))):
                 dict.popitem(entries)  # past the index: keeping it right would cost ten times more
             yield
-        lists = entries._list._lists  # noqa: SLF001 - what is left is in pieces of a slice's size
+        lists = entries._list._lists  # noqa: SLF001 -- what is left is in pieces of a slice's size
         while lists:
             lists.pop()
             yield
 
 
-def _without_value(entry: Entry) -> Entry:
-    return Entry(entry.key, b"", entry.create_revision, entry.mod_revision, entry.version)
+def _without_value(entry: KeyValue) -> KeyValue:
+    return KeyValue(entry.key, b"", entry.create_revision, entry.mod_revision, entry.version)

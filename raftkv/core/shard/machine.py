@@ -33,10 +33,10 @@ from raftkv.core.operations import (
     Delete,
     DeleteResult,
     Done,
-    Entry,
     Forget,
     GetResult,
     Idempotency,
+    KeyValue,
     KeyWrite,
     LoggedOperation,
     Outcome,
@@ -55,7 +55,7 @@ from raftkv.core.shard import transactions
 from raftkv.core.shard.changes import Change
 from raftkv.core.shard.keyspace import Keyspace
 from raftkv.core.shard.outcomes import RECORD_BYTES, MemoryLimits, OutcomeMemory, fingerprint_of
-from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, Section
+from raftkv.core.shard.sections import KeyValuePiece, RecordPart, RecordPiece, Section
 from raftkv.core.shard.snapshot import (
     SNAPSHOT_FORMAT,
     SectionHeader,
@@ -113,7 +113,7 @@ class StateMachine:
         self,
         generation: int,
         owns: Callable[[bytes], bool],
-        limits: MemoryLimits = MemoryLimits(),  # noqa: B008 - immutable
+        limits: MemoryLimits = MemoryLimits(),  # noqa: B008 -- immutable
     ) -> None:
         self._owns = owns
         self.keyspace = Keyspace()
@@ -247,7 +247,7 @@ class StateMachine:
         return outcome
 
     def _owns_all(self, keys: Iterable[bytes]) -> bool:
-        for key in keys:  # noqa: SIM110 - a generator takes longer
+        for key in keys:  # noqa: SIM110 -- a generator takes longer
             if self._find(key) is None and not self._owns(key):
                 return False
         return True
@@ -258,14 +258,14 @@ class StateMachine:
     def _put(self, put: Put) -> PutResult | Refused:
         return self._put_over(put, self._find(put.key))
 
-    def _put_over(self, put: Put, old: Entry | None) -> PutResult | Refused:
+    def _put_over(self, put: Put, old: KeyValue | None) -> PutResult | Refused:
         if put.if_absent and old is not None:
             return Refused("precondition", old.mod_revision)
         if put.if_revision is not None and not _is_at(old, put.if_revision):
             return _precondition_failed(old)
         # Fast path of `_next_revision`: neither it nor max() is called.
         revision = self.last_revision + 1
-        if revision < self._floor:  # noqa: PLR1730 - a call of max() takes longer
+        if revision < self._floor:  # noqa: PLR1730 -- a call of max() takes longer
             revision = self._floor
         self.last_revision = revision
         return PutResult(revision, self._put_entry(put, old, revision))
@@ -336,7 +336,7 @@ class StateMachine:
         cls,
         generation: int,
         owns: Callable[[bytes], bool],
-        limits: MemoryLimits = MemoryLimits(),  # noqa: B008 - immutable
+        limits: MemoryLimits = MemoryLimits(),  # noqa: B008 -- immutable
     ) -> "Restorer":
         """Return what builds a state machine of ``generation`` from snapshot records.
 
@@ -392,7 +392,7 @@ class Restorer:
                 return
             piece = RecordPiece((b"".join(self._parts),))
             self._parts = []
-        if self._header.format < SNAPSHOT_FORMAT and isinstance(piece, EntryPiece):
+        if self._header.format < SNAPSHOT_FORMAT and isinstance(piece, KeyValuePiece):
             self._state.keyspace.restore(piece)  # there both sections have begun with the header
         elif not self._begun:
             raise CorruptSnapshot("a snapshot's piece belongs to no section")
@@ -419,7 +419,7 @@ class Restorer:
         if _as_bytes(state.digest) != header.digest:
             raise CorruptSnapshot("the snapshot's contents do not match its digest")
         if header.generation != state.generation:
-            state._succeed()  # noqa: SLF001 - same module
+            state._succeed()  # noqa: SLF001 -- same module
         return state
 
     def _begin(self, header: SnapshotHeader) -> None:
@@ -445,9 +445,9 @@ def _as_bytes(digest: int) -> bytes:
     return digest.to_bytes(16, "big")
 
 
-def _is_at(entry: Entry | None, revision: int) -> bool:
+def _is_at(entry: KeyValue | None, revision: int) -> bool:
     return entry is not None and entry.mod_revision == revision
 
 
-def _precondition_failed(entry: Entry | None) -> Refused:
+def _precondition_failed(entry: KeyValue | None) -> Refused:
     return Refused("precondition", None if entry is None else entry.mod_revision)

@@ -65,7 +65,7 @@ from raftkv.core.operations import (
     Refused,
     SessionKey,
 )
-from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece, record_pieces
+from raftkv.core.shard.sections import KeyValuePiece, RecordPart, RecordPiece, record_pieces
 
 BIRTH_MAX = 2**52
 """Greatest birth from a clock: the year 2112 in microseconds, as for revisions."""
@@ -405,7 +405,7 @@ class OutcomeMemory:
         """Yield all records in pieces."""
         return record_pieces(self.records())
 
-    def restore(self, piece: EntryPiece | RecordPiece) -> None:
+    def restore(self, piece: KeyValuePiece | RecordPiece) -> None:
         """Add records of a snapshot; raise :class:`CorruptSnapshot` for anything else."""
         if not isinstance(piece, RecordPiece):
             raise CorruptSnapshot("not a piece of an idempotency memory")

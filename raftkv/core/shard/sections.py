@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from raftkv.core.operations import Entry
+from raftkv.core.operations import KeyValue
 
 PIECE_ITEMS_MAX = 256
 PIECE_BYTES_MAX = 64 * 1024
@@ -20,12 +20,12 @@ keeps records may refuse very long ones."""
 _Item = TypeVar("_Item")
 
 
-class EntryPiece(
+class KeyValuePiece(
     msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False, forbid_unknown_fields=True
 ):
     """Some entries, in key order within and across pieces."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[KeyValue, ...]
 
 
 class RecordPiece(
@@ -67,10 +67,10 @@ class Section(Protocol):
     def recomputed_hash(self) -> int:
         """Return the hash computed from what it holds, in time proportional to that."""
 
-    def pieces(self) -> Iterator[EntryPiece | RecordPiece | RecordPart]:
+    def pieces(self) -> Iterator[KeyValuePiece | RecordPiece | RecordPart]:
         """Yield what it holds in pieces of bounded size."""
 
-    def restore(self, piece: EntryPiece | RecordPiece) -> None:
+    def restore(self, piece: KeyValuePiece | RecordPiece) -> None:
         """Add a piece of a snapshot; parts of a record have been put together.
 
         Raises:
@@ -88,9 +88,9 @@ class Section(Protocol):
         """Keep what the successor needs, given which keys it owns; a group may have several."""
 
 
-def entry_pieces(entries: Iterable[Entry]) -> Iterator[EntryPiece]:
+def key_value_pieces(entries: Iterable[KeyValue]) -> Iterator[KeyValuePiece]:
     """Put entries together to pieces; an entry that is larger than one stands alone."""
-    return (EntryPiece(tuple(part)) for part in _bounded(entries, _entry_size))
+    return (KeyValuePiece(tuple(part)) for part in _bounded(entries, _entry_size))
 
 
 def record_pieces(records: Iterable[bytes]) -> Iterator[RecordPiece | RecordPart]:
@@ -105,7 +105,7 @@ def record_pieces(records: Iterable[bytes]) -> Iterator[RecordPiece | RecordPart
             yield RecordPart(record[start:end], end >= len(record))
 
 
-def _entry_size(entry: Entry) -> int:
+def _entry_size(entry: KeyValue) -> int:
     return len(entry.key) + len(entry.value)
 
 

@@ -8,7 +8,7 @@ builds a state from them do a little at a time between other work.
 import msgspec
 
 from raftkv.core.errors import DECODE_FAILURES, CorruptSnapshot, UnknownFormat
-from raftkv.core.shard.sections import EntryPiece, RecordPart, RecordPiece
+from raftkv.core.shard.sections import KeyValuePiece, RecordPart, RecordPiece
 
 SNAPSHOT_FORMAT = 3
 """Version of these records. Formats 1 and 2 have one header for everything, and no owners of
@@ -44,7 +44,7 @@ class SectionHeader(
     """The section's hash; None in formats 1 and 2, which do not say it."""
 
 
-class _HeaderOfBefore(
+class _HeaderFormat1(
     msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
 ):
     """The first record in formats 1 and 2, which is the header of its two sections as well."""
@@ -78,11 +78,11 @@ class _FormatOnly(msgspec.Struct, array_like=True, frozen=True):
 
 Headers = tuple[SnapshotHeader, tuple[SectionHeader, ...]]
 
-Piece = EntryPiece | RecordPiece | RecordPart
+Piece = KeyValuePiece | RecordPiece | RecordPart
 
 _encode = msgspec.msgpack.Encoder().encode
 _header_decoder = msgspec.msgpack.Decoder(SnapshotHeader)
-_decoder_of_before = msgspec.msgpack.Decoder(_HeaderOfBefore)
+_decoder_format_1 = msgspec.msgpack.Decoder(_HeaderFormat1)
 _format_decoder = msgspec.msgpack.Decoder(_FormatOnly)
 _record_decoder: msgspec.msgpack.Decoder[SectionHeader | Piece] = msgspec.msgpack.Decoder(
     SectionHeader | Piece
@@ -109,7 +109,7 @@ def decode_header(record: bytes) -> Headers:
                 f"snapshot of format {version}, this version knows up to {SNAPSHOT_FORMAT}"
             )
         if version < SNAPSHOT_FORMAT:
-            return _decoder_of_before.decode(record).split()
+            return _decoder_format_1.decode(record).split()
         return _header_decoder.decode(record), ()
     except DECODE_FAILURES as error:
         raise CorruptSnapshot(f"not a snapshot's header: {error}") from error

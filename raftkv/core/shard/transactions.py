@@ -6,8 +6,8 @@ from raftkv.core.operations import (
     Compare,
     Delete,
     DeleteResult,
-    Entry,
     Get,
+    KeyValue,
     PartResult,
     Put,
     PutResult,
@@ -144,7 +144,7 @@ def _holds(keyspace: Keyspace, comparison: Compare, form: int) -> bool:
     return isinstance(operand, int) and _compares(number, comparison.operator, operand)
 
 
-def _number(entry: Entry, target: str) -> int:
+def _number(entry: KeyValue, target: str) -> int:
     if target == "create":
         return entry.create_revision
     return entry.mod_revision if target == "mod" else entry.version

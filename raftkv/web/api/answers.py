@@ -50,7 +50,7 @@ class Delete(_Closed):
     revision: Revision | None
 
 
-class Entry(_Closed):
+class KeyValue(_Closed):
     """A key with its value, unless keys only were asked for."""
 
     key: bytes
@@ -63,7 +63,7 @@ class Entry(_Closed):
 class Page(_Closed):
     """Entries in the order of keys; cursor is null on the last page."""
 
-    entries: list[Entry]
+    entries: list[KeyValue]
     cursor: str | None
 
 
@@ -88,13 +88,13 @@ class ResultDelete(_Result, tag="delete"):
 class ResultGet(_Result, tag="get"):
     """The entry; null if there is none."""
 
-    entry: Entry | None
+    entry: KeyValue | None
 
 
 class ResultRange(_Result, tag="range"):
     """Entries in the order of keys, and whether the limit left some out."""
 
-    entries: list[Entry]
+    entries: list[KeyValue]
     more: bool
 
 
@@ -118,6 +118,6 @@ class Shards(_Closed):
     shards: list[dict[str, Any]]
 
 
-DECLARED: tuple[type[Struct], ...] = (Problem, Put, Delete, Entry, Page, Ready, Nodes, Shards)
+DECLARED: tuple[type[Struct], ...] = (Problem, Put, Delete, KeyValue, Page, Ready, Nodes, Shards)
 BATCH_RESULTS: tuple[type[Struct], ...] = (ResultPut, ResultDelete, ResultGet)
 TXN_RESULTS: tuple[type[Struct], ...] = (*BATCH_RESULTS, ResultRange)

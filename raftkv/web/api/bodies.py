@@ -32,7 +32,7 @@ from raftkv.rpc.messages import (
     WriteRequest,
 )
 from raftkv.rpc.web_config import Limits
-from raftkv.web.api import misfits
+from raftkv.web.api import validation_messages
 from raftkv.web.api.encoding import check_key, parse_query, prefix_end
 from raftkv.web.api.exchange import HttpRequest
 from raftkv.web.api.problems import HttpError, invalid
@@ -221,7 +221,7 @@ _json_line = msgspec.json.Decoder(json_type(BatchMember)).decode
 _json_txn = msgspec.json.Decoder(json_form(TxnBody)).decode
 _pack_batch = msgspec.msgpack.Decoder(BatchBody).decode
 _pack_txn = msgspec.msgpack.Decoder(TxnBody).decode
-_CHOICES: misfits.Choices = {
+_CHOICES: validation_messages.Choices = {
     "target": get_args(CompareTarget),
     "operator": get_args(CompareOperator),
     "consistency": get_args(Consistency),
@@ -278,11 +278,15 @@ def _check_count(count: int, operations_max: int) -> None:
         raise HttpError("too_large", f"at most {operations_max} operations are allowed")
 
 
-def _decode(body: bytes, decoder: Callable[[bytes], _Member], choices: misfits.Choices) -> _Member:
+def _decode(
+    body: bytes, decoder: Callable[[bytes], _Member], choices: validation_messages.Choices
+) -> _Member:
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
-        raise invalid(f"the body does not fit: {misfits.described(str(error), choices)}") from error
+        raise invalid(
+            f"the body does not fit: {validation_messages.described(str(error), choices)}"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is malformed: {error}") from error
 
@@ -434,7 +438,7 @@ def _check_value(value: bytes, limits: Limits) -> None:
     if len(value) > limits.value_bytes_max:
         raise HttpError(
             "too_large",
-            f"a value has at most {limits.value_bytes_max} bytes (the node's http.max_value_bytes)",
+            f"a value has at most {limits.value_bytes_max} bytes (the node's http.value_bytes_max)",
         )
 
 

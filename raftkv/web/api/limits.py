@@ -18,7 +18,7 @@ class BodyLimit(NamedTuple):
 
 def value_limit(limits: Limits) -> BodyLimit:
     """Return the limit of a body that is one value."""
-    return BodyLimit(limits.value_bytes_max, "http.max_value_bytes of the node sets this limit")
+    return BodyLimit(limits.value_bytes_max, "http.value_bytes_max of the node sets this limit")
 
 
 def values_limit(configured: int, limits: Limits) -> BodyLimit:

@@ -143,7 +143,7 @@ def _problems(*statuses: int) -> dict[str, Any]:
     for status in sorted(_EVERYWHERE | set(statuses)):
         codes = sorted(code for code, kind in KINDS.items() if kind.status == status)
         headers: tuple[str, ...] = ("Retry-After",) if status in {429, 503, 507} else ()
-        headers += ("ETag",) if status == 412 else ()  # noqa: PLR2004 (the status is its name)
+        headers += ("ETag",) if status == 412 else ()  # noqa: PLR2004 -- the status is its name
         told = "`code` is one of: " + ", ".join(codes)
         described[str(status)] = _response(told, _content(problem=_schema("Problem")), *headers)
     return described

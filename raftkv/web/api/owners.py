@@ -40,7 +40,7 @@ def _network_of(address: str) -> str:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if parsed.version == 4:  # noqa: PLR2004 - as in IPv4
+    if parsed.version == 4:  # noqa: PLR2004 -- as in IPv4
         return str(parsed)
     if parsed.ipv4_mapped is not None:  # what a socket for both says of an IPv4 client
         return str(parsed.ipv4_mapped)

@@ -71,7 +71,11 @@ _REFUSAL_DETAILS = {
 
 
 class HttpError(Exception):
-    """A request that is refused; carries all that its problem document says."""
+    """A request that is refused; carries all that its problem document says.
+
+    Made of what the engine answered (:func:`from_refusal`, :func:`from_failure`), or of what the
+    front end found itself.
+    """
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ import msgspec
 
 from raftkv.core.operations import (
     DeleteResult,
-    Entry,
     GetResult,
+    KeyValue,
     PutResult,
     RangeResult,
     Refused,
@@ -148,7 +148,7 @@ def range_of(reply: Reply) -> RangeResult:
 # --- entries and results, in JSON and MessagePack ----------------------------------------------
 
 
-def entry_json(entry: Entry, *, keys_only: bool) -> dict[str, Any]:
+def entry_json(entry: KeyValue, *, keys_only: bool) -> dict[str, Any]:
     """Return an entry for JSON: text where it is UTF-8, base64 where it is not."""
     name, text = text_or_base64("key", entry.key)
     members: dict[str, Any] = {name: text}
@@ -158,7 +158,7 @@ def entry_json(entry: Entry, *, keys_only: bool) -> dict[str, Any]:
     return _with_numbers(members, entry)
 
 
-def entry_binary(entry: Entry, *, keys_only: bool) -> dict[str, Any]:
+def entry_binary(entry: KeyValue, *, keys_only: bool) -> dict[str, Any]:
     """Return an entry for MessagePack, which has bytes of its own."""
     members: dict[str, Any] = {"key": entry.key}
     if not keys_only:
@@ -166,7 +166,7 @@ def entry_binary(entry: Entry, *, keys_only: bool) -> dict[str, Any]:
     return _with_numbers(members, entry)
 
 
-def _with_numbers(members: dict[str, Any], entry: Entry) -> dict[str, Any]:
+def _with_numbers(members: dict[str, Any], entry: KeyValue) -> dict[str, Any]:
     members["revision"] = entry.mod_revision
     members["create_revision"] = entry.create_revision
     members["version"] = entry.version

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from raftkv.rpc.web_config import WebConfig
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class MachineMetrics(Collector):
@@ -45,7 +45,7 @@ class MachineMetrics(Collector):
         try:
             facts = os.statvfs(self._data_dir)
         except OSError as error:
-            _LOG.warning("%s: %s", self._data_dir, error.strerror)
+            _logger.warning("%s: %s", self._data_dir, error.strerror)
             return
         for name, documentation, blocks in (
             ("free", "Space left for the node on the file system of its data", facts.f_bavail),
@@ -67,7 +67,7 @@ def expiries(certificates: Mapping[str, str]) -> dict[str, float]:
         try:
             found = x509.load_pem_x509_certificates(Path(file).read_bytes())
         except (OSError, ValueError) as error:
-            _LOG.warning("certificate %s: %s: %s", name, file, error)
+            _logger.warning("certificate %s: %s: %s", name, file, error)
             continue
         ends[name] = min(one.not_valid_after_utc.timestamp() for one in found)
     return ends

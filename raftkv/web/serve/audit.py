@@ -21,8 +21,8 @@ ADDRESSES_MAX = 1_000
 
 _OTHERS = "other addresses"
 
-_LOG = logging.getLogger("raftkv.audit")
-_LOG.setLevel(logging.INFO)
+_logger = logging.getLogger("raftkv.audit")
+_logger.setLevel(logging.INFO)
 
 
 class AuditLog:
@@ -70,4 +70,4 @@ AUDIT = AuditLog()
 
 
 def _log(message: str, argument: object, facts: dict[str, Any]) -> None:
-    _LOG.info(message, argument, extra={"facts": facts})
+    _logger.info(message, argument, extra={"facts": facts})

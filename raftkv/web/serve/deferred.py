@@ -20,7 +20,7 @@ class Deferred:
         self._app: WSGIApplication | None = None
         self._lock = threading.Lock()
 
-    def __call__(  # noqa: D102 (as WSGI defines it)
+    def __call__(  # noqa: D102 -- as WSGI defines it
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         return self.made()(environ, start_response)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Scope = MutableMapping[str, Any]
 
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger(__name__)
 _KEY_PREFIX_BYTES = len(KEY_PREFIX)
 _SMALL_BODY_DIGITS = len("9999")
 _READS = frozenset({"GET", "HEAD"})
@@ -121,10 +121,10 @@ class Lane:
             else:
                 await self._serve_other(path, scope, receive, send)
         except ClientTooSlowError:
-            _LOG.debug("the connection ends within an answer")
+            _logger.debug("the connection ends within an answer")
         except asyncio.CancelledError:
             # Granian cancels the task when the client has gone: the end of it, and no error.
-            _LOG.debug("the client went away before its answer")
+            _logger.debug("the client went away before its answer")
 
     async def _serve_other(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no data route by its first look, as nearly all of them are.
@@ -166,8 +166,8 @@ class Lane:
             response = error.response(self._me)
         except ClientTooSlowError:
             response = None  # of a stream, which has begun
-        except Exception:  # noqa: BLE001 (a bug becomes a 500, not a torn connection)
-            _LOG.exception(
+        except Exception:
+            _logger.exception(
                 "request failed: %s %r", scope["method"], scope["raw_path"][:200],
                 extra={"facts": {"request_id": request_id}},
             )  # fmt: skip
@@ -265,8 +265,8 @@ class Lane:
                 chunk = scan.feed(await self._call(scan.request, scan.timeout_s, request_id))
             except HttpError as error:
                 chunk = scan.fail(error)
-            except Exception:  # noqa: BLE001 (too late for a 500: the last line has to say it)
-                _LOG.exception("a streamed scan failed")
+            except Exception:
+                _logger.exception("a streamed scan failed")
                 chunk = scan.fail(HttpError("internal", "see the server's log"))
             await self._unread.send(send, chunk, more_body=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -298,8 +298,8 @@ class Lane:
         except HttpError as error:
             await self._refuse(error, scope, send)
             return
-        except Exception:  # noqa: BLE001 (Flask answers its own; this is a bug of what carries it)
-            _LOG.exception("request failed: %s %r", method, scope["raw_path"][:200])
+        except Exception:
+            _logger.exception("request failed: %s %r", method, scope["raw_path"][:200])
             await self._refuse(
                 HttpError("internal", "see the server's log", definite=False), scope, send
             )

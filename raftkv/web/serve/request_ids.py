@@ -10,7 +10,7 @@ HEADER = b"x-request-id"
 
 _fits = re.compile(rb"[A-Za-z0-9._:-]{1,64}").fullmatch
 
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger(__name__)
 
 
 class RequestIds:
@@ -32,4 +32,4 @@ def log_slow(label: str, status: int, took_s: float, request_id: str) -> None:
     """Log a request that took long, from its head to its answer; its engine knows of the rest."""
     took_ms = round(took_s * 1000, 1)
     facts = {"route": label, "status": status, "total_ms": took_ms, "request_id": request_id}
-    _LOG.warning("slow request: %s, %.1f ms", label, took_ms, extra={"facts": facts})
+    _logger.warning("slow request: %s, %.1f ms", label, took_ms, extra={"facts": facts})

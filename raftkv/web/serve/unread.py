@@ -19,7 +19,7 @@ PIECE_BYTES = 64 * 1024
 STUCK_S = 1.0
 """Over the bound, a client that has read nothing for this long makes room."""
 
-_LOG = logging.getLogger("raftkv.web")
+_logger = logging.getLogger(__name__)
 
 
 class ClientTooSlowError(Exception):
@@ -92,7 +92,7 @@ class UnreadAnswers:
                 await send(piece)
         except TimeoutError:
             self.given_up += 1
-            _LOG.warning("a client that did not read its answer was given up")
+            _logger.warning("a client that did not read its answer was given up")
             raise ClientTooSlowError from None
         answer.since = asyncio.get_running_loop().time()
         if answer in self._answers:  # it was not given up meanwhile

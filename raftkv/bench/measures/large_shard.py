@@ -65,7 +65,7 @@ class Memory(msgspec.Struct, frozen=True):
         return (self.filled - self.empty) / keys - KEY_BYTES - value_bytes
 
 
-class Million:
+class LargeShard:
     """The measurement, step by step, on one cluster."""
 
     def __init__(
@@ -356,12 +356,12 @@ def run(keys: int, value_bytes: int, setting: Setting) -> Report:
     with throwaway_cluster(
         setting.parent, shards=1, options=options, ready_timeout_s=_READY_TIMEOUT_S
     ) as cluster:
-        million = Million(cluster, keys, value_bytes, setting.progress)
-        million.fill()
-        million.snapshots()
-        million.restarts()
+        large_shard = LargeShard(cluster, keys, value_bytes, setting.progress)
+        large_shard.fill()
+        large_shard.snapshots()
+        large_shard.restarts()
     return setting.report(
         f"one shard of {keys:,} keys with {value_bytes}-byte values, 3 replicas",
-        million.figures(),
-        details=million.details(),
+        large_shard.figures(),
+        details=large_shard.details(),
     )

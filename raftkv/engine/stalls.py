@@ -1,7 +1,7 @@
 """Who holds a place must go on: a way to tell when something has not for too long."""
 
 
-class Patience:
+class StallCounter:
     """Counts looks at something that should go on, between which it did not.
 
     Looks and not time: while this process was stopped, what it looks at may have been as well.

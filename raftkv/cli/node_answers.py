@@ -22,7 +22,7 @@ one that answers needs a second at most."""
 Scope = Literal["local", "cluster"]
 
 
-class Testimony(NamedTuple):
+class NodeAnswer(NamedTuple):
     """What one endpoint said, or why it said nothing."""
 
     endpoint: str
@@ -33,7 +33,7 @@ class Testimony(NamedTuple):
     error: RaftkvError | None
 
 
-def ask_each(clients: Sequence[Client], scope: Scope) -> list[Testimony]:
+def ask_each(clients: Sequence[Client], scope: Scope) -> list[NodeAnswer]:
     """Ask all at the same time.
 
     Args:
@@ -46,13 +46,13 @@ def ask_each(clients: Sequence[Client], scope: Scope) -> list[Testimony]:
         return list(threads.map(lambda c: _ask(c, scope, min(ASK_S, c.timeout_s)), clients))
 
 
-def _ask(client: Client, scope: Scope, timeout_s: float | None) -> Testimony:
+def _ask(client: Client, scope: Scope, timeout_s: float | None) -> NodeAnswer:
     endpoint = client.endpoints[0]
     try:
         document = client.status(scope, timeout_s=timeout_s)
-        return Testimony(endpoint, document, _read(document, scope, endpoint), None)
+        return NodeAnswer(endpoint, document, _read(document, scope, endpoint), None)
     except RaftkvError as error:
-        return Testimony(endpoint, {}, ClusterFacts(), error)
+        return NodeAnswer(endpoint, {}, ClusterFacts(), error)
 
 
 def _read(document: Mapping[str, Any], scope: Scope, endpoint: str) -> ClusterFacts:
@@ -65,7 +65,7 @@ def _read(document: Mapping[str, Any], scope: Scope, endpoint: str) -> ClusterFa
         ) from error
 
 
-def best_informed(told: Sequence[Testimony]) -> Testimony | None:
+def best_informed(told: Sequence[NodeAnswer]) -> NodeAnswer | None:
     """The view in which most nodes answer; of equal ones that with the newest map, then terms.
 
     Terms grow with elections, so the side of a partition that elects has the greater ones.
@@ -77,7 +77,7 @@ def best_informed(told: Sequence[Testimony]) -> Testimony | None:
 _ERRNO = re.compile(r"^\[Errno [0-9]+\] ")
 
 
-def _knowledge(told: Testimony) -> tuple[int, int, int, int]:
+def _knowledge(told: NodeAnswer) -> tuple[int, int, int, int]:
     facts = told.facts
     return (
         len(facts.answering),
@@ -87,7 +87,7 @@ def _knowledge(told: Testimony) -> tuple[int, int, int, int]:
     )
 
 
-def remarks(told: Sequence[Testimony], best: Testimony) -> list[str]:
+def remarks(told: Sequence[NodeAnswer], best: NodeAnswer) -> list[str]:
     """Whatever the other endpoints show that the best view does not: one sentence each."""
     found = []
     unheard = set(best.facts.silent)
@@ -104,7 +104,7 @@ def remarks(told: Sequence[Testimony], best: Testimony) -> list[str]:
     return found
 
 
-def _cut_off(one: Testimony, best: Testimony) -> str:
+def _cut_off(one: NodeAnswer, best: NodeAnswer) -> str:
     us, them = best.facts.node, one.facts.node
     count = len(one.facts.answering)
     if count == len(best.facts.answering):
