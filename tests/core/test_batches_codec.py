@@ -120,7 +120,6 @@ def test_a_newer_format_is_told_from_damage(rest: list[object]) -> None:
         [30, [1, b"k", msgspec.msgpack.Ext(1, b"v"), None, False], None],
         {"operation": [1, b"k", b"v", None, False]},
     ],
-    ids=repr,
 )
 def test_only_known_types_with_fields_in_bounds_get_in(command: object) -> None:
     """Other tags, a read as a write, wrong types, empty or long keys, extension types."""
