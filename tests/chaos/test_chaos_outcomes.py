@@ -58,7 +58,7 @@ def test_a_failed_condition_is_an_observation_and_no_error(
     with HistoryWriter(tmp_path / "history.jsonl") as history:
         recorder = Recorder(history)
         recorder.process(0).begin("register", "cas", "k", {}).not_ok(outcome)
-    assert recorder.counts == {"fail": 1, "error": 0}
+    assert recorder.counts == {"condition not met": 1}
 
 
 class Raising(MemoryStore):
