@@ -78,9 +78,10 @@ class Replica:
             ),
             state=SimpleNamespace(digest=0, last_revision=0),
         )  # fmt: skip
-        host = SimpleNamespace(turns=0, groups={GROUP: cast("Group", self.group)})
+        host = SimpleNamespace(turns=0)
         self.machine.life += 1
-        self.machine.serving = SimpleNamespace(host=host)
+        replicas = [SimpleNamespace(group=cast("Group", self.group))]
+        self.machine.serving = SimpleNamespace(host=host, replicas=replicas)
 
     def look(self) -> None:
         """A turn has ended."""
