@@ -126,10 +126,10 @@ def test_a_session_makes_every_write_repeatable() -> None:
     """A write whose answer is lost is sent again, under the same key; the next has another."""
     caller = Caller(SENT, UNKNOWN, DONE)
     assert caller.result(caller.client.write(PUT)).status == "ok"
-    born = caller.keys[0].born
-    assert caller.keys == [SessionKey("client 5.1", 1, 1, born)] * 3
+    born, owner = caller.keys[0].born, 6  # the client's number, and one
+    assert caller.keys == [SessionKey("client 5.1", 1, 1, born, owner)] * 3
     caller.result(caller.client.write(PUT))
-    assert caller.keys[-1] == SessionKey("client 5.1", 2, 2, born)
+    assert caller.keys[-1] == SessionKey("client 5.1", 2, 2, born, owner)
 
 
 def test_a_session_that_was_not_used_for_long_is_left() -> None:
