@@ -246,12 +246,13 @@ class ScanPart(Message, tag=23, frozen=True):
 class Facts(Message, tag=22, frozen=True):
     """What operators are told: a value of :mod:`raftkv.status.facts`, as MessagePack."""
 
-    encoded: msgspec.Raw
+    encoded: bytes
+    """Its own copy: a view of what was received would change with the next frame."""
 
     @classmethod
     def of(cls, value: object) -> Self:
         """Encode a value."""
-        return cls(msgspec.Raw(_encode(value)))
+        return cls(_encode(value))
 
     def read(self, kind: type[F]) -> F:
         """Return the value.

@@ -906,3 +906,21 @@ def test_credit_that_was_never_given_closes_the_connection(tmp_path: Path) -> No
             await until(lambda: not server.connections)
 
     run(main())
+
+
+def test_facts_that_are_kept_stay_what_they_were(tmp_path: Path) -> None:
+    """Pages are rendered from an answer again and again, while others arrive in the same buffer."""
+
+    def handler(call: Call, respond: Respond) -> None:
+        assert isinstance(call.request, GetRequest)
+        respond(Reply(call.id, Facts.of({"key": call.request.key.decode()}), SERVED))
+
+    async def main() -> None:
+        async with connected(tmp_path / "s", handler) as (_, client):
+            kept = (await client.call(GetRequest(b"first"), 5)).response
+            for number in range(50):
+                await client.call(GetRequest(b"another %d" % number), 5)
+            assert isinstance(kept, Facts)
+            assert kept.read(dict[str, str]) == {"key": "first"}
+
+    run(main())
