@@ -25,6 +25,7 @@ WHILE_SERVING = {
     "HandshakeError": "ends one connection",
     "FactsDiffer": "ends one connection",
     "TooSlow": "ends one attempt to connect",
+    "ReplicaBusy": "says that a group cannot be retired now",
     "SnapshotStale": "drops a snapshot that was received",
     "SnapshotBusy": "makes one peer wait",
     "WriterStalledError": "gives one snapshot up",

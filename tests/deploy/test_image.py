@@ -21,9 +21,11 @@ def misfits(setup_cfg: str, lock: str) -> set[str]:
     """The packages of which setup.cfg and the lock file say different things."""
     settings = configparser.ConfigParser()
     settings.read_string(setup_cfg)
+    server = settings["options.extras_require"]["server"]
+    listed = settings["options"]["install_requires"] + server
     asked = {
         canonicalize_name(requirement.name): requirement.specifier
-        for requirement in map(Requirement, settings["options"]["install_requires"].split())
+        for requirement in map(Requirement, filter(None, map(str.strip, listed.splitlines())))
     }
     locked = {
         canonicalize_name(name): version
