@@ -13,8 +13,6 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from raftkv.core.ring import RingParameters
-
 ROWS_MAX = 65_536
 _YEAR_9999_US = 253_402_300_800_000_000
 
@@ -358,14 +356,6 @@ class RingShape(msgspec.Struct, frozen=True):
     kind: str
     shards: tuple[Count, ...]
     vnodes: Count | None = None
-
-    def parameters(self) -> RingParameters:
-        """Return them for :func:`raftkv.core.ring.partitioner`.
-
-        Raises:
-            msgspec.ValidationError: They are of a kind that this version does not know.
-        """
-        return msgspec.convert([self.kind, self.shards, self.vnodes], RingParameters)
 
 
 class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):

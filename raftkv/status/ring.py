@@ -85,7 +85,8 @@ def ring_facts(cluster: ClusterFacts) -> RingFacts | None:
     if cluster.ring is None:
         return None
     try:
-        ring = cluster.ring.parameters()
+        shape = cluster.ring
+        ring = msgspec.convert([shape.kind, shape.shards, shape.vnodes], RingParameters)
         geometry = _geometry(ring)
     except ValueError:  # of an engine of another version
         return None
