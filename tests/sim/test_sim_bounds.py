@@ -78,7 +78,7 @@ def met() -> Counter[str]:
             patch, Sender, "on_progress", lambda _self, args, _: ["again"] * (not args[0].in_order)
         )
         watch(patch, Replication, "_send_append", lambda _self, args, _: [f"{len(args[2])} sent"])
-        report = run(Options.of(4, 2.0, **TIGHT))
+        report = run(Options.of(3, 3.0, **TIGHT))
     assert report.violation is None, report.violation
     return counts
 
