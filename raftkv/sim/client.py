@@ -75,6 +75,10 @@ _GRACE_S = 0.5
 _CUT_AFTER_S = 0.003
 
 
+_FULL = frozenset({"table_full", "share_full"})
+"""Refusals of a new name that a shard of small tables gives for as long as others have theirs."""
+
+
 class Witness(Protocol):
     """Sees what reaches nodes, and what they answer, whoever waits for it still."""
 
@@ -461,6 +465,7 @@ class Client:
             uniform=self.random.uniform,
         )
         self._last = None
+        has_room = True  # in the memory of names, as far as a shard has said
         while True:
             attempt = rule.Attempt(
                 endpoints,
@@ -472,6 +477,8 @@ class Client:
             answer, failure = await self._attempt(attempt, request)
             if failure is None:
                 return Outcome("ok", answer)
+            if isinstance(answer, Refused) and answer.reason in _FULL:
+                has_room = False
             if attempts.may_renew(failure, self._now_s()):
                 again = self._in_another_session(request, answer)
                 if again is not None:
@@ -486,7 +493,8 @@ class Client:
                     return Outcome(status, answer, _detail(answer))
                 if isinstance(answer, Failure) and answer.code == refusal:
                     return Outcome(status, answer, _why(answer))
-                self.given_up.append((began_s, f"{type(request).__name__}: {_why(answer)}"))
+                if has_room:
+                    self.given_up.append((began_s, f"{type(request).__name__}: {_why(answer)}"))
                 return Outcome(status, detail=_why(answer))
 
     async def _attempt(
