@@ -142,14 +142,14 @@ def test_leaders_drift_back_to_their_preferred_nodes(raftkv_cluster: LocalCluste
     """After a node was away it leads again what it should, and no write fails meanwhile."""
     cluster = raftkv_cluster
     with Load(cluster) as load:
-        cluster.kill("n1")
-        load.wait_progress()
-        cluster.restart("n1")
 
         def home() -> bool:
             return all(row["leader"] == row["preferred_leader"] for row in status(cluster).values())
 
+        cluster.kill("n1")
+        load.wait_progress()
         assert not home()
+        cluster.restart("n1")
         cluster.wait_for(home, "every shard is led by its preferred node")
         load.wait_progress()
     assert load.errors == []
