@@ -217,7 +217,9 @@ def _key_path(limits: Limits) -> dict[str, Any]:
     }
     found = ("ETag", "Raftkv-Version", "Raftkv-Create-Revision", "Raftkv-Age-Ms")
     none_match = _header("If-None-Match", _TEXT, "304 if this ETag is current")
-    absent = _header("If-None-Match", {"type": "string", "pattern": r"^\*$"}, "Only if the key does not exist")
+    absent = _header(
+        "If-None-Match", {"type": "string", "pattern": r"^\*$"}, "Only if the key does not exist"
+    )
     timeout = _timeout(limits)
     read = (*_READ, none_match, timeout)
     written = (*_IDEMPOTENCY, timeout)
