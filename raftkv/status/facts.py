@@ -372,11 +372,6 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
 
     @property
-    def is_known(self) -> bool:
-        """Whether anybody has told anything."""
-        return bool(self.nodes or self.shards)
-
-    @property
     def is_of_one_node(self) -> bool:
         """Whether the other nodes have not been asked."""
         return bool(self.shards) and all(row.members is None for row in self.shards)

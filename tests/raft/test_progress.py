@@ -27,6 +27,17 @@ def test_a_leadership_begins_with_nothing_known() -> None:
     assert not progress.has_in_flight
 
 
+def test_whether_a_follower_has_answered_is_of_one_leadership() -> None:
+    """Who has led before knows no more of it than any other new leader."""
+    progress = Progress()
+    progress.begin(5, 1.0)
+    assert not progress.has_answered
+    progress.answered(2.0)
+    assert (progress.has_answered, progress.heard_at) == (True, 2.0)
+    progress.begin(9, 3.0)
+    assert not progress.has_answered
+
+
 def test_an_acknowledgement_frees_what_it_covers() -> None:
     """Messages are freed whole, in their order."""
     progress = of_a_leadership()
